@@ -1,0 +1,64 @@
+# Thin: each target sets up the environment if needed and calls one Python module, which explains itself with --help.
+OUT    ?= artifacts
+ARCHS  ?= plain34 resnet34 se_resnet34
+RECIPE ?= $(if $(DATA),scratch,quick)
+RUN    ?= $(if $(DATA),$(basename $(notdir $(DATA:%/=%))),sample)
+ARGS   ?=
+# Another package index for PyTorch: its small CPU wheels, for a laptop without a GPU (see the README)
+TORCH_INDEX ?=
+BENCH_SECONDS ?= 180
+PYTHON ?= python3
+PY     := .venv/bin/python
+EXTRAS := train,export,cpu,openvino,tensorrt-rtx,demo,dev
+
+.DEFAULT_GOAL := all
+.NOTPARALLEL:
+.PHONY: all setup train export bench demo test lint check verify readme clean help
+
+all: BENCH_SECONDS = 45
+all: train export bench ## the main job: train, export, judge, race, choose (on drawn dishes unless DATA= is given)
+
+setup: .venv/installed ## create .venv and install saji with everything that runs without a GPU
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "saji needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
+	$(PY) -m training --recipe $(RECIPE) $(if $(DATA),--data $(DATA)) --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)
+
+export: .venv/installed ## checkpoints -> judged ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
+	$(PY) -m export --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)
+
+bench: .venv/installed ## race all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
+	$(PY) runtime/bench.py --out $(OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
+
+demo: .venv/installed ## open the page that serves the choice      ARGS=
+	$(PY) demo/app.py --out $(OUT) $(ARGS)
+
+test: .venv/installed ## the fast tests      ARGS=
+	$(PY) -m pytest $(ARGS)
+
+lint: .venv/installed ## style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+check: lint test ## lint, types and the fast tests
+
+verify: .venv/installed ## the long tests, and the measured claims about speed      ARGS=
+	$(PY) -m pytest -m slow $(ARGS)
+
+readme: .venv/installed ## generate the README's tables anew from the committed rows
+	$(PY) -m runtime.benchmark.table README.md
+
+clean: ## remove caches; artifacts/ and .venv/ stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(OUT)/cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo "kept: $(OUT)/ (trained models) and .venv/; remove them by hand when you mean it: rm -r $(OUT) .venv"
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
