@@ -1,0 +1,104 @@
+"""The engines that can run a model, one row each; adding one is one file and one row.
+
+A backend is a class with `run(images: uint8 [N, H, W, 3] RGB) -> float32 [N, classes]`, `close()`, and the proof
+of what it really got: `precision_share`, the share of multiply-adds per number format, read from the opened engine.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from runtime.errors import SajiError, Unavailable
+
+
+class Backend(Protocol):
+    """An opened engine. Opening raises Unavailable or NotAsAsked rather than falling back."""
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        ...
+
+    def precision_share(self) -> dict[str, float]:
+        """Share of the network's multiply-adds per number format, e.g. `{"int8": 0.97, "fp32": 0.03}`."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine; `run` must not be called afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One way a backend can run one file: the file's name, the precision it must reach, and a variant of settings.
+
+    Not `servable`: the backend computes the file in FP32, which tells whether the file is right and nothing more.
+    """
+
+    file: str
+    precision: str
+    variant: str = ""
+    servable: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend: its module and class under `runtime.backends`, the extra that installs it, what it offers."""
+
+    module: str
+    extra: str
+    offers: tuple[Offer, ...]
+
+
+_FP32, _INT8 = Offer("model.onnx", "fp32"), Offer("model.int8.onnx", "int8")
+# ONNX Runtime's CPU provider runs an FP16 graph by inserting casts: it shows the rounding of weights and between
+# layers, not FP16 sums and not FP16 speed
+_FP16_CHECK = Offer("model.fp16.onnx", "fp16", servable=False)
+
+BACKENDS: dict[str, Row] = {
+    "pytorch": Row(
+        "pytorch", "train", (Offer("model.pt2", "fp32"), Offer("model.pt2", "fp32", variant="channels-last"))
+    ),
+    "ort-cpu": Row("onnxruntime", "cpu", (_FP32, _INT8, _FP16_CHECK)),
+    "openvino": Row("openvino", "openvino", (_FP32, Offer("model.onnx", "bf16"), _INT8)),
+    "ort-cuda": Row("onnxruntime", "gpu", (_FP32, Offer("model.fp16.onnx", "fp16"))),
+    "tensorrt": Row("tensorrt", "tensorrt", (Offer("engines/tensorrt.fp16.engine", "fp16"),)),
+    "tensorrt-rtx": Row("tensorrt", "tensorrt-rtx", (Offer("engines/tensorrt-rtx.fp16.engine", "fp16"),)),
+}
+
+
+def unavailable_because(backend: str) -> str | None:
+    """Why this machine cannot run `backend`, as one sentence; None when it can."""
+    if backend not in BACKENDS:
+        raise SajiError(f"there is no backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    try:
+        _module(backend).check_available(backend)
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend's name with the reason why it cannot run here, or None when it can."""
+    return {name: unavailable_because(name) for name in BACKENDS}
+
+
+def open_backend(backend: str, path: Path, precision: str, variant: str = "", threads: int = 0) -> Backend:
+    """Open a model file and prove provider and precision, or raise.
+
+    `threads` 0 leaves the count to the engine, which takes all cores it may use. Raises Unavailable (library or
+    device missing), NotAsAsked (another provider or precision than asked), BadModel (file damaged).
+    """
+    reason = unavailable_because(backend)
+    if reason:
+        raise Unavailable(reason)
+    if not path.is_file():
+        raise SajiError(f"{path} does not exist; write it with: make export")
+    opened: Backend = _module(backend).open_engine(backend, path, precision, variant, threads)
+    return opened
+
+
+def _module(backend: str):  # type: ignore[no-untyped-def]  # a module that has check_available and open_engine
+    return importlib.import_module(f"runtime.backends.{BACKENDS[backend].module}")

@@ -1,0 +1,27 @@
+"""Is there a CUDA GPU? Asked before any library that crashes without one."""
+
+from runtime.errors import Unavailable, missing_extra
+
+
+def require_gpu() -> None:
+    """Raise Unavailable when no CUDA GPU can be used, with the driver's own reason."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        raise missing_extra("cuda-bindings", "tensorrt") from None
+    try:
+        status, count = runtime.cudaGetDeviceCount()
+    except RuntimeError as error:  # the driver's library itself is missing
+        raise Unavailable(f"this machine has no CUDA GPU ({str(error).splitlines()[0][:100]})") from None
+    if status != runtime.cudaError_t.cudaSuccess or count == 0:
+        raise Unavailable(f"this machine has no CUDA GPU ({status.name}); GPU candidates are skipped")
+
+
+def compute_capability() -> str:
+    """The first GPU's architecture as "sm86"; call `require_gpu` first."""
+    from cuda.bindings import runtime
+
+    attributes = runtime.cudaDeviceAttr
+    major = runtime.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMajor, 0)[1]
+    minor = runtime.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMinor, 0)[1]
+    return f"sm{major}{minor}"

@@ -1,0 +1,113 @@
+"""ONNX Runtime on its CPU and CUDA providers. A fallback to another provider is an error, not a slow success."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.proof import require, shares
+from runtime.errors import BadModel, NotAsAsked, Unavailable, missing_extra
+
+_PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+
+
+def check_available(backend: str) -> None:
+    """Raise Unavailable when onnxruntime, or the provider this backend needs, is missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise missing_extra("onnxruntime", "gpu" if backend == "ort-cuda" else "cpu") from None
+    provider = _PROVIDERS[backend]
+    if provider not in onnxruntime.get_available_providers():
+        raise Unavailable(
+            f"this onnxruntime has no {provider}; replace it with: pip uninstall onnxruntime && pip install 'saji[gpu]'"
+        )
+    if backend == "ort-cuda":
+        from runtime.backends.cuda import require_gpu
+
+        require_gpu()
+
+
+def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "OnnxRuntime":
+    """Open a session on exactly the provider asked for."""
+    return OnnxRuntime(_PROVIDERS[backend], path, precision, threads)
+
+
+class OnnxRuntime:
+    """An ONNX Runtime session; `run` may be called from several threads."""
+
+    def __init__(self, provider: str, path: Path, precision: str, threads: int) -> None:
+        self.provider, self.path, self.precision, self.threads = provider, path, precision, threads
+        self.session = self._open()
+        names = [value.name for value in self.session.get_inputs()]
+        if names != ["images"]:
+            raise BadModel(f"{path} has the inputs {names}, a saji model has images; export it with: make export")
+
+    def _open(self, profile: str = "") -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self.threads
+        if self.provider != "CPUExecutionProvider":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
+        settings = [{"use_tf32": "0"}] if self.provider == "CUDAExecutionProvider" else [{}]
+        try:
+            session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=[self.provider], provider_options=settings
+            )
+        except Exception as error:  # onnxruntime raises its own classes, which have no public base
+            raise BadModel(f"{self.path} cannot be opened by ONNX Runtime ({_first_line(error)})") from None
+        if session.get_providers()[0] != self.provider:
+            raise NotAsAsked(f"asked ONNX Runtime for {self.provider}, got {session.get_providers()[0]}")
+        return session
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        return self.session.run(None, {"images": images})[0]
+
+    def precision_share(self) -> dict[str, float]:
+        """Share of multiply-adds per number format, from the operators that a profiled session really ran.
+
+        The multiply-adds of each operator are those that export wrote into the file's metadata.
+        """
+        table = json.loads(self.session.get_modelmeta().custom_metadata_map.get("multiply_adds", "{}"))
+        shape = self.session.get_inputs()[0].shape
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._open(profile=str(Path(folder) / "profile"))
+            session.run(None, {"images": np.zeros((1, *shape[1:]), np.uint8)})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        work: dict[str, float] = {}
+        for event in events:
+            arguments = event.get("args", {})
+            if event.get("cat") == "Node" and "op_name" in arguments:
+                macs = table.get(_node_of(event["name"], table), 0)
+                if macs:
+                    name = _format(arguments)
+                    work[name] = work.get(name, 0.0) + macs
+        return require(shares(work), self.precision, f"ONNX Runtime on {self.path.name}")
+
+    def close(self) -> None:
+        """Free the session."""
+        del self.session
+
+
+def _node_of(event: str, table: dict[str, float]) -> str:
+    # Fusions append to the node's name ("node_Conv_5_token_3_kernel_time"); the longest known prefix is the node
+    return max((name for name in table if event == name or event.startswith(name + "_")), key=len, default="")
+
+
+def _format(arguments: dict[str, Any]) -> str:
+    types = {name for value in arguments.get("input_type_shape", []) for name in value}
+    if arguments["op_name"].startswith("QLinear") or arguments["op_name"] in ("ConvInteger", "MatMulInteger", "QGemm"):
+        return "int8"
+    return "fp16" if "float16" in types else "fp32"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:160]

@@ -1,0 +1,98 @@
+"""OpenVINO on the CPU. Its default on processors with bf16 is bf16, so the precision is always set and proved."""
+
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.proof import require, shares
+from runtime.environment import machine
+from runtime.errors import BadModel, Unavailable, missing_extra
+
+_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}  # int8 comes from the file; the rest of it stays FP32
+_FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
+
+
+def check_available(backend: str) -> None:
+    """Raise Unavailable when OpenVINO is not installed."""
+    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        raise missing_extra("openvino", "openvino") from None
+
+
+def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "OpenVino":
+    """Compile a model for the CPU in the precision asked for."""
+    if precision == "bf16" and not {"avx512_bf16", "amx_bf16", "bf16"} & set(machine()["cpu_features"]):
+        raise Unavailable(f"this processor ({machine()['cpu']}) has no bf16 arithmetic; use fp32 or int8")
+    return OpenVino(path, precision, threads)
+
+
+class OpenVino:
+    """A compiled model with one inference request per calling thread."""
+
+    def __init__(self, path: Path, precision: str, threads: int) -> None:
+        import openvino
+
+        self.path, self.precision = path, precision
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self.model = openvino.Core().read_model(path)
+            self.compiled = openvino.Core().compile_model(self.model, "CPU", settings)
+        except RuntimeError as error:
+            raise BadModel(f"{path} cannot be opened by OpenVINO ({str(error).splitlines()[-1][:160]})") from None
+        self.local = threading.local()
+        self.precision_share()
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        if not hasattr(self.local, "request"):  # a request serves one call at a time
+            self.local.request = self.compiled.create_infer_request()
+        return self.local.request.infer([images], share_inputs=True, share_outputs=False)[0]
+
+    def precision_share(self) -> dict[str, float]:
+        """Share of multiply-adds per number format, from each executed node's real precision."""
+        precision_of = {}
+        for node in self.compiled.get_runtime_model().get_ops():
+            facts = node.get_rt_info()
+            if "runtimePrecision" in facts and "originalLayersNames" in facts:
+                name = _FORMATS.get(str(facts["runtimePrecision"].value), str(facts["runtimePrecision"].value))
+                for original in str(facts["originalLayersNames"].value).split(","):
+                    if str(facts["layerType"].value) not in ("Const", "Reorder", "Reshape"):
+                        precision_of[original] = name
+        work: dict[str, float] = {}
+        for op in self.model.get_ops():
+            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+                name = precision_of.get(_executed_as(op, precision_of), "unknown")
+                work[name] = work.get(name, 0.0) + _multiply_adds(op)
+        return require(shares(work), self.precision, f"OpenVINO on {self.path.name}")
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        del self.local, self.compiled, self.model
+
+
+def _executed_as(op: Any, known: dict[str, str]) -> str:
+    """The executed node that an operator is part of: fused with what follows (scale, bias), it takes its name."""
+    for _ in range(4):
+        name: str = op.get_friendly_name()
+        consumers = list(op.output(0).get_target_inputs())
+        if name in known or not consumers:
+            return name
+        op = consumers[0].get_node()
+    return name
+
+
+def _multiply_adds(op: Any) -> float:
+    out = [dimension.get_length() for dimension in list(op.output(0).get_partial_shape())[1:]]
+    weight = [dimension.get_length() for dimension in op.input(1).get_partial_shape()]
+    if op.get_type_name() == "MatMul":
+        return float(math.prod(weight))
+    # filters are [out, in, kh, kw], of a group convolution [groups, out, in, kh, kw]: what counts follows `in`
+    return float(math.prod(out) * math.prod(weight[2 if len(weight) == 5 else 1 :]))

@@ -1,0 +1,131 @@
+"""TensorRT and TensorRT-RTX engines, one class with the module injected. Runs on a CUDA GPU only."""
+
+import importlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.proof import require, shares
+from runtime.backends.tensorrt_logger import collecting_logger
+from runtime.errors import BadModel, SajiError, Unavailable
+
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def check_available(backend: str) -> None:
+    """Raise Unavailable when the TensorRT flavour is not installed or there is no GPU."""
+    try:
+        importlib.import_module(_MODULES[backend])
+    except (ImportError, OSError) as error:
+        raise Unavailable(
+            f"{_MODULES[backend]} cannot be imported ({str(error)[:80]}); "
+            f"install it with: pip install 'saji[{backend}]'"
+        ) from None
+    from runtime.backends.cuda import require_gpu
+
+    require_gpu()  # without one, deserialising can crash the process instead of failing
+
+
+def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "TensorRt":
+    """Deserialise a plan. Only call this on a file whose sha256 is in its receipt: a plan is executable code."""
+    return TensorRt(importlib.import_module(_MODULES[backend]), path, precision)
+
+
+class TensorRt:
+    """A deserialised engine with one execution context and stream per thread.
+
+    Each call copies the photos to the GPU, runs, copies the logits back and waits for the stream.
+    """
+
+    def __init__(self, trt: Any, path: Path, precision: str) -> None:
+        self.trt, self.path, self.precision = trt, path, precision
+        self.logger = collecting_logger(trt)
+        self.runtime = trt.Runtime(self.logger)
+        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            raise BadModel(f"{path} was not built for {trt.__name__} {trt.__version__} and this GPU "
+                           f"({self.logger.reason()}); build it here with: make export")  # fmt: skip
+        self.largest = int(self.engine.get_tensor_profile_shape("images", 0)[2][0])
+        self.classes = int(self.engine.get_tensor_shape("logits")[-1])
+        self.local = threading.local()
+        self.precision_share()
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits; more than the profile's batch goes in parts."""
+        parts = [self._run(images[i : i + self.largest]) for i in range(0, len(images), self.largest)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        worker = self._worker(images.shape[1:])
+        images = np.ascontiguousarray(images)
+        logits = np.empty((len(images), self.classes), np.float32)
+        worker.context.set_input_shape("images", images.shape)
+        worker.upload(images)
+        if not worker.context.execute_async_v3(worker.stream):
+            raise SajiError(f"{self.trt.__name__} could not run {self.path.name}: {self.logger.reason()}")
+        worker.download(logits)
+        return logits
+
+    def _worker(self, image_shape: tuple[int, ...]) -> "_Worker":
+        if not hasattr(self.local, "worker"):
+            nbytes = self.largest * int(np.prod(image_shape))
+            self.local.worker = _Worker(self.engine, nbytes, 4 * self.largest * self.classes)
+        return self.local.worker
+
+    def precision_share(self) -> dict[str, float]:
+        """Share of compute layers per number format, from the engine inspector (it does not tell multiply-adds)."""
+        inspector = self.engine.create_engine_inspector()
+        information = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+        work: dict[str, float] = {}
+        for layer in information["Layers"]:
+            if isinstance(layer, dict) and ("onv" in layer.get("LayerType", "") or "emm" in layer.get("LayerType", "")):
+                text = str(layer["Inputs"][0].get("Format/Datatype", "")).lower()
+                name = next((ours for theirs, ours in _FORMATS.items() if theirs in text), text or "unknown")
+                work[name] = work.get(name, 0.0) + 1
+        return require(shares(work), self.precision, f"{self.trt.__name__} on {self.path.name}")
+
+    def close(self) -> None:
+        """Free the engine and this thread's buffers."""
+        if hasattr(self.local, "worker"):
+            self.local.worker.close()
+        del self.engine, self.runtime
+
+
+_FORMATS = {"fp16": "fp16", "half": "fp16", "int8": "int8", "bf16": "bf16", "fp32": "fp32", "float": "fp32"}
+
+
+class _Worker:
+    """One thread's execution context, stream and device buffers."""
+
+    def __init__(self, engine: Any, input_bytes: int, output_bytes: int) -> None:
+        from cuda.bindings import runtime as cuda
+
+        self.cuda = cuda
+        self.context = engine.create_execution_context()
+        self.stream = self._check(cuda.cudaStreamCreate())
+        self.images, self.logits = self._check(cuda.cudaMalloc(input_bytes)), self._check(cuda.cudaMalloc(output_bytes))
+        self.context.set_tensor_address("images", self.images)
+        self.context.set_tensor_address("logits", self.logits)
+
+    def upload(self, images: np.ndarray) -> None:
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._check(self.cuda.cudaMemcpyAsync(self.images, images.ctypes.data, images.nbytes, kind, self.stream))
+
+    def download(self, logits: np.ndarray) -> None:
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._check(self.cuda.cudaMemcpyAsync(logits.ctypes.data, self.logits, logits.nbytes, kind, self.stream))
+        self._check(self.cuda.cudaStreamSynchronize(self.stream))
+
+    def _check(self, result: tuple) -> Any:
+        if result[0] != self.cuda.cudaError_t.cudaSuccess:
+            raise SajiError(f"the GPU reports {result[0].name}; check it with: nvidia-smi")
+        return result[1] if len(result) > 1 else None
+
+    def close(self) -> None:
+        self.cuda.cudaStreamSynchronize(self.stream)
+        self.cuda.cudaFree(self.images)
+        self.cuda.cudaFree(self.logits)
+        self.cuda.cudaStreamDestroy(self.stream)

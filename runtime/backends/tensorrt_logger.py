@@ -1,0 +1,22 @@
+"""TensorRT reports errors only to its logger: collect them, so that they reach the user as a reason."""
+
+from types import ModuleType
+from typing import Any
+
+
+def collecting_logger(trt: ModuleType) -> Any:
+    """A logger of `tensorrt` or `tensorrt_rtx` with a list `errors` of what went wrong so far."""
+
+    class Collecting(trt.ILogger):  # type: ignore[name-defined, misc]  # the base class comes with the module
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message.strip())
+
+        def reason(self) -> str:
+            return "; ".join(self.errors[-2:])[:300] or "TensorRT gave no reason"
+
+    return Collecting()

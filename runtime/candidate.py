@@ -1,0 +1,100 @@
+"""A candidate = architecture × file × backend × precision. Parity judges it, the benchmark measures it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
+from runtime.environment import machine
+from runtime.errors import SajiError, Unavailable
+from runtime.evaluation import JudgingSet, judge
+
+VERDICTS = ("pass", "fail", "inconclusive", "unjudged")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run one model, with the verdict that some machine gave it.
+
+    `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check:
+    this machine can tell whether the file is right, but would not run it in its own precision.
+    """
+
+    architecture: str
+    file: str
+    backend: str
+    precision: str
+    variant: str = ""
+    servable: bool = True
+    verdict: str = "unjudged"
+    reasons: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+    precision_share: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """How people see it, e.g. "resnet34 · openvino · int8"."""
+        return " · ".join(part for part in (self.architecture, self.backend, self.precision, self.variant) if part)
+
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What identifies a candidate, whatever its verdict."""
+        return self.architecture, self.file, self.backend, self.precision, self.variant
+
+    def open(self, folder: Path, threads: int = 0) -> Backend:
+        """Open the candidate's file in the model folder `folder`; see `runtime.backends.open_backend`."""
+        precision = self.precision if self.servable else "fp32"
+        return open_backend(self.backend, folder / self.file, precision, self.variant, threads)
+
+
+def candidates_in(architecture: str, folder: Path) -> list[Candidate]:
+    """Every candidate and file check that the backends offer for the files that exist in a model folder."""
+    return [
+        Candidate(architecture, offer.file, backend, offer.precision, offer.variant, offer.servable)
+        for backend, row in BACKENDS.items()
+        for offer in row.offers
+        if (folder / offer.file).is_file()
+    ]
+
+
+def judged(candidate: Candidate, folder: Path, judging: JudgingSet, batch: int = 1) -> Candidate:
+    """The candidate with the verdict of this machine, given by running the very file on the validation photos.
+
+    `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes.
+    What cannot be opened here is "unjudged" with the reason; what opens as something else is "fail". A file check
+    is opened as the FP32 that its backend really computes, and held to the gate of the file's own precision.
+    """
+    if judging.logits is None:
+        raise SajiError(f"{folder / 'judging.npz'} has no reference logits; write them with: make export")
+    reason = unavailable_because(candidate.backend)
+    if reason:
+        return replace(candidate, verdict="unjudged", reasons=(reason,), machine=machine())
+    try:
+        backend = candidate.open(folder)
+    except Unavailable as error:
+        return replace(candidate, verdict="unjudged", reasons=(str(error),), machine=machine())
+    except SajiError as error:
+        return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
+    try:
+        share = backend.precision_share()
+        logits = run_all(backend, judging.images, batch)
+    except SajiError as error:
+        return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
+    finally:
+        backend.close()
+    verdict = judge(judging.logits, logits, judging.labels, candidate.precision)
+    return replace(
+        candidate,
+        verdict=verdict.verdict,
+        reasons=verdict.reasons,
+        figures=verdict.figures,
+        precision_share=share,
+        machine=machine(),
+    )
+
+
+def run_all(backend: Backend, images: np.ndarray, batch: int) -> np.ndarray:
+    """Logits float32 `[N, C]` of uint8 `[N, S, S, 3]` photos, `batch` at a time."""
+    return np.concatenate([backend.run(images[i : i + batch]) for i in range(0, len(images), batch)])

@@ -1,0 +1,192 @@
+"""`runtime.load(path)` gives a classifier: a photo in, labelled probabilities out."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backends import Backend, open_backend, unavailable_because
+from runtime.candidate import Candidate
+from runtime.errors import BadModel, SajiError, Unavailable
+from runtime.preprocess import Source, decode, fit
+from runtime.receipt import Receipt
+from runtime.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a photo shows: `probabilities` by label, most likely first, and the milliseconds each part took.
+
+    `sure` is False when the model's rejection rule says "none of these".
+    """
+
+    probabilities: dict[str, float]
+    sure: bool
+    milliseconds: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return next(iter(self.probabilities))
+
+    @property
+    def probability(self) -> float:
+        """Probability of the most likely class."""
+        return self.probabilities[self.label]
+
+
+class Classifier:
+    """A model ready to answer. Open one with `load`; use it as a context manager or call `close`.
+
+    `candidate` says what serves (architecture, backend, precision), `reason` why it was chosen, `passed_over` which
+    better choices could not be opened here.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, backend: Backend, candidate: Candidate, reason: str = "", passed_over: Sequence[str] = ()
+    ) -> None:
+        self.spec, self.backend, self.candidate = spec, backend, candidate
+        self.reason, self.passed_over = reason, tuple(passed_over)
+
+    def __call__(self, photo: Source) -> Prediction:
+        """Classify one photo: a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]` RGB. Raises BadPhoto."""
+        return self.classify([photo])[0]
+
+    def classify(self, photos: Sequence[Source]) -> list[Prediction]:
+        """Classify several photos in one batch; the milliseconds are those of one photo on average."""
+        if not photos:
+            return []
+        geometry = self.spec.geometry
+        clock = [time.perf_counter()]
+        pictures = [decode(photo, geometry.resize if geometry.decode == "draft" else None) for photo in photos]
+        clock.append(time.perf_counter())
+        images = np.stack([fit(picture, geometry) for picture in pictures])
+        clock.append(time.perf_counter())
+        logits = self.logits(images)
+        clock.append(time.perf_counter())
+        parts = zip(("decode", "geometry", "inference"), np.diff(clock), strict=True)
+        milliseconds = {part: round(1000 * float(seconds) / len(photos), 3) for part, seconds in parts}
+        return [self._prediction(row, milliseconds) for row in self.spec.probabilities(logits)]
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB."""
+        return self.backend.run(images)
+
+    def _prediction(self, row: np.ndarray, milliseconds: dict[str, float]) -> Prediction:
+        order = np.argsort(-row, kind="stable")
+        rule = self.spec.rejection
+        sure = rule is None or bool(row.max() >= rule["threshold"])
+        return Prediction({self.spec.classes[i]: float(row[i]) for i in order}, sure, milliseconds)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.backend.close()
+
+    def __enter__(self) -> "Classifier":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(path: str | Path, backend: str = "", precision: str = "fp32", threads: int = 0) -> Classifier:
+    """Open a classifier.
+
+    `path` is a `deployment.json` (opens its choice, or with a printed reason the next in line), a model folder with
+    its `model.json` (opens the candidate of `backend`, default "ort-cpu", and `precision`; it must have passed), or
+    a bare `.onnx` or `.pt2` file. Raises SajiError in one sentence when nothing can be opened.
+    """
+    path = Path(path)
+    if path.name == "model.json":
+        path = path.parent
+    if not path.exists():
+        raise SajiError(f"{path} does not exist; make one with: make train export bench")
+    if path.is_dir():
+        return _from_folder(path, backend or "ort-cpu", precision, threads)
+    if path.suffix == ".json":
+        return _from_deployment(path, threads)
+    if path.suffix in (".onnx", ".pt2"):
+        return _from_file(path, backend or ("pytorch" if path.suffix == ".pt2" else "ort-cpu"), precision, threads)
+    raise SajiError(f"{path} is no model; give a deployment.json, a model folder or an .onnx file")
+
+
+def _from_deployment(path: Path, threads: int) -> Classifier:
+    from runtime.deployment import Deployment
+
+    deployment = Deployment.read(path)
+    passed_over: list[str] = []
+    for place in (deployment.choice, *deployment.fallbacks):
+        folder = path.parent / place.folder
+        try:
+            receipt = Receipt.read(folder)
+            receipt.verify(folder, place.candidate.file)
+            if receipt.files[place.candidate.file]["sha256"] != place.sha256:
+                raise BadModel(f"{folder} was exported again since; choose again with: make bench")
+            engine = place.candidate.open(folder, threads)
+        except SajiError as error:
+            passed_over.append(f"{place.candidate.name}: {error}")
+            print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)
+            continue
+        reason = (
+            deployment.reason if not passed_over else f"next in line after {len(passed_over)} that cannot open here"
+        )
+        return Classifier(receipt.spec, engine, place.candidate, reason, passed_over)
+    raise Unavailable(f"none of the {len(passed_over)} choices in {path} can be opened here; choose again: make bench")
+
+
+def _from_folder(folder: Path, backend: str, precision: str, threads: int) -> Classifier:
+    receipt = Receipt.read(folder)
+    named = [c for c in receipt.candidates if (c.backend, c.precision) == (backend, precision) and c.servable]
+    if not named:
+        there = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
+        raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(there) or 'none'}")
+    candidate = named[0]
+    if candidate.verdict != "pass":
+        raise SajiError(
+            f"{candidate.name} is not served, its verdict is {candidate.verdict}: {'; '.join(candidate.reasons)}"
+        )
+    receipt.verify(folder, candidate.file)
+    return Classifier(receipt.spec, candidate.open(folder, threads), candidate, "asked for by name")
+
+
+def _from_file(path: Path, backend: str, precision: str, threads: int) -> Classifier:
+    reason = unavailable_because(backend)
+    if reason:
+        raise Unavailable(reason)
+    spec = _spec_of(path)
+    engine = open_backend(backend, path, precision, threads=threads)
+    candidate = Candidate(spec.architecture, path.name, backend, precision)
+    return Classifier(spec, engine, candidate, "opened as a bare file, without a verdict")
+
+
+def _spec_of(path: Path) -> ModelSpec:
+    if path.suffix == ".pt2":
+        import torch
+
+        extra = {"spec": ""}
+        try:
+            torch.export.load(path, extra_files=extra)
+        except Exception as error:  # the loader's errors are of no common family
+            raise BadModel(f"{path} is no PyTorch program ({str(error)[:80]}); write it with: make export") from None
+        text = extra["spec"]
+    else:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise Unavailable(f"reading {path.name} alone needs onnxruntime; give its folder with model.json") from None
+        try:
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own classes, which have no public base
+            raise BadModel(f"{path} is no ONNX model that opens ({str(error).splitlines()[0][:120]})") from None
+        text = session.get_modelmeta().custom_metadata_map.get("spec", "")
+    if not text:
+        raise BadModel(
+            f"{path} carries no saji spec (classes, size), so its answers would be guesses; export it with saji"
+        )
+    return ModelSpec.from_json(text if isinstance(text, str) else json.dumps(text), str(path))

@@ -1,0 +1,66 @@
+"""What can go wrong, as one sentence a person can act on.
+
+SajiError            a misuse: exit status 2
+├── BadPhoto         the bytes are no picture that can be read
+├── BadModel         a model file, receipt or spec that cannot be trusted
+├── Unavailable      this machine lacks the library, device or driver
+├── NotAsAsked       an engine opened with another provider or precision than asked for
+└── GateFailed       a check that was asked for failed: exit status 1
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class SajiError(Exception):
+    """One sentence: what is wrong, what is there, what to type next."""
+
+    exit_status = 2
+
+
+class BadPhoto(SajiError):
+    """The bytes are no picture that can be read."""
+
+
+class BadModel(SajiError):
+    """A model file, receipt or spec that is missing, damaged or foreign."""
+
+
+class Unavailable(SajiError):
+    """This machine lacks the library, device or driver for what was asked."""
+
+
+class NotAsAsked(SajiError):
+    """An engine opened with another provider or precision than asked for."""
+
+
+class GateFailed(SajiError):
+    """A check that was asked for failed."""
+
+    exit_status = 1
+
+
+def missing_extra(library: str, extra: str) -> Unavailable:
+    """The error for a library that is not installed, with the line that installs it."""
+    return Unavailable(f"{library} is not installed; install it with: pip install 'saji[{extra}]'")
+
+
+def exit_with_one_sentence(main: Callable[[], None]) -> None:
+    """Run a command line; turn an expected failure into one sentence on stderr and its exit status."""
+    try:
+        main()
+    except SajiError as error:
+        sys.exit(_say(str(error), error.exit_status))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped by Ctrl-C; finished files are kept", 130))
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output (head, a pager) has gone: nothing to say to it
+        sys.exit(141)
+    except OSError as error:  # read-only folder, full disk, missing file: the system's words name the cause
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(_say(f"{error.strerror or error}{where}; check the path, its permissions and free space", 2))
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"saji: {sentence}", file=sys.stderr)
+    return status

@@ -1,0 +1,85 @@
+"""What a model is: the one description that travels checkpoint → ONNX → receipt → every consumer."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import BadModel
+
+SCHEMA_VERSION = 1
+PREPROCESS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """From a decoded photo to the pixels that the network sees (`runtime.preprocess` carries it out).
+
+    The shorter side is resized to `resize` pixels, then the central `size` × `size` square is cut out.
+    mean and std are not here: they are the first layer of every exported graph.
+    """
+
+    size: int = 224
+    resize: int = 256
+    crop: str = "center"
+    interpolation: str = "bilinear"
+    decode: str = "draft"  # JPEGs may be decoded at a smaller DCT scale; "full" forbids it
+    version: int = PREPROCESS_VERSION
+
+    @classmethod
+    def for_size(cls, size: int, decode: str = "draft") -> "Geometry":
+        """The usual evaluation geometry: resize to 8/7 of the crop (224 from 256, as ImageNet evaluation does)."""
+        return cls(size=size, resize=round(size * 8 / 7), decode=decode)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything a consumer needs to use a model and to know where it comes from.
+
+    `classes[i]` names logit `i`. `rejection` is None or `{"rule": "max_probability", "threshold": t}`: a top
+    probability below `t` means "not sure". Probabilities are softmax(logits / temperature).
+    """
+
+    name: str
+    architecture: str
+    classes: tuple[str, ...]
+    geometry: Geometry = field(default_factory=Geometry)
+    temperature: float = 1.0
+    rejection: dict[str, Any] | None = None
+    validation: dict[str, Any] = field(default_factory=dict)  # accuracy, photos, of the FP32 checkpoint
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # fingerprint, source, drawn
+    versions: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """The spec as compact JSON, the form stored in checkpoints and ONNX metadata."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "this file") -> "ModelSpec":
+        """Read a spec back; raises BadModel naming `origin` when it is damaged or from another schema."""
+        try:
+            values = json.loads(text)
+            version = values["schema_version"]
+            if version == SCHEMA_VERSION:
+                geometry = Geometry(**values.pop("geometry"))
+                spec = cls(**{**values, "classes": tuple(values["classes"]), "geometry": geometry})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadModel(f"{origin} carries a damaged saji spec ({error!r}); export the model again") from None
+        if version != SCHEMA_VERSION:
+            raise BadModel(f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again")
+        if geometry.version != PREPROCESS_VERSION:
+            raise BadModel(
+                f"{origin} expects preprocessing version {geometry.version}, this saji has {PREPROCESS_VERSION}; "
+                "export it again"
+            )
+        return spec
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Softmax of float `[N, C]` logits at the spec's temperature; float64 `[N, C]`, rows sum to 1."""
+        scaled = np.asarray(logits, np.float64) / self.temperature
+        exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return exponents / exponents.sum(axis=1, keepdims=True)

@@ -1,0 +1,45 @@
+"""One tiny model, trained and exported once, that the tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"  # real photos that a stranger does not have
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real photos beside the repository are not here")
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small drawn photo set: a folder per class."""
+    from training.sample_dishes import write_sample
+
+    return write_sample(tmp_path_factory.mktemp("data") / "sample", per_class=16, size=72)
+
+
+@pytest.fixture(scope="session")
+def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training run with one tiny network: the folder that holds checkpoint.pt."""
+    from training.dataset import load_data
+    from training.recipe import Recipe
+    from training.train import silent, train
+
+    out = tmp_path_factory.mktemp("artifacts")
+    recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")
+    folder = out / "runs" / "tiny" / "resnet18"
+    train("resnet18", load_data(sample, 0.5, 0), recipe, folder, out / "cache", "cpu", silent)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(run: Path) -> Path:
+    """The exported model folder of `run`, with every precision."""
+    from export.__main__ import Command, export_model
+
+    folder = run.parents[2] / "models" / "resnet18"
+    export_model(run, folder, Command(), lambda line: None)
+    return folder

@@ -1,0 +1,100 @@
+"""The gate: healthy candidates pass, broken ones fail, too few photos give no verdict."""
+
+import numpy as np
+import pytest
+
+from runtime.errors import BadModel
+from runtime.evaluation import GATES, JudgingSet, accuracy, confusion, judge, wilson_interval
+
+
+@pytest.fixture
+def reference() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    labels = np.arange(140) % 5
+    logits = random.normal(0, 1, (140, 5)).astype(np.float32)
+    logits[np.arange(140), labels] += 3
+    return logits, labels
+
+
+@pytest.mark.parametrize("precision", GATES)
+def test_the_same_logits_pass(reference: tuple, precision: str) -> None:
+    logits, labels = reference
+    verdict = judge(logits, logits.copy(), labels, precision)
+    assert verdict.verdict == "pass" and verdict.figures["agreement"] == 1 and not verdict.figures["flipped"]
+
+
+@pytest.mark.parametrize("precision", GATES)
+def test_rounding_of_the_precision_passes_and_ten_times_the_bound_fails(reference: tuple, precision: str) -> None:
+    logits, labels = reference
+    noise = np.random.default_rng(1).normal(0, logits.std() * GATES[precision].shift, logits.shape)
+    assert judge(logits, logits + noise / 3, labels, precision).verdict == "pass"
+    assert judge(logits, logits + noise * 10, labels, precision).verdict == "fail"
+
+
+def test_a_constant_added_to_all_logits_of_a_photo_changes_nothing(reference: tuple) -> None:
+    logits, labels = reference
+    assert judge(logits, logits + 100, labels, "fp32").verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda logits: logits[:, [1, 0, 2, 3, 4]],
+        lambda logits: np.zeros_like(logits),
+        lambda logits: -logits,
+        lambda logits: logits * 1.5,
+        lambda logits: np.where(np.arange(len(logits))[:, None] == 7, np.nan, logits),
+        lambda logits: logits[:, :4],
+        lambda logits: np.where(np.arange(len(logits))[:, None] == 7, -logits, logits),
+    ],
+    ids=["classes swapped", "zeros", "negated", "scaled", "one NaN", "a class missing", "one photo wrong"],
+)
+@pytest.mark.parametrize("precision", GATES)
+def test_broken_candidates_fail_at_every_precision(reference: tuple, broken, precision: str) -> None:
+    logits, labels = reference
+    verdict = judge(logits, broken(logits), labels, precision)
+    assert verdict.verdict == "fail" and verdict.reasons
+
+
+def test_flips_are_listed_with_the_references_margin(reference: tuple) -> None:
+    logits, labels = reference
+    close = logits.copy()
+    close[3] = [1.0, 0.999, -1, -1, -1]
+    flipped = close.copy()
+    flipped[3, 1] += 0.002
+    verdict = judge(close, flipped, labels, "bf16")
+    assert verdict.verdict == "pass"
+    assert [flip["photo"] for flip in verdict.figures["flipped"]] == [3]
+    assert verdict.figures["flipped"][0]["margin"] < 0.01
+
+
+def test_too_few_photos_are_inconclusive(reference: tuple) -> None:
+    logits, labels = reference
+    assert judge(logits[:10], logits[:10], labels[:10], "fp32").verdict == "inconclusive"
+
+
+def test_wilson_interval_against_published_values() -> None:
+    # Brown, Cai, DasGupta (2001): 0 of 10 gives (0, 0.2775), 5 of 10 gives (0.2366, 0.7634)
+    assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson_interval(0, 0) == (0, 1)
+
+
+def test_accuracy_and_confusion() -> None:
+    logits, labels = np.eye(3)[[0, 1, 1, 2]], np.array([0, 1, 2, 2])
+    assert accuracy(logits, labels) == 0.75
+    assert confusion(logits, labels).tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+
+
+def test_judging_set_survives_the_disk_and_damage_is_one_sentence(tmp_path) -> None:
+    judging = JudgingSet(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a", "bé"), np.ones((2, 2), np.float32))
+    file = tmp_path / "judging.npz"
+    judging.save(file)
+    again = JudgingSet.load(file)
+    assert again.names == ("a", "bé") and np.array_equal(again.logits, judging.logits)
+    for content in (file.read_bytes()[:300], b"", b"hello"):
+        file.write_bytes(content)
+        with pytest.raises(BadModel):
+            JudgingSet.load(file)
+    with pytest.raises(BadModel):
+        JudgingSet.load(tmp_path / "gone.npz")
