@@ -1,0 +1,237 @@
+"""Training: photos in, a checkpoint that carries its spec out; bad data is one sentence."""
+
+import csv
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runtime.errors import BadModel, SajiError
+from runtime.evaluation import JudgingSet, accuracy
+from runtime.preprocess import pixels
+from runtime.spec import ModelSpec
+from training import architectures
+from training.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
+from training.dataset import TrainPhotos, load_data
+from training.recipe import Recipe, load_recipe, names
+from training.train import Fitting, rate_factor, resolve_device, silent
+
+RECIPE = asdict(Recipe())
+
+
+def test_the_checkpoint_is_data_only_and_carries_its_spec(run: Path) -> None:
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    spec = ModelSpec.from_json(content["spec"])
+    assert spec.architecture == "resnet18" and len(spec.classes) == 5
+    assert spec.recipe["epochs"] == 2 and spec.data["fingerprint"]
+    model, again = load_checkpoint(run / "checkpoint.pt")
+    assert again == spec and not model.training
+
+
+def test_the_judging_set_is_what_serving_would_see(run: Path, sample: Path) -> None:
+    judging = JudgingSet.load(run / "judging.npz")
+    _, spec = load_checkpoint(run / "checkpoint.pt")
+    for name, image in list(zip(judging.names, judging.images, strict=True))[:5]:
+        assert np.array_equal(image, pixels(sample / name, spec.geometry))
+
+
+def test_the_stated_accuracy_is_that_of_the_checkpoint(run: Path) -> None:
+    model, spec = load_checkpoint(run / "checkpoint.pt")
+    judging = JudgingSet.load(run / "judging.npz")
+    assert spec.validation["accuracy"] == round(accuracy(reference_logits(model, judging.images), judging.labels), 4)
+
+
+def test_history_has_a_row_per_epoch(run: Path) -> None:
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"train_loss", "val_loss", "val_accuracy", "photos_per_second"} <= set(rows[0])
+
+
+def test_calibration_photos_are_training_photos(run: Path) -> None:
+    validation = set(JudgingSet.load(run / "judging.npz").names)
+    calibration = JudgingSet.load(run / "calibration.npz")
+    assert len(calibration.names) and not validation & set(calibration.names)
+    assert set(calibration.labels.tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_plain34_has_no_shortcut_and_no_dead_weights() -> None:
+    plain, residual = architectures.build("plain34", 5, RECIPE), architectures.build("resnet34", 5, RECIPE)
+    assert not [name for name, _ in plain.named_parameters() if "downsample" in name]
+    plain(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())
+    count = {name: sum(p.numel() for p in net.parameters()) for name, net in (("p", plain), ("r", residual))}
+    # the three 1×1 projections and their batch norms: 64·128 + 128·256 + 256·512 weights, 2·(128 + 256 + 512) for norms
+    assert count["r"] - count["p"] == 64 * 128 + 128 * 256 + 256 * 512 + 2 * (128 + 256 + 512)
+
+
+@pytest.mark.parametrize("activation", architectures.ACTIVATIONS)
+def test_se_resnet34_reweights_before_the_add(activation: str) -> None:
+    network = architectures.build("se_resnet34", 5, RECIPE | {"activation": activation, "head_dropout": 0.3})
+    block = network.layer1[0].eval()
+    seen = {}
+    block.se.register_forward_hook(lambda module, inputs, output: seen.update(se=output))
+    x = torch.rand(1, 64, 8, 8)
+    assert torch.allclose(block(x), block.relu(seen["se"] + x))
+    assert isinstance(block.relu, architectures.ACTIVATIONS[activation])
+    assert isinstance(network.fc[0], torch.nn.Dropout)
+
+
+def test_any_torchvision_network_by_name_and_a_typo_is_helped() -> None:
+    assert architectures.build("mobilenet_v3_small", 3, RECIPE).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    with pytest.raises(SajiError, match="did you mean .*resnet34"):
+        architectures.build("resnt34", 3, RECIPE)
+
+
+def test_normalisation_is_the_first_layer_of_the_module() -> None:
+    model = PhotoClassifier("resnet18", 2, RECIPE)
+    image = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
+    expected = [(1 - m) / s for m, s in zip(architectures.IMAGENET_MEAN, architectures.IMAGENET_STD, strict=True)]
+    assert model.normalise(image)[0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def write_photos(root: Path, label: str, count: int, start: int = 0) -> None:
+    (root / label).mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        values = np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)
+        Image.fromarray(values).save(root / label / f"{i}.png")
+
+
+def test_a_split_is_stratified_seeded_and_keeps_identical_files_together(tmp_path: Path) -> None:
+    for offset, label in enumerate(("a", "b")):
+        write_photos(tmp_path, label, 20, 100 * offset)
+    for i in range(10):
+        (tmp_path / "a" / f"copy{i}.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    data = load_data(tmp_path, 0.25, seed=1)
+    again, other = load_data(tmp_path, 0.25, seed=1), load_data(tmp_path, 0.25, seed=2)
+    assert np.array_equal(data.val, again.val) and not np.array_equal(data.val, other.val)
+    sides = {data.hashes[i] for i in data.train} & {data.hashes[i] for i in data.val}
+    assert not sides and len(set(data.train) | set(data.val)) == 50
+    assert (data.labels[data.val] == 1).sum() == 5
+
+
+def test_unreadable_files_are_counted_and_named(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_photos(tmp_path, label, 4)
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no picture")
+    data = load_data(tmp_path, 0.5, 0)
+    assert len(data.photos) == 8
+    assert len(data.report["unreadable"]) == 1 and "broken.jpg" in data.report["unreadable"][0]
+
+
+def test_a_given_split_that_leaks_is_reported(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_photos(tmp_path / "train", label, 4, ord(label))
+        write_photos(tmp_path / "val", label, 2, ord(label))
+    data = load_data(tmp_path, 0.5, 0)
+    assert len(data.report["identical_across_split"]) == 4
+
+
+def test_data_that_cannot_train_is_one_sentence(tmp_path: Path) -> None:
+    write_photos(tmp_path / "one", "a", 3)
+    with pytest.raises(SajiError, match="needs at least two"):
+        load_data(tmp_path / "one", 0.2, 0)
+    write_photos(tmp_path / "few", "a", 3)
+    write_photos(tmp_path / "few", "b", 1)
+    with pytest.raises(SajiError, match="class 'b' has 1 readable"):
+        load_data(tmp_path / "few", 0.2, 0)
+    write_photos(tmp_path / "bad", "a", 3)
+    (tmp_path / "bad" / "b").mkdir()
+    (tmp_path / "bad" / "b" / "x.jpg").write_bytes(b"?")
+    with pytest.raises(SajiError, match="class 'b' has 0 readable"):
+        load_data(tmp_path / "bad", 0.2, 0)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "crop", "trivial"])
+def test_training_photos_are_uint8_of_the_right_size(sample: Path, tmp_path: Path, augmentation: str) -> None:
+    photos = TrainPhotos(load_data(sample, 0.5, 0), 32, augmentation, 0.5, tmp_path, silent)
+    image, label = photos[0]
+    assert image.shape == (32, 32, 3) and image.dtype == torch.uint8 and label in range(5)
+    assert image.float().std() > 1
+
+
+def test_recipes_load_and_unknown_ones_are_listed(tmp_path: Path) -> None:
+    for name in names():
+        assert load_recipe(name).name == name
+    with pytest.raises(SajiError, match="quick, scratch"):
+        load_recipe("slow")
+    (tmp_path / "mine.toml").write_text("epoch = 3\n")
+    with pytest.raises(SajiError, match="epoch"):
+        load_recipe(str(tmp_path / "mine.toml"))
+    with pytest.raises(SajiError, match="at least 1"):
+        Recipe(epochs=0)
+
+
+def test_schedules() -> None:
+    cosine = Recipe(warmup_epochs=2, epochs=10)
+    assert rate_factor(1, cosine) == 0.5 and rate_factor(2, cosine) == 1 and rate_factor(10, cosine) == pytest.approx(0)
+    step = Recipe(warmup_epochs=0, schedule="step", step_epochs=5, step_gamma=0.1)
+    assert [round(rate_factor(e, step), 3) for e in (0, 4.9, 5, 10)] == [1, 1, 0.1, 0.01]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(SajiError, match="no CUDA GPU"):
+            resolve_device("cuda", "auto")
+    assert resolve_device("cpu", "fp32") == ("cpu", "32-true")
+    with pytest.raises(SajiError, match="GPU only"):
+        resolve_device("cpu", "fp16")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_likely_cause() -> None:
+    fitting = Fitting("resnet18", 2, Recipe(channels_last=False))
+    fitting.model.network.fc.weight.data.fill_(float("nan"))
+    with pytest.raises(SajiError, match="learning rate"):
+        fitting.training_step((torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 1])), 0)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code in a checkpoint was executed",))
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "pickle", "foreign", "foreign list", "other weights", "no spec json"]
+)
+def test_a_bad_checkpoint_is_refused_in_one_sentence(run: Path, tmp_path: Path, damage: str, capfd) -> None:
+    file = tmp_path / "checkpoint.pt"
+    good = torch.load(run / "checkpoint.pt", weights_only=True)
+    match damage:
+        case "truncated":
+            file.write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
+        case "empty":
+            file.write_bytes(b"")
+        case "pickle":
+            file.write_bytes(pickle.dumps(Evil()))
+        case "foreign":
+            torch.save({"model": good["weights"]}, file)
+        case "foreign list":
+            torch.save([1, 2], file)
+        case "other weights":
+            torch.save({"spec": good["spec"], "weights": {"x": torch.zeros(1)}}, file)
+        case "no spec json":
+            torch.save({"spec": json.dumps({"a": 1}), "weights": good["weights"]}, file)
+    with pytest.raises(BadModel) as error:
+        load_checkpoint(file)
+    assert "\n" not in str(error.value)
+    assert "executed" not in capfd.readouterr().out
+
+
+def test_saving_a_checkpoint_leaves_nothing_half_written(tmp_path: Path, monkeypatch) -> None:
+    model = PhotoClassifier("resnet18", 2, RECIPE)
+    spec = ModelSpec("x", "resnet18", ("a", "b"))
+    save_checkpoint(tmp_path / "checkpoint.pt", model, spec)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full_disk(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path / "checkpoint.pt", model, spec)
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before

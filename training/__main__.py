@@ -1,0 +1,107 @@
+"""`python -m training`: photos → checkpoints, one per architecture."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from runtime.errors import BadModel, SajiError, exit_with_one_sentence
+from runtime.files import write_json
+from training import architectures
+from training.dataset import describe, load_data
+from training.recipe import Recipe, load_recipe, names
+from training.sample_dishes import write_sample
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train networks on photos: a folder per class, or a CSV with filename,label[,split]."""
+
+    data: Path | None = None
+    """Photo set; without it the built-in drawn sample dishes."""
+    archs: tuple[str, ...] = ("plain34", "resnet34", "se_resnet34")
+    """Architectures: plain34, se_resnet34 and every torchvision classification network by name."""
+    run: str = ""
+    """Name of the run; by default that of the data."""
+    out: Path = Path("artifacts")
+    """Folder of all artefacts."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a CUDA GPU when there is one."""
+    force: bool = False
+    """Train again even when nothing has changed."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+
+def main() -> None:
+    """Read the command line, prepare the data once, train what is out of date."""
+    arguments, recipe = _take_recipe(sys.argv[1:])
+    command = tyro.cli(
+        Command,
+        args=arguments,
+        default=replace(Command(), recipe=recipe),
+        prog="python -m training",
+        description=f"{Command.__doc__} --recipe NAME chooses the defaults below: {', '.join(names())}.",
+    )
+    for architecture in command.archs:
+        architectures.check_name(architecture)
+    from training.progress import bar  # after the command line is read, so that --help is quick
+    from training.train import train
+
+    drawn = command.data is None
+    source = command.data or write_sample(command.out / "sample")
+    run = command.run or ("sample" if drawn else _run_name(source))
+    data = load_data(source, command.recipe.validation_share, command.recipe.seed)
+    data.report["drawn"] = drawn
+    write_json(command.out / "runs" / run / "data.json", data.report)
+    print(describe(data.report), file=sys.stderr)
+    for architecture in command.archs:
+        folder = command.out / "runs" / run / architecture
+        if not command.force and _up_to_date(folder, command.recipe, data.fingerprint):
+            print(f"{architecture}: up to date in {folder}, --force to redo", file=sys.stderr)
+            continue
+        spec = train(architecture, data, command.recipe, folder, command.out / "cache", command.device, bar)
+        low, high = spec.validation["interval"]
+        print(
+            f"{architecture}: accuracy {spec.validation['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
+            f"{spec.validation['photos']} validation photos) → {folder / 'checkpoint.pt'}"
+        )
+    print(json.dumps({"run": run, "out": str(command.out), "archs": command.archs}))
+
+
+def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
+    """Take `--recipe NAME` out of the arguments, so that its values become the defaults of all other flags."""
+    rest = list(arguments)
+    for position, argument in enumerate(rest):
+        if argument == "--recipe" or argument.startswith("--recipe="):
+            _, equals, name = argument.partition("=")
+            if not equals and position + 1 == len(rest):
+                raise SajiError(f"--recipe needs a name: {', '.join(names())}")
+            name = name or rest[position + 1]
+            del rest[position : position + (1 if equals else 2)]
+            return rest, load_recipe(name)
+    return rest, load_recipe("scratch" if any(a.partition("=")[0] == "--data" for a in rest) else "quick")
+
+
+def _run_name(source: Path) -> str:
+    name = source.resolve().stem if source.is_file() else source.resolve().name
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name) or "run"
+
+
+def _up_to_date(folder: Path, recipe: Recipe, fingerprint: str) -> bool:
+    from training.classifier import load_checkpoint
+
+    try:
+        _, spec = load_checkpoint(folder / "checkpoint.pt")
+    except (BadModel, OSError):
+        return False
+    complete = (folder / "judging.npz").is_file() and (folder / "calibration.npz").is_file()
+    return complete and spec.recipe == asdict(recipe) and spec.data["fingerprint"] == fingerprint
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -1,0 +1,148 @@
+"""The networks that can be trained: ours beside torchvision's, by name. Adding one is one registered function."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.models._api import register_model
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import SqueezeExcitation
+
+from runtime.errors import SajiError
+
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "mish": nn.Mish,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+}
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PlainBlock(BasicBlock):
+    """Two 3×3 convolutions without a shortcut (He et al. 2015, the plain network of figure 3)."""
+
+    def __init__(
+        self, inplanes: int, planes: int, stride: int = 1, downsample: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        # ResNet hands over a 1×1 downsample for the shortcut; without a shortcut it would be dead weight
+        super().__init__(inplanes, planes, stride, None, *args, **kwargs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)))
+
+
+class SEBlock(BasicBlock):
+    """A basic block whose residual branch is reweighted per channel before the add (Hu et al. 2017)."""
+
+    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(inplanes, planes, *args, **kwargs)
+        self.se = SqueezeExcitation(planes, max(1, planes // self.se_ratio))
+
+    se_ratio = 16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.se(self.bn2(self.conv2(x))) + identity)
+
+
+@register_model()
+def plain34(*, weights: None = None, progress: bool = True, **kwargs: Any) -> ResNet:
+    """The 3-4-6-3 network of 34 layers without shortcuts."""
+    return ResNet(PlainBlock, [3, 4, 6, 3], **kwargs)
+
+
+@register_model()
+def se_resnet34(
+    *,
+    weights: None = None,
+    progress: bool = True,
+    se_ratio: int = 16,
+    activation: str = "relu",
+    head_dropout: float = 0.0,
+    **kwargs: Any,
+) -> ResNet:
+    """ResNet-34 with squeeze-and-excitation, and the seed experiment's activation and head dropout as options."""
+    network = ResNet(type("SEBlock", (SEBlock,), {"se_ratio": se_ratio}), [3, 4, 6, 3], **kwargs)
+    for block in network.modules():
+        if isinstance(block, ResNet | SEBlock):
+            block.relu = _activation(activation)
+    if head_dropout:
+        network.fc = nn.Sequential(nn.Dropout(head_dropout), network.fc)
+    return network
+
+
+# What each of our own networks takes from a recipe; torchvision's take nothing
+OPTIONS: dict[str, tuple[str, ...]] = {"se_resnet34": ("se_ratio", "activation", "head_dropout")}
+
+
+def names() -> list[str]:
+    """All architectures that can be trained, ours among torchvision's classification networks."""
+    return sorted({*list_models(module=torchvision.models), "plain34", "se_resnet34"})
+
+
+def check_name(architecture: str) -> None:
+    """Raise SajiError with the nearest names when `architecture` does not exist."""
+    known = names()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, 3) or ["plain34", "resnet34", "se_resnet34"]
+        raise SajiError(f"there is no architecture {architecture!r}; did you mean {', '.join(near)}?")
+
+
+def build(architecture: str, classes: int, recipe: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    """A network that maps float32 `[N, 3, H, W]` normalised RGB to logits `[N, classes]`.
+
+    Options in `recipe` that the architecture knows are used. Raises SajiError for an unknown name, and where
+    pretrained weights do not exist or cannot be downloaded.
+    """
+    check_name(architecture)
+    options = {name: recipe[name] for name in OPTIONS.get(architecture, ()) if name in recipe}
+    if architecture in ("googlenet", "inception_v3") and not pretrained:
+        options |= {"aux_logits": False, "init_weights": True}  # auxiliary heads only help training from scratch
+    if not pretrained:
+        return get_model(architecture, weights=None, num_classes=classes, **options)
+    network = _pretrained(architecture, options)
+    parent, name, head = _last_linear(network)
+    setattr(parent, name, nn.Linear(head.in_features, classes))
+    return network
+
+
+def mean_std(architecture: str, pretrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel RGB mean and standard deviation, on a scale of 0 to 1, that the weights were trained with."""
+    if not pretrained:
+        return IMAGENET_MEAN, IMAGENET_STD
+    transforms: Any = get_model_weights(architecture)["DEFAULT"].transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
+
+
+def _pretrained(architecture: str, options: dict[str, Any]) -> nn.Module:
+    if architecture in ("plain34", "se_resnet34"):
+        raise SajiError(f"nobody publishes weights of {architecture}; train it without --pretrained")
+    try:
+        return get_model(architecture, weights="DEFAULT", **options)
+    except OSError as error:  # urllib's URLError is one
+        raise SajiError(
+            f"the weights of {architecture} cannot be downloaded ({error}); go online once, or train "
+            "without --pretrained"
+        ) from None
+
+
+def _last_linear(network: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
+    path, head = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    parent, _, name = path.rpartition(".")
+    return network.get_submodule(parent), name, head
+
+
+def _activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise SajiError(f"there is no activation {name!r}; choose from {', '.join(ACTIVATIONS)}")
+    activation = ACTIVATIONS[name]
+    return activation() if name == "gelu" else activation(inplace=True)

@@ -1,0 +1,94 @@
+"""How a network is trained: every hyperparameter, one flat record, loaded from `recipes/*.toml`."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runtime.errors import SajiError
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of one training run. Any of them can be overridden on the command line."""
+
+    name: str = "scratch"
+    """Which recipe this is."""
+    image_size: int = 128
+    """Side of the square that the network sees, pixels."""
+    epochs: int = 40
+    """Passes over the training photos."""
+    batch_size: int = 32
+    """Photos per optimiser step."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimiser; sgd has Nesterov momentum 0.9."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Weight decay, of matrices and filters only for adamw."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_epochs: float = 5
+    """Epochs over which the learning rate rises linearly from zero."""
+    step_epochs: int = 5
+    """With schedule=step: epochs between two falls."""
+    step_gamma: float = 0.1
+    """With schedule=step: the factor of each fall."""
+    label_smoothing: float = 0.1
+    """Share of each target spread over all classes."""
+    augmentation: Literal["none", "flip", "crop", "trivial"] = "trivial"
+    """none; flip; crop = random resized crop and flip; trivial = crop and TrivialAugment."""
+    smallest_crop: float = 0.35
+    """Smallest area of a random crop, as a share of the photo."""
+    mix: bool = False
+    """Mix pairs of photos of a batch (MixUp and CutMix by turns)."""
+    clip_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 = never."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation loss; 0 = never."""
+    validation_share: float = 0.2
+    """Share of photos kept for validation where the data has no split of its own."""
+    pretrained: bool = False
+    """Start from published weights instead of random ones."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of training; auto = bf16 where the hardware has it, then fp16 on a GPU, then fp32."""
+    channels_last: bool = True
+    """Keep activations as NHWC in memory, which convolutions run faster on."""
+    workers: int = -1
+    """Processes that prepare batches; -1 = none on a CPU, up to 8 beside a GPU."""
+    seed: int = 0
+    """Seed of the split, the weights and the augmentation."""
+    activation: str = "relu"
+    """se_resnet34: relu, mish, silu, leaky_relu or gelu."""
+    se_ratio: int = 16
+    """se_resnet34: channels over the squeezed channels."""
+    head_dropout: float = 0.0
+    """se_resnet34: dropout before the last layer."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "epochs", "batch_size", "step_epochs"):
+            if getattr(self, name) < 1:
+                raise SajiError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.validation_share < 1:
+            raise SajiError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
+
+
+def names() -> list[str]:
+    """The recipes that come with saji."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by name, or from a path to a TOML file. Raises SajiError naming what exists."""
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise SajiError(f"there is no recipe {name!r}; choose from {', '.join(names())}, or a path to a .toml file")
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Recipe(**{"name": path.stem, **values})
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        known = ", ".join(field.name for field in dataclasses.fields(Recipe))
+        raise SajiError(f"{path} is no recipe ({error}); its fields are {known}") from None
