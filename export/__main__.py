@@ -1,0 +1,172 @@
+"""`python -m export`: checkpoints → ONNX, PyTorch and TensorRT files, judged, with a receipt."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from export import parity
+from export.engine import Built, Profile, build_for_every_flavour
+from runtime.environment import versions
+from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
+from runtime.evaluation import JudgingSet
+from runtime.files import replacing_folder, sha256_file
+from runtime.receipt import Receipt, file_facts
+from runtime.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Command:
+    """Export trained checkpoints, judge every file against its checkpoint on the validation photos."""
+
+    run: str = ""
+    """The training run; may be left out when there is only one."""
+    archs: tuple[str, ...] = ()
+    """Architectures of the run; all by default."""
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
+    """Files to write; fp32 is always written, it is the base of the others."""
+    targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
+    """GPU architectures that TensorRT-RTX builds for ahead of time."""
+    batch: tuple[int, int, int] = (1, 1, 32)
+    """Smallest, typical and largest batch of TensorRT engines."""
+    out: Path = Path("artifacts")
+    """Folder of all artefacts."""
+    force: bool = False
+    """Export again even when nothing has changed."""
+
+
+def main() -> None:
+    """Read the command line and export each architecture; exit 1 when a gate failed."""
+    command = tyro.cli(Command, prog="python -m export")
+    run = _run_folder(command.out / "runs", command.run)
+    archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
+    if not archs:
+        raise SajiError(f"{run} holds no checkpoint; train first with: make train")
+    failed = []
+    for architecture in archs:
+        receipt = export_model(run / architecture, command.out / "models" / architecture, command, _say)
+        failed += parity.failures(list(receipt.candidates))
+        print(f"\n{architecture}: {receipt.spec.name}\n{parity.table(list(receipt.candidates))}")
+    print(json.dumps({"run": run.name, "archs": archs, "failed": [candidate.name for candidate in failed]}))
+    if failed:
+        raise GateFailed(
+            f"parity failed for {', '.join(candidate.name for candidate in failed)}; the others keep their verdicts, "
+            "look into parity.md, or leave the failing precision out with --precisions"
+        )
+
+
+def export_model(run: Path, folder: Path, command: Command, say: Callable[[str], None]) -> Receipt:
+    """Export one checkpoint into `folder`, which is replaced whole once the files are complete and judged.
+
+    Raises GateFailed, leaving an earlier export untouched, when the FP32 file does not agree with the checkpoint.
+    """
+    from export.graph import OPSET, export_onnx, export_pt2, operators
+    from export.precision import HalfPrecision, quantise
+    from training.classifier import load_checkpoint, reference_logits
+
+    model, spec = load_checkpoint(run / "checkpoint.pt")
+    request = {"precisions": command.precisions, "targets": command.targets, "batch": command.batch}
+    request = json.loads(json.dumps(request))
+    digest = sha256_file(run / "checkpoint.pt")
+    earlier = None if command.force else _up_to_date(folder, digest, request)
+    if earlier:
+        say(f"{spec.architecture}: up to date in {folder}, --force to redo")
+        return earlier
+    judging = JudgingSet.load(run / "judging.npz")
+    if judging.images.shape[1:] != (spec.geometry.size, spec.geometry.size, 3):
+        raise BadModel(f"{run}/judging.npz does not belong to checkpoint.pt (other image size); train again")
+    say(f"{spec.architecture}: reference logits of {len(judging.labels)} validation photos")
+    judging = dataclasses.replace(judging, logits=reference_logits(model, judging.images))
+    with replacing_folder(folder) as new:
+        judging.save(new / "judging.npz")
+        say(f"{spec.architecture}: writing model.onnx and model.pt2")
+        export_onnx(model, spec, new / "model.onnx")
+        export_pt2(model, spec, new / "model.pt2")
+        if "int8" in command.precisions:
+            say(f"{spec.architecture}: calibrating model.int8.onnx")
+            calibration = JudgingSet.load(run / "calibration.npz").images
+            quantise(new / "model.onnx", calibration, spec, new / "model.int8.onnx")
+        engines: dict[str, Built] = {}
+        skipped: list[str] = []
+        if "fp16" in command.precisions:
+            say(f"{spec.architecture}: writing model.fp16.onnx and engines")
+            export_onnx(HalfPrecision(model), spec, new / "model.fp16.onnx")
+            engines = build_for_every_flavour(
+                new / "model.fp16.onnx", new / "engines", Profile(*command.batch), command.targets, skipped.append
+            )
+        for reason in skipped:
+            say(f"{spec.architecture}: {reason}")
+        candidates = parity.judge_folder(spec.architecture, new, judging, say)
+        wrong = [
+            c for c in parity.failures(candidates) if c.file in ("model.onnx", "model.pt2") and c.precision == "fp32"
+        ]
+        if wrong:
+            raise GateFailed(
+                f"the FP32 file does not agree with {run / 'checkpoint.pt'} ({wrong[0].name}: {wrong[0].reasons[0]}); "
+                "nothing was replaced"
+            )
+        _write_examples(new / "examples", judging, spec)
+        (new / "parity.md").write_text(parity.report(spec, candidates, judging, skipped), encoding="utf-8")
+        names = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
+        receipt = Receipt(
+            spec=spec,
+            files=file_facts(new, [name.replace("\\", "/") for name in names]),
+            candidates=tuple(candidates),
+            checkpoint_sha256=digest,
+            request=request,
+            graph={"opset": OPSET, "operators": operators(new / "model.onnx")},
+            engines={name: dataclasses.asdict(built) for name, built in engines.items()},
+            skipped=tuple(skipped),
+            versions=versions(),
+        )
+        receipt.write(new)
+    return receipt
+
+
+def _run_folder(runs: Path, name: str) -> Path:
+    there = sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    if name and name not in there:
+        raise SajiError(
+            f"there is no run {name!r} in {runs}; it has {', '.join(there) or 'none'}; train with: make train"
+        )
+    if not name and len(there) != 1:
+        raise SajiError(f"{runs} has {len(there)} runs ({', '.join(there) or 'none'}); choose one with --run, or train")
+    return runs / (name or there[0])
+
+
+def _up_to_date(folder: Path, checkpoint_sha256: str, request: dict) -> Receipt | None:
+    try:
+        receipt = Receipt.read(folder)
+        for file in receipt.files:
+            receipt.verify(folder, file)
+    except BadModel:
+        return None
+    same = receipt.checkpoint_sha256 == checkpoint_sha256 and receipt.request == request
+    return receipt if same else None
+
+
+def _write_examples(folder: Path, judging: JudgingSet, spec: ModelSpec) -> None:
+    """One picture per class to show in a demo: the validation photo that the checkpoint is surest of, as it sees it."""
+    assert judging.logits is not None
+    probabilities = spec.probabilities(judging.logits)
+    folder.mkdir()
+    for label, name in enumerate(spec.classes):
+        of_class = np.flatnonzero(judging.labels == label)
+        best = of_class[probabilities[of_class, label].argmax()]
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+        Image.fromarray(judging.images[best]).save(folder / f"{label:03d}_{safe}.png")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

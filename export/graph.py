@@ -1,0 +1,141 @@
+"""The trained module as portable files: `model.onnx` (uint8 NHWC in, logits out) and `model.pt2`."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from runtime.errors import GateFailed
+from runtime.files import replacing
+from runtime.spec import ModelSpec
+
+OPSET = 18
+INPUT, OUTPUT = "images", "logits"
+# Ops that a fixed feed-forward classifier never needs. Seen where the exporter met strided views (see
+# training.classifier.Normalise); OpenVINO's INT8 computes such a graph wrongly without a word.
+FORBIDDEN_IN_OURS = ("Shape", "Range", "Gather")
+
+
+def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Write one self-contained ONNX file with dynamic batch and the spec in its metadata, checked by onnx.checker.
+
+    `module` maps uint8 `[N, S, S, 3]` RGB to float32 logits `[N, C]`. Raises GateFailed when the exporter's file
+    breaks the contract.
+    """
+    size = spec.geometry.size
+    # A batch of two: the exporter would take a batch of one for a constant
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None
+    save_onnx(program.model_proto, spec, path)
+
+
+def save_onnx(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
+    """Put the spec into the metadata, check the contract, write atomically as one file."""
+    model.producer_name = "saji"
+    metadata = {"spec": spec.to_json(), "multiply_adds": json.dumps(multiply_adds(model))}
+    onnx.helper.set_model_props(model, metadata)
+    for node in model.graph.node:  # the exporter's stack traces carry paths of the exporting machine
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    check_contract(model, spec)
+    with replacing(path) as temporary:
+        onnx.save_model(model, temporary, save_as_external_data=False)
+
+
+def check_contract(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Raise GateFailed unless the graph is images uint8 [batch, S, S, 3] → logits float32 [batch, C], one file."""
+    onnx.checker.check_model(model, full_check=True)
+    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    size, classes = spec.geometry.size, len(spec.classes)
+    asked = [
+        (INPUT, onnx.TensorProto.UINT8, ["batch", size, size, 3]),
+        (OUTPUT, onnx.TensorProto.FLOAT, ["batch", classes]),
+    ]
+    if found != asked:
+        raise GateFailed(f"the exported graph has the signature {found}, the contract is {asked}; this is a bug")
+    opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if opset != OPSET:
+        raise GateFailed(f"the exported graph has opset {opset}, the contract is {OPSET}; this is a bug")
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[Any]]:
+    tensor = value.type.tensor_type
+    return value.name, tensor.elem_type, [d.dim_param or d.dim_value for d in tensor.shape.dim]
+
+
+def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-adds per photo of every convolution and matrix product, by node name.
+
+    They travel in the metadata, so that a consumer can weigh a node's precision without the onnx package.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    found = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            weight = node.input[1]
+            while weight in through:
+                weight = through[weight]
+            out, filters = shapes[node.output[0]][1:], shapes.get(weight, [])
+            if node.op_type == "Conv":
+                found[node.name] = math.prod(out) * math.prod(filters[1:])
+            else:  # [in, out] or, transposed, [out, in]: their product is the work per row; a row per leading position
+                found[node.name] = math.prod(filters) * math.prod(out[:-1])
+    return found
+
+
+def operators(path: Path) -> dict[str, int]:
+    """How often each operator occurs in an ONNX file."""
+    counts: dict[str, int] = {}
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def export_pt2(module: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Write the PyTorch program (`torch.export`) with the spec beside it: runs without our classes, bit-equal."""
+    size = spec.geometry.size
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(
+            module.eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
+        )
+    with replacing(path) as temporary:
+        torch.export.save(program, temporary, extra_files={"spec": spec.to_json()})
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter reports its steps on stdout and logs hints about its internals; neither is for our user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

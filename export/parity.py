@@ -1,0 +1,79 @@
+"""Judge every file that was just written, on this machine, through the very backends that serve it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.candidate import Candidate, candidates_in, judged
+from runtime.evaluation import GATES, JudgingSet
+from runtime.spec import ModelSpec
+
+_HEADER = ("candidate", "verdict", "accuracy", "agreement", "flipped", "logit shift", "computed in", "why")
+
+
+def judge_folder(architecture: str, folder: Path, judging: JudgingSet, say: Callable[[str], None]) -> list[Candidate]:
+    """The verdict of every candidate and file check in a model folder, said one by one."""
+    results = []
+    for candidate in candidates_in(architecture, folder):
+        result = judged(candidate, folder, judging)
+        say(f"{result.name}: {result.verdict}" + "".join(f"; {reason}" for reason in result.reasons))
+        results.append(result)
+    return results
+
+
+def failures(candidates: list[Candidate]) -> list[Candidate]:
+    """Those whose verdict is a failure of the gate."""
+    return [candidate for candidate in candidates if candidate.verdict == "fail"]
+
+
+def table(candidates: list[Candidate]) -> str:
+    """The verdicts as a Markdown table."""
+    rows = [_HEADER, *(_row(candidate) for candidate in candidates)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _row(candidate: Candidate) -> tuple[str, ...]:
+    figures = candidate.figures
+    name = candidate.name if candidate.servable else f"{candidate.name} (file check)"
+    reasons = "; ".join(candidate.reasons)
+    if not figures:
+        return name, candidate.verdict, "", "", "", "", "", reasons
+    share = ", ".join(f"{100 * part:.0f} % {precision}" for precision, part in candidate.precision_share.items())
+    flipped = f"{len(figures['flipped'])} of {figures['photos']}"
+    shift = f"{figures['shift']:.2g} (worst {figures['worst_shift']:.2g})"
+    accuracy, agreement = f"{figures['accuracy']:.3f}", f"{100 * figures['agreement']:.1f} %"
+    return name, candidate.verdict, accuracy, agreement, flipped, shift, share, reasons
+
+
+def report(spec: ModelSpec, candidates: list[Candidate], judging: JudgingSet, skipped: list[str]) -> str:
+    """`parity.md`: the table, the gates, every flipped photo, what was skipped and what the sample can show."""
+    n = len(judging.labels)
+    lines = [
+        f"# Parity of {spec.name}",
+        "",
+        f"Reference: the checkpoint in PyTorch FP32 on the CPU, accuracy {spec.validation['accuracy']:.3f} on {n} "
+        "validation photos. Each candidate is the file loaded from disk through its backend, one photo at a time.",
+        f"A candidate without a flip on {n} photos may still flip up to {100 * 3 / max(n, 1):.1f} % of photos "
+        "(95 % bound, rule of three).",
+        "",
+        table(candidates),
+        "",
+        "| gate | logit shift | worst photo | margin of a flip | accuracy drop |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {gate.shift:g} | {gate.worst_shift:g} | {gate.flip_margin:g} | {gate.accuracy_drop:g} |"
+            for name, gate in GATES.items()
+        ),
+        "",
+        "Shift: RMS of the change of the centred logits over the RMS of the reference's; margin: the reference's "
+        "lead of first over second class on the same scale.",
+        "",
+    ]
+    for candidate in candidates:
+        for flip in candidate.figures.get("flipped", []):
+            lines.append(f"- {candidate.name} flips {judging.names[flip['photo']]}, margin {flip['margin']:.3f}")
+    lines += [f"- {reason}" for reason in skipped]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,202 @@
+"""Export: the file that ships keeps the contract and agrees with the checkpoint, or nothing is replaced."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export import __main__ as exporting
+from export import parity
+from export.__main__ import Command, export_model
+from export.engine import Profile, build_engine
+from export.graph import FORBIDDEN_IN_OURS, check_contract, export_onnx, multiply_adds, operators
+from runtime.candidate import Candidate, judged
+from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError
+from runtime.evaluation import JudgingSet
+from runtime.receipt import Receipt
+from training.classifier import PhotoClassifier, load_checkpoint, reference_logits
+
+OURS = ("plain34", "resnet34", "se_resnet34")
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])
+def test_every_file_keeps_the_contract(model: Path, file: str) -> None:
+    graph = onnx.load(model / file)
+    spec = Receipt.read(model).spec
+    check_contract(graph, spec)
+    assert json.loads({p.key: p.value for p in graph.metadata_props}["spec"]) == json.loads(spec.to_json())
+    assert not list(model.glob("*.data"))
+
+
+def test_no_machine_path_travels_in_the_file(model: Path) -> None:
+    here = str(Path(__file__).resolve().parent.parent).encode()
+    for file in model.glob("*.onnx"):
+        assert here not in file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_our_graphs_hold_no_dynamic_shape_work(architecture: str, tmp_path: Path) -> None:
+    recipe = {"activation": "mish", "head_dropout": 0.2}
+    network = PhotoClassifier(architecture, 5, recipe).eval()
+    spec = replace(Receipt_spec(), architecture=architecture)
+    export_onnx(network, spec, tmp_path / "model.onnx")
+    found = operators(tmp_path / "model.onnx")
+    assert not set(FORBIDDEN_IN_OURS) & set(found)
+    work = multiply_adds(onnx.load(tmp_path / "model.onnx"))
+    assert sum(work.values()) == macs_by_hooks(network)
+
+
+def Receipt_spec():
+    from runtime.spec import Geometry, ModelSpec
+
+    return ModelSpec("x", "resnet34", tuple("abcde"), Geometry.for_size(64))
+
+
+def macs_by_hooks(network: torch.nn.Module) -> int:
+    """Multiply-adds of one 64 px photo, counted on the running PyTorch modules: an independent count."""
+    total = 0
+
+    def count(module, inputs, output) -> None:
+        nonlocal total
+        total += module.weight[0].numel() * output[0].numel()
+
+    hooks = [
+        m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    network(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def test_pt2_is_bit_equal_to_the_checkpoint(model: Path, run: Path) -> None:
+    judging = JudgingSet.load(model / "judging.npz")
+    checkpoint, _ = load_checkpoint(run / "checkpoint.pt")
+    program = torch.export.load(model / "model.pt2").module()
+    images = torch.from_numpy(judging.images[:8])
+    with torch.inference_mode():
+        assert torch.equal(program(images), checkpoint(images))
+
+
+def test_every_candidate_is_judged_on_the_whole_validation_set(model: Path) -> None:
+    receipt, n = Receipt.read(model), len(JudgingSet.load(model / "judging.npz").labels)
+    judged_here = [c for c in receipt.candidates if c.verdict != "unjudged"]
+    assert {c.backend for c in judged_here} == {"pytorch", "ort-cpu", "openvino"}
+    assert all(c.figures["photos"] == n and c.machine for c in judged_here if c.figures)
+    for c in receipt.candidates:
+        if c.verdict == "unjudged":
+            assert c.reasons, c.name
+    fp32 = [c for c in judged_here if c.precision == "fp32"]
+    assert len(fp32) >= 3 and all(c.verdict == "pass" for c in fp32)
+
+
+def test_the_fp16_file_is_a_file_check_here_never_a_candidate(model: Path) -> None:
+    checks = [c for c in Receipt.read(model).candidates if c.file == "model.fp16.onnx" and c.backend == "ort-cpu"]
+    assert [c.servable for c in checks] == [False] and checks[0].verdict == "pass"
+
+
+def test_the_receipt_describes_every_file_and_notices_a_change(model: Path, tmp_path: Path) -> None:
+    receipt = Receipt.read(model)
+    there = {str(p.relative_to(model)) for p in model.rglob("*") if p.is_file()} - {"model.json"}
+    assert set(receipt.files) == there
+    for file in receipt.files:
+        receipt.verify(model, file)
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes((model / "model.onnx").read_bytes()[:-1] + b"x")
+    with pytest.raises(BadModel, match="sha256 differs"):
+        receipt.verify(tmp_path, "model.onnx")
+    with pytest.raises(BadModel, match="not in its receipt"):
+        receipt.verify(model, "other.engine")
+
+
+def test_another_models_file_fails_parity(model: Path) -> None:
+    receipt, judging = Receipt.read(model), JudgingSet.load(model / "judging.npz")
+    stranger = PhotoClassifier("resnet18", 5, receipt.spec.recipe).eval()
+    wrong = replace(judging, logits=reference_logits(stranger, judging.images))
+    result = judged(Candidate("resnet18", "model.onnx", "ort-cpu", "fp32"), model, wrong)
+    assert result.verdict == "fail"
+    assert parity.failures([result]) == [result] and "shift" in parity.table([result])
+
+
+def test_an_fp32_file_passed_off_as_int8_is_a_failure(model: Path) -> None:
+    judging = JudgingSet.load(model / "judging.npz")
+    for backend in ("ort-cpu", "openvino"):
+        result = judged(Candidate("resnet18", "model.onnx", backend, "int8"), model, judging)
+        assert result.verdict == "fail" and "asked for int8" in result.reasons[0]
+
+
+def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
+    model: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (model / "model.json").read_bytes()
+    said: list[str] = []
+    export_model(run, model, Command(), said.append)
+    assert "up to date" in said[-1]
+    monkeypatch.setattr(
+        "training.classifier.reference_logits", lambda m, images: np.zeros((len(images), 5), np.float32)
+    )
+    with pytest.raises(GateFailed, match="nothing was replaced"):
+        export_model(run, model, Command(precisions=("fp32",), force=True), said.append)
+    assert (model / "model.json").read_bytes() == before
+    assert not [p for p in model.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_examples_are_one_picture_per_class(model: Path) -> None:
+    assert len(list((model / "examples").glob("*.png"))) == 5
+
+
+def test_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    with pytest.raises(SajiError, match="it has a"):
+        exporting._run_folder(tmp_path / "runs", "b")
+    with pytest.raises(SajiError, match="0 runs"):
+        exporting._run_folder(tmp_path / "none", "")
+
+
+class TestTensorRtRtx:
+    """The builder for real, without a GPU: TensorRT-RTX compiles ahead of time."""
+
+    @pytest.fixture
+    def trt(self):
+        return pytest.importorskip(
+            "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'saji[tensorrt-rtx]'"
+        )
+
+    @pytest.mark.parametrize("architecture", OURS)
+    def test_builds_an_fp16_engine_of_every_architecture(self, trt, architecture: str, tmp_path: Path) -> None:
+        from export.precision import HalfPrecision
+
+        network = PhotoClassifier(architecture, 5, {}).eval()
+        spec = replace(Receipt_spec(), architecture=architecture)
+        export_onnx(HalfPrecision(network), spec, tmp_path / "model.fp16.onnx")
+        built = build_engine(
+            trt, tmp_path / "model.fp16.onnx", tmp_path / "x.engine", "fp16", Profile(), ("sm86", "sm89")
+        )
+        assert built.precision_share == {"fp16": 1.0} and built.target == "sm86,sm89"
+        fp16_weights = 2 * sum(p.numel() for p in network.parameters())
+        assert 0.9 * fp16_weights < (tmp_path / "x.engine").stat().st_size < 1.6 * fp16_weights
+
+    def test_asked_fp16_but_parsed_fp32_is_a_failure(self, trt, model: Path, tmp_path: Path) -> None:
+        with pytest.raises(NotAsAsked, match="asked for fp16, but computes 100 % fp32"):
+            build_engine(trt, model / "model.onnx", tmp_path / "x.engine", "fp16", Profile())
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("profile", "targets", "words"),
+        [
+            (Profile(8, 4, 1), (), "are no profile"),
+            (Profile(), ("sm99",), "no target 'sm99'; choose from"),
+        ],
+    )
+    def test_refusals_give_their_reason(self, trt, model: Path, tmp_path: Path, profile, targets, words: str) -> None:
+        with pytest.raises(SajiError, match=words):
+            build_engine(trt, model / "model.fp16.onnx", tmp_path / "x.engine", "fp16", profile, targets)
+
+    def test_a_file_that_is_no_model_gives_the_parsers_words(self, trt, tmp_path: Path) -> None:
+        (tmp_path / "bad.onnx").write_bytes(b"garbage")
+        with pytest.raises(SajiError, match="cannot read bad.onnx"):
+            build_engine(trt, tmp_path / "bad.onnx", tmp_path / "x.engine", "fp16", Profile())

@@ -1,0 +1,279 @@
+"""Serving: open what was judged, prove it, answer; refuse everything else in one sentence."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import runtime
+from runtime.backends import BACKENDS, open_backend, unavailable_because
+from runtime.benchmark.rounds import Entrant, race
+from runtime.benchmark.rows import read_rows
+from runtime.candidate import Candidate
+from runtime.deployment import Deployment, Measured, Policy, choose
+from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
+from runtime.evaluation import JudgingSet
+from runtime.receipt import Receipt
+
+HERE = [name for name in BACKENDS if unavailable_because(name) is None]
+
+
+def servable_here(model: Path) -> list[Candidate]:
+    return [c for c in Receipt.read(model).candidates if c.verdict == "pass" and c.servable]
+
+
+def test_import_runtime_loads_neither_torch_nor_gradio() -> None:
+    code = "import sys, runtime; sys.exit(bool({'torch', 'gradio', 'onnxruntime', 'openvino'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_backend_runs_here_or_says_why_not() -> None:
+    assert {"pytorch", "ort-cpu", "openvino"} <= set(HERE)
+    for name, reason in runtime.available_backends().items():
+        assert reason is None or (len(reason) > 20 and "\n" not in reason), name
+    with pytest.raises(SajiError, match="choose from pytorch"):
+        unavailable_because("tpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["ort-cuda", "tensorrt", "tensorrt-rtx"])
+def test_gpu_candidates_pass_parity(backend: str, model: Path) -> None:
+    reason = unavailable_because(backend)
+    if reason:
+        pytest.skip(reason)
+    judged = [c for c in Receipt.read(model).candidates if c.backend == backend]
+    assert judged and all(c.verdict == "pass" for c in judged)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_engines_agree_and_take_any_batch(backend: str, model: Path) -> None:
+    judging = JudgingSet.load(model / "judging.npz")
+    offer = BACKENDS[backend].offers[0]
+    engine = open_backend(backend, model / offer.file, offer.precision, threads=1)
+    one, many = engine.run(judging.images[:1]), engine.run(judging.images[:7])
+    assert one.dtype == np.float32 and many.shape == (7, 5)
+    assert np.allclose(many[:1], one, atol=1e-4) and np.allclose(many, judging.logits[:7], atol=1e-3)
+    assert engine.precision_share() == {"fp32": 1.0}
+    engine.close()
+
+
+def test_fp32_that_opens_as_bf16_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.backends import openvino
+
+    if "avx512_bf16" not in runtime.environment.machine()["cpu_features"]:
+        pytest.skip("this processor has no bf16, so OpenVINO cannot fall into it")
+    monkeypatch.setitem(openvino._HINTS, "fp32", "bf16")  # OpenVINO's default on such processors
+    with pytest.raises(NotAsAsked, match="asked for fp32, but computes 100 % bf16"):
+        open_backend("openvino", model / "model.onnx", "fp32")
+
+
+def test_a_session_on_another_provider_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    from runtime.backends.onnxruntime import OnnxRuntime
+
+    class Fallen:
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: Fallen())
+    with pytest.raises(NotAsAsked, match="asked ONNX Runtime for CUDAExecutionProvider, got CPU"):
+        OnnxRuntime("CUDAExecutionProvider", model / "model.onnx", "fp32", 0)
+
+
+def test_load_answers_alike_for_path_bytes_and_array(model: Path) -> None:
+    example = sorted((model / "examples").glob("*.png"))[0]
+    with runtime.load(model) as classifier:
+        by_path, by_bytes = classifier(example), classifier(example.read_bytes())
+        by_array = classifier(np.asarray(Image.open(example)))
+    assert by_path.probabilities == by_bytes.probabilities == by_array.probabilities
+    assert sum(by_path.probabilities.values()) == pytest.approx(1)
+    assert list(by_path.probabilities.values()) == sorted(by_path.probabilities.values(), reverse=True)
+    assert by_path.label == next(iter(by_path.probabilities)) and set(by_path.milliseconds) == {
+        "decode",
+        "geometry",
+        "inference",
+    }
+
+
+def test_not_sure_follows_the_specs_rule(model: Path) -> None:
+    with runtime.load(model) as classifier:
+        example = next((model / "examples").glob("*.png"))
+        assert classifier(example).sure
+        classifier.spec = replace(classifier.spec, rejection={"rule": "max_probability", "threshold": 1.01})
+        assert not classifier(example).sure
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
+def test_a_bare_file_opens_by_its_own_spec(model: Path, file: str) -> None:
+    with runtime.load(model / file) as classifier:
+        assert classifier.spec == Receipt.read(model).spec
+
+
+def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    import onnx
+
+    bare = onnx.load(model / "model.onnx")
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    (tmp_path / "cut.onnx").write_bytes((model / "model.onnx").read_bytes()[:5000])
+    (tmp_path / "cut.pt2").write_bytes(b"PK")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "deployment.json").write_text("{}")
+    cases = {
+        "gone": "does not exist",
+        "bare.onnx": "carries no saji spec",
+        "cut.onnx": "no ONNX model that opens",
+        "cut.pt2": "no PyTorch program",
+        "notes.txt": "is no model",
+        "deployment.json": "is damaged",
+        ".": "has no model.json",
+    }
+    for name, words in cases.items():
+        with pytest.raises(SajiError, match=words) as error:
+            runtime.load(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_candidate_that_did_not_pass_is_not_served(model: Path) -> None:
+    with pytest.raises(SajiError, match="no candidate ort-cpu bf16; these passed: .*ort-cpu fp32"):
+        runtime.load(model, backend="ort-cpu", precision="bf16")
+
+
+def measured(name: str, milliseconds: float, accuracy: float, size: int = 10, verdict: str = "pass") -> Measured:
+    candidate = Candidate(name, "model.onnx", "ort-cpu", "fp32", verdict=verdict, figures={"accuracy": accuracy})
+    return Measured(candidate, f"models/{name}", "0" * 64, size, milliseconds)
+
+
+def chosen(*entries: Measured, policy: Policy = Policy()) -> Deployment:  # noqa: B008  # frozen
+    return choose(list(entries), [], policy, {}, {})
+
+
+def test_the_choice_is_the_fastest_accurate_enough() -> None:
+    deployment = chosen(measured("slow", 9, 0.95), measured("fast", 3, 0.945), measured("wrong", 1, 0.90))
+    assert deployment.choice.candidate.architecture == "fast" and "fastest of 2" in deployment.reason
+    assert [m.candidate.architecture for m in deployment.fallbacks] == ["slow"]
+    reasons = {entry["candidate"].split()[0]: entry["reason"] for entry in deployment.rejected}
+    assert "5.0 points below the best" in reasons["wrong"] and "slower" in reasons["slow"]
+    assert chosen(measured("a", 9, 0.95), measured("b", 1, 0.90), policy=Policy(0.1)).choice.milliseconds == 1
+
+
+def test_ties_go_to_accuracy_then_size() -> None:
+    tie = chosen(measured("a", 3.00, 0.940), measured("b", 3.05, 0.945))
+    assert tie.choice.candidate.architecture == "b" and "tie" in tie.reason
+    assert chosen(measured("a", 3.00, 0.94, 20), measured("b", 3.05, 0.94, 5)).choice.candidate.architecture == "b"
+
+
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive", "unjudged"])
+def test_only_a_pass_is_ever_served(verdict: str) -> None:
+    deployment = chosen(measured("good", 9, 0.9), measured("bad", 1, 0.99, verdict=verdict))
+    assert deployment.choice.candidate.architecture == "good"
+    with pytest.raises(GateFailed, match="nothing is served"):
+        chosen(measured("bad", 1, 0.99, verdict=verdict))
+
+
+@pytest.fixture(scope="module")
+def out(model: Path) -> Path:
+    """A benchmarked OUT folder: the real command, run as a user would from another directory."""
+    out = model.parents[1]
+    command = [sys.executable, str(ROOT / "runtime" / "bench.py"), "--out", str(out), "--seconds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["choice"].startswith("resnet18")
+    return out
+
+
+def test_bench_rows_carry_their_conditions(out: Path, model: Path) -> None:
+    rows = read_rows(out / "bench.jsonl")
+    assert {row["candidate"] for row in rows} == {c.name for c in servable_here(model)}
+    for row in rows:
+        assert row["verdict"] == "pass" and row["sha256"] == Receipt.read(model).files[row["file"]]["sha256"]
+        assert row["rounds"] >= 3 and all(len(turn) >= 3 for turn in row["samples"])
+        assert row["machine_cores"] and row["versions"]["python"] and row["scenario"]
+        assert row["p25"] <= row["milliseconds"] <= row["p75"] and row["drawn"] is False
+
+
+def test_a_second_bench_is_up_to_date_and_force_races_again(out: Path) -> None:
+    command = [sys.executable, "-m", "runtime.bench", "--out", str(out), "--seconds", "1"]
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0 and "up to date" in again.stderr
+
+
+def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deployment = Deployment.read(out / "deployment.json")
+    with runtime.load(out / "deployment.json") as classifier:
+        assert classifier.candidate == deployment.choice.candidate and not classifier.passed_over
+    stale = replace(deployment, choice=replace(deployment.choice, sha256="0" * 64))
+    stale.write(out / "stale.json")
+    with runtime.load(out / "stale.json") as classifier:
+        assert classifier.candidate == deployment.fallbacks[0].candidate
+        assert "exported again since" in classifier.passed_over[0] and "next in line" in classifier.reason
+    assert "passing over" in capsys.readouterr().err
+    replace(stale, fallbacks=()).write(out / "stale.json")
+    with pytest.raises(Unavailable, match="none of the 1 choices"):
+        runtime.load(out / "stale.json")
+
+
+def test_bench_refuses_what_cannot_be_compared(out: Path, model: Path, tmp_path: Path) -> None:
+    from runtime.bench import _receipts
+
+    with pytest.raises(SajiError, match="no exported model"):
+        _receipts(tmp_path, [])
+    with pytest.raises(SajiError, match="not resnet99"):
+        _receipts(out / "models", ["resnet99"])
+    other = tmp_path / "models" / "other"
+    receipt = Receipt.read(model)
+    for name, data in (("same", receipt.spec.data), ("other", {"fingerprint": "else"})):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        replace(receipt, spec=replace(receipt.spec, data=data)).write(folder)
+    with pytest.raises(SajiError, match="trained on different photos"):
+        _receipts(other.parent, [])
+
+
+def test_a_candidate_whose_process_dies_is_left_out_with_its_reason(model: Path) -> None:
+    good = Entrant(servable_here(model)[0], model)
+    broken = Entrant(replace(servable_here(model)[0], file="gone.pt2"), model)
+    said: list[str] = []
+    try:
+        assert race([good, broken], [1], 0.5, 0, said.append) == [good]
+    finally:
+        good.close()
+        broken.close()
+    assert "gone.pt2 does not exist" in " ".join(said)
+
+
+def test_engine_idles_between_turns(model: Path) -> None:
+    """A waiting process that spins would slow the one that is measured."""
+    psutil = pytest.importorskip("psutil", reason="psutil tells the idle process's CPU time")
+    entrants = [Entrant(c, model) for c in servable_here(model)]
+    try:
+        for entrant in entrants:
+            entrant.ask({"do": "time", "batch": 1, "seconds": 0})
+        time.sleep(0.5)  # engines keep spinning for a moment after a call
+        for entrant in entrants:
+            process = psutil.Process(entrant.process.pid)
+            before = sum(process.cpu_times()[:2])
+            time.sleep(0.3)
+            assert sum(process.cpu_times()[:2]) - before < 0.1, entrant.candidate.name
+    finally:
+        for entrant in entrants:
+            entrant.close()
+
+
+def test_receipts_that_are_damaged_are_refused(model: Path, tmp_path: Path) -> None:
+    good = json.loads((model / "model.json").read_text())
+    for damage in ({}, {"schema_version": 99}, good | {"candidates": 3}, good | {"spec": {"schema_version": 1}}):
+        (tmp_path / "model.json").write_text(json.dumps(damage))
+        with pytest.raises(BadModel):
+            Receipt.read(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(good)[:500])
+    with pytest.raises(BadModel, match="damaged"):
+        Receipt.read(tmp_path)
