@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from runtime.errors import require_extra
+
+require_extra("export", "torch", "torchvision", "onnx", "onnxscript", "tyro")
+
 import numpy as np
 import tyro
 from PIL import Image

@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.backends.proof import require, shares
 from runtime.backends.tensorrt_logger import collecting_logger
-from runtime.errors import GateFailed, SajiError, Unavailable
+from runtime.errors import SajiError, Unavailable, install_line
 from runtime.files import replacing
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -46,7 +46,7 @@ def module_for(backend: str) -> ModuleType:
         return importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:
         raise Unavailable(
-            f"{MODULES[backend]} cannot be imported ({str(error)[:80]}); install it with: pip install 'saji[{backend}]'"
+            f"{MODULES[backend]} cannot be imported ({str(error)[:80]}); install it with: {install_line(backend)}"
         ) from None
 
 
@@ -56,7 +56,7 @@ def build_engine(
     """Build a raw plan from an ONNX file and write it atomically.
 
     `targets` such as ("sm86", "sm89") build ahead of time (TensorRT-RTX only); empty means the GPU at hand, and for
-    RTX every GPU it knows. Raises SajiError with TensorRT's own words when it refuses, GateFailed when the parsed
+    RTX every GPU it knows. Raises SajiError with TensorRT's own words when it refuses, NotAsAsked when the parsed
     network is not in `precision`.
     """
     logger = collecting_logger(trt)
@@ -163,6 +163,3 @@ def build_for_every_flavour(
         except Unavailable as error:
             say(f"skipped {backend} engine: {error}")
     return built
-
-
-__all__ = ["Built", "GateFailed", "Profile", "build_engine", "build_for_every_flavour", "module_for", "parse"]

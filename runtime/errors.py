@@ -8,8 +8,10 @@ SajiError            a misuse: exit status 2
 └── GateFailed       a check that was asked for failed: exit status 1
 """
 
+import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 class SajiError(Exception):
@@ -42,7 +44,23 @@ class GateFailed(SajiError):
 
 def missing_extra(library: str, extra: str) -> Unavailable:
     """The error for a library that is not installed, with the line that installs it."""
-    return Unavailable(f"{library} is not installed; install it with: pip install 'saji[{extra}]'")
+    return Unavailable(f"{library} is not installed; install it with: {install_line(extra)}")
+
+
+def install_line(extra: str) -> str:
+    """What to type to install one of our extras: from the checkout that this is, or else by name."""
+    root = Path(__file__).resolve().parent.parent
+    return f"pip install '{root if (root / 'pyproject.toml').is_file() else 'saji'}[{extra}]'"
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """End the command line with the install line when a module of an extra is missing; nothing is imported.
+
+    For the top of a `__main__` module, before the imports that would fail with a traceback.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            sys.exit(_say(str(missing_extra(module, extra)), Unavailable.exit_status))
 
 
 def exit_with_one_sentence(main: Callable[[], None]) -> None:

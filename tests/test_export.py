@@ -198,5 +198,5 @@ class TestTensorRtRtx:
 
     def test_a_file_that_is_no_model_gives_the_parsers_words(self, trt, tmp_path: Path) -> None:
         (tmp_path / "bad.onnx").write_bytes(b"garbage")
-        with pytest.raises(SajiError, match="cannot read bad.onnx"):
+        with pytest.raises(SajiError, match=r"cannot read bad\.onnx"):
             build_engine(trt, tmp_path / "bad.onnx", tmp_path / "x.engine", "fp16", Profile())

@@ -36,8 +36,16 @@ def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_csv_with_faults_names_each(tmp_path: Path, encoding: str) -> None:
     touch(tmp_path, "a.jpg", "b.jpg")
-    rows = "Filename, label ,split\r\na.jpg, bakso ,train\r\n,,\r\n\r\nmissing.jpg,bakso,val\r\nb.jpg\r\nb.jpg,soto,val\r\n"
-    (tmp_path / "list.csv").write_bytes(rows.encode(encoding))
+    rows = [
+        "Filename, label ,split",
+        "a.jpg, bakso ,train",
+        ",,",
+        " ",
+        "missing.jpg,soto,val",
+        "b.jpg",
+        "b.jpg,soto,val",
+    ]
+    (tmp_path / "list.csv").write_bytes("\r\n".join(rows).encode(encoding))
     found = read_photo_set(tmp_path / "list.csv")
     assert [(p.path.name, p.label, p.split) for p in found.photos] == [
         ("a.jpg", "bakso", "train"),

@@ -143,7 +143,7 @@ def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> N
 
 
 def test_a_candidate_that_did_not_pass_is_not_served(model: Path) -> None:
-    with pytest.raises(SajiError, match="no candidate ort-cpu bf16; these passed: .*ort-cpu fp32"):
+    with pytest.raises(SajiError, match=r"no candidate ort-cpu bf16; these passed: .*ort-cpu fp32"):
         runtime.load(model, backend="ort-cpu", precision="bf16")
 
 

@@ -3,12 +3,16 @@
 import csv
 import json
 import pickle
+import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from runtime.errors import BadModel, SajiError
@@ -83,7 +87,7 @@ def test_se_resnet34_reweights_before_the_add(activation: str) -> None:
 
 def test_any_torchvision_network_by_name_and_a_typo_is_helped() -> None:
     assert architectures.build("mobilenet_v3_small", 3, RECIPE).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-    with pytest.raises(SajiError, match="did you mean .*resnet34"):
+    with pytest.raises(SajiError, match=r"did you mean .*resnet34"):
         architectures.build("resnt34", 3, RECIPE)
 
 
@@ -235,3 +239,28 @@ def test_saving_a_checkpoint_leaves_nothing_half_written(tmp_path: Path, monkeyp
         save_checkpoint(tmp_path / "checkpoint.pt", model, spec)
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_ctrl_c_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", "--data", str(sample), "--archs", "resnet18", "--epochs", "500"]
+    command += ["--out", str(tmp_path), "--run", "r", "--image-size", "32", "--batch-size", "8", "--precision", "fp32"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stderr:
+        if "epoch 3/500" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait(60) == 130 and "Traceback" not in rest and "stopped by Ctrl-C" in rest
+    _, spec = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")
+    assert spec.validation["photos"] > 0
+
+
+def test_a_missing_extra_prints_the_install_line(tmp_path: Path) -> None:
+    """A serving installation has neither torch nor gradio; hide them as it would."""
+    hide = "import sys, importlib.abc, importlib.util as u, runpy; find = u.find_spec\n"
+    hide += "u.find_spec = lambda name, *a: None if name in ('torch', 'onnx', 'gradio') else find(name, *a)\n"
+    for stage, module, extra in (("training", "torch", "train"), ("export", "torch", "export")):
+        code = hide + f"runpy.run_module('{stage}', run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        assert done.stderr == f"saji: {module} is not installed; install it with: pip install '{ROOT}[{extra}]'\n"

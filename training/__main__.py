@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from runtime.errors import require_extra
+
+require_extra("train", "torch", "torchvision", "lightning", "tyro")
+
 import tyro
 
 from runtime.errors import BadModel, SajiError, exit_with_one_sentence

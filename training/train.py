@@ -110,7 +110,7 @@ def _release(
     right = int((logits.argmax(1) == judging.labels).sum())
     n = len(judging.labels)
     spec = ModelSpec(
-        name=f"{architecture} on {Path(data.report['source']).name}",
+        name=f"{architecture} on {folder.parent.name}",
         architecture=architecture,
         classes=data.classes,
         geometry=geometry,

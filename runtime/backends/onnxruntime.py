@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.proof import require, shares
-from runtime.errors import BadModel, NotAsAsked, Unavailable, missing_extra
+from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 
@@ -22,7 +22,7 @@ def check_available(backend: str) -> None:
     provider = _PROVIDERS[backend]
     if provider not in onnxruntime.get_available_providers():
         raise Unavailable(
-            f"this onnxruntime has no {provider}; replace it with: pip uninstall onnxruntime && pip install 'saji[gpu]'"
+            f"this onnxruntime has no {provider}; replace it with: pip uninstall onnxruntime && {install_line('gpu')}"
         )
     if backend == "ort-cuda":
         from runtime.backends.cuda import require_gpu

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.backends.proof import require, shares
 from runtime.backends.tensorrt_logger import collecting_logger
-from runtime.errors import BadModel, SajiError, Unavailable
+from runtime.errors import BadModel, SajiError, Unavailable, install_line
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -21,8 +21,7 @@ def check_available(backend: str) -> None:
         importlib.import_module(_MODULES[backend])
     except (ImportError, OSError) as error:
         raise Unavailable(
-            f"{_MODULES[backend]} cannot be imported ({str(error)[:80]}); "
-            f"install it with: pip install 'saji[{backend}]'"
+            f"{_MODULES[backend]} cannot be imported ({str(error)[:80]}); install it with: {install_line(backend)}"
         ) from None
     from runtime.backends.cuda import require_gpu
 

@@ -49,6 +49,17 @@ def table(rows: list[Row]) -> str:
     return "\n".join([*lines, "", conditions(rows)])
 
 
+def claims(rows: list[Row]) -> str:
+    """Rows of `runtime.benchmark.ratio` as a table: what was claimed, what was measured."""
+    lines = ["| work | to reach | measured (lowest–highest pair) | rounds |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {row['claim']} | {row['target']:g}× | {row['ratio']:.1f}× ({row['ratio_low']:.1f}–{row['ratio_high']:.1f}) "
+        f"| {row['rounds']} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def conditions(rows: list[Row]) -> str:
     """One sentence: what was timed, on what, with which versions."""
     row = rows[0]
@@ -69,7 +80,9 @@ def refreshed(text: str, root: Path) -> str:
     """`text` with every table block generated anew from the rows it names, relative to `root`."""
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}{table(read_rows(root / match['file']))}\n{match[3]}"
+        rows = read_rows(root / match["file"])
+        drawn = claims(rows) if rows[0]["experiment"] == "ratio" else table(rows)
+        return f"{match[1]}{drawn}\n{match[3]}"
 
     return _BLOCK.sub(block, text)
 

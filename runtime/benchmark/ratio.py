@@ -1,0 +1,64 @@
+"""Two ways to do the same work, by turns and each in its own process: the ratio, pair by pair."""
+
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from runtime import environment
+from runtime.errors import SajiError
+
+
+def compare(
+    claim: str,
+    ours: list[str],
+    theirs: list[str],
+    target: float,
+    rounds: int,
+    measure: str,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> dict[str, Any]:
+    """Run both commands `rounds` times by turns and return a row with the ratio that says how much better ours is.
+
+    `measure` is "wall" (seconds of the whole process, less is better) or the key of a number in the JSON on the last
+    line of stdout (more is better). A first pair is run and not counted, so that both find warm file caches.
+    """
+    values: list[tuple[float, float]] = []
+    for turn in range(rounds + 1):
+        pair = _value(ours, measure), _value(theirs, measure)
+        say(f"{claim}: {'warm-up' if turn == 0 else f'round {turn}'}: {pair[0]:.3g} against {pair[1]:.3g}")
+        if turn:
+            values.append(pair)
+    ratios = sorted(b / a if measure == "wall" else a / b for a, b in values)
+    commit, dirty = environment.commit()
+    return {
+        "experiment": "ratio",
+        "claim": claim,
+        "target": target,
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_low": round(ratios[0], 3),
+        "ratio_high": round(ratios[-1], 3),
+        "measure": "seconds of the whole process" if measure == "wall" else measure,
+        "ours": [round(a, 4) for a, _ in values],
+        "theirs": [round(b, 4) for _, b in values],
+        "rounds": rounds,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": dirty,
+        **{f"machine_{name}": value for name, value in environment.machine().items()},
+        "versions": environment.versions(),
+    }
+
+
+def _value(command: list[str], measure: str) -> float:
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise SajiError(f"the command to measure failed with status {done.returncode}: {last}")
+    return seconds if measure == "wall" else float(json.loads(done.stdout.splitlines()[-1])[measure])

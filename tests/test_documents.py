@@ -1,0 +1,81 @@
+"""What the documents say is true: the snippet runs, the tables are fresh, the commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import runtime
+from runtime.benchmark.table import refreshed
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_embedding_snippet_classifies_as_we_do(model: Path, sample: Path) -> None:
+    snippet = re.search(r"```python\n(import json\n.*?)```", README, re.DOTALL)
+    assert snippet and "import runtime" not in snippet[1]
+    photo = next((sample / "rendang").glob("*.jpg"))
+    code = snippet[1].replace("artifacts/models/resnet34/model.onnx", str(model / "model.onnx"))
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("photo.jpg", str(photo))], capture_output=True, text=True, check=True
+    )
+    with runtime.load(model) as classifier:
+        ours = classifier(photo)
+    label, probability = done.stdout.rsplit(maxsplit=1)
+    assert label == ours.label and float(probability) == pytest.approx(ours.probability, abs=0.01)
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_tables_are_generated_from_the_committed_rows(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert "<!-- table" in text
+    assert refreshed(text, ROOT) == text, "stale: run make readme"
+
+
+@pytest.mark.parametrize("command", ["training", "export", "runtime", "demo"])
+def test_each_stage_explains_itself_from_any_directory(command: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "usage" in done.stdout.lower()
+
+
+@pytest.mark.parametrize("script", ["runtime/bench.py", "demo/app.py"])
+def test_the_plain_paths_work_from_any_directory(script: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "usage" in done.stdout.lower()
+
+
+def test_make_help_names_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"\.PHONY: (.*)", text)[1].split()
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in helped.splitlines()} == set(targets)
+
+
+def test_make_refuses_a_python_without_venv(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n')
+    python.chmod(0o755)
+    (tmp_path / "constraints.txt").touch()
+    (tmp_path / "pyproject.toml").touch()
+    make = ["make", "-f", str(ROOT / "Makefile"), "setup", f"PYTHON={python}"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "sudo apt-get install -y python3-venv" in done.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_runtime_imports_nothing_of_ours() -> None:
+    for file in (ROOT / "runtime").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(from|import) (training|export|demo)\b", text, re.MULTILINE), file.name
+    for file in (ROOT / "training").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (export|demo)\b", file.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_no_stage_folder_shadows_a_library() -> None:
+    stages = [ROOT / name for name in ("training", "export", "runtime", "demo")]
+    names = {file.stem for stage in stages for file in stage.glob("*.py")} - {"__init__", "__main__"}
+    libraries = {"onnx", "onnxruntime", "openvino", "tensorrt", "torch", "gradio", "numpy", "lightning", "tyro", "nncf"}
+    assert not names & (libraries | set(sys.stdlib_module_names))

@@ -1,0 +1,85 @@
+"""The long promises, run by `make verify`: the main job as a stranger runs it, and the claims about speed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import runtime
+from runtime.benchmark.rows import read_rows
+from runtime.deployment import Deployment
+from runtime.receipt import Receipt
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of `make`, with its outputs kept beside it."""
+    out = tmp_path_factory.mktemp("artifacts")
+    started = time.perf_counter()
+    done = subprocess.run(["make", f"OUT={out}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    (out / "stdout").write_text(done.stdout, encoding="utf-8")
+    (out / "seconds").write_text(str(time.perf_counter() - started), encoding="utf-8")
+    return out
+
+
+def test_make_ends_with_table_choice_reason_and_the_line_for_the_demo(out: Path) -> None:
+    printed = (out / "stdout").read_text(encoding="utf-8")
+    table, _, end = printed.rpartition("\nchoice: ")
+    assert "| candidate | batch | ms" in table and "reason: fastest of" in end and "make demo" in end
+    assert (
+        json.loads(printed.splitlines()[-1])["choice"] == Deployment.read(out / "deployment.json").choice.candidate.name
+    )
+
+
+def test_make_takes_less_than_8_minutes(out: Path) -> None:
+    assert float((out / "seconds").read_text(encoding="utf-8")) < 480
+
+
+def test_the_quick_recipe_learns_the_drawn_dishes(out: Path) -> None:
+    found = {folder.name: Receipt.read(folder).spec.validation["accuracy"] for folder in (out / "models").iterdir()}
+    assert set(found) == {"plain34", "resnet34", "se_resnet34"}
+    assert min(found.values()) >= 0.90, found
+
+
+def test_the_choice_answers_right_on_its_examples(out: Path) -> None:
+    with runtime.load(out / "deployment.json") as classifier:
+        assert classifier.spec.data["drawn"] and not classifier.passed_over
+        for example in (out / classifier.spec.architecture).glob("examples/*.png"):
+            assert classifier(example).label in example.name
+
+
+def test_the_second_make_redoes_nothing(out: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in ("checkpoint.pt", "model.json")}
+    done = subprocess.run(["make", f"OUT={out}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.count("up to date") == 7  # three networks trained, three exported, one race
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def claim(*command: str) -> dict:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_training_is_faster_than_a_plain_loop(out: Path) -> None:
+    row = claim("-m", "training.speed", "--out", str(out))
+    assert row["ratio"] >= 1.8, row
+
+
+def test_cold_start_takes_a_quarter_of_pytorchs(out: Path) -> None:
+    row = claim("-m", "runtime.benchmark.cold_start", "--out", str(out))
+    assert row["ratio"] >= 4, row
+
+
+def test_the_committed_race_keeps_the_claim_about_resnet34() -> None:
+    rows = [row for row in read_rows(ROOT / "results" / "food5.jsonl") if row["architecture"] == "resnet34"]
+    pytorch = min(row["milliseconds"] for row in rows if row["backend"] == "pytorch")
+    passed = min(row["milliseconds"] for row in rows if row["verdict"] == "pass")
+    assert pytorch / passed >= 2.5

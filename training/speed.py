@@ -1,0 +1,126 @@
+"""`python -m training.speed`: photos per second of our trainer against a plain FP32 loop on the same photos.
+
+The plain loop is what a tutorial writes: decode with Pillow each epoch, FP32, NCHW, torchvision's ResNet-34, AdamW.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from runtime.benchmark.ratio import compare
+from runtime.benchmark.rows import append_rows
+from runtime.errors import exit_with_one_sentence
+from training.dataset import Data, load_data
+from training.recipe import Recipe
+
+
+def main() -> None:
+    """Race both loops in processes of their own; with `--loop` be one of them."""
+    parser = argparse.ArgumentParser(prog="python -m training.speed", description=__doc__)
+    parser.add_argument("--data", type=Path, help="photo set; the drawn sample in OUT/sample by default")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    parser.add_argument("--size", type=int, default=224, help="image size, pixels")
+    parser.add_argument("--batch", type=int, default=32, help="photos per step")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps, after two of warm-up")
+    parser.add_argument("--rounds", type=int, default=3, help="counted pairs of runs")
+    parser.add_argument("--rows", type=Path, help="append the row to this .jsonl")
+    parser.add_argument("--loop", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.loop:
+        data = load_data(_source(arguments), 0.2, 0)
+        recipe = Recipe(image_size=arguments.size, batch_size=arguments.batch, epochs=1, warmup_epochs=0)
+        steps = min(arguments.steps, len(data.train) // arguments.batch - 2)
+        rate = _ours(data, recipe, arguments.out, steps) if arguments.loop == "ours" else _plain(data, recipe, steps)
+        print(json.dumps({"photos_per_second": rate}))
+        return
+    command = ["-m", "training.speed", "--data", str(_source(arguments)), "--out", str(arguments.out)]
+    command += ["--size", str(arguments.size), "--batch", str(arguments.batch), "--steps", str(arguments.steps)]
+    row = compare(
+        f"training ResNet-34 at {arguments.size} px against a plain FP32 NCHW loop",
+        [*command, "--loop", "ours"],
+        [*command, "--loop", "plain"],
+        target=1.8,
+        rounds=arguments.rounds,
+        measure="photos_per_second",
+    )
+    if arguments.rows:
+        append_rows(arguments.rows, [row])
+    print(json.dumps(row))
+
+
+def _source(arguments: argparse.Namespace) -> Path:
+    from training.sample_dishes import write_sample
+
+    return arguments.data or write_sample(arguments.out / "sample")
+
+
+def _ours(data: Data, recipe: Recipe, out: Path, steps: int) -> float:
+    """The very module, data and settings of `training.train`, stopped after a few steps."""
+    import lightning as L
+    from torch.utils.data import DataLoader
+
+    from training.dataset import TrainPhotos
+    from training.train import Fitting, quieten, resolve_device, silent
+
+    class Clock(L.Callback):
+        def on_train_batch_start(
+            self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            if batch_idx == 2:
+                self.started = time.perf_counter()
+
+        def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            self.seconds = time.perf_counter() - self.started
+
+    quieten()
+    photos = TrainPhotos(data, recipe.image_size, recipe.augmentation, recipe.smallest_crop, out / "cache", silent)
+    clock = Clock()
+    accelerator, precision = resolve_device("cpu", recipe.precision)
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        precision=precision,  # type: ignore[arg-type]  # a str from our table, a Literal there
+        max_steps=steps + 2,
+        max_epochs=1,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Fitting("resnet34", len(data.classes), recipe), DataLoader(photos, recipe.batch_size, shuffle=True))
+    return steps * recipe.batch_size / clock.seconds
+
+
+def _plain(data: Data, recipe: Recipe, steps: int) -> float:
+    import torch
+    from PIL import Image
+    from torchvision import models, transforms
+
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(recipe.image_size, (recipe.smallest_crop, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.TrivialAugmentWide(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    model = models.resnet34(num_classes=len(data.classes))
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate)
+    started = 0.0
+    for step in range(steps + 2):
+        if step == 2:
+            started = time.perf_counter()
+        chosen = data.train[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        images = torch.stack([transform(Image.open(data.photos[i].path).convert("RGB")) for i in chosen])
+        loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(data.labels[chosen]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return steps * recipe.batch_size / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)
