@@ -1,0 +1,235 @@
+"""Find duplicate photos before they are split into training and validation.
+
+A picture on both sides of a split is a leak: the score then measures memory. Identical files are the easy case;
+re-encoded, resized, cropped and recoloured copies are as common, and so are several shots of one dish. No step compares
+all pairs or holds all photos in memory:
+
+1. Each file is read once, as a small thumbnail: SHA-256, perceptual hash, colour histogram and SIFT features, kept in a
+   temporary file of 83 kB a photo (TMPDIR chooses where).
+2. The shortlist: each photo's nearest neighbours by colours, by perceptual hash and by a VLAD descriptor, which pools
+   the SIFT features into one vector that crops and recolouring hardly move (Jégou et al. 2012, TPAMI 34).
+3. The check: SIFT matches of two photos must agree on one affine map (RANSAC). One photo is laid over the other by it,
+   and inside the outline of the matches both must look alike, which a watermark that they share does not pass.
+
+"Same picture" and "same scene" differ outside the matches. However cropped, scaled, stretched or recoloured, a copy is
+an affine map of its original *everywhere*: nearly all matches agree, and all that overlaps correlates. A second shot
+from elsewhere sees depth, so one map fits a part of it and the rest is displaced; a dish cut out and laid on another
+background ends alike. Correlation ignores brightness and contrast. Mirrored copies are not looked for.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cv2
+import imagehash
+import numpy as np
+from joblib import Parallel, delayed
+from PIL import Image
+from scipy.cluster.hierarchy import DisjointSet
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+
+from runtime.environment import usable_cores
+from runtime.errors import BadPhoto
+from runtime.preprocess import decode
+
+Kind = Literal["identical", "same picture", "same scene"]
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+SIDE = 320  # longer side of a thumbnail, pixels
+FEATURES = 600  # SIFT features kept of a thumbnail, the strongest
+COLOUR_BINS = (16, 4, 4)  # of the hue, saturation and value histogram
+LOOKALIKES = 8  # nearest photos that are checked, once by VLAD descriptor and once by colours
+HASH_LOOKALIKES, HASH_BITS = 4, 12  # nearest perceptual hashes, if they differ by at most so many of 64 bits
+WORDS, COMPONENTS, SAMPLE = 256, 256, 1000  # VLAD: visual words, dimensions kept, photos to learn both from
+RATIO = 0.75  # nearest to second nearest descriptor distance; Lowe 2004 (IJCV 60, section 7.1) rejects above 0.8
+REPROJECTION = 4.0  # thumbnail pixels by which a match may miss the affine map
+INLIERS = 20  # matches that must agree on the map
+BLUR = 2.0  # standard deviation, thumbnail pixels: correlation forgives resampling and slight misalignment
+# Measured: second shots correlate by 0.78 or more inside the outline of their matches, which covers 0.08 or more of
+# the overlap; photos that share a watermark only stay below 0.5 or 0.02
+OUTLINE_CORRELATION, OUTLINE_SHARE = 0.65, 0.05
+# Measured: of copies, 0.87 or more of the matches agree and the overlap correlates by 0.8 or more (0.88 without text
+# laid over them); second shots stay below 0.85 and 0.85, and below 0.8 in one of the two
+AGREEING, OVERLAP_CORRELATION = 0.8, 0.8
+
+_SIFT = [("features", "i4"), ("points", "f4", (FEATURES, 2)), ("descriptors", "u1", (FEATURES, 128))]
+_PHOTO = np.dtype([("hash", "?", 64), ("colours", "f4", COLOUR_BINS), *_SIFT])
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two duplicates, as indexes into the given paths (`first` < `second`), and the evidence."""
+
+    first: int
+    second: int
+    kind: Kind
+    inliers: int  # SIFT matches that agree on one affine map; 0 for identical files, which are not matched
+    hash_distance: int  # bits by which the two 64-bit perceptual hashes differ
+    correlation: float  # of the grey values where the aligned pictures overlap, -1 to 1
+
+
+def find_duplicates(paths: Sequence[Path], progress: Progress = lambda items, what, total: items) -> list[Pair]:
+    """The duplicate pairs among the photos, sorted by index.
+
+    Unreadable files are left out: it is for the caller to report them. Of several identical files only the first is
+    compared with other photos, and each further one is paired with that first; `groups` gives the whole clusters.
+    """
+    pairs: list[Pair] = []
+    originals: dict[str, int] = {}  # SHA-256 to index
+    # Photos and pairs are what runs in parallel; threads inside each small matrix product would slow that down
+    with tempfile.TemporaryFile() as file, threadpool_limits(1):
+        photos = _Photos(paths, np.memmap(file, _PHOTO, "w+", shape=max(1, len(paths))))
+        digests = progress(_each(photos.read, range(len(paths))), "reading photos", len(paths))
+        for index, digest in enumerate(digests):
+            if digest and (first := originals.setdefault(digest, index)) != index:
+                pairs.append(Pair(first, index, "identical", 0, 0, 1.0))
+        shortlist = _shortlist(photos, np.array(list(originals.values()), int))
+        checked = progress(_each(photos.compare, shortlist), "comparing look-alikes", len(shortlist))
+        pairs += [pair for pair in checked if pair]
+    return sorted(pairs, key=lambda pair: (pair.first, pair.second))
+
+
+def groups(count: int, pairs: Iterable[Pair], kinds: Sequence[Kind] = get_args(Kind)) -> list[list[int]]:
+    """The clusters of two or more among `count` photos that pairs of these kinds join; indexes, sorted."""
+    joined = DisjointSet(range(count))
+    for pair in pairs:
+        if pair.kind in kinds:
+            joined.merge(pair.first, pair.second)
+    return sorted(sorted(cluster) for cluster in joined.subsets() if len(cluster) > 1)
+
+
+def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+    """The function's results in order, from one thread per core (OpenCV, Pillow and NumPy release the GIL)."""
+    return Parallel(usable_cores(), prefer="threads", return_as="generator")(delayed(function)(item) for item in items)
+
+
+class _Photos:
+    """What is kept of each photo (`records`, one `_PHOTO` per path, on disk), and the comparison of two."""
+
+    def __init__(self, paths: Sequence[Path], records: np.ndarray):
+        self.paths, self.records = paths, records
+        self.grey = lru_cache(256)(lambda index: np.asarray(_thumbnail(paths[index].read_bytes()).convert("L")))
+
+    def read(self, index: int) -> str | None:
+        """Fill the photo's record; its SHA-256, or None when it cannot be read."""
+        try:
+            content = self.paths[index].read_bytes()
+            image = _thumbnail(content)
+        except (OSError, BadPhoto):
+            return None
+        record = self.records[index]
+        record["hash"] = imagehash.phash(image).hash.ravel()
+        colours = cv2.calcHist([np.asarray(image.convert("HSV"))], [0, 1, 2], None, COLOUR_BINS, [0, 256] * 3)
+        record["colours"] = np.sqrt(colours / colours.sum())  # distances of roots are Hellinger's
+        keypoints, descriptors = cv2.SIFT.create(FEATURES).detectAndCompute(np.asarray(image.convert("L")), None)
+        record["features"] = count = min(len(keypoints), FEATURES)  # OpenCV keeps ties, so it may return more
+        if count:
+            record["points"][:count] = cv2.KeyPoint.convert(keypoints[:count])
+            record["descriptors"][:count] = descriptors[:count]
+        return hashlib.sha256(content).hexdigest()
+
+    def descriptors(self, index: int) -> np.ndarray:
+        """The SIFT descriptors at length 1; float32 `[features, 128]`."""
+        record = self.records[index]
+        return _unit(record["descriptors"][: record["features"]].astype(np.float32))
+
+    def compare(self, indexes: tuple[int, int]) -> Pair | None:
+        """The two photos as a pair, or None when they do not show the same."""
+        a, b = (self.records[index] for index in indexes)
+        of, to = _matches(*(self.descriptors(index) for index in indexes))
+        if len(of) < INLIERS:
+            return None
+        affine, agree = cv2.estimateAffine2D(a["points"][of], b["points"][to], ransacReprojThreshold=REPROJECTION)
+        if affine is None or (inliers := int(agree.sum())) < INLIERS:
+            return None
+        above, below = (self.grey(index) for index in indexes)
+        overlap = cv2.warpAffine(np.full_like(above, 255), affine, below.shape[::-1], flags=cv2.INTER_NEAREST)
+        above = cv2.GaussianBlur(cv2.warpAffine(above, affine, below.shape[::-1]), (0, 0), BLUR)
+        below = cv2.GaussianBlur(below, (0, 0), BLUR)
+        hull = cv2.convexHull(b["points"][to[agree[:, 0] > 0]]).astype(np.int32)
+        outline = cv2.fillConvexPoly(np.zeros_like(overlap), hull, 255)
+        if outline.sum() < OUTLINE_SHARE * overlap.sum() or cv2.computeECC(above, below, outline) < OUTLINE_CORRELATION:
+            return None
+        correlation = cv2.computeECC(above, below, overlap)
+        copy = inliers >= AGREEING * len(of) and correlation >= OVERLAP_CORRELATION
+        distance = int((a["hash"] != b["hash"]).sum())
+        return Pair(*indexes, "same picture" if copy else "same scene", inliers, distance, correlation)
+
+
+def _thumbnail(content: bytes) -> Image.Image:
+    image = decode(content, SIDE)
+    image.thumbnail((SIDE, SIDE))
+    return image
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def _matches(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowe's ratio test between unit descriptors `[n, 128]` and `[m, 128]`; rows of each, no row twice."""
+    if min(len(first), len(second)) < 2:
+        return np.empty(0, int), np.empty(0, int)
+    cosine = first @ second.T
+    rows, best = np.arange(len(first)), cosine.argmax(1)
+    nearest = cosine[rows, best]
+    cosine[rows, best] = -1
+    passed = np.flatnonzero(1 - nearest < RATIO**2 * (1 - cosine.max(1)))  # squared distance is 2 - 2 cosine
+    to, once = np.unique(best[passed], return_index=True)
+    return passed[once], to
+
+
+def _shortlist(photos: _Photos, indexes: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of the photos at `indexes` worth comparing."""
+    if len(indexes) < 2:
+        return []
+    near = [
+        _neighbours(_vlad(photos, indexes), LOOKALIKES),
+        _neighbours(photos.records["colours"][indexes].reshape(len(indexes), -1), LOOKALIKES),
+        # of bits, the squared distance counts those that differ
+        _neighbours(photos.records["hash"][indexes].astype(np.float32), HASH_LOOKALIKES, (HASH_BITS + 0.5) ** 0.5),
+    ]
+    pairs = np.unique(np.sort(np.concatenate(near), axis=1), axis=0)
+    return [(first, second) for first, second in indexes[pairs].tolist()]
+
+
+def _neighbours(rows: np.ndarray, count: int, farthest: float = np.inf) -> np.ndarray:
+    """Each row with its `count` nearest others up to this distance; `[pairs, 2]`. Works by blocks of bounded size."""
+    count = min(count, len(rows) - 1)
+    distance, other = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(rows).kneighbors()
+    pairs = np.stack([np.repeat(np.arange(len(rows)), count), other.ravel()], axis=1)
+    return pairs[distance.ravel() <= farthest]
+
+
+def _vlad(photos: _Photos, indexes: np.ndarray) -> np.ndarray:
+    """A unit vector per photo: its features' offsets from their visual words, summed per word, and reduced by PCA."""
+
+    def features(index: int) -> np.ndarray:  # roots: RootSIFT, Arandjelović and Zisserman, CVPR 2012
+        return _unit(np.sqrt(photos.descriptors(index)))
+
+    def pooled(index: int) -> np.ndarray:
+        found = features(index)
+        nearest = (found @ words.T - (words**2).sum(1) / 2).argmax(1)
+        member = np.eye(len(words), dtype=np.float32)[nearest]
+        return _unit(member.T @ found - member.sum(0)[:, None] * words).ravel()
+
+    rng = np.random.default_rng(0)
+    sample = rng.permutation(indexes)[:SAMPLE]
+    some = np.concatenate([rng.permutation(features(index))[:60] for index in sample])
+    if len(some) < 2:  # featureless pictures only
+        return np.zeros((len(indexes), 1), np.float32)
+    # Random initial words: k-means++ prefers outliers, and finds fewer copies
+    kmeans = MiniBatchKMeans(min(WORDS, len(some)), init="random", n_init=1, batch_size=4096, random_state=0)
+    words = kmeans.fit(some).cluster_centers_
+    learned = np.stack(list(_each(pooled, sample)))
+    pca = PCA(min(COMPONENTS, *learned.shape), iterated_power=2, random_state=0).fit(learned)
+    blocks = np.array_split(indexes, -(-len(indexes) // 256))
+    return _unit(np.concatenate([pca.transform(np.stack(list(_each(pooled, block)))) for block in blocks]))
