@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 BENCH_SECONDS ?= 180
 PYTHON ?= python3
 PY     := .venv/bin/python
-EXTRAS := train,export,cpu,openvino,tensorrt-rtx,demo,dev
+EXTRAS := train,transfer,export,cpu,openvino,tensorrt-rtx,demo,dev
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:

@@ -7,7 +7,16 @@ from runtime.candidate import Candidate, candidates_in, judged
 from runtime.evaluation import GATES, JudgingSet
 from runtime.spec import ModelSpec
 
-_HEADER = ("candidate", "verdict", "accuracy", "agreement", "flipped", "logit shift", "computed in", "why")
+_HEADER = (
+    "candidate",
+    "verdict",
+    "accuracy (difference, 95 % interval)",
+    "agreement",
+    "flipped",
+    "logit shift",
+    "computed in",
+    "why",
+)
 
 
 def judge_folder(architecture: str, folder: Path, judging: JudgingSet, say: Callable[[str], None]) -> list[Candidate]:
@@ -44,7 +53,9 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
     share = ", ".join(f"{100 * part:.0f} % {precision}" for precision, part in candidate.precision_share.items())
     flipped = f"{len(figures['flipped'])} of {figures['photos']}"
     shift = f"{figures['shift']:.2g} (worst {figures['worst_shift']:.2g})"
-    accuracy, agreement = f"{figures['accuracy']:.3f}", f"{100 * figures['agreement']:.1f} %"
+    low, high = figures["accuracy_difference_interval"]
+    accuracy = f"{figures['accuracy']:.3f} ({figures['accuracy_difference']:+.3f}, {low:+.3f} to {high:+.3f})"
+    agreement = f"{100 * figures['agreement']:.1f} %"
     return name, candidate.verdict, accuracy, agreement, flipped, shift, share, reasons
 
 
@@ -73,6 +84,8 @@ def report(spec: ModelSpec, candidates: list[Candidate], judging: JudgingSet, sk
         "",
     ]
     for candidate in candidates:
+        if candidate.figures and not candidate.figures["keeps_99_percent"]:
+            lines.append(f"- {candidate.name} has less than 99 % of the FP32 accuracy (MLPerf's rule; not a gate here)")
         for flip in candidate.figures.get("flipped", []):
             lines.append(f"- {candidate.name} flips {judging.names[flip['photo']]}, margin {flip['margin']:.3f}")
     lines += [f"- {reason}" for reason in skipped]

