@@ -18,6 +18,7 @@ from PIL import Image
 
 from export import parity
 from export.engine import Built, Profile, build_for_every_flavour
+from export.golden import write_golden
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
 from runtime.evaluation import JudgingSet
@@ -116,6 +117,7 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
                 f"the FP32 file does not agree with {run / 'checkpoint.pt'} ({wrong[0].name}: {wrong[0].reasons[0]}); "
                 "nothing was replaced"
             )
+        write_golden(model, spec, new, candidates)
         _write_examples(new / "examples", judging, spec)
         (new / "parity.md").write_text(parity.report(spec, candidates, judging, skipped), encoding="utf-8")
         names = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())

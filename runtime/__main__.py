@@ -6,10 +6,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime import environment
+from runtime import environment, golden
 from runtime.backends import available_backends
 from runtime.classifier import load
-from runtime.errors import BadPhoto, GateFailed, exit_with_one_sentence
+from runtime.errors import BadPhoto, GateFailed, SajiError, exit_with_one_sentence
 from runtime.preprocess import MAX_PIXELS
 from runtime.receipt import Receipt
 
@@ -24,12 +24,16 @@ def main() -> None:
     classify.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
     show = verbs.add_parser("show", help="print a model folder's receipt: spec, files, verdicts")
     show.add_argument("model", type=Path, help="a folder with model.json")
+    selftest = verbs.add_parser("selftest", help="let every candidate that passed answer the golden picture")
+    selftest.add_argument("model", type=Path, help="a folder with model.json")
     verbs.add_parser("doctor", help="say which backends this machine can run, and what the others need")
     arguments = parser.parse_args()
     if arguments.verb == "classify":
         _classify(arguments.photos, arguments.model, arguments.json)
     elif arguments.verb == "show":
         _show(arguments.model)
+    elif arguments.verb == "selftest":
+        _selftest(arguments.model)
     else:
         _doctor()
 
@@ -73,6 +77,23 @@ def _show(folder: Path) -> None:
         print(
             f"  {candidate.name}: {candidate.verdict}{'; ' if candidate.reasons else ''}{'; '.join(candidate.reasons)}"
         )
+
+
+def _selftest(folder: Path) -> None:
+    receipt, failed = Receipt.read(folder), 0
+    passed = [candidate for candidate in receipt.candidates if candidate.verdict == "pass" and candidate.servable]
+    for candidate in passed:
+        try:
+            receipt.verify(folder, candidate.file)
+            engine = candidate.open(folder)
+            found = golden.check(engine, folder, receipt.spec, candidate.precision, candidate.name)
+            engine.close()
+            print(f"right: {candidate.name} (a probability differs by at most {found:.4f})")
+        except SajiError as error:
+            failed += 1
+            print(f"wrong: {candidate.name}: {error}")
+    if failed:
+        raise GateFailed(f"{failed} of {len(passed)} candidates do not answer the golden picture as they should")
 
 
 def _doctor() -> None:

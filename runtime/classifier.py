@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime import golden
 from runtime.backends import Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError, Unavailable
@@ -126,7 +127,7 @@ def _from_deployment(path: Path, threads: int) -> Classifier:
             receipt.verify(folder, place.candidate.file)
             if receipt.files[place.candidate.file]["sha256"] != place.sha256:
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
-            engine = place.candidate.open(folder, threads)
+            engine = _opened(place.candidate, folder, receipt.spec, threads)
         except SajiError as error:
             passed_over.append(f"{place.candidate.name}: {error}")
             print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)
@@ -150,7 +151,19 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int) -> Cl
             f"{candidate.name} is not served, its verdict is {candidate.verdict}: {'; '.join(candidate.reasons)}"
         )
     receipt.verify(folder, candidate.file)
-    return Classifier(receipt.spec, candidate.open(folder, threads), candidate, "asked for by name")
+    engine = _opened(candidate, folder, receipt.spec, threads)
+    return Classifier(receipt.spec, engine, candidate, "asked for by name")
+
+
+def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int) -> Backend:
+    """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
+    engine = candidate.open(folder, threads)
+    try:
+        golden.check(engine, folder, spec, candidate.precision, candidate.name)
+    except SajiError:
+        engine.close()
+        raise
+    return engine
 
 
 def _from_file(path: Path, backend: str, precision: str, threads: int) -> Classifier:

@@ -1,6 +1,7 @@
 """Serving: open what was judged, prove it, answer; refuse everything else in one sentence."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from runtime.candidate import Candidate
 from runtime.deployment import Deployment, Measured, Policy, choose
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import JudgingSet
+from runtime.golden import Golden
 from runtime.receipt import Receipt
 
 HERE = [name for name in BACKENDS if unavailable_because(name) is None]
@@ -277,3 +279,32 @@ def test_receipts_that_are_damaged_are_refused(model: Path, tmp_path: Path) -> N
     (tmp_path / "model.json").write_text(json.dumps(good)[:500])
     with pytest.raises(BadModel, match="damaged"):
         Receipt.read(tmp_path)
+
+
+def test_every_load_checks_itself_against_the_golden_vector(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "resnet18"
+    shutil.copytree(model, copy)
+    with runtime.load(copy) as classifier:
+        golden = Golden.read(copy)
+        answer = classifier(copy / "golden.png").probabilities
+        assert [answer[name] for name in classifier.spec.classes] == pytest.approx(golden.probabilities, abs=1e-3)
+    replace(golden, probabilities=golden.probabilities[::-1]).write(copy)
+    with pytest.raises(NotAsAsked, match="golden picture otherwise"):
+        runtime.load(copy)
+    replace(golden, pixels_sha256="0" * 64).write(copy)
+    with pytest.raises(NotAsAsked, match="other pixels here"):
+        runtime.load(copy)
+    (copy / "golden.json").unlink()
+    with pytest.raises(BadModel, match="cannot be read"):
+        runtime.load(copy)
+
+
+def test_selftest_names_what_is_wrong_and_its_exit_status_tells(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "resnet18"
+    shutil.copytree(model, copy)
+    command = [sys.executable, "-m", "runtime", "selftest", str(copy)]
+    good = subprocess.run(command, capture_output=True, text=True)
+    assert good.returncode == 0 and good.stdout.count("right: ") == len(servable_here(model))
+    (copy / "model.onnx").write_bytes((copy / "model.int8.onnx").read_bytes())
+    bad = subprocess.run(command, capture_output=True, text=True)
+    assert bad.returncode == 1 and "model.onnx is not the file that was judged" in bad.stdout

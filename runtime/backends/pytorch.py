@@ -42,6 +42,7 @@ class PyTorch:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
         with self.torch.inference_mode():
             return self.module(self.torch.from_numpy(images)).numpy()
 
