@@ -96,7 +96,12 @@ def choose(
         if m not in passed:
             rejected.append({"candidate": m.candidate.name, "reason": _why_not(m.candidate)})
     if not passed:
-        raise GateFailed("no candidate passed parity on this machine, so nothing is served; see: make export")
+        why = "; ".join(
+            sorted({entry["reason"] for entry in rejected if "verdict unjudged" not in entry["reason"]})[:2]
+        )
+        raise GateFailed(
+            f"no candidate passed parity on this machine, so nothing is served ({why or 'none was judged'})"
+        )
     best = max(m.accuracy for m in passed)
     accurate, floor = [], best - policy.max_accuracy_drop
     for m in passed:

@@ -28,7 +28,7 @@ def test_the_embedding_snippet_classifies_as_we_do(model: Path, sample: Path) ->
     assert label == ours.label and float(probability) == pytest.approx(ours.probability, abs=0.01)
 
 
-@pytest.mark.parametrize("document", ["README.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
 def test_tables_are_generated_from_the_committed_rows(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     assert "<!-- table" in text

@@ -17,6 +17,7 @@ from export.graph import FORBIDDEN_IN_OURS, check_contract, export_onnx, multipl
 from runtime.candidate import Candidate, judged
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError
 from runtime.evaluation import JudgingSet
+from runtime.files import replacing_folder
 from runtime.receipt import Receipt
 from training.classifier import PhotoClassifier, load_checkpoint, reference_logits
 
@@ -200,3 +201,33 @@ class TestTensorRtRtx:
         (tmp_path / "bad.onnx").write_bytes(b"garbage")
         with pytest.raises(SajiError, match=r"cannot read bad\.onnx"):
             build_engine(trt, tmp_path / "bad.onnx", tmp_path / "x.engine", "fp16", Profile())
+
+
+def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts(
+    model: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = Receipt.read(model)
+    bad = replace(receipt.candidates[2], verdict="fail", reasons=("shift 9 is above 1",))
+    spoilt = replace(receipt, candidates=(*receipt.candidates[:2], bad, *receipt.candidates[3:]))
+    monkeypatch.setattr(exporting, "export_model", lambda *args: spoilt)
+    monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2])])
+    with pytest.raises(GateFailed, match="the others keep their verdicts") as error:
+        exporting.main()
+    assert error.value.exit_status == 1
+    printed = capsys.readouterr().out
+    assert "shift 9 is above 1" in printed and json.loads(printed.splitlines()[-1])["failed"] == [bad.name]
+
+
+def test_a_folder_replaced_whole_keeps_the_old_one_when_the_disk_is_full(tmp_path: Path) -> None:
+    old = tmp_path / "model"
+    old.mkdir()
+    (old / "model.json").write_text("old")
+
+    def write() -> None:
+        with replacing_folder(old) as new:
+            (new / "model.onnx").write_text("new")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    assert (old / "model.json").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["model"]

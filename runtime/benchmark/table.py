@@ -1,13 +1,15 @@
 """Rows as Markdown, on the terminal and in the README; the README's tables are generated and a test holds them fresh.
 
 `python -m runtime.benchmark.table README.md` rewrites every block between `<!-- table FILE.jsonl -->` and
-`<!-- end -->` from that file of rows.
+`<!-- end -->` from that file of rows; with the word `best` after the file, only the fastest candidate of each
+architecture and its fastest PyTorch variant.
 """
 
 import re
 import sys
 from pathlib import Path
 
+from runtime.benchmark.rounds import ROOT
 from runtime.benchmark.rows import Row, read_rows
 from runtime.errors import SajiError, exit_with_one_sentence
 
@@ -22,7 +24,7 @@ _COLUMNS = (
     "file MB",
     "peak MiB",
 )
-_BLOCK = re.compile(r"(<!-- table (?P<file>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(?P<begin><!-- table (?P<file>\S+)(?P<best> best)? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
 
 def table(rows: list[Row]) -> str:
@@ -47,6 +49,14 @@ def table(rows: list[Row]) -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", conditions(rows)])
+
+
+def best(rows: list[Row]) -> list[Row]:
+    """Of each architecture and batch size the fastest row, and the fastest of PyTorch."""
+    fastest: dict[tuple[str, int, bool], Row] = {}
+    for row in sorted(rows, key=lambda row: -row["milliseconds"]):
+        fastest[row["architecture"], row["batch"], row["backend"] == "pytorch"] = row
+    return list(fastest.values())
 
 
 def claims(rows: list[Row]) -> str:
@@ -81,8 +91,9 @@ def refreshed(text: str, root: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         rows = read_rows(root / match["file"])
-        drawn = claims(rows) if rows[0]["experiment"] == "ratio" else table(rows)
-        return f"{match[1]}{drawn}\n{match[3]}"
+        if rows[0]["experiment"] == "ratio":
+            return f"{match['begin']}{claims(rows)}\n{match['end']}"
+        return f"{match['begin']}{table(best(rows) if match['best'] else rows)}\n{match['end']}"
 
     return _BLOCK.sub(block, text)
 
@@ -93,7 +104,7 @@ def main() -> None:
         raise SajiError("name the Markdown files to refresh: python -m runtime.benchmark.table README.md")
     for name in sys.argv[1:]:
         path = Path(name)
-        path.write_text(refreshed(path.read_text(encoding="utf-8"), path.resolve().parent), encoding="utf-8")
+        path.write_text(refreshed(path.read_text(encoding="utf-8"), ROOT), encoding="utf-8")
 
 
 if __name__ == "__main__":
