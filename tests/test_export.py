@@ -231,3 +231,26 @@ def test_a_folder_replaced_whole_keeps_the_old_one_when_the_disk_is_full(tmp_pat
     with pytest.raises(OSError, match="No space"):
         write()
     assert (old / "model.json").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_activations_are_unsigned_so_that_every_convolution_runs_in_int8(model: Path) -> None:
+    graph = onnx.load(model / "model.int8.onnx").graph
+    zero_points = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds = {zero_points[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert kinds == {onnx.TensorProto.UINT8}
+
+
+def test_se_resnet34_runs_in_int8_on_every_cpu_engine(tmp_path: Path) -> None:
+    """Signed outputs of its convolutions beside unsigned inputs once left two thirds of the work in FP32."""
+    from export.precision import quantise
+    from runtime.backends import open_backend
+
+    network = PhotoClassifier("se_resnet34", 5, {}).eval()
+    spec = replace(Receipt_spec(), architecture="se_resnet34")
+    export_onnx(network, spec, tmp_path / "model.onnx")
+    photos = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
+    quantise(tmp_path / "model.onnx", photos, spec, tmp_path / "model.int8.onnx")
+    for backend in ("ort-cpu", "openvino"):
+        engine = open_backend(backend, tmp_path / "model.int8.onnx", "int8")
+        assert engine.precision_share()["int8"] > 0.99
+        engine.close()
