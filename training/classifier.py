@@ -78,6 +78,7 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
 
 def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:
     """The FP32 answer on the CPU that every candidate is held against; uint8 `[N, S, S, 3]` → float32 `[N, C]`."""
+    images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
     model = model.float().cpu().eval()  # plain FP32 arithmetic, whatever the training used
     with torch.inference_mode():
         parts = [model(torch.from_numpy(images[i : i + batch])).numpy() for i in range(0, len(images), batch)]

@@ -1,0 +1,335 @@
+"""The demo: a photo becomes a dish, measured times and a reason; what is no photo becomes one clear sentence."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo import app
+from runtime.candidate import Candidate
+from runtime.classifier import Classifier
+from runtime.deployment import Deployment, Measured, Policy
+from runtime.errors import SajiError, Unavailable
+from runtime.preprocess import pixels
+from runtime.spec import Geometry, ModelSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
+RED, GREEN, BLUE = (200, 40, 30), (30, 180, 60), (30, 60, 200)
+SENTENCE = "photo.jpg is no picture that can be read (send a JPEG, PNG or WEBP photo)."
+
+
+class MeanColour:
+    """A backend without a network: the logit of class 0, 1, 2 is how red, green, blue the picture is."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.seen.append(images)
+        return images.mean(axis=(1, 2), dtype=np.float32) / 25
+
+    def precision_share(self) -> dict[str, float]:
+        return {"fp32": 1.0}
+
+    def close(self) -> None:
+        self.seen.clear()
+
+
+CANDIDATE = Candidate("resnet34", "model.int8.onnx", "openvino", "int8", verdict="pass", figures={"accuracy": 0.9712})
+
+
+def colour_classifier(**spec: Any) -> Classifier:
+    classes = ("red_rendang", "green_lalap", "blue_nasi_kerabu")
+    described = ModelSpec("colours", "resnet34", classes, Geometry.for_size(32), **spec)
+    return Classifier(described, MeanColour(), CANDIDATE, "fastest of 3 that passed")
+
+
+def deployment() -> Deployment:
+    rejected = ({"candidate": "resnet34 · ort-cpu · int8", "reason": "accuracy fell by <b>9</b> points"},)
+    machine = {"cpu": "Test CPU", "cpu_features": ["avx2"], "cores": 2, "memory_gib": 8.0, "gpu": None, "system": "L"}
+    choice = Measured(CANDIDATE, "models/resnet34", "0" * 64, 1, 2.5)
+    return Deployment(choice, "fastest of 3 that passed", (), rejected, Policy(), machine, {})
+
+
+def picture(path: Path, colour: tuple[int, int, int], **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (90, 60), colour).save(path, **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return colour_classifier()
+
+
+@pytest.fixture(scope="module")
+def address(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running demo of `classifier`."""
+    import uvicorn
+
+    from demo.page import build_page, web_app
+
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch, app.listen("127.0.0.1", 0) as listener:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        page = build_page(classifier, [picture(folder / "000_green.png", GREEN)], 2, deployment())
+        server = uvicorn.Server(uvicorn.Config(web_app(page), log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Any:
+    from gradio_client import Client
+
+    return Client(address, verbose=False)
+
+
+def ask(client: Any, file: Path) -> dict[str, Any]:
+    from gradio_client import handle_file
+
+    answer: dict[str, Any] = client.predict(handle_file(file), api_name="/classify")
+    return answer
+
+
+def test_client_gets_labels_with_probabilities_and_times(client: Any, tmp_path: Path) -> None:
+    answer = ask(client, picture(tmp_path / "a.png", RED))
+    assert answer["label"] == "red_rendang" and answer["sure"] is True
+    assert next(iter(answer["probabilities"])) == "red_rendang" and len(answer["probabilities"]) == 3
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert list(answer["milliseconds"]) == ["decode", "geometry", "inference"]
+    assert answer["served_by"] == "resnet34 · openvino · int8"
+
+
+def test_client_gets_our_sentence_for_a_file_that_is_no_picture(client: Any, tmp_path: Path) -> None:
+    text = tmp_path / "photo.jpg"
+    text.write_text("this is text")
+    with pytest.raises(Exception) as refusal:
+        ask(client, text)
+    assert str(refusal.value) == SENTENCE
+
+
+def test_a_path_of_the_serving_machine_is_no_upload(address: str, classifier: Classifier, tmp_path: Path) -> None:
+    private = picture(tmp_path / "private.png", RED)
+    before = len(classifier.backend.seen)  # type: ignore[attr-defined]
+    endpoint = f"{address}/gradio_api/call/classify"
+    body = json.dumps({"data": [{"path": str(private), "meta": {"_type": "gradio.FileData"}}]}).encode()
+    with urllib.request.urlopen(urllib.request.Request(endpoint, body, {"Content-Type": "application/json"})) as call:
+        event = json.load(call)["event_id"]
+    with urllib.request.urlopen(f"{endpoint}/{event}") as answer:
+        assert "was not uploaded by a user" in answer.read().decode()
+    assert len(classifier.backend.seen) == before  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM:
+        pytest.skip("no chromium here; install it, or name it with CHROMIUM=PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """The demo in a browser; fails the test when the page asks any other host for anything."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.locator("input[type=file]").wait_for(state="attached")
+    yield page
+    page.close()
+    hosts = {urlsplit(url).hostname for url in asked} - {None}  # blob: and data: have none
+    assert hosts == {"127.0.0.1"}
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("SAJI_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_browser_upload_shows_dish_probability_and_latency(page: Any, screenshots: Path, tmp_path: Path) -> None:
+    page.set_input_files("input[type=file]", picture(tmp_path / "a.jpg", RED))
+    time = page.locator(".time")
+    time.wait_for()
+    assert page.get_by_test_id("label-output-value").inner_text() == "red rendang"
+    rows = page.locator(".confidence-set")
+    assert rows.count() == 2 and "100%" in rows.first.inner_text()
+    assert all(part in time.inner_text() for part in ("ms", "decode", "geometry", "inference"))
+    page.screenshot(path=screenshots / "demo.png", full_page=True)
+
+
+def test_browser_says_what_is_no_picture_and_recovers(page: Any, screenshots: Path, tmp_path: Path) -> None:
+    page.set_input_files("input[type=file]", picture(tmp_path / "a.png", BLUE))
+    page.locator(".time").wait_for()
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    page.get_by_text("click an example").wait_for()
+    (tmp_path / "photo.jpg").write_text("this is text")
+    page.set_input_files("input[type=file]", tmp_path / "photo.jpg")
+    page.get_by_role("alert").wait_for()
+    assert page.get_by_role("alert").inner_text() == SENTENCE
+    assert page.get_by_test_id("label-output-value").count() == 0
+    page.screenshot(path=screenshots / "demo_no_picture.png", full_page=True)
+    page.locator(".gallery-item").click()
+    page.locator(".time").wait_for()
+    assert page.get_by_test_id("label-output-value").inner_text() == "green lalap"
+
+
+def test_browser_upload_reaches_the_model_with_our_pixels(page: Any, classifier: Classifier, tmp_path: Path) -> None:
+    """An upright, opaque, wide photo would pass through Gradio's own decoding too: this one is none of these."""
+    noise = np.random.default_rng(0).integers(0, 256, (70, 50, 4), np.uint8)
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    Image.fromarray(noise, "RGBA").save(tmp_path / "turned.png", exif=orientation)
+    page.set_input_files("input[type=file]", tmp_path / "turned.png")
+    page.locator(".time").wait_for()
+    seen = classifier.backend.seen[-1][0]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(seen, pixels(tmp_path / "turned.png", classifier.spec.geometry))
+
+
+def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.get_by_role("heading", level=1).count() == 1
+    assert page.locator(".chips span").all_inner_texts() == [
+        "resnet34",
+        "openvino",
+        "int8",
+        "parity: pass",
+        "accuracy 0.97",
+    ]
+    page.get_by_text("Why this one?").click()
+    why = page.locator(".why")
+    why.wait_for()
+    for said in (
+        "fastest of 3 that passed",
+        "resnet34 · ort-cpu · int8",
+        "fell by <b>9</b> points",
+        "Test CPU, 2 cores",
+    ):
+        assert said in why.inner_text()
+    right = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"
+    )
+    assert right <= 390, "on a phone something is cut off"
+    page.screenshot(path=screenshots / "demo_phone.png", full_page=True)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_page_says_when_the_model_knows_only_drawings(drawn: bool) -> None:
+    from demo.page import build_page
+
+    config = json.dumps(build_page(colour_classifier(data={"drawn": drawn})).get_config_file(), default=str)
+    assert ("drawn pictures, not photos" in config) is drawn
+
+
+def test_an_answer_below_the_rejection_threshold_is_not_sure(tmp_path: Path) -> None:
+    from demo.page import note_on
+
+    rejecting = colour_classifier(rejection={"rule": "max_probability", "threshold": 0.9})
+    assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))))
+    assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)))
+
+
+# The command line
+
+
+def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO", "PYTHONPATH"))}
+    if command[0].startswith("-"):  # a plain path has to find the repository by itself
+        environment["PYTHONPATH"] = str(ROOT)
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment, **streams)
+
+
+@pytest.mark.parametrize("command", [[str(ROOT / "demo" / "app.py")], ["-m", "demo"]])
+def test_nothing_trained_is_one_sentence_with_the_command(command: list[str], tmp_path: Path) -> None:
+    process = start(*command, cwd=tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, "")
+    assert err.count("\n") == 1 and "artifacts/deployment.json" in err and "make train export bench" in err
+
+
+def test_a_busy_port_is_one_sentence_naming_the_option() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SajiError, match="--port") as refusal:
+        app.listen("127.0.0.1", taken.getsockname()[1])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def deployed(tmp_path: Path) -> Path:
+    """A deployment with one example; its model is nowhere, `app.load` has to be replaced."""
+    deployment().write(tmp_path / "deployment.json")
+    picture(tmp_path / "models" / "resnet34" / "examples" / "000_green.png", GREEN)
+    return tmp_path
+
+
+def test_missing_gradio_is_said_with_the_line_that_installs_it(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "load", lambda path: colour_classifier())
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(deployed), "--port", "0"])
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "demo.page", raising=False)
+    with pytest.raises(Unavailable, match=r"gradio is not installed.*\[demo\]"):
+        app.main()
+
+
+def test_an_examples_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SajiError, match="--examples"):
+        app.pictures_in(tmp_path)
+
+
+SERVE = """
+import signal, socket, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has Ctrl-C switched off
+from demo import app
+from test_demo import colour_classifier
+look_up = socket.getaddrinfo
+def telling(host, *rest, **options):
+    print("LOOKED UP", host, file=sys.stderr)
+    return look_up(host, *rest, **options)
+socket.getaddrinfo = telling
+app.load = lambda path: colour_classifier()
+app.exit_with_one_sentence(app.main)
+"""
+
+
+def test_command_serves_until_interrupted_and_asks_no_other_host(deployed: Path) -> None:
+    script = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
+    process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed)
+    too_long = threading.Timer(120, process.kill)
+    too_long.start()
+    try:
+        said = process.stderr.readline()  # type: ignore[union-attr]
+        assert said.startswith("serving resnet34 · openvino · int8 on http://127.0.0.1:"), said
+        with urllib.request.urlopen(said.split()[-1]) as answer:
+            page = answer.read().decode()
+        assert "Which dish is this?" in page and "000_green.png" in page
+        process.send_signal(signal.SIGINT)
+        out, rest = process.communicate()
+        assert (process.returncode, out, rest) == (130, "", "saji: stopped by Ctrl-C; finished files are kept\n")
+    finally:
+        process.kill()
+        too_long.cancel()
