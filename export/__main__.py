@@ -35,8 +35,9 @@ class Command:
     """The training run; may be left out when there is only one."""
     archs: tuple[str, ...] = ()
     """Architectures of the run; all by default."""
-    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
-    """Files to write; fp32 is always written, it is the base of the others."""
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
+    """Precisions that must pass: exit status 1 when one fails. By default all are tried, and a lower one that fails is
+    refused without failing the export. fp32 is always written and must always pass."""
     targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
     """GPU architectures that TensorRT-RTX builds for ahead of time."""
     batch: tuple[int, int, int] = (1, 1, 32)
@@ -54,12 +55,17 @@ def main() -> None:
     archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
     if not archs:
         raise SajiError(f"{run} holds no checkpoint; train first with: make train")
-    failed = []
+    failed, refused = [], []
     for architecture in archs:
         receipt = export_model(run / architecture, command.out / "models" / architecture, command, _say)
-        failed += parity.failures(list(receipt.candidates))
+        for candidate in parity.failures(list(receipt.candidates)):
+            asked = candidate.precision in (*command.precisions, "fp32")
+            (failed if asked else refused).append(candidate)
         print(f"\n{architecture}: {receipt.spec.name}\n{parity.table(list(receipt.candidates))}")
-    print(json.dumps({"run": run.name, "archs": archs, "failed": [candidate.name for candidate in failed]}))
+    for candidate in refused:
+        print(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")
+    names = {"failed": [candidate.name for candidate in failed], "refused": [candidate.name for candidate in refused]}
+    print(json.dumps({"run": run.name, "archs": archs, **names}))
     if failed:
         raise GateFailed(
             f"parity failed for {', '.join(candidate.name for candidate in failed)}; the others keep their verdicts, "
@@ -77,7 +83,8 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
     from training.classifier import load_checkpoint, reference_logits
 
     model, spec = load_checkpoint(run / "checkpoint.pt")
-    request = {"precisions": command.precisions, "targets": command.targets, "batch": command.batch}
+    precisions = command.precisions or ("fp32", "fp16", "int8")
+    request = {"precisions": precisions, "targets": command.targets, "batch": command.batch}
     request = json.loads(json.dumps(request))
     digest = sha256_file(run / "checkpoint.pt")
     earlier = None if command.force else _up_to_date(folder, digest, request)
@@ -94,13 +101,13 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         say(f"{spec.architecture}: writing model.onnx and model.pt2")
         export_onnx(model, spec, new / "model.onnx")
         export_pt2(model, spec, new / "model.pt2")
-        if "int8" in command.precisions:
+        if "int8" in precisions:
             say(f"{spec.architecture}: calibrating model.int8.onnx")
             calibration = JudgingSet.load(run / "calibration.npz").images
             quantise(new / "model.onnx", calibration, spec, new / "model.int8.onnx")
         engines: dict[str, Built] = {}
         skipped: list[str] = []
-        if "fp16" in command.precisions:
+        if "fp16" in precisions:
             say(f"{spec.architecture}: writing model.fp16.onnx and engines")
             export_onnx(HalfPrecision(model), spec, new / "model.fp16.onnx")
             engines = build_for_every_flavour(

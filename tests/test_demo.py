@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
+PATIENCE = 300  # seconds; a training beside the tests leaves them a tenth of a processor
 RED, GREEN, BLUE = (200, 40, 30), (30, 180, 60), (30, 60, 200)
 SENTENCE = "photo.jpg is no picture that can be read (send a JPEG, PNG or WEBP photo)."
 
@@ -146,7 +147,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no chromium here; install it, or name it with CHROMIUM=PATH")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS, timeout=1000 * PATIENCE)
         yield browser
         browser.close()
 
@@ -155,6 +156,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, address: str) -> Iterator[Any]:
     """The demo in a browser; fails the test when the page asks any other host for anything."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(1000 * PATIENCE)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
@@ -268,7 +270,7 @@ def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("command", [[str(ROOT / "demo" / "app.py")], ["-m", "demo"]])
 def test_nothing_trained_is_one_sentence_with_the_command(command: list[str], tmp_path: Path) -> None:
     process = start(*command, cwd=tmp_path)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (2, "")
     assert err.count("\n") == 1 and "artifacts/deployment.json" in err and "make train export bench" in err
 
@@ -319,11 +321,11 @@ app.exit_with_one_sentence(app.main)
 def test_command_serves_until_interrupted_and_asks_no_other_host(deployed: Path) -> None:
     script = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
     process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed)
-    too_long = threading.Timer(120, process.kill)
+    too_long = threading.Timer(PATIENCE, process.kill)
     too_long.start()
     try:
         said = process.stderr.readline()  # type: ignore[union-attr]
-        assert said.startswith("serving resnet34 · openvino · int8 on http://127.0.0.1:"), said
+        assert said.startswith("serving resnet34 · openvino · int8 on http://127.0.0.1:"), (said, process.poll())
         with urllib.request.urlopen(said.split()[-1]) as answer:
             page = answer.read().decode()
         assert "Which dish is this?" in page and "000_green.png" in page
