@@ -19,6 +19,7 @@ from PIL import Image
 from export import parity
 from export.engine import Built, Profile, build_for_every_flavour
 from export.golden import write_golden
+from runtime.candidate import Candidate
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
 from runtime.evaluation import JudgingSet
@@ -55,7 +56,8 @@ def main() -> None:
     archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
     if not archs:
         raise SajiError(f"{run} holds no checkpoint; train first with: make train")
-    failed, refused = [], []
+    failed: list[Candidate] = []
+    refused: list[Candidate] = []
     for architecture in archs:
         receipt = export_model(run / architecture, command.out / "models" / architecture, command, _say)
         for candidate in parity.failures(list(receipt.candidates)):
