@@ -15,7 +15,7 @@ EXTRAS := train,transfer,export,cpu,openvino,tensorrt-rtx,demo,dev
 .NOTPARALLEL:
 .PHONY: all setup train export bench demo test lint check verify readme clean help
 
-all: BENCH_SECONDS = 20
+all: BENCH_SECONDS = 15
 all: train export bench ## the main job: train, export, judge, race, choose (on drawn dishes unless DATA= is given)
 
 setup: .venv/installed ## create .venv and install saji with everything that runs without a GPU

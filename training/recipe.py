@@ -51,6 +51,8 @@ class Recipe:
     """Stop after so many epochs without a better validation loss; 0 = never."""
     validation_share: float = 0.2
     """Share of photos kept for validation where the data has no split of its own."""
+    calibration_photos: int = 300
+    """Training photos kept for INT8 calibration; 300 is NNCF's default."""
     pretrained: bool = False
     """Start from published weights instead of random ones."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -69,7 +71,7 @@ class Recipe:
     """se_resnet34: dropout before the last layer."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "epochs", "batch_size", "step_epochs"):
+        for name in ("image_size", "epochs", "batch_size", "step_epochs", "calibration_photos"):
             if getattr(self, name) < 1:
                 raise SajiError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.validation_share < 1:

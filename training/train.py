@@ -27,8 +27,6 @@ from training.classifier import PhotoClassifier, reference_logits, save_checkpoi
 from training.dataset import Data, Progress, TrainPhotos, calibration_set, judging_set
 from training.recipe import Recipe
 
-CALIBRATION_PHOTOS = 300  # NNCF's own default subset, its documentation's advice for post-training quantisation
-
 
 def train(
     architecture: str, data: Data, recipe: Recipe, folder: Path, cache: Path, device: str, progress: Progress
@@ -124,7 +122,7 @@ def _release(
         versions=versions(),
     )
     judging.save(folder / "judging.npz")
-    calibration_set(data, geometry, CALIBRATION_PHOTOS, recipe.seed, progress).save(folder / "calibration.npz")
+    calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress).save(folder / "calibration.npz")
     history.write(folder / "history.csv")
     save_checkpoint(folder / "checkpoint.pt", model, spec)  # last: its presence says the run is complete
     return spec
