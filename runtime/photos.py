@@ -2,12 +2,15 @@
 
 import csv
 import io
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import SajiError
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_COLUMNS = ("filename", "label", "split")
 _JUNK = {"thumbs.db", "desktop.ini", "labels.csv", "sample.json"}
 
 
@@ -45,15 +48,24 @@ def read_photo_set(source: Path) -> PhotoSet:
     else:
         found = _read_folders(source)
     if not found.photos:
-        reason = f" ({found.problems[0]})" if found.problems else ""
+        reason = f" ({found.problems[0]}; {len(found.problems)} faults in all)" if found.problems else ""
         raise SajiError(f"{source} holds no labelled photo{reason}; it needs CLASS/photo.jpg or filename,label rows")
     labels = {photo.label for photo in found.photos}
-    by_folded: dict[str, str] = {}
+    by_spoken: dict[str, str] = {}
     for label in sorted(labels):
-        other = by_folded.setdefault(label.casefold(), label)
+        if not label.isprintable():
+            raise SajiError(f"{source} has the class {label!r}, whose name cannot be printed; rename it")
+        other = by_spoken.setdefault(_spoken(label), label)
         if other != label:
-            raise SajiError(f"{source} has the classes {other!r} and {label!r}, which differ only by case; merge them")
+            raise SajiError(
+                f"{source} has the classes {other!r} and {label!r}, which differ only by case, spaces, underscores, "
+                "hyphens or the encoding of a letter; merge them"
+            )
     return found
+
+
+def _spoken(label: str) -> str:
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label)).casefold()
 
 
 def _read_folders(root: Path) -> PhotoSet:
@@ -84,38 +96,66 @@ def _is_junk(path: Path) -> bool:
 
 
 def _read_csv(path: Path) -> PhotoSet:
-    reader = csv.reader(io.StringIO(_text(path)))
-    header = [name.strip().lower() for name in next(reader, [])]
-    if "filename" not in header or "label" not in header:
-        raise SajiError(f"{path} has the columns {', '.join(header) or 'none'}; it needs filename,label[,split]")
-    photos, problems = [], []
+    text, problems = _text(path)
     root = path.parent.resolve()
-    for row in reader:
-        line = f"{path.name} line {reader.line_num}"
-        if not any(cell.strip() for cell in row):
-            problems.append(f"{line} is blank")
-            continue
-        values = {name: cell.strip() for name, cell in zip(header, row, strict=False)}
-        file, label = values.get("filename", ""), values.get("label", "")
-        split = values.get("split", "").lower()
-        target = root / file
-        if not file or not label:
-            problems.append(f"{line} has no {'label' if file else 'filename'}")
-        elif not target.resolve().is_relative_to(root):
-            raise SajiError(f"{line} points outside its folder ({file}); keep the photos beside the CSV")
-        elif split and split not in _SPLITS:
-            raise SajiError(f"{line} has the split {split!r}; use train, val or test")
-        elif not target.is_file():
-            problems.append(f"{line}: {file} does not exist")
-        else:
-            photos.append(Photo(path.parent / file, label, _SPLITS.get(split)))
-    return PhotoSet(path, tuple(photos), tuple(problems))
+    photos, bad_rows, padded = [], [], 0
+    try:
+        # newline=None: old spreadsheets end lines with a lone CR, which csv refuses
+        rows = csv.reader(io.StringIO(text, newline=None))
+        header = [name.strip().lower() for name in next(rows, [])]
+        if "filename" not in header or "label" not in header:
+            raise SajiError(f"{path} has the columns {', '.join(header) or 'none'}; it needs filename,label[,split]")
+        for row in rows:
+            found = _read_row(path.parent, root, f"{path.name} line {rows.line_num}", header, row)
+            if isinstance(found, str):
+                bad_rows.append(found)
+            else:
+                photos.append(found)
+                padded += found.label not in row
+    except csv.Error as error:
+        raise SajiError(f"{path} is no CSV that can be read ({error}); look for an unclosed quote") from None
+    if unknown := [name for name in header if name and name not in _COLUMNS]:
+        problems.append(f"{path.name} has columns that are not used: {', '.join(unknown)}")
+    if padded:
+        problems.append(f"{path.name} has {padded} labels with spaces around them, which are dropped")
+    if spaced := [photo.label for photo in photos if " " in photo.label]:
+        names = ", ".join(map(repr, sorted(set(spaced))))
+        problems.append(f"{path.name} has {len(spaced)} labels with spaces in them, which stay: {names}")
+    return PhotoSet(path, tuple(photos), (*problems, *bad_rows))
 
 
-def _text(path: Path) -> str:
+def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[str]) -> Photo | str:
+    """The row's photo, or what is wrong with the row. Raises SajiError when the whole file must not be used."""
+    if not any(cell.strip() for cell in row):
+        return f"{line} is blank"
+    if any(cell.strip() for cell in row[len(header) :]) or any("\n" in cell for cell in row):
+        return f"{line} has more cells than the header, or a line break in one; look for an unquoted comma or a quote"
+    values = {name: cell.strip() for name, cell in zip(header, row, strict=False)}
+    file, label = values.get("filename", ""), values.get("label", "")
+    split = values.get("split", "").lower()
+    if not file:
+        return f"{line} has no filename"
+    if not (root / file).resolve().is_relative_to(root):
+        raise SajiError(f"{line} points outside its folder ({file}); keep the photos beside the CSV")
+    if not label:
+        return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
+    if split and split not in _SPLITS:
+        raise SajiError(f"{line} has the split {split!r}; use train, val or test")
+    try:
+        there = (root / file).is_file()
+    except OSError:  # such as a name that is longer than the file system allows
+        there = False
+    return Photo(folder / file, label, _SPLITS.get(split)) if there else f"{line}: {file} does not exist"
+
+
+def _text(path: Path) -> tuple[str, list[str]]:
     raw = path.read_bytes()
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError:
-        raise SajiError(f"{path} is not a UTF-8 text file; save the CSV as UTF-8") from None
+    text = raw.decode(encoding, "replace")
+    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
+        raise SajiError(f"{path} is not a UTF-8 text file; save the CSV as UTF-8")
+    if encoding == "utf-16":
+        return text, [f"{path.name} is UTF-16; save it as UTF-8 for other programs"]
+    if raw.startswith(b"\xef\xbb\xbf"):
+        return text, [f"{path.name} begins with a byte order mark, which other programs read as a part of 'filename'"]
+    return text, []

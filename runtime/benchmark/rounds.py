@@ -29,23 +29,28 @@ class Entrant:
     facts: dict[str, Any] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
 
-    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Send one order to the candidate's process, which is started when needed, and wait for the answer."""
+    def start(self) -> subprocess.Popen[str]:
+        """Start the candidate's process unless it runs; returns at once."""
         if self.process is None:
-            candidate = json.dumps(dataclasses.asdict(self.candidate))
-            command = [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder), candidate, str(self.threads)]
+            candidate, folder = json.dumps(dataclasses.asdict(self.candidate)), str(self.folder.resolve())
+            command = [sys.executable, "-m", "runtime.benchmark.worker", folder, candidate, str(self.threads)]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
             )
-        assert self.process.stdin and self.process.stdout
+        return self.process
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Send one order to the candidate's process, which is started when needed, and wait for the answer."""
+        process = self.start()
+        assert process.stdin and process.stdout
         try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died: the empty answer below says so
-        line = self.process.stdout.readline()
+        line = process.stdout.readline()
         if not line:
-            raise SajiError(f"the process of {self.candidate.name} died with status {self.process.wait()}")
+            raise SajiError(f"the process of {self.candidate.name} died with status {process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise SajiError(answer["error"])
@@ -76,6 +81,8 @@ def race(
     """
     lots = random.Random(seed)
     turns = [(entrant, batch) for entrant in entrants for batch in batches]
+    for entrant in entrants:
+        entrant.start()
     for entrant, batch in list(turns):  # load and warm up, outside the clock
         try:
             entrant.ask({"do": "time", "batch": batch, "seconds": 0})

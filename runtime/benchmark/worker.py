@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backends import unavailable_because
 from runtime.candidate import Candidate, judged
 from runtime.errors import SajiError
 from runtime.evaluation import JudgingSet
@@ -26,6 +27,7 @@ def main() -> None:
     folder, candidate = Path(sys.argv[1]), candidate_from(json.loads(sys.argv[2]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not break the protocol
+    unavailable_because(candidate.backend)  # imports the library while other processes start too, before any clock
     worker: Worker | None = None
     for line in sys.stdin:
         order = json.loads(line)
