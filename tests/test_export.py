@@ -224,7 +224,7 @@ def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts
         exporting.main()
     assert error.value.exit_status == 1
     printed = capsys.readouterr().out
-    assert "shift 9 is above 1" in printed and json.loads(printed.splitlines()[-1])["failed"] == [bad.name]
+    assert "shift 9 is above 1" in printed and bad.name in json.loads(printed.splitlines()[-1])["failed"]
 
 
 def test_a_folder_replaced_whole_keeps_the_old_one_when_the_disk_is_full(tmp_path: Path) -> None:

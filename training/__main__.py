@@ -15,8 +15,9 @@ import tyro
 from runtime.errors import BadModel, SajiError, exit_with_one_sentence
 from runtime.files import write_json
 from training import architectures
-from training.dataset import describe, load_data
+from training.dataset import load_data, run_name
 from training.recipe import Recipe, load_recipe, names
+from training.report import describe
 from training.sample_dishes import write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,8 +59,11 @@ def main() -> None:
 
     drawn = command.data is None
     source = command.data or write_sample(command.out / "sample")
-    run = command.run or ("sample" if drawn else _run_name(source))
-    data = load_data(source, command.recipe.validation_share, command.recipe.seed)
+    run = command.run or ("sample" if drawn else run_name(source))
+    # The drawn dishes are known to have no look-alikes
+    data = load_data(
+        source, command.recipe.validation_share, command.recipe.seed, not drawn, command.out / "cache", bar
+    )
     data.report["drawn"] = drawn
     write_json(command.out / "runs" / run / "data.json", data.report)
     print(describe(data.report), file=sys.stderr)
@@ -89,11 +93,6 @@ def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
             del rest[position : position + (1 if equals else 2)]
             return rest, load_recipe(name)
     return rest, load_recipe("scratch" if any(a.partition("=")[0] == "--data" for a in rest) else "quick")
-
-
-def _run_name(source: Path) -> str:
-    name = source.resolve().stem if source.is_file() else source.resolve().name
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name) or "run"
 
 
 def _up_to_date(folder: Path, recipe: Recipe, fingerprint: str) -> bool:

@@ -1,26 +1,38 @@
-"""From a photo set to arrays: read every file once, report what is wrong with it, split it without a leak."""
+"""From a photo set to arrays: read every file, report what is wrong with it, split it without a leak.
 
+`python -m training.dataset check DATA` writes that report without training.
+"""
+
+import argparse
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from runtime.errors import GateFailed, SajiError, exit_with_one_sentence, require_extra
+
+if __name__ == "__main__":  # before the imports that would fail with a traceback
+    require_extra("train", "torch", "torchvision", "rich", "cv2", "sklearn", "imagehash")
 
 import numpy as np
 import torch
 from torchvision.transforms import v2
 
 from runtime.environment import usable_cores
-from runtime.errors import BadPhoto, SajiError
 from runtime.evaluation import JudgingSet
-from runtime.files import replacing, sha256_json, write_json
-from runtime.photos import Photo, PhotoSet, read_photo_set
+from runtime.files import replacing, replacing_folder, sha256_json, write_json
+from runtime.photos import Photo, read_photo_set
 from runtime.preprocess import FILTERS, decode, pixels
 from runtime.spec import Geometry
+from training.findings import Progress, Scene, collect, examine, find_scenes
+from training.progress import bar
+from training.recipe import Recipe
+from training.report import contact_sheet, describe, faults, page
 
 # Photos are kept this much larger than evaluation needs, so that random crops still find detail
 TRAIN_MARGIN = 1.125
@@ -49,15 +61,27 @@ class Data:
         return sha256_json(rows)[:16]
 
 
-def load_data(source: Path, validation_share: float, seed: int) -> Data:
-    """List, check, hash and split a photo set. Raises SajiError where no training is possible."""
+def load_data(
+    source: Path,
+    validation_share: float,
+    seed: int,
+    look_alikes: bool = True,
+    cache: Path | None = None,
+    progress: Progress = lambda items, what, total: items,
+) -> Data:
+    """List, examine and split a photo set; photos of one scene stay on one side of a split that is made here.
+
+    Looking for `look_alikes` takes about a minute per 1000 photos, unless the folder `cache` has what was found
+    before; without it only identical files are kept together. Raises SajiError where no training is possible.
+    """
     found = read_photo_set(source)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        checked = list(pool.map(_check, found.photos))
-    good = [(photo, digest) for photo, (digest, problem) in zip(found.photos, checked, strict=True) if not problem]
-    unreadable = [problem for _, problem in checked if problem]
+        examined = pool.map(examine, [photo.path for photo in found.photos])
+        facts = list(progress(examined, "reading photos", len(found.photos)))
+    good = [(photo, fact.sha256) for photo, fact in zip(found.photos, facts, strict=True) if not fact.unreadable]
+    good.sort(key=lambda item: item[0].split == "test")  # last, so that an index means the same with and without them
     photos = tuple(photo for photo, _ in good if photo.split != "test")
-    hashes = tuple(digest for photo, digest in good if photo.split != "test")
+    hashes = tuple(digest for _, digest in good)
     classes = tuple(sorted({photo.label for photo in found.photos}))
     counts = Counter(photo.label for photo in photos)
     if len(classes) < 2:
@@ -66,110 +90,94 @@ def load_data(source: Path, validation_share: float, seed: int) -> Data:
         if counts[name] < 2:
             raise SajiError(
                 f"class {name!r} has {counts[name]} readable photos; it needs at least two, one to train on and "
-                f"one to check with ({len(unreadable)} of {len(found.photos)} files could not be read)"
+                f"one to check with ({len(found.photos) - len(good)} of {len(found.photos)} files could not be read)"
             )
     labels = np.array([classes.index(photo.label) for photo in photos])
-    if any(photo.split for photo in photos):
-        train, val = _given_split(photos)
-    else:
-        train, val = _stratified_split(labels, hashes, validation_share, seed)
+    given = _given_split(photos)
+    scenes = find_scenes([photo.path for photo, _ in good], hashes, look_alikes, cache, progress)
+    train, val = given or _stratified_split(labels, hashes, scenes, validation_share, seed)
     for side, indices in (("training", train), ("validation", val)):
         missing = set(range(len(classes))) - set(labels[indices].tolist())
         if missing:
             names = ", ".join(classes[i] for i in sorted(missing))
-            raise SajiError(f"the {side} side of the split has no photo of {names}; add some, or drop the class")
-    data = Data(photos, classes, labels, train, val, hashes)
-    return Data(photos, classes, labels, train, val, hashes, _report(found, data, unreadable))
+            why = "" if given else ", as photos of one scene stay together"
+            raise SajiError(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
+    sides = ["train"] * len(photos) + ["test"] * (len(good) - len(photos))
+    for index in val:
+        sides[index] = "val"
+    report = collect(found, facts, [photo for photo, _ in good], hashes, sides, scenes)
+    return Data(photos, classes, labels, train, val, hashes[: len(photos)], report | {"look_alikes": look_alikes})
 
 
-def _check(photo: Photo) -> tuple[str, str | None]:
-    try:
-        content = photo.path.read_bytes()
-        decode(content, shorter_side=32)  # the smallest DCT scale still reads the whole file
-        return hashlib.sha256(content).hexdigest(), None
-    except BadPhoto as error:
-        return "", f"{photo.path}: {error}".replace("the bytes ", "")
-    except OSError as error:
-        return "", f"{photo.path}: {error.strerror}"
-
-
-def _given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray] | None:
     unsplit = sum(photo.split is None for photo in photos)
+    if unsplit == len(photos):
+        return None
     if unsplit:
         raise SajiError(f"{unsplit} of {len(photos)} rows have no split; fill the split column for all or for none")
     val = np.array([photo.split == "val" for photo in photos])
     return np.flatnonzero(~val), np.flatnonzero(val)
 
 
-def _stratified_split(labels: np.ndarray, hashes: tuple[str, ...], share: float, seed: int) -> tuple:
-    """Per class, whole groups of identical files go to one side; the order comes from the hash and the seed."""
-    by_hash: dict[str, list[int]] = defaultdict(list)
-    for index, digest in enumerate(hashes):
-        by_hash[digest].append(index)
-    val: list[int] = []
-    for label in range(labels.max() + 1):
-        groups = [group for group in by_hash.values() if labels[group[0]] == label]
-        groups.sort(key=lambda group: hashlib.sha256(f"{seed} {hashes[group[0]]}".encode()).digest())
-        wanted = max(1, round(share * sum(map(len, groups))))
-        for group in groups[:-1]:  # the last group always stays for training
-            if wanted <= 0:
-                break
-            val += group
-            wanted -= len(group)
-    chosen = np.isin(np.arange(len(labels)), val)
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+def _stratified_split(
+    labels: np.ndarray, hashes: Sequence[str], scenes: Sequence[Scene], share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole scenes go to one side, in an order that comes from their hashes and the seed, until each class is full."""
+    together = [[i for picture in scene for i in picture if i < len(labels)] for scene in scenes]
+    alone = set(range(len(labels))).difference(*together)
+    order = sorted(
+        [*filter(None, together), *([i] for i in alone)],
+        key=lambda group: hashlib.sha256(f"{seed} {min(hashes[i] for i in group)}".encode()).digest(),
+    )
+    held = [Counter(labels[group].tolist()) for group in order]  # photos per class
+    total = Counter(labels.tolist())
+    wanted = {label: min(count - 1, max(1, round(share * count))) for label, count in total.items()}
+    taken: Counter[int] = Counter()
+    chosen = []
+    for group, counts in zip(order, held, strict=True):
+        if all(taken[label] + count <= wanted[label] for label, count in counts.items()):
+            chosen += group
+            taken += counts
+    for label in total.keys() - taken.keys():  # every scene of it is larger than its share: the smallest one, then
+        spare = [g for g, n in enumerate(held) if label in n and all(taken[k] + n[k] < total[k] for k in n)]
+        if spare:
+            smallest = min(spare, key=lambda g: len(order[g]))
+            chosen += order[smallest]
+            taken += held[smallest]
+    val = np.isin(np.arange(len(labels)), chosen)
+    return np.flatnonzero(~val), np.flatnonzero(val)
 
 
-def _report(found: PhotoSet, data: Data, unreadable: list[str]) -> dict[str, Any]:
-    copies = [digest for digest, count in Counter(data.hashes).items() if count > 1]
-    train = {data.hashes[i] for i in data.train}
-    leaked = [str(data.photos[i].path) for i in data.val if data.hashes[i] in train]
-    labels_of = defaultdict(set)
-    for photo, digest in zip(data.photos, data.hashes, strict=True):
-        labels_of[digest].add(photo.label)
-    return {
-        "source": str(found.source),
-        "listed": len(found.photos),
-        "used": {"train": len(data.train), "val": len(data.val)},
-        "left_out_test": sum(photo.split == "test" for photo in found.photos),
-        "per_class": {
-            name: {side: int((data.labels[indices] == k).sum()) for side, indices in _sides(data)}
-            for k, name in enumerate(data.classes)
-        },
-        "unreadable": unreadable,
-        "problems": list(found.problems),
-        "identical_groups": len(copies),
-        "identical_across_split": leaked,
-        "identical_with_two_labels": sum(len(labels) > 1 for labels in labels_of.values()),
-    }
+def main() -> None:
+    """Read the command line; `check` reports on a photo set."""
+    parser = argparse.ArgumentParser(prog="python -m training.dataset", description="Look at photos before training.")
+    check = parser.add_subparsers(dest="verb", required=True).add_parser(
+        "check", help="report duplicates, leaks, odd and unreadable files, class balance and faults of a CSV"
+    )
+    check.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
+    check.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    check.add_argument(
+        "--strict", action="store_true", help="exit 1 on a leak, two labels, an unreadable file or a fault"
+    )
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    arguments = parser.parse_args()
+    recipe = Recipe()
+    data = load_data(arguments.data, recipe.validation_share, recipe.seed, True, arguments.out / "cache", bar)
+    folder = arguments.out / "data" / run_name(arguments.data)
+    with replacing_folder(folder) as temporary:
+        write_json(temporary / "data.json", data.report)
+        (temporary / "data.md").write_text(page(data.report), encoding="utf-8")
+        if data.report["groups"]:
+            contact_sheet(data.report).save(temporary / "duplicates.png")
+    print(json.dumps(data.report) if arguments.json else f"{describe(data.report)}\nreport: {folder / 'data.md'}")
+    if arguments.strict and (found := faults(data.report)):
+        raise GateFailed(f"{arguments.data} is not clean ({', '.join(found)}); see {folder / 'data.md'}")
 
 
-def _sides(data: Data) -> tuple[tuple[str, np.ndarray], ...]:
-    return ("train", data.train), ("val", data.val)
-
-
-def describe(report: dict[str, Any]) -> str:
-    """The data report as a few lines for a person."""
-    per_class = ", ".join(f"{name} {c['train']}+{c['val']}" for name, c in report["per_class"].items())
-    lines = [f"data: {report['used']['train']} to train on + {report['used']['val']} to validate ({per_class})"]
-    for key, what in (
-        ("unreadable", "files could not be read and are left out"),
-        ("problems", "faults in the listing"),
-    ):
-        if report[key]:
-            more = f" … and {len(report[key]) - 5} more, all in data.json" if len(report[key]) > 5 else ""
-            lines.append(f"data: {len(report[key])} {what}: {'; '.join(report[key][:5])}{more}")
-    if report["identical_across_split"]:
-        lines.append(
-            f"data: the given split LEAKS: {len(report['identical_across_split'])} validation photos stand "
-            "byte for byte among the training photos too, so the accuracy is too high"
-        )
-    if report["identical_with_two_labels"]:
-        lines.append(f"data: {report['identical_with_two_labels']} identical files carry two different labels")
-    return "\n".join(lines)
-
-
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+def run_name(source: Path) -> str:
+    """What artefacts made from a photo set are called: its name, in characters that a shell leaves alone."""
+    name = source.resolve().stem if source.is_file() else source.resolve().name
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:60] or "run"
 
 
 def judging_set(data: Data, geometry: Geometry, progress: Progress) -> JudgingSet:
@@ -263,3 +271,7 @@ def _shrunk(path: Path, shorter: int) -> np.ndarray:
         width, height = (max(shorter, round(side * scale)) for side in image.size)
         image = image.resize((width, height), FILTERS["bilinear"])
     return np.asarray(image)
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--loop", choices=["ours", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.loop:
-        data = load_data(_source(arguments), 0.2, 0)
+        data = load_data(_source(arguments), 0.2, 0, look_alikes=False)
         recipe = Recipe(image_size=arguments.size, batch_size=arguments.batch, epochs=1, warmup_epochs=0)
         steps = min(arguments.steps, len(data.train) // arguments.batch - 2)
         rate = _ours(data, recipe, arguments.out, steps) if arguments.loop == "ours" else _plain(data, recipe, steps)

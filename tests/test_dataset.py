@@ -1,0 +1,353 @@
+"""Data that is what it says: every fault of a photo set is told, and no split that we make leaks."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SHARED, needs_shared
+from PIL import Image
+from test_duplicates import drawn
+
+from runtime.errors import GateFailed, SajiError
+from training import dataset, duplicates
+from training.dataset import Data, TrainPhotos, load_data
+from training.findings import examine
+from training.report import contact_sheet, describe, page
+from training.train import silent
+
+SIZE = (80, 100)  # width, height: neither tiny nor extreme
+
+
+def write_photos(root: Path, label: str, count: int, start: int = 0) -> None:
+    (root / label).mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        noise(i).save(root / label / f"{i}.png")
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*SIZE[::-1], 3), np.uint8))
+
+
+def quick(source: Path, share: float = 0.5, seed: int = 0) -> Data:
+    return load_data(source, share, seed, look_alikes=False)
+
+
+def scenes_of(data: Data) -> list[set[str]]:
+    """The sides on which each group of duplicates stands."""
+    return [{p["side"] for picture in g["pictures"] for p in picture} for g in data.report["groups"]]
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 10 and 12 photos; four of `a` show one picture, two of `b` one dish on two backgrounds."""
+    root = tmp_path_factory.mktemp("copies")
+    for label, seeds in (("a", range(10, 16)), ("b", range(20, 30))):
+        (root / label).mkdir()
+        for seed in seeds:
+            drawn(seed).save(root / label / f"{seed}.png")
+    for name, size in (("small", (180, 140)), ("large", (400, 300)), ("same", (260, 200))):
+        drawn(0).resize(size).save(root / "a" / f"{name}.jpg", quality=80)
+    drawn(0).save(root / "a" / "original.png")
+    for name, background, place in (("here", 2, (20, 30)), ("there", 3, (90, 60))):
+        picture = drawn(background)
+        picture.paste(drawn(1).crop((0, 0, 130, 100)), place)
+        picture.save(root / "b" / f"{name}.jpg", quality=90)
+    return root
+
+
+@pytest.fixture(scope="module")
+def looked(copies: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, Path]:
+    """The same set, its look-alikes found, and the folder that remembers them."""
+    cache = tmp_path_factory.mktemp("cache")
+    return load_data(copies, 0.4, 0, cache=cache), cache
+
+
+def test_a_split_is_stratified_seeded_and_keeps_identical_files_together(tmp_path: Path) -> None:
+    for offset, label in enumerate(("a", "b")):
+        write_photos(tmp_path, label, 20, 100 * offset)
+    for i in range(5):
+        (tmp_path / "a" / f"copy{i}.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    data = quick(tmp_path, 0.25, seed=1)
+    again, other = quick(tmp_path, 0.25, seed=1), quick(tmp_path, 0.25, seed=2)
+    assert np.array_equal(data.val, again.val) and not np.array_equal(data.val, other.val)
+    sides = {data.hashes[i] for i in data.train} & {data.hashes[i] for i in data.val}
+    assert not sides and len(set(data.train) | set(data.val)) == 45
+    assert np.bincount(data.labels[data.val]).tolist() == [6, 5] == np.bincount(other.labels[other.val]).tolist()
+
+
+def test_the_split_does_not_depend_on_names(tmp_path: Path) -> None:
+    for label, start in (("a", 0), ("b", 100)):
+        write_photos(tmp_path / "one", label, 12, start)
+        (tmp_path / "two" / label).mkdir(parents=True)
+        for number, file in enumerate(sorted((tmp_path / "one" / label).iterdir(), reverse=True)):
+            (tmp_path / "two" / label / f"{number}.png").write_bytes(file.read_bytes())
+    assert quick(tmp_path / "one").fingerprint == quick(tmp_path / "two").fingerprint
+
+
+def test_look_alikes_are_told_apart_and_stay_on_one_side(copies: Path, looked: tuple[Data, Path]) -> None:
+    data, cache = looked
+    assert sorted((g["kind"], sum(map(len, g["pictures"]))) for g in data.report["groups"]) == [
+        ("same picture", 4),
+        ("same scene", 2),
+    ]
+    for seed in range(8):
+        data = load_data(copies, 0.4, seed, cache=cache)
+        assert all(len(sides) == 1 for sides in scenes_of(data)) and not data.report["leaks"]
+        assert np.bincount(data.labels[data.val]).tolist() == [4, 5]
+    assert quick(copies).report["groups"] == []
+
+
+def test_what_was_found_is_remembered_by_content(
+    copies: Path, looked: tuple[Data, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "find_duplicates", lambda *_: pytest.fail("looked again"))
+    for number, file in enumerate(sorted(copies.rglob("*.*"), reverse=True)):
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        (tmp_path / file.parent.name / f"{number}{file.suffix}").write_bytes(file.read_bytes())
+    assert load_data(tmp_path, 0.4, 0, cache=looked[1]).fingerprint == looked[0].fingerprint
+
+
+def test_a_class_whose_scenes_all_exceed_the_share_is_still_validated(tmp_path: Path) -> None:
+    write_photos(tmp_path, "b", 10, 100)
+    write_photos(tmp_path, "a", 2)
+    for i in range(8):
+        (tmp_path / "a" / f"copy{i}.png").write_bytes((tmp_path / "a" / f"{i % 5 // 3}.png").read_bytes())
+    data = quick(tmp_path, 0.1)
+    assert np.bincount(data.labels[data.val]).tolist() == [3, 1]
+
+
+def test_a_class_of_one_scene_is_one_sentence(tmp_path: Path) -> None:
+    write_photos(tmp_path, "b", 4, 100)
+    write_photos(tmp_path, "a", 1)
+    (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    with pytest.raises(SajiError, match="no photo of a, as photos of one scene stay together"):
+        quick(tmp_path)
+
+
+def test_a_given_split_that_leaks_is_reported(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_photos(tmp_path / "train", label, 4, ord(label))
+        write_photos(tmp_path / "val", label, 2, ord(label))
+        write_photos(tmp_path / "val", label, 1, 300 + ord(label))
+    write_photos(tmp_path / "test", "a", 1, 300 + ord("a"))
+    report = quick(tmp_path).report
+    assert report["leaks"] == dict.fromkeys(
+        ["val/a/97.png", "val/a/98.png", "val/b/98.png", "val/b/99.png", "test/a/397.png"], "identical"
+    )
+    assert "LEAKS: 5 of 7 held-out photos stand on another side too (5 identical)" in describe(report)
+
+
+def test_the_same_picture_under_two_labels_is_reported(tmp_path: Path) -> None:
+    for label, start in (("a", 0), ("b", 100)):
+        write_photos(tmp_path, label, 4, start)
+    (tmp_path / "b" / "0.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    report = quick(tmp_path).report
+    assert report["two_labels"] == [["a/0.png (a)", "b/0.png (b)"]]
+    assert "pictures with two labels: 1" in describe(report) and "a/0.png (a) = b/0.png (b)" in page(report)
+
+
+def suspects(folder: Path) -> dict[str, str]:
+    """A file of each suspicious kind, by what must be said of it."""
+    frames = [noise(seed) for seed in range(2)]
+    noise(0).resize((90, 63)).save(folder / "a.png")
+    Image.effect_noise(SIZE, 4).convert("RGB").save(folder / "b.png")
+    noise(0).resize((301, 100)).save(folder / "c.png")
+    noise(0).save(folder / "d.jpg", "PNG")
+    noise(0).save(folder / "e", "JPEG")
+    frames[0].save(folder / "f.gif", save_all=True, append_images=frames[1:])
+    noise(0).convert("CMYK").save(folder / "g.jpg")
+    kinds = ("tiny (90×63", "blank", "extreme aspect (301×100", "wrong extension (it is PNG, named .jpg")
+    return dict(zip("abcdefg", (*kinds, "wrong extension (it is JPEG", "animated", "CMYK"), strict=True))
+
+
+def test_suspicious_files_are_named_by_kind(tmp_path: Path) -> None:
+    expected = suspects(tmp_path)
+    for path in tmp_path.iterdir():
+        (what,) = examine(path).suspicious
+        assert what.startswith(expected[path.stem])
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "a.jpeg", "a.png", "a.webp", "two views.jpg"])
+def test_an_honest_photo_is_not_suspicious(tmp_path: Path, name: str) -> None:
+    views = {"format": "MPO", "save_all": True, "append_images": [noise(1)]} if "views" in name else {}
+    noise(0).save(tmp_path / name, **views)
+    assert examine(tmp_path / name).suspicious == ()
+
+
+@needs_shared
+def test_real_odd_files() -> None:
+    odd = {path.name: examine(path) for path in (SHARED / "odd_files" / "format").iterdir()}
+    assert [name for name, facts in odd.items() if facts.unreadable] == ["git_lfs_pointer.png"]
+    kinds = {name: {what.partition(" (")[0] for what in facts.suspicious} for name, facts in odd.items()}
+    assert kinds["gif_10x10_named.jpg"] == {"tiny", "blank", "wrong extension"}
+    assert kinds["white_box_64x64.jpg"] == {"blank"} and kinds["extreme_aspect_440x114.jpg"] == {"extreme aspect"}
+    assert Counter(kind for found in kinds.values() for kind in found)["wrong extension"] == 9
+    for name in ("UPPER_CASE.JPG", "rgba.webp", "huge_8021x5348_progressive.jpg", "exif_orientation_0.jpg"):
+        assert kinds[name] == set()
+
+
+def test_unreadable_files_are_counted_and_named(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_photos(tmp_path, label, 4)
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no picture")
+    noise(0).save(tmp_path / "b" / "cut.jpg")
+    (tmp_path / "b" / "cut.jpg").write_bytes((tmp_path / "b" / "cut.jpg").read_bytes()[:-900])
+    with open(tmp_path / "b" / "film.mp4", "wb") as film:
+        film.truncate(3 * 10**9)  # a hole: takes no room on the disk, and must not be read into memory
+    data = quick(tmp_path)
+    assert len(data.photos) == 8
+    broken, cut, film = data.report["unreadable"]
+    assert broken.startswith("a/broken.jpg: is no picture") and cut.startswith("b/cut.jpg: is damaged")
+    assert film == "b/film.mp4: has more than 2,000,000,000 bytes"
+
+
+def test_unicode_long_and_undecodable_names(tmp_path: Path) -> None:
+    write_photos(tmp_path, "ソト・アヤム", 3)
+    write_photos(tmp_path, "b", 3, 10)
+    undecodable = tmp_path / "b" / os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "b" / "10.png").rename(tmp_path / "b" / f"{'é' * 120}.png")
+    (tmp_path / "b" / "11.png").rename(undecodable)
+    (tmp_path / "b" / "copy.png").write_bytes(undecodable.read_bytes())
+    report = quick(tmp_path, 0.4).report
+    assert "b/caf?.png" in page(report) and "ソト・アヤム" in page(report)
+    json.dumps(report, ensure_ascii=False).encode()
+    assert contact_sheet(report).width > 300
+    assert len(dataset.run_name(tmp_path / ("ü" * 120)).encode()) < 200
+
+
+def test_data_that_cannot_train_is_one_sentence(tmp_path: Path) -> None:
+    write_photos(tmp_path / "one", "a", 3)
+    with pytest.raises(SajiError, match="needs at least two"):
+        load_data(tmp_path / "one", 0.2, 0)
+    write_photos(tmp_path / "few", "a", 3)
+    write_photos(tmp_path / "few", "b", 1)
+    with pytest.raises(SajiError, match="class 'b' has 1 readable"):
+        load_data(tmp_path / "few", 0.2, 0)
+    write_photos(tmp_path / "bad", "a", 3)
+    (tmp_path / "bad" / "b").mkdir()
+    (tmp_path / "bad" / "b" / "x.jpg").write_bytes(b"?")
+    with pytest.raises(SajiError, match="class 'b' has 0 readable"):
+        load_data(tmp_path / "bad", 0.2, 0)
+
+
+def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: Path, monkeypatch) -> None:
+    for label, start in (("a", 0), ("b", 100)):
+        write_photos(tmp_path, label, 2, start)
+    monkeypatch.setattr("training.findings.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    with pytest.raises(SajiError, match="set TMPDIR"):
+        load_data(tmp_path, 0.5, 0)
+
+
+def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["dataset", "check", *map(str, arguments)])
+    dataset.main()
+
+
+@pytest.fixture()
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No look-alikes are looked for, which takes seconds."""
+    monkeypatch.setattr(duplicates, "find_duplicates", lambda *_: [])
+
+
+def test_check_writes_a_page_json_and_a_contact_sheet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, remembered: None
+) -> None:
+    for side, count in (("train", 4), ("val", 2)):
+        for label in ("a", "b"):
+            write_photos(tmp_path / "set" / side, label, count, ord(label))
+    check(monkeypatch, tmp_path / "set", "--out", tmp_path / "out")
+    printed = capsys.readouterr().out
+    folder = tmp_path / "out" / "data" / "set"
+    assert sorted(f.name for f in folder.iterdir()) == ["data.json", "data.md", "duplicates.png"]
+    report = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    assert (
+        len(report["leaks"]) == 4 and "LEAKS: 4 of 4" in printed and "LEAKS: 4 of 4" in (folder / "data.md").read_text()
+    )
+    sheet = Image.open(folder / "duplicates.png").convert("RGB")
+    assert sheet.height > 4 * 160 and any(red > 150 and green < 50 for _, (red, green, _) in sheet.getcolors(10**6))
+    with pytest.raises(GateFailed, match="held-out photos that leak: 4"):
+        check(monkeypatch, tmp_path / "set", "--out", tmp_path / "out", "--strict", "--json")
+    assert json.loads(capsys.readouterr().out) == report
+
+
+def test_a_clean_set_passes_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: None) -> None:
+    for label, start in (("a", 0), ("b", 100)):
+        write_photos(tmp_path / "set", label, 4, start)
+    check(monkeypatch, tmp_path / "set", "--out", tmp_path / "out", "--strict")
+    assert not (tmp_path / "out" / "data" / "set" / "duplicates.png").exists()
+
+
+def test_a_full_disk_leaves_the_report_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: None
+) -> None:
+    for label, start in (("a", 0), ("b", 100)):
+        write_photos(tmp_path / "set", label, 4, start)
+    check(monkeypatch, tmp_path / "set", "--out", tmp_path / "out")
+    before = (tmp_path / "out" / "data" / "set" / "data.json").stat().st_mtime_ns
+
+    def full(*args: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        check(monkeypatch, tmp_path / "set", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "data" / "set" / "data.json").stat().st_mtime_ns == before
+    assert [f.name for f in (tmp_path / "out" / "data").iterdir()] == ["set"]
+
+
+def test_bad_input_on_the_command_line_is_one_sentence(tmp_path: Path) -> None:
+    write_photos(tmp_path / "set", "a", 3)
+    done = subprocess.run(
+        [sys.executable, "-m", "training.dataset", "check", str(tmp_path / "set")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "needs at least two" in done.stderr
+
+
+def test_the_contact_sheet_is_bounded(tmp_path: Path) -> None:
+    photo = {"photo": "gone.png", "label": "a" * 200, "side": "train", "sha256": ""}
+    group = {"kind": "identical", "leaks": 0, "two_labels": False, "pictures": [[photo] * 30]}
+    sheet = contact_sheet({"source": str(tmp_path), "leaks": {}, "groups": [group] * 1000})
+    assert sheet.width < 1500 and sheet.height < 10_000
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "crop", "trivial"])
+def test_training_photos_are_uint8_of_the_right_size(sample: Path, tmp_path: Path, augmentation: str) -> None:
+    photos = TrainPhotos(quick(sample), 32, augmentation, 0.5, tmp_path, silent)
+    image, label = photos[0]
+    assert image.shape == (32, 32, 3) and image.dtype == torch.uint8 and label in range(5)
+    assert image.float().std() > 1
+
+
+@needs_shared
+def test_real_look_alikes_put_on_both_sides_leak(tmp_path: Path) -> None:
+    """Photos of food5, and the two halves of 12 groups of near-duplicates on opposite sides."""
+    with open(SHARED / "near_duplicates" / "labels.csv", encoding="utf-8", newline="") as file:
+        near = list(csv.DictReader(file))
+    with open(SHARED / "food5" / "labels.csv", encoding="utf-8", newline="") as file:
+        food = [row for row in csv.DictReader(file) if row["split"] == "val"][::10]
+    chosen = [[row for row in near if row["group"] == str(group)][:2] for group in range(1, 13)]
+    rows = [
+        (f"near_duplicates/{r['filename']}", r["label"], s)
+        for g in chosen
+        for r, s in zip(g, ("train", "val"), strict=True)
+    ]
+    rows += [(f"food5/{r['filename']}", r["label"], ("train", "val")[i % 2]) for i, r in enumerate(food)]
+    for name, _, _ in rows:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((SHARED / name).read_bytes())
+    (tmp_path / "labels.csv").write_text("filename,label,split\n" + "".join(",".join(row) + "\n" for row in rows))
+    labels = {label for _, label, _ in rows}
+    assert labels == {"bakso", "gado_gado", "nasi_goreng", "rendang", "soto_ayam"}
+    leaks = load_data(tmp_path, 0.2, 0).report["leaks"]
+    assert len(leaks) >= 11 and all(name.startswith("near_duplicates") for name in leaks)
