@@ -141,7 +141,7 @@ def test_a_given_split_that_leaks_is_reported(tmp_path: Path) -> None:
     assert report["leaks"] == dict.fromkeys(
         ["val/a/97.png", "val/a/98.png", "val/b/98.png", "val/b/99.png", "test/a/397.png"], "identical"
     )
-    assert "LEAKS: 5 of 7 held-out photos stand on another side too (5 identical)" in describe(report)
+    assert "LEAKS: 5 of 7 held-out photos show what another side shows too (5 identical)" in describe(report)
 
 
 def test_the_same_picture_under_two_labels_is_reported(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def describe(findings: dict[str, Any]) -> str:
         lines.append(f"{used['test']} photos of a test split are left out")
     if _imbalance(findings) >= IMBALANCE:
         lines.append(f"the largest class has {_imbalance(findings):.1f} times the photos of the smallest")
-    suspicious = [f"{name} is {', '.join(what)}" for name, what in findings["suspicious"].items()]
+    suspicious = [f"{name}: {', '.join(what)}" for name, what in findings["suspicious"].items()]
     for items, what in (
         (findings["unreadable"], "unreadable files, left out"),
         (findings["problems"], "faults in the listing"),
@@ -82,7 +82,7 @@ def page(findings: dict[str, Any]) -> str:
     if not findings["look_alikes"]:
         lines.append("Only identical files were looked for.")
     if groups:
-        lines += [f"{_duplicates(findings)}.", "![contact sheet](duplicates.png)"]
+        lines += [f"{_duplicates(findings)}.", f"![the first {ROWS} groups](duplicates.png)"]
         told = [f"{group['kind']}: {' / '.join(map(_picture, group['pictures']))}" for group in groups]
         lines.append("\n".join(f"- {item}" for item in _first(told, 50)))
     return "\n\n".join(lines) + "\n"
@@ -96,8 +96,8 @@ def _imbalance(findings: dict[str, Any]) -> float:
 def _leak(findings: dict[str, Any]) -> str:
     held_out = findings["used"]["val"] + findings["used"]["test"]
     return (
-        f"The given split LEAKS: {len(findings['leaks'])} of {held_out} held-out photos stand on another side too "
-        f"({_kinds(findings['leaks'].values())}), so the accuracy is too high"
+        f"The given split LEAKS: {len(findings['leaks'])} of {held_out} held-out photos show what another side shows "
+        f"too ({_kinds(findings['leaks'].values())}), so the accuracy is too high"
     )
 
 
