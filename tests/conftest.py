@@ -26,12 +26,12 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run with one tiny network: the folder that holds checkpoint.pt."""
     from training.dataset import load_data
     from training.recipe import Recipe
-    from training.train import silent, train
+    from training.train import Place, train
 
     out = tmp_path_factory.mktemp("artifacts")
     recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")
     folder = out / "runs" / "tiny" / "resnet18"
-    train("resnet18", load_data(sample, 0.5, 0, look_alikes=False), recipe, folder, out / "cache", "cpu", silent)
+    train("resnet18", load_data(sample, 0.5, 0, look_alikes=False), recipe, folder, out / "cache", Place("cpu"))
     return folder
 
 

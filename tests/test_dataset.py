@@ -17,10 +17,11 @@ from test_duplicates import drawn
 
 from runtime.errors import GateFailed, SajiError
 from training import dataset, duplicates
-from training.dataset import Data, TrainPhotos, load_data
+from training.batches import TrainPhotos
+from training.dataset import Data, load_data
 from training.findings import examine
+from training.recipe import Recipe
 from training.report import contact_sheet, describe, page
-from training.train import silent
 
 SIZE = (80, 100)  # width, height: neither tiny nor extreme
 
@@ -323,8 +324,9 @@ def test_the_contact_sheet_is_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "crop", "trivial"])
 def test_training_photos_are_uint8_of_the_right_size(sample: Path, tmp_path: Path, augmentation: str) -> None:
-    photos = TrainPhotos(quick(sample), 32, augmentation, 0.5, tmp_path, silent)
-    image, label = photos[0]
+    recipe = Recipe(image_size=32, augmentation=augmentation, smallest_crop=0.5)
+    photos = TrainPhotos(quick(sample), recipe, tmp_path)
+    image, label = photos[0, 0]
     assert image.shape == (32, 32, 3) and image.dtype == torch.uint8 and label in range(5)
     assert image.float().std() > 1
 

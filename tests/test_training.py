@@ -20,8 +20,9 @@ from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
 from training import architectures
 from training.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
+from training.fitting import Fitting, rate_factor
 from training.recipe import Recipe, load_recipe, names
-from training.train import Fitting, rate_factor, resolve_device
+from training.train import resolve_device
 
 RECIPE = asdict(Recipe())
 

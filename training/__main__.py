@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from runtime.errors import require_extra
 
@@ -37,8 +37,12 @@ class Command:
     """Folder of all artefacts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a CUDA GPU when there is one."""
+    devices: int = 0
+    """Processes that share the work: 0 = all GPUs, or one process on a CPU."""
+    tensorboard: bool = False
+    """Write TensorBoard logs beside the checkpoint as well."""
     force: bool = False
-    """Train again even when nothing has changed."""
+    """Train again even when nothing has changed, and from the start where a run was interrupted."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
 
@@ -55,8 +59,9 @@ def main() -> None:
     for architecture in command.archs:
         architectures.check_name(architecture)
     from training.progress import bar  # after the command line is read, so that --help is quick
-    from training.train import train
+    from training.train import Place, train
 
+    place = Place(command.device, command.devices, command.tensorboard, resume=not command.force)
     drawn = command.data is None
     source = command.data or write_sample(command.out / "sample")
     run = command.run or ("sample" if drawn else run_name(source))
@@ -72,13 +77,19 @@ def main() -> None:
         if not command.force and _up_to_date(folder, command.recipe, data.fingerprint):
             print(f"{architecture}: up to date in {folder}, --force to redo", file=sys.stderr)
             continue
-        spec = train(architecture, data, command.recipe, folder, command.out / "cache", command.device, bar)
-        low, high = spec.validation["interval"]
-        print(
-            f"{architecture}: accuracy {spec.validation['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
-            f"{spec.validation['photos']} validation photos) → {folder / 'checkpoint.pt'}"
-        )
+        spec = train(architecture, data, command.recipe, folder, command.out / "cache", place, bar)
+        if spec.validation:  # empty in all but the first of several processes
+            print(_told(architecture, spec.validation, folder))
     print(json.dumps({"run": run, "out": str(command.out), "archs": command.archs}))
+
+
+def _told(architecture: str, facts: dict[str, Any], folder: Path) -> str:
+    low, high = facts["interval"]
+    return (
+        f"{architecture}: accuracy {facts['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, {facts['photos']} "
+        f"validation photos) at epoch {facts['epoch']}; epoch {facts['last_epoch']['epoch']}, the last, has "
+        f"{facts['last_epoch']['accuracy']:.3f} → {folder / 'checkpoint.pt'}"
+    )
 
 
 def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
@@ -103,6 +114,7 @@ def _up_to_date(folder: Path, recipe: Recipe, fingerprint: str) -> bool:
     except (BadModel, OSError):
         return False
     complete = (folder / "judging.npz").is_file() and (folder / "calibration.npz").is_file()
+    complete = complete and not (folder / "last.ckpt").exists()  # it stays where a run was interrupted
     return complete and spec.recipe == asdict(recipe) and spec.data["fingerprint"] == fingerprint
 
 

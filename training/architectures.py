@@ -68,15 +68,22 @@ def se_resnet34(
     se_ratio: int = 16,
     activation: str = "relu",
     head_dropout: float = 0.0,
+    head_batch_norm: str = "none",
     **kwargs: Any,
 ) -> ResNet:
-    """ResNet-34 with squeeze-and-excitation, and the seed experiment's activation and head dropout as options."""
+    """ResNet-34 with squeeze-and-excitation, and the seed experiments' activation and head as options.
+
+    `head_batch_norm` is "none", "before_dropout" or "after_dropout".
+    """
     network = ResNet(type("SEBlock", (SEBlock,), {"se_ratio": se_ratio}), [3, 4, 6, 3], **kwargs)
     for block in network.modules():
         if isinstance(block, ResNet | SEBlock):
             block.relu = _activation(activation)
-    if head_dropout:
-        network.fc = nn.Sequential(nn.Dropout(head_dropout), network.fc)
+    dropout = [nn.Dropout(head_dropout)] if head_dropout else []
+    norm = [nn.BatchNorm1d(network.fc.in_features)] if head_batch_norm != "none" else []
+    before = norm + dropout if head_batch_norm == "before_dropout" else dropout + norm
+    if before:
+        network.fc = nn.Sequential(*before, network.fc)
     return network
 
 
@@ -100,7 +107,7 @@ def efficientnet_lite0(
 
 # What each of our own networks takes from a recipe; torchvision's take nothing
 OURS = ("plain34", "se_resnet34", "efficientnet_lite0")
-OPTIONS: dict[str, tuple[str, ...]] = {"se_resnet34": ("se_ratio", "activation", "head_dropout")}
+OPTIONS: dict[str, tuple[str, ...]] = {"se_resnet34": ("se_ratio", "activation", "head_dropout", "head_batch_norm")}
 
 
 def names() -> list[str]:
@@ -129,9 +136,14 @@ def build(architecture: str, classes: int, recipe: dict[str, Any], pretrained: b
     if not pretrained:
         return get_model(architecture, weights=None, num_classes=classes, **options)
     network = _pretrained(architecture, options)
-    parent, name, head = _last_linear(network)
-    setattr(parent, name, nn.Linear(head.in_features, classes))
+    parent, name, linear = _last_linear(network)
+    setattr(parent, name, nn.Linear(linear.in_features, classes))
     return network
+
+
+def head(network: nn.Module) -> nn.Linear:
+    """The last layer of a network, the only one that knows the classes."""
+    return _last_linear(network)[2]
 
 
 def mean_std(architecture: str, pretrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -146,20 +158,22 @@ def mean_std(architecture: str, pretrained: bool) -> tuple[tuple[float, ...], tu
 
 def _pretrained(architecture: str, options: dict[str, Any]) -> nn.Module:
     if architecture in ("plain34", "se_resnet34"):
-        raise SajiError(f"nobody publishes weights of {architecture}; train it without --pretrained")
+        raise SajiError(
+            f"nobody publishes weights of {architecture}; train it without --pretrained, or from a file: --weights FILE"
+        )
     try:
         return get_model(architecture, weights="DEFAULT", **options)
     except OSError as error:  # urllib's URLError is one
         raise SajiError(
-            f"the weights of {architecture} cannot be downloaded ({error}); go online once, or train "
-            "without --pretrained"
+            f"the weights of {architecture} cannot be downloaded ({error}); go online once, or name a file that "
+            "you have: --no-pretrained --weights FILE"
         ) from None
 
 
 def _last_linear(network: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
-    path, head = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    path, linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     parent, _, name = path.rpartition(".")
-    return network.get_submodule(parent), name, head
+    return network.get_submodule(parent), name, linear
 
 
 def _activation(name: str) -> nn.Module:

@@ -28,9 +28,18 @@ class Normalise(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # Cast first: TensorRT's parser does not transpose uint8. Contiguous: otherwise the exporter emits a strided
-        # gather before the head, which OpenVINO computes wrongly in INT8 without a word.
-        return (images.float().permute(0, 3, 1, 2).contiguous() - self.mean) / self.std
+        return self.scaled(planes(images))
+
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        """The arithmetic alone, of float32 `[N, 3, H, W]` RGB on a scale of 0 to 255."""
+        return (x - self.mean) / self.std
+
+
+def planes(images: torch.Tensor) -> torch.Tensor:
+    """uint8 `[N, H, W, 3]` → float32 `[N, 3, H, W]`, still on a scale of 0 to 255."""
+    # Cast first: TensorRT's parser does not transpose uint8. Contiguous: otherwise the exporter emits a strided
+    # gather before the head, which OpenVINO computes wrongly in INT8 without a word.
+    return images.float().permute(0, 3, 1, 2).contiguous()
 
 
 class PhotoClassifier(nn.Module):

@@ -20,22 +20,17 @@ if __name__ == "__main__":  # before the imports that would fail with a tracebac
     require_extra("train", "torch", "torchvision", "rich", "cv2", "sklearn", "imagehash")
 
 import numpy as np
-import torch
-from torchvision.transforms import v2
 
 from runtime.environment import usable_cores
 from runtime.evaluation import JudgingSet
-from runtime.files import replacing, replacing_folder, sha256_json, write_json
+from runtime.files import replacing_folder, sha256_json, write_json
 from runtime.photos import Photo, read_photo_set
-from runtime.preprocess import FILTERS, decode, pixels
+from runtime.preprocess import pixels
 from runtime.spec import Geometry
 from training.findings import Progress, Scene, collect, examine, find_scenes
 from training.progress import bar
 from training.recipe import Recipe
 from training.report import contact_sheet, describe, faults, page
-
-# Photos are kept this much larger than evaluation needs, so that random crops still find detail
-TRAIN_MARGIN = 1.125
 
 
 @dataclass(frozen=True)
@@ -205,72 +200,6 @@ def _pixels(data: Data, indices: np.ndarray, geometry: Geometry, progress: Progr
         for row, image in enumerate(progress(made, "preprocessing", len(indices))):
             images[row] = image
     return images, data.labels[indices]
-
-
-class TrainPhotos(torch.utils.data.Dataset):
-    """The training photos, decoded and resized once into one file on disk, augmented anew each epoch.
-
-    Item i: (uint8 `[size, size, 3]` RGB, class index). The file is memory-mapped, so memory stays bounded and
-    workers share it.
-    """
-
-    def __init__(self, data: Data, size: int, augmentation: str, smallest_crop: float, cache: Path, progress: Progress):
-        self.labels = data.labels[data.train].tolist()
-        self.transform = _augmentation(augmentation, size, smallest_crop)
-        self.path, self.shapes, self.offsets = _cached(data, size, cache, progress)
-        self._flat: np.memmap | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if self._flat is None:  # opened in each worker: a memory map does not travel between processes
-            self._flat = np.memmap(self.path, np.uint8, mode="c")
-        height, width = self.shapes[index]
-        start = self.offsets[index]
-        photo = self._flat[start : start + height * width * 3].reshape(height, width, 3)
-        channels_first = torch.from_numpy(photo).permute(2, 0, 1)
-        return self.transform(channels_first).permute(1, 2, 0).contiguous(), self.labels[index]
-
-
-def _augmentation(kind: str, size: int, smallest_crop: float) -> v2.Compose:
-    crop = v2.RandomResizedCrop(size, scale=(smallest_crop, 1.0), antialias=True)
-    still = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
-    steps = {
-        "none": still,
-        "flip": [*still, v2.RandomHorizontalFlip()],
-        "crop": [crop, v2.RandomHorizontalFlip()],
-        "trivial": [crop, v2.RandomHorizontalFlip(), v2.TrivialAugmentWide()],
-    }
-    return v2.Compose(steps[kind])
-
-
-def _cached(data: Data, size: int, cache: Path, progress: Progress) -> tuple[Path, list, list]:
-    """Decoded training photos with a shorter side of about `size` × 8/7 × margin, as one flat file and its index."""
-    shorter = round(Geometry.for_size(size).resize * TRAIN_MARGIN)
-    hashes = [data.hashes[i] for i in data.train]
-    path = cache / f"{sha256_json([hashes, shorter, Geometry.version])[:16]}.rgb"
-    index = path.with_suffix(".json")
-    if not index.is_file():
-        shapes = []
-        with replacing(path) as temporary, open(temporary, "wb") as flat, ThreadPoolExecutor(usable_cores()) as pool:
-            made = pool.map(lambda i: _shrunk(data.photos[i].path, shorter), data.train)
-            for photo in progress(made, "decoding", len(hashes)):
-                flat.write(photo.tobytes())
-                shapes.append(photo.shape[:2])
-        write_json(index, shapes)  # written last: its presence says that the pixels are complete
-    shapes = [tuple(shape) for shape in json.loads(index.read_text(encoding="utf-8"))]
-    sizes = [height * width * 3 for height, width in shapes]
-    return path, shapes, [0, *np.cumsum(sizes).tolist()]
-
-
-def _shrunk(path: Path, shorter: int) -> np.ndarray:
-    image = decode(path, shorter)
-    scale = shorter / min(image.size)
-    if scale < 1:
-        width, height = (max(shorter, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), FILTERS["bilinear"])
-    return np.asarray(image)
 
 
 if __name__ == "__main__":

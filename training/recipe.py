@@ -47,35 +47,63 @@ class Recipe:
     """Mix pairs of photos of a batch (MixUp and CutMix by turns)."""
     clip_norm: float = 1.0
     """Gradients are clipped to this norm; 0 = never."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one optimiser step."""
+    ema_decay: float = 0.0
+    """Evaluate and release a moving average of the weights with this decay per step; 0 = the weights themselves."""
     patience: int = 0
     """Stop after so many epochs without a better validation loss; 0 = never."""
+    release: Literal["best", "last"] = "best"
+    """Which epoch becomes the checkpoint: that of the best validation accuracy, or the last, which none has picked."""
     validation_share: float = 0.2
     """Share of photos kept for validation where the data has no split of its own."""
     calibration_photos: int = 300
     """Training photos kept for INT8 calibration; 300 is NNCF's default."""
     pretrained: bool = False
     """Start from published weights instead of random ones."""
+    weights: str = ""
+    """Start from the weights in this local file, of torchvision's or timm's names."""
+    freeze_epochs: int = 0
+    """Epochs at the start in which only the last layer learns."""
+    backbone_rate: float = 1.0
+    """Learning rate of everything before the last layer, as a share of the last layer's."""
+    teacher: str = ""
+    """Learn the answers of this checkpoint beside the labels (distillation); it must come from the same split."""
+    teacher_share: float = 0.7
+    """With a teacher: its share of the loss."""
+    teacher_temperature: float = 2.0
+    """With a teacher: the temperature at which its answers are softened."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of training; auto = bf16 where the hardware has it, then fp16 on a GPU, then fp32."""
     channels_last: bool = True
     """Keep activations as NHWC in memory, which convolutions run faster on."""
     workers: int = -1
     """Processes that prepare batches; -1 = none on a CPU, up to 8 beside a GPU."""
+    deterministic: bool = False
+    """On a GPU, use only algorithms that give the same result each time, at a cost of speed; a CPU always does."""
     seed: int = 0
     """Seed of the split, the weights and the augmentation."""
-    activation: str = "relu"
-    """se_resnet34: relu, mish, silu, leaky_relu or gelu."""
+    activation: Literal["relu", "mish", "silu", "leaky_relu", "gelu"] = "relu"
+    """se_resnet34: what follows each convolution's batch norm."""
     se_ratio: int = 16
     """se_resnet34: channels over the squeezed channels."""
     head_dropout: float = 0.0
     """se_resnet34: dropout before the last layer."""
+    head_batch_norm: Literal["none", "before_dropout", "after_dropout"] = "none"
+    """se_resnet34: a batch norm in the head, and where."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "epochs", "batch_size", "step_epochs", "calibration_photos"):
+        for name in ("image_size", "epochs", "batch_size", "step_epochs", "calibration_photos", "accumulate"):
             if getattr(self, name) < 1:
                 raise SajiError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.validation_share < 1:
             raise SajiError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
+        if not 0 <= self.ema_decay < 1 or not 0 <= self.teacher_share <= 1:
+            raise SajiError("ema_decay must be at least 0 and below 1, teacher_share between 0 and 1")
+        if self.weights and self.pretrained:
+            raise SajiError(
+                "pretrained and weights are two starts; choose one with --no-pretrained or without --weights"
+            )
 
 
 def names() -> list[str]:

@@ -61,8 +61,9 @@ def _ours(data: Data, recipe: Recipe, out: Path, steps: int) -> float:
     import lightning as L
     from torch.utils.data import DataLoader
 
-    from training.dataset import TrainPhotos
-    from training.train import Fitting, quieten, resolve_device, silent
+    from training.batches import EpochSampler, TrainPhotos
+    from training.fitting import Fitting
+    from training.train import quieten, resolve_device
 
     class Clock(L.Callback):
         def on_train_batch_start(
@@ -75,7 +76,8 @@ def _ours(data: Data, recipe: Recipe, out: Path, steps: int) -> float:
             self.seconds = time.perf_counter() - self.started
 
     quieten()
-    photos = TrainPhotos(data, recipe.image_size, recipe.augmentation, recipe.smallest_crop, out / "cache", silent)
+    photos = TrainPhotos(data, recipe, out / "cache")
+    sampler: Any = EpochSampler(photos, 1, 0, seed=recipe.seed)
     clock = Clock()
     accelerator, precision = resolve_device("cpu", recipe.precision)
     trainer = L.Trainer(
@@ -83,13 +85,15 @@ def _ours(data: Data, recipe: Recipe, out: Path, steps: int) -> float:
         precision=precision,  # type: ignore[arg-type]  # a str from our table, a Literal there
         max_steps=steps + 2,
         max_epochs=1,
+        use_distributed_sampler=False,
         callbacks=[clock],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Fitting("resnet34", len(data.classes), recipe), DataLoader(photos, recipe.batch_size, shuffle=True))
+    loader = DataLoader(photos, recipe.batch_size, sampler=sampler)
+    trainer.fit(Fitting("resnet34", len(data.classes), recipe), loader)
     return steps * recipe.batch_size / clock.seconds
 
 

@@ -1,0 +1,170 @@
+"""What a run remembers of itself, epoch by epoch, also across an interruption: curves, gradients, its two files."""
+
+import csv
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+
+from runtime.files import replacing
+
+GRADIENTS_EVERY = 4  # steps between two looks at the gradients: each reads all of them
+
+
+class History(Callback):
+    """One row an epoch, for `history.csv`, and one line an epoch where there is no progress bar."""
+
+    def __init__(self, architecture: str, epochs: int) -> None:
+        self.architecture, self.epochs = architecture, epochs
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.started = time.perf_counter()
+        self.photos = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count photos; the clock stops before validation."""
+        self.photos += len(batch[1]) * trainer.world_size
+        self.seconds = time.perf_counter() - self.started
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Keep the epoch's row (validation has run by now)."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch + 1, **{k: round(values[k], 5) for k in sorted(values)}}
+        row["learning_rate"] = trainer.optimizers[0].param_groups[-1]["lr"]
+        row["seconds"] = round(self.seconds, 2)
+        row["photos_per_second"] = round(self.photos / self.seconds, 1)
+        self.rows.append(row)
+        if not sys.stderr.isatty() and trainer.is_global_zero:
+            print(
+                f"{self.architecture} epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.3f}, validation "
+                f"accuracy {row['val_accuracy']:.3f}, {row['photos_per_second']:.0f} photos/s",
+                file=sys.stderr,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `last.ckpt` keeps, so that a resumed run writes the whole history."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up an interrupted run's history."""
+        self.rows = state["rows"]
+
+    def write(self, path: Path) -> None:
+        """Write all rows as CSV."""
+        _write_csv(path, list(self.rows[0]), self.rows)
+
+
+class Gradients(Callback):
+    """The gradient norm of each layer, a mean per epoch, for `gradients.csv`: where the signal dies is seen there."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget the last epoch's norms."""
+        self.norms: list[torch.Tensor] = []
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at the gradients before they are clipped."""
+        if trainer.global_step % GRADIENTS_EVERY == 0:
+            zero = torch.zeros((), device=module.device)
+            layers = self._layers(module).values()
+            self.norms.append(torch.stack([zero if p.grad is None else p.grad.norm() for p in layers]))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Keep the epoch's means."""
+        if self.norms:
+            means = torch.stack(self.norms).mean(0).tolist()
+            named = zip(self._layers(module), means, strict=True)
+            epoch = trainer.current_epoch + 1
+            self.rows += [{"epoch": epoch, "layer": name, "norm": float(f"{norm:.4g}")} for name, norm in named]
+
+    @staticmethod
+    def _layers(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
+        network = module.get_submodule("model.network")
+        return {name: p for name, p in network.named_parameters() if p.ndim > 1}  # filters and matrices
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `last.ckpt` keeps."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up an interrupted run's gradients."""
+        self.rows = state["rows"]
+
+    def write(self, path: Path) -> None:
+        """Write all rows as CSV."""
+        _write_csv(path, ["epoch", "layer", "norm"], self.rows)
+
+
+class Kept(Checkpoint):
+    """`last.ckpt` after every epoch, to resume from; `best.ckpt`, another name of the last at its best epoch.
+
+    The best epoch has the highest validation accuracy, of equals the lowest loss. (Lightning's ModelCheckpoint, when it
+    saves weights only, would save them there as they are instead of their moving average.)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
+        self.best_epoch, self.best_score = 0, (-1.0, 0.0)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save the epoch; Lightning writes to a temporary file and renames it."""
+        metrics = trainer.callback_metrics
+        score = float(metrics["val_accuracy"]), -float(metrics["val_loss"])
+        if score > self.best_score:
+            self.best_epoch, self.best_score = trainer.current_epoch + 1, score
+        trainer.save_checkpoint(self.last)
+        if self.best_epoch == trainer.current_epoch + 1 and trainer.is_global_zero:
+            self._link()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """When resumed: a kill between the two files may have left `best.ckpt` behind."""
+        if self.best_epoch and self.best_epoch == trainer.current_epoch and trainer.is_global_zero:
+            self._link()
+
+    def _link(self) -> None:
+        with replacing(self.best) as temporary:
+            try:
+                os.link(self.last, temporary)
+            except OSError:  # a file system without links
+                shutil.copyfile(self.last, temporary)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `last.ckpt` keeps."""
+        return {"best_epoch": self.best_epoch, "best_score": list(self.best_score)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up an interrupted run's best epoch."""
+        self.best_epoch, self.best_score = state["best_epoch"], tuple(state["best_score"])
+
+
+class Patience(EarlyStopping):
+    """Stop after `patience` epochs without a better validation loss; a run that had stopped does not go on."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val_loss", patience=patience)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Lightning saves how long it has waited, but not that it has stopped."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
