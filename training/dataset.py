@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from runtime.environment import usable_cores
 from runtime.evaluation import JudgingSet, wilson_interval
 from runtime.files import replacing, replacing_folder, sha256_json, write_json
-from runtime.photos import Photo, read_photo_set
+from runtime.photos import Photo, PhotoSet, read_photo_set
 from runtime.preprocess import FILTERS, decode, pixels
 from runtime.spec import Geometry
 from training.findings import Progress, Scene, collect, examine, find_scenes
@@ -69,7 +69,7 @@ class Data:
 
 
 def load_data(
-    source: Path,
+    source: Path | PhotoSet,
     validation_share: float,
     seed: int,
     look_alikes: bool = True,
@@ -81,7 +81,7 @@ def load_data(
     Looking for `look_alikes` takes about a minute per 1000 photos, unless the folder `cache` has what was found
     before; without it only identical files are kept together. Raises SajiError where no training is possible.
     """
-    found = read_photo_set(source)
+    found = source if isinstance(source, PhotoSet) else read_photo_set(source)
     with ThreadPoolExecutor(usable_cores()) as pool:
         examined = pool.map(examine, [photo.path for photo in found.photos])
         facts = list(progress(examined, "reading photos", len(found.photos)))
@@ -92,7 +92,7 @@ def load_data(
     classes = tuple(sorted({photo.label for photo in found.photos}))
     counts = Counter(photo.label for photo in photos)
     if len(classes) < 2:
-        raise SajiError(f"{source} has the one class {classes[0]!r}; a classifier needs at least two")
+        raise SajiError(f"{found.source} has the one class {classes[0]!r}; a classifier needs at least two")
     for name in classes:
         if counts[name] < 2:
             raise SajiError(
