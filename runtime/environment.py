@@ -1,5 +1,6 @@
 """The conditions of a measurement: which machine, which versions, which commit."""
 
+import datetime
 import functools
 import os
 import platform
@@ -10,7 +11,7 @@ from typing import Any
 
 _LIBRARIES = (
     "numpy pillow torch torchvision onnx onnxruntime onnxruntime-gpu openvino nncf tensorrt tensorrt-cu13 "
-    "tensorrt-rtx-cu13 gradio"
+    "tensorrt-rtx-cu13 gradio opencv-python-headless scikit-learn"
 )
 _CPU_FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp bf16 i8mm"
 
@@ -51,6 +52,18 @@ def commit() -> tuple[str | None, bool]:
     head = _output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
     dirty = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
     return head or None, bool(dirty)
+
+
+def stamp() -> dict[str, Any]:
+    """What every measured row carries: when, from which commit, on which machine, with which versions."""
+    head, dirty = commit()
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": head,
+        "dirty": dirty,
+        **{f"machine_{name}": value for name, value in machine().items()},
+        "versions": versions(),
+    }
 
 
 def _cpu() -> tuple[str, set[str]]:

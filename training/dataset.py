@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ if __name__ == "__main__":  # before the imports that would fail with a tracebac
 import numpy as np
 
 from runtime.environment import usable_cores
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import JudgingSet, wilson_interval
 from runtime.files import replacing_folder, sha256_json, write_json
-from runtime.photos import Photo, read_photo_set
+from runtime.photos import Photo, PhotoSet, read_photo_set
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
 from training.findings import Progress, Scene, collect, examine, find_scenes
-from training.progress import bar
+from training.progress import bar, silent
 from training.recipe import Recipe
 from training.report import contact_sheet, describe, faults, page
 
@@ -38,6 +38,7 @@ class Data:
     """A photo set ready to train on.
 
     `train` and `val` are indices into `photos`; `labels[i]` is the class index of photo i (sorted class names).
+    `scenes[i]` is a number that photo i shares with those that show the same scene, and with no other.
     """
 
     photos: tuple[Photo, ...]
@@ -46,6 +47,7 @@ class Data:
     train: np.ndarray
     val: np.ndarray
     hashes: tuple[str, ...]
+    scenes: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,21 +57,26 @@ class Data:
         rows = sorted(zip(self.hashes, (photo.label for photo in self.photos), split, strict=True))
         return sha256_json(rows)[:16]
 
+    @property
+    def leaking(self) -> np.ndarray:
+        """Those of `val` that show what a training photo shows too; a split made here has none."""
+        return self.val[np.isin(self.scenes[self.val], self.scenes[self.train])]
+
 
 def load_data(
-    source: Path,
+    source: Path | PhotoSet,
     validation_share: float,
     seed: int,
     look_alikes: bool = True,
     cache: Path | None = None,
-    progress: Progress = lambda items, what, total: items,
+    progress: Progress = silent,
 ) -> Data:
     """List, examine and split a photo set; photos of one scene stay on one side of a split that is made here.
 
     Looking for `look_alikes` takes about a minute per 1000 photos, unless the folder `cache` has what was found
     before; without it only identical files are kept together. Raises SajiError where no training is possible.
     """
-    found = read_photo_set(source)
+    found = source if isinstance(source, PhotoSet) else read_photo_set(source)
     with ThreadPoolExecutor(usable_cores()) as pool:
         examined = pool.map(examine, [photo.path for photo in found.photos])
         facts = list(progress(examined, "reading photos", len(found.photos)))
@@ -80,7 +87,7 @@ def load_data(
     classes = tuple(sorted({photo.label for photo in found.photos}))
     counts = Counter(photo.label for photo in photos)
     if len(classes) < 2:
-        raise SajiError(f"{source} has the one class {classes[0]!r}; a classifier needs at least two")
+        raise SajiError(f"{found.source} has the one class {classes[0]!r}; a classifier needs at least two")
     for name in classes:
         if counts[name] < 2:
             raise SajiError(
@@ -90,7 +97,8 @@ def load_data(
     labels = np.array([classes.index(photo.label) for photo in photos])
     given = _given_split(photos)
     scenes = find_scenes([photo.path for photo, _ in good], hashes, look_alikes, cache, progress)
-    train, val = given or _stratified_split(labels, hashes, scenes, validation_share, seed)
+    numbers = scene_numbers(scenes, hashes[: len(photos)])
+    train, val = given or _stratified_split(labels, hashes, numbers, validation_share, seed)
     for side, indices in (("training", train), ("validation", val)):
         missing = set(range(len(classes))) - set(labels[indices].tolist())
         if missing:
@@ -101,7 +109,21 @@ def load_data(
     for index in val:
         sides[index] = "val"
     report = collect(found, facts, [photo for photo, _ in good], hashes, sides, scenes)
-    return Data(photos, classes, labels, train, val, hashes[: len(photos)], report | {"look_alikes": look_alikes})
+    report["look_alikes"] = look_alikes
+    return Data(photos, classes, labels, train, val, hashes[: len(photos)], numbers, report)
+
+
+def scene_numbers(scenes: Sequence[Scene], hashes: Sequence[str]) -> np.ndarray:
+    """A number per photo, int64 `[len(hashes)]`, one for each scene; by content, so that names do not matter.
+
+    Indices in `scenes` from `len(hashes)` on are left out.
+    """
+    lowest = list(hashes)
+    for scene in scenes:
+        members = [i for picture in scene for i in picture if i < len(hashes)]
+        for i in members:
+            lowest[i] = min(hashes[member] for member in members)
+    return np.unique(lowest, return_inverse=True)[1]
 
 
 def _given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -115,13 +137,14 @@ def _given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray] | N
 
 
 def _stratified_split(
-    labels: np.ndarray, hashes: Sequence[str], scenes: Sequence[Scene], share: float, seed: int
+    labels: np.ndarray, hashes: Sequence[str], scenes: np.ndarray, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole scenes go to one side, in an order that comes from their hashes and the seed, until each class is full."""
-    together = [[i for picture in scene for i in picture if i < len(labels)] for scene in scenes]
-    alone = set(range(len(labels))).difference(*together)
+    together: dict[int, list[int]] = defaultdict(list)
+    for index, scene in enumerate(scenes.tolist()):
+        together[scene].append(index)
     order = sorted(
-        [*filter(None, together), *([i] for i in alone)],
+        together.values(),
         key=lambda group: hashlib.sha256(f"{seed} {min(hashes[i] for i in group)}".encode()).digest(),
     )
     held = [Counter(labels[group].tolist()) for group in order]  # photos per class
@@ -177,7 +200,7 @@ def run_name(source: Path) -> str:
 
 def judging_set(data: Data, geometry: Geometry, progress: Progress) -> JudgingSet:
     """The validation photos exactly as serving preprocesses them."""
-    return JudgingSet(*_pixels(data, data.val, geometry, progress), tuple(_name(data.photos[i]) for i in data.val))
+    return JudgingSet(*_pixels(data, data.val, geometry, progress), tuple(photo_name(data.photos[i]) for i in data.val))
 
 
 def calibration_set(data: Data, geometry: Geometry, most: int, seed: int, progress: Progress) -> JudgingSet:
@@ -186,10 +209,29 @@ def calibration_set(data: Data, geometry: Geometry, most: int, seed: int, progre
     per_class = math.ceil(most / len(data.classes))
     chosen = np.concatenate([order[data.labels[order] == k][:per_class] for k in range(len(data.classes))])
     chosen = np.random.default_rng(seed).permutation(chosen)  # a prefix holds all classes
-    return JudgingSet(*_pixels(data, chosen, geometry, progress), tuple(_name(data.photos[i]) for i in chosen))
+    return JudgingSet(*_pixels(data, chosen, geometry, progress), tuple(photo_name(data.photos[i]) for i in chosen))
 
 
-def _name(photo: Photo) -> str:
+def without_leaks(data: Data, logits: np.ndarray) -> dict[str, Any]:
+    """The accuracy on the validation photos that training does not show too; empty where the split does not leak.
+
+    `logits` is float `[len(data.val), C]`, in the order of `data.val`. The accuracy is None when every photo leaks.
+    """
+    leaks = np.isin(data.val, data.leaking)
+    if not leaks.any():
+        return {}
+    logits, labels = logits[~leaks], data.labels[data.val[~leaks]]
+    right, photos = int((logits.argmax(1) == labels).sum()), len(labels)
+    return {
+        "leaking": int(leaks.sum()),
+        "photos": photos,
+        "accuracy": round(right / photos, 4) if photos else None,
+        "interval": [round(edge, 4) for edge in wilson_interval(right, photos)],
+    }
+
+
+def photo_name(photo: Photo) -> str:
+    """What a photo is called in arrays and tables: its label and file name."""
     return f"{photo.label}/{photo.path.name}"
 
 

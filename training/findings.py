@@ -160,7 +160,7 @@ def collect(
     per_class = Counter(zip((photo.label for photo in photos), sides, strict=True))
     used, labels = Counter(sides), sorted({photo.label for photo in photos})
     return {
-        "source": _text(str(found.source)),
+        "source": printable(str(found.source)),
         "listed": len(found.photos),
         "used": {side: used[side] for side in SIDES},
         "per_class": {label: {side: per_class[label, side] for side in SIDES} for label in labels},
@@ -175,10 +175,10 @@ def collect(
 
 def _name(photo: Photo, found: PhotoSet) -> str:
     root = found.source if found.source.is_dir() else found.source.parent
-    return _text(Path(os.path.relpath(photo.path, root)).as_posix())
+    return printable(Path(os.path.relpath(photo.path, root)).as_posix())
 
 
-def _text(name: str) -> str:
+def printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()  # Linux allows file names that are no text
 
 

@@ -1,6 +1,5 @@
 """Two ways to do the same work, by turns and each in its own process: the ratio, pair by pair."""
 
-import datetime
 import json
 import statistics
 import subprocess
@@ -34,7 +33,6 @@ def compare(
         if turn:
             values.append(pair)
     ratios = sorted(b / a if measure == "wall" else a / b for a, b in values)
-    commit, dirty = environment.commit()
     return {
         "experiment": "ratio",
         "claim": claim,
@@ -46,11 +44,7 @@ def compare(
         "ours": [round(a, 4) for a, _ in values],
         "theirs": [round(b, 4) for _, b in values],
         "rounds": rounds,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "dirty": dirty,
-        **{f"machine_{name}": value for name, value in environment.machine().items()},
-        "versions": environment.versions(),
+        **environment.stamp(),
     }
 
 

@@ -1,6 +1,5 @@
 """Benchmark rows: flat JSON lines that carry their conditions."""
 
-import datetime
 import json
 import statistics
 from pathlib import Path
@@ -19,8 +18,7 @@ Row = dict[str, Any]
 
 def rows_of(entrant: Entrant, receipt: Receipt, experiment: str, seconds: float) -> list[Row]:
     """One row per batch size of an entrant that ran."""
-    commit, dirty = environment.commit()
-    machine, candidate = environment.machine(), entrant.candidate
+    candidate, stamp = entrant.candidate, environment.stamp()
     rows = []
     for batch, rounds in sorted(entrant.samples.items()):
         samples = [value for round_samples in rounds for value in round_samples]
@@ -29,9 +27,6 @@ def rows_of(entrant: Entrant, receipt: Receipt, experiment: str, seconds: float)
             {
                 "schema_version": SCHEMA_VERSION,
                 "experiment": experiment,
-                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "commit": commit,
-                "dirty": dirty,
                 "architecture": candidate.architecture,
                 "backend": candidate.backend,
                 "precision": candidate.precision,
@@ -61,8 +56,7 @@ def rows_of(entrant: Entrant, receipt: Receipt, experiment: str, seconds: float)
                 "precision_share": candidate.precision_share,
                 "load_seconds": round(entrant.facts["load_seconds"], 3),
                 "peak_memory_mib": entrant.facts["peak_memory_mib"],
-                **{f"machine_{name}": value for name, value in machine.items()},
-                "versions": environment.versions(),
+                **stamp,
                 "samples": [[round(value, 4) for value in round_samples] for round_samples in rounds],
             }
         )
