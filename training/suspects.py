@@ -1,15 +1,22 @@
 """`python -m training.suspects DATA`: photos that are likely mislabelled, the likeliest first.
 
-Every photo is judged by a network that never saw it (`training.folds`), and those whose label it believes least come
-first. With `--planted FOLDER` the list is put to the test: the photos of that folder, which are known to be
-mislabelled, are mixed in, and it is told how many of them come first.
+Nothing is trained but a logistic regression: a network with published weights turns each photo into features, and the
+photos of all other folds (`training.folds`) are asked about it. Two answers make the order, each by its standard score:
+
+- how probable the label is, out of fold. That finds a dish under the name of another one (self-confidence, Northcutt
+  et al. 2021, JAIR 70);
+- how far away the nearest photos of the label are. That finds what is none of the dishes: a menu, raw ingredients.
+
+With `--planted FOLDER` the list is put to the test: the photos of that folder, which are known to be mislabelled, are
+mixed in, and it is told how many of them come first.
 """
 
 import argparse
 import csv
 import json
 from collections.abc import Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +26,126 @@ if __name__ == "__main__":  # before the imports that would fail with a tracebac
     require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 
 from runtime.benchmark.rows import append_rows
-from runtime.environment import stamp
-from runtime.evaluation import wilson_interval
+from runtime.environment import stamp, usable_cores
 from runtime.files import replacing
-from runtime.photos import PhotoSet, read_photo_set
-from runtime.preprocess import decode
+from runtime.photos import Photo, PhotoSet, read_photo_set
+from runtime.preprocess import decode, pixels
+from runtime.spec import Geometry
 from training import architectures
+from training.classifier import PhotoClassifier
 from training.dataset import Data, load_data, run_name
-from training.findings import printable
+from training.findings import Progress, printable
+from training.folds import folds
 from training.progress import bar
-from training.recipe import load_recipe, names
 
 FIRST = 60  # suspects on which the list is judged; as many as a person looks through in some minutes
 TOLD, SHOWN = 10, 80  # suspects on stdout and on the contact sheet
 COLUMNS, CELL, LINE, MARGIN = 8, 160, 16, 8  # pictures a row; side of a picture, line of text, space around in pixels
+SIZE, BATCH = 224, 32  # what published weights were trained with, pixels; photos at once
+NEAREST = 3  # photos of the label whose distance counts
+LOOSENESS = 10.0  # inverse strength of the logistic regression's L2 penalty, on features of length 1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the other folds say of each photo: `probabilities` float `[N, C]`, and the mean `distance` float `[N]`, 0 to
+    2, of its features from those of the nearest photos of its label."""
+
+    probabilities: np.ndarray
+    distance: np.ndarray
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A photo, its label, the likeliest other class, and how probable a network that never saw it finds both."""
+    """A photo, its label and the likeliest other class, both with their probability, and the distance to its label."""
 
     photo: Path
     label: str
     confidence: float
     other: str
     likeness: float
+    distance: float
 
     @property
     def row(self) -> list[str]:
         """The cells of the CSV."""
-        path = printable(self.photo.as_posix())
-        return [path, self.label, f"{self.confidence:.4f}", self.other, f"{self.likeness:.4f}"]
+        figures = [f"{value:.4f}" for value in (self.confidence, self.likeness, self.distance)]
+        return [printable(self.photo.as_posix()), self.label, figures[0], self.other, *figures[1:]]
 
 
-def suspects(data: Data, logits: np.ndarray) -> list[Suspect]:
-    """All photos of a set, the likeliest mislabelled first; `logits` float `[len(data.photos), C]`, out of fold.
+def features(architecture: str, photos: Sequence[Photo], progress: Progress) -> np.ndarray:
+    """What published weights see in each photo: the input of their last layer at length 1, float32 `[N, D]`.
 
-    The order is that of the normalised margin: the probability of the label less that of the likeliest other class
-    (Northcutt et al. 2021, JAIR 70).
+    Raises SajiError where there are no such weights.
     """
-    given, others = _probabilities(logits), _probabilities(logits)
-    everyone = np.arange(len(given))
+    model = PhotoClassifier(architecture, 2, {}, pretrained=True).eval().to(memory_format=torch.channels_last)
+    seen: list[np.ndarray] = []
+    architectures.head(model.network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    geometry = Geometry.for_size(SIZE)
+    blocks = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
+    with torch.inference_mode(), ThreadPoolExecutor(usable_cores()) as pool:
+        for block in progress(blocks, "looking at photos", len(blocks)):
+            model(torch.from_numpy(np.stack(list(pool.map(lambda photo: pixels(photo.path, geometry), block)))))
+    return normalize(np.concatenate(seen))
+
+
+def answers(vectors: np.ndarray, data: Data, k: int, seed: int) -> Answers:
+    """Ask k - 1 folds about the photos of the remaining one, in turn; `vectors` float `[len(data.photos), D]`."""
+    probabilities = np.empty((len(vectors), len(data.classes)))
+    distance = np.empty(len(vectors))
+    for part in folds(data, k, seed):
+        known = data.labels[part.train]
+        probe = LogisticRegression(C=LOOSENESS, max_iter=1000).fit(vectors[part.train], known)
+        probabilities[part.val] = probe.predict_proba(vectors[part.val])
+        for label in np.unique(data.labels[part.val]):
+            alike = vectors[part.train[known == label]]
+            asked = part.val[data.labels[part.val] == label]
+            near = NearestNeighbors(n_neighbors=min(NEAREST, len(alike))).fit(alike).kneighbors(vectors[asked])
+            distance[asked] = near[0].mean(1)
+    return Answers(probabilities, distance)
+
+
+def suspects(data: Data, told: Answers) -> list[Suspect]:
+    """All photos of a set, the likeliest mislabelled first."""
+    everyone = np.arange(len(data.photos))
+    given, others = told.probabilities, told.probabilities.copy()
     others[everyone, data.labels] = -1
     confidence, other = given[everyone, data.labels], others.argmax(1)
-    likeness = given[everyone, other]
+    ranked = np.argsort(_standard(confidence) - _standard(told.distance), kind="stable")
     return [
-        Suspect(data.photos[i].path, data.photos[i].label, confidence[i], data.classes[other[i]], likeness[i])
-        for i in np.argsort(confidence - likeness, kind="stable")
+        Suspect(
+            data.photos[i].path,
+            data.photos[i].label,
+            confidence[i],
+            data.classes[other[i]],
+            given[i, other[i]],
+            told.distance[i],
+        )
+        for i in ranked
     ]
 
 
-def likely_mislabelled(logits: np.ndarray, labels: np.ndarray) -> int:
-    """How many labels are likely wrong: photos off the diagonal of the confident joint (Northcutt et al. 2021).
+def _standard(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / max(values.std(), 1e-9)
+
+
+def likely_swapped(probabilities: np.ndarray, labels: np.ndarray) -> int:
+    """How many photos likely show another class: those off the diagonal of the confident joint (Northcutt et al. 2021).
 
     A photo counts for the likeliest of the classes of which it is as probable as that class's own photos are on
-    average; where there is none, for its label. Out-of-fold logits `[N, C]`, labels int `[N]`, every class present.
+    average; where there is none, for its label. Probabilities `[N, C]`, out of fold; labels int `[N]`, each class once
+    at least.
     """
-    probabilities = _probabilities(logits)
     typical = [probabilities[labels == k, k].mean() for k in range(probabilities.shape[1])]
     confident = np.where(probabilities >= typical, probabilities, 0)
     return int((confident.any(1) & (confident.argmax(1) != labels)).sum())
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def contact_sheet(ranked: Sequence[Suspect]) -> Image.Image:
@@ -115,49 +174,39 @@ def write(ranked: Sequence[Suspect], folder: Path) -> None:
         contact_sheet(ranked).save(temporary)
     with replacing(folder / "suspects.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["photo", "label", "confidence", "other", "likeness"])
+        writer.writerow(["photo", "label", "confidence", "other", "likeness", "distance"])
         writer.writerows(suspect.row for suspect in ranked)
 
 
 def main() -> None:
-    """Read the command line, train the folds that are missing, write the list."""
+    """Read the command line, look at every photo, write the list."""
     arguments = _arguments()
     architectures.check_name(arguments.arch)
-    recipe = load_recipe(arguments.recipe)
-    recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
     found, wrong = read_photo_set(arguments.data), set[Path]()
     if arguments.planted:
         found, wrong = planted(found, read_photo_set(arguments.planted))
-    # Lightning takes seconds, which --help and a wrong path need not wait for
-    from training.folds import out_of_fold
-    from training.train import Place
-
-    cache, folder = arguments.out / "cache", arguments.out / "suspects" / run_name(arguments.data)
-    data = load_data(found, recipe.validation_share, recipe.seed, True, cache, bar)
-    networks = folder / arguments.arch
-    logits = out_of_fold(arguments.arch, data, recipe, arguments.folds, networks, cache, Place(arguments.device), bar)
-    ranked = suspects(data, logits)
+    data = load_data(found, 0.2, arguments.seed, True, arguments.out / "cache", bar)  # its split is not looked at
+    told = answers(features(arguments.arch, data.photos, bar), data, arguments.folds, arguments.seed)
+    ranked = suspects(data, told)
+    folder = arguments.out / "suspects" / run_name(arguments.data)
     write(ranked, folder)
     for suspect in ranked[:TOLD]:
-        path, label, confidence, other, likeness = suspect.row
-        print(f"{path}: {label} {confidence}, {other} {likeness}")
-    trained = {"architecture": arguments.arch, "recipe": asdict(recipe), "folds": arguments.folds}
-    row = {"experiment": "suspects", **trained, **figures(data, logits), **recall(ranked, wrong)}
+        path, label, confidence, other, likeness, distance = suspect.row
+        print(f"{path}: {label} {confidence}, {other} {likeness}, distance {distance}")
+    row = {
+        "experiment": "suspects",
+        "architecture": arguments.arch,
+        "folds": arguments.folds,
+        "seed": arguments.seed,
+        "data_fingerprint": data.fingerprint,
+        "photos": len(ranked),
+        "accuracy": round(float((told.probabilities.argmax(1) == data.labels).mean()), 4),
+        "likely_swapped": likely_swapped(told.probabilities, data.labels),
+        **recall(ranked, wrong),
+    }
     if arguments.rows:
         append_rows(arguments.rows, [row | stamp()])
     print(json.dumps({"suspects": str(folder / "suspects.csv"), **row}))
-
-
-def figures(data: Data, logits: np.ndarray) -> dict[str, Any]:
-    """What the out-of-fold logits `[len(data.photos), C]` say of the whole set."""
-    right, photos = int((logits.argmax(1) == data.labels).sum()), len(data.photos)
-    return {
-        "data_fingerprint": data.fingerprint,
-        "photos": photos,
-        "accuracy": round(right / photos, 4),
-        "accuracy_interval": [round(edge, 4) for edge in wilson_interval(right, photos)],
-        "likely_mislabelled": likely_mislabelled(logits, data.labels),
-    }
 
 
 def recall(ranked: Sequence[Suspect], wrong: Set[Path]) -> dict[str, Any]:
@@ -178,11 +227,11 @@ def recall(ranked: Sequence[Suspect], wrong: Set[Path]) -> dict[str, Any]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.suspects", description="Find mislabelled photos.")
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
-    parser.add_argument("--arch", default="efficientnet_lite0", help="network to judge by")
-    parser.add_argument("--recipe", default="transfer", help=f"{', '.join(names())}, or a path to a .toml file")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs of each network; 0 = those of the recipe")
-    parser.add_argument("--folds", type=int, default=3, help="networks; each is asked about the photos it never saw")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
+    parser.add_argument(
+        "--arch", default="efficientnet_lite0", help="network whose published weights look at the photos"
+    )
+    parser.add_argument("--folds", type=int, default=3, help="parts, each of which is judged by the others")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     parser.add_argument("--planted", type=Path, help="photos known to be mislabelled, to mix in: is the list any good?")
     parser.add_argument("--rows", type=Path, help="append the figures to this .jsonl")
