@@ -153,7 +153,7 @@ def _text(path: Path) -> tuple[str, list[str]]:
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = raw.decode(encoding, "replace")
     if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
-        raise SajiError(f"{path} is not a UTF-8 text file; save the CSV as UTF-8")
+        raise SajiError(f"{path} is no UTF-8 text; DATA is a folder with one folder per class, or a CSV saved as UTF-8")
     if encoding == "utf-16":
         return text, [f"{path.name} is UTF-16; save it as UTF-8 for other programs"]
     if raw.startswith(b"\xef\xbb\xbf"):

@@ -11,60 +11,88 @@ from PIL import Image
 
 from runtime.errors import SajiError
 from runtime.photos import Photo, PhotoSet
-from training import folds
 from training import suspects as module
-from training.dataset import load_data
-from training.suspects import contact_sheet, likely_mislabelled, planted, recall, suspects
+from training.dataset import Data
+from training.progress import silent
+from training.suspects import Answers, answers, contact_sheet, features, likely_swapped, planted, recall, suspects
+
+CLASSES = 3
 
 
-def answers(labels: np.ndarray, wrong: list[int], classes: int = 3, seed: int = 0) -> np.ndarray:
-    """Out-of-fold logits of a good network on photos of which those at `wrong` show the next class."""
-    shown = labels.copy()
-    shown[wrong] = (labels[wrong] + 1) % classes
-    return 4 * np.eye(classes)[shown] + np.random.default_rng(seed).normal(0, 0.7, (len(labels), classes))
+def fake(scenes: list[int]) -> Data:
+    """30 photos a class, without files; `scenes[i]` is the scene of photo i."""
+    labels = np.repeat(np.arange(CLASSES), 30)
+    photos = tuple(Photo(Path(f"{i}.jpg"), "abc"[label]) for i, label in enumerate(labels))
+    hashes = tuple(f"{i:04d}" for i in range(90))
+    return Data(photos, ("a", "b", "c"), labels, np.arange(1), np.arange(1), hashes, np.array(scenes))
 
 
-@pytest.fixture()
-def mixed(tmp_path: Path, sample: Path) -> tuple[Path, Path]:
-    """Two photos of each drawn dish under the name of another one, apart; the rest is the sample."""
-    dishes = sorted(child.name for child in sample.iterdir() if child.is_dir())
-    for label, shown in zip(dishes, [*dishes[1:], dishes[0]], strict=True):
-        (tmp_path / "wrong" / label).mkdir(parents=True)
-        for number, photo in enumerate(sorted((sample / shown).iterdir())[:2]):
-            Image.open(photo).rotate(90).save(tmp_path / "wrong" / label / f"{number}.png")
-    return sample, tmp_path / "wrong"
+def seen(shown: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Features of photos that show these classes: unit vectors `[N, 16]` around one direction a class."""
+    vectors = np.eye(16)[shown] + np.random.default_rng(seed).normal(0, 0.15, (len(shown), 16))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_mislabelled_photos_come_first(sample: Path) -> None:
-    data = load_data(sample, 0.5, 0, look_alikes=False)
-    wrong = [3, 21, 40, 63]
-    ranked = suspects(data, answers(data.labels, wrong, 5))
-    assert {suspect.photo for suspect in ranked[:4]} == {data.photos[i].path for i in wrong}
-    assert len(ranked) == len(data.photos)
-    first = data.photos.index(next(photo for photo in data.photos if photo.path == ranked[0].photo))
-    assert ranked[0].label == data.photos[first].label != ranked[0].other
-    assert ranked[0].other == data.classes[(data.labels[first] + 1) % 5]
-    assert ranked[0].confidence < 0.1 and ranked[0].likeness > 0.8
+def names(ranked: list) -> set[int]:
+    return {int(suspect.photo.stem) for suspect in ranked}
 
 
-def test_the_number_of_wrong_labels_is_estimated() -> None:
+def test_another_class_and_no_class_come_first() -> None:
+    data = fake(list(range(90)))
+    shown = data.labels.copy()
+    shown[[3, 40]] = [1, 2]  # another dish
+    shown[[20, 70]] = [9, 10]  # none
+    ranked = suspects(data, answers(seen(shown), data, 3, 0))
+    assert names(ranked[:4]) == {3, 40, 20, 70} and len(ranked) == 90
+    swapped = next(suspect for suspect in ranked if suspect.photo.stem == "3")
+    assert (swapped.label, swapped.other) == ("a", "b") and swapped.confidence < 0.3 < 0.5 < swapped.likeness
+    outside = next(suspect for suspect in ranked if suspect.photo.stem == "20")
+    assert outside.distance > 1 > 2 * ranked[-1].distance
+
+
+def test_no_photo_is_judged_by_its_own_scene() -> None:
+    """Two shots of what is no dish: where one is asked about the other, both are less suspect."""
+    vectors = seen(np.repeat(np.arange(CLASSES), 30))
+    vectors[[5, 6]] = np.eye(16)[12]
+    together, apart = (answers(vectors, fake(scenes), 3, 0) for scenes in ([*range(6), 5, *range(7, 90)], [*range(90)]))
+    assert together.distance[[5, 6]].min() > 1.2 > 1.1 > apart.distance[[5, 6]].max()
+    assert np.allclose(together.probabilities.sum(1), 1)
+
+
+def test_the_number_of_swapped_labels_is_estimated() -> None:
+    data = fake(list(range(90)))
+    shown = data.labels.copy()
+    shown[::10] = (shown[::10] + 1) % CLASSES
+    clean, dirty = (answers(seen(shows), data, 3, 0).probabilities for shows in (data.labels, shown))
+    assert likely_swapped(clean, data.labels) <= 1
+    assert abs(likely_swapped(dirty, data.labels) - 9) <= 1
+
+
+def test_a_judge_that_prefers_one_class_does_not_make_the_others_wrong() -> None:
     labels = np.arange(300) % 3
-    assert likely_mislabelled(answers(labels, []), labels) <= 3
-    assert abs(likely_mislabelled(answers(labels, list(range(0, 300, 10))), labels) - 30) <= 3
+    probabilities = np.full((300, 3), [0.5, 0.05, 0.05])
+    probabilities[np.arange(300), labels] += 0.4
+    probabilities[labels == 0, 0] -= 0.1
+    assert (probabilities.argmax(1) != labels).sum() == 200 and likely_swapped(probabilities, labels) == 0
 
 
-def test_a_network_that_prefers_one_class_does_not_make_the_others_wrong() -> None:
-    labels = np.arange(300) % 3
-    logits = answers(labels, []) + np.array([3.5, 0, 0])
-    assert (logits.argmax(1) != labels).sum() > 30 > likely_mislabelled(logits, labels)
+def test_published_weights_know_a_photo_again(sample: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    photos = [Photo(path, "a") for path in sorted(sample.glob("*/*_001.jpg"))]
+    for number, photo in enumerate(photos[:3]):
+        Image.open(photo.path).rotate(15, expand=True).save(tmp_path / f"{number}.png")
+    vectors = features("efficientnet_lite0", [*photos, *(Photo(tmp_path / f"{n}.png", "a") for n in range(3))], silent)
+    assert vectors.shape == (8, 1280) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert (vectors[5:] @ vectors[:5].T).argmax(1).tolist() == [0, 1, 2]
 
 
-def test_recall_counts_the_planted_among_the_first(sample: Path) -> None:
-    data = load_data(sample, 0.5, 0, look_alikes=False)
-    ranked = suspects(data, answers(data.labels, [3, 21], 5))
-    wrong = {data.photos[i].path for i in (3, 21)} | {ranked[-1].photo}
+def test_recall_counts_the_planted_among_the_first() -> None:
+    data = fake(list(range(90)))
+    told = Answers(np.full((90, 3), 1 / 3), np.arange(90) / 90)
+    ranked = suspects(data, told)
+    wrong = {Path("89.jpg"), Path("30.jpg"), Path("0.jpg")}
     assert recall(ranked, wrong) == {
-        "planted": 3, "first": 60, "found": 2, "recall": 0.6667, "ranks": [1, 2, len(ranked)]
+        "planted": 3, "first": 60, "found": 2, "recall": 0.6667, "ranks": [1, 60, 90]
     }  # fmt: skip
     assert recall(ranked, set()) == {}
 
@@ -83,51 +111,67 @@ def listed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     module.main()
 
 
-def test_the_command_writes_a_list_and_a_contact_sheet(
-    mixed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    source, wrong = mixed
+@pytest.fixture()
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features and look-alikes that cost nothing; photos named `9.png` and on show no class."""
 
-    def out_of_fold(architecture, data, recipe, k, folder, *_):
-        assert (architecture, recipe.name, recipe.epochs, k) == ("resnet18", "quick", 2, 4)
-        assert folder == tmp_path / "out" / "suspects" / source.name / "resnet18"
-        planted = [i for i, photo in enumerate(data.photos) if photo.path.is_relative_to(wrong)]
-        return answers(data.labels, planted, 5)
+    def features(architecture: str, photos: list[Photo], progress: object) -> np.ndarray:
+        labels = sorted({photo.label for photo in photos})
+        stems = [photo.path.stem for photo in photos]
+        return seen(
+            np.array([int(s) if s.isdigit() else labels.index(p.label) for s, p in zip(stems, photos, strict=True)])
+        )
 
-    monkeypatch.setattr(folds, "out_of_fold", out_of_fold)
+    monkeypatch.setattr(module, "features", features)
     monkeypatch.setattr("training.duplicates.find_duplicates", lambda *_: [])
-    options = ["--arch", "resnet18", "--recipe", "quick", "--epochs", 2, "--folds", 4, "--planted", wrong]
-    listed(monkeypatch, source, *options, "--out", tmp_path / "out", "--rows", tmp_path / "rows.jsonl")
+
+
+def test_the_command_writes_a_list_and_a_contact_sheet(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, quick: None
+) -> None:
+    (tmp_path / "wrong" / "bakso").mkdir(parents=True)
+    for number, colour in enumerate(("blue", "lime", "magenta"), 9):
+        Image.new("RGB", (80, 80), colour).save(tmp_path / "wrong" / "bakso" / f"{number}.png")
+    options = ["--planted", tmp_path / "wrong", "--out", tmp_path / "out", "--rows", tmp_path / "rows.jsonl"]
+    listed(monkeypatch, sample, *options)
     *lines, last = capsys.readouterr().out.splitlines()
     answer, row = json.loads(last), json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8"))
-    assert len(lines) == 10 and all(str(wrong) in line for line in lines)
-    assert answer["found"] == answer["planted"] == 10 == row["found"] and answer["photos"] == 90 and row["commit"]
+    assert len(lines) == 10 and all(str(tmp_path / "wrong") in line for line in lines[:3])
+    assert answer["ranks"] == row["ranks"] == [1, 2, 3] and answer["photos"] == 83 and row["commit"]
     with open(answer["suspects"], encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 90 and rows[0]["label"] == Path(rows[0]["photo"]).parent.name != rows[0]["other"]
-    sheet = Image.open(tmp_path / "out" / "suspects" / source.name / "suspects.png")
-    assert sheet.width > 1300 and len(set(sheet.crop((8, 8, 168, 168)).getdata())) > 100
+    assert len(rows) == 83 and rows[0]["label"] == "bakso" != rows[0]["other"]
+    sheet = Image.open(tmp_path / "out" / "suspects" / sample.name / "suspects.png")
+    assert sheet.width > 1300 and sheet.getpixel((88, 88)) in [(0, 0, 255), (0, 255, 0), (255, 0, 255)]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--arch", "resnet43"], "resnet43"),
-        (["--recipe", "tranfser"], "no recipe 'tranfser'"),
-        (["--epochs", "-1"], "epochs is -1"),
+        (["--folds", "1"], "at least 2"),
+        (["--folds", "17"], "has 16 scenes, too few for 17 folds"),
         (["--planted", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(
-    sample: Path, tmp_path: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+    sample: Path, tmp_path: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     with pytest.raises(SajiError, match=words):
         listed(monkeypatch, sample, "--out", tmp_path / "out", *options)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "suspects").exists()
+
+
+def test_weights_that_nobody_publishes_are_one_sentence(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.duplicates.find_duplicates", lambda *_: [])
+    with pytest.raises(SajiError, match="nobody publishes weights of plain34"):
+        listed(monkeypatch, sample, "--out", tmp_path / "out", "--arch", "plain34")
 
 
 def test_the_contact_sheet_is_bounded(sample: Path) -> None:
-    data = load_data(sample, 0.5, 0, look_alikes=False)
-    ranked = suspects(data, answers(data.labels, [], 5))
-    sheet = contact_sheet(ranked * 20)
-    assert sheet.width < 1500 and sheet.height < 2200 and contact_sheet(ranked[:1]).height < 300
+    photo = next(sample.glob("bakso/*.jpg"))
+    many = [module.Suspect(photo, "bakso" * 50, 0.1, "rendang", 0.8, 0.5)] * 1000
+    sheet = contact_sheet(many)
+    assert sheet.width < 1500 and sheet.height < 2200 and contact_sheet(many[:1]).height < 300

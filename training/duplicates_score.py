@@ -90,15 +90,16 @@ def drawn(photos: int, size: int, out: Path) -> Row:
     folder = write_sample(out / f"drawn-{per_class}-{size}", per_class, size)
     paths = sorted(folder.glob("*/*.jpg"))[:photos]
     memory = _PrivateMemory()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     pairs = find_duplicates(paths, bar)
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
     return {
         "experiment": "duplicates among drawn photos",
         "photos": len(paths),
         "image_size": size,
         "pairs": len(pairs),
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(worked, 2),
         "photos_per_second": round(len(paths) / seconds, 1),
         "peak_memory_mib": peak_memory_mib(),
         "private_memory_mib": memory.peak(),
@@ -106,12 +107,15 @@ def drawn(photos: int, size: int, out: Path) -> Row:
 
 
 def exponent(rows: Sequence[Row]) -> float | None:
-    """The power of the number of photos with which the seconds grow, by least squares over rows of the last one's kind;
-    None from a single number."""
+    """The power of the number of photos with which the work grows; None from a single number.
+
+    By least squares over the logarithms of all rows of the last one's kind. Processor seconds are the work: other
+    programs on the machine hardly change them.
+    """
     alike = [row for row in rows if all(row.get(key) == rows[-1][key] for key in ("experiment", "image_size"))]
     if len({row["photos"] for row in alike}) < 2:
         return None
-    logs = np.log([[row["photos"], row["seconds"]] for row in alike])
+    logs = np.log([[row["photos"], row["cpu_seconds"]] for row in alike])
     return round(float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0]), 3)
 
 

@@ -116,7 +116,7 @@ def _look_alikes(paths: list[Path], hashes: list[str], folder: Path | None, prog
     needed, place = len(paths) * TEMPORARY_BYTES, tempfile.gettempdir()
     if needed > (free := shutil.disk_usage(place).free):
         raise SajiError(
-            f"comparing {len(paths)} photos needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; "
+            f"comparing {len(paths)} photos needs {needed / 1e6:.0f} MB and {place} has {free / 1e6:.0f} MB free; "
             "set TMPDIR to a folder with more"
         )
     pairs = duplicates.find_duplicates(paths, progress)

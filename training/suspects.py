@@ -39,7 +39,7 @@ from runtime.photos import Photo, PhotoSet, read_photo_set
 from runtime.preprocess import decode, pixels
 from runtime.spec import Geometry
 from training import architectures
-from training.classifier import PhotoClassifier
+from training.classifier import Normalise
 from training.dataset import Data, load_data, run_name
 from training.findings import Progress, printable
 from training.folds import folds
@@ -85,9 +85,10 @@ def features(architecture: str, photos: Sequence[Photo], progress: Progress) -> 
 
     Raises SajiError where there are no such weights.
     """
-    model = PhotoClassifier(architecture, 2, {}, pretrained=True).eval().to(memory_format=torch.channels_last)
+    network = architectures.build(architecture, 2, {}, pretrained=True).to(memory_format=torch.channels_last)
+    model = torch.nn.Sequential(Normalise(*architectures.mean_std(architecture, True)), network).eval()
     seen: list[np.ndarray] = []
-    architectures.head(model.network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    architectures.head(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
     geometry = Geometry.for_size(SIZE)
     blocks = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
     with torch.inference_mode(), ThreadPoolExecutor(usable_cores()) as pool:
