@@ -137,18 +137,6 @@ def _standard(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / max(values.std(), 1e-9)
 
 
-def likely_swapped(probabilities: np.ndarray, labels: np.ndarray) -> int:
-    """How many photos likely show another class: those off the diagonal of the confident joint (Northcutt et al. 2021).
-
-    A photo counts for the likeliest of the classes of which it is as probable as that class's own photos are on
-    average; where there is none, for its label. Probabilities `[N, C]`, out of fold; labels int `[N]`, each class once
-    at least.
-    """
-    typical = [probabilities[labels == k, k].mean() for k in range(probabilities.shape[1])]
-    confident = np.where(probabilities >= typical, probabilities, 0)
-    return int((confident.any(1) & (confident.argmax(1) != labels)).sum())
-
-
 def contact_sheet(ranked: Sequence[Suspect]) -> Image.Image:
     """The first suspects as pictures, with label and likeness below each."""
     chosen, font = ranked[:SHOWN], ImageFont.load_default(12)
@@ -202,7 +190,6 @@ def main() -> None:
         "data_fingerprint": data.fingerprint,
         "photos": len(ranked),
         "accuracy": round(float((told.probabilities.argmax(1) == data.labels).mean()), 4),
-        "likely_swapped": likely_swapped(told.probabilities, data.labels),
         **recall(ranked, wrong),
     }
     if arguments.rows:
@@ -211,16 +198,22 @@ def main() -> None:
 
 
 def recall(ranked: Sequence[Suspect], wrong: Set[Path]) -> dict[str, Any]:
-    """How many of the photos known to be mislabelled are among the first; empty where none is known."""
+    """How many of the photos known to be mislabelled are among the first, and how many would be if one of the two
+    answers made the order alone; empty where none is known."""
     if not wrong:
         return {}
+    orders = {
+        "found": ranked,
+        "found_by_confidence": sorted(ranked, key=lambda suspect: suspect.confidence),
+        "found_by_distance": sorted(ranked, key=lambda suspect: -suspect.distance),
+    }
+    found = {name: sum(suspect.photo in wrong for suspect in order[:FIRST]) for name, order in orders.items()}
     ranks = [rank for rank, suspect in enumerate(ranked, 1) if suspect.photo in wrong]
-    found = sum(rank <= FIRST for rank in ranks)
     return {
         "planted": len(ranks),
         "first": FIRST,
-        "found": found,
-        "recall": round(found / len(ranks), 4),
+        **found,
+        "recall": round(found["found"] / len(ranks), 4),
         "ranks": ranks,
     }
 
