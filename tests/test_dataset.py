@@ -19,7 +19,7 @@ from runtime.errors import GateFailed, SajiError
 from training import dataset, duplicates
 from training.dataset import Data, TrainPhotos, load_data
 from training.findings import examine
-from training.report import contact_sheet, describe, page
+from training.findings_page import contact_sheet, describe, page
 from training.train import silent
 
 SIZE = (80, 100)  # width, height: neither tiny nor extreme

@@ -30,9 +30,9 @@ from runtime.photos import Photo, read_photo_set
 from runtime.preprocess import FILTERS, decode, pixels
 from runtime.spec import Geometry
 from training.findings import Progress, Scene, collect, examine, find_scenes
+from training.findings_page import contact_sheet, describe, faults, page
 from training.progress import bar
 from training.recipe import Recipe
-from training.report import contact_sheet, describe, faults, page
 
 # Photos are kept this much larger than evaluation needs, so that random crops still find detail
 TRAIN_MARGIN = 1.125
