@@ -109,10 +109,19 @@ def test_parameters_and_multiply_adds_are_the_published_ones() -> None:
 
 def test_the_best_and_the_last_epoch_are_told(outcome: Outcome) -> None:
     history = {"epoch": np.arange(1.0, 5), "val_accuracy": np.array([0.2, 0.7, 0.7, 0.6]), "seconds": np.full(4, 2.5)}
-    figures_of = summary(replace(outcome, history=history | {"photos_per_second": np.array([1.0, 9, 9, 9])}))
-    assert figures_of["best_epoch"] == {"epoch": 2, "val_accuracy": 0.7}  # the first, as the trainer keeps it
-    assert figures_of["last_epoch"] == {"epoch": 4, "val_accuracy": 0.6}
+    history |= {"photos_per_second": np.array([1.0, 9, 9, 9]), "train_accuracy": np.array([np.nan, 0.4, np.nan, 0.5])}
+    history |= {"train_loss": np.ones(4), "val_loss": np.ones(4)}
+    told = replace(outcome, history=history)
+    figures_of = summary(told)
+    assert (
+        figures_of["best_epoch"]["epoch"] == 2 and figures_of["best_epoch"]["val_accuracy"] == 0.7
+    )  # the first, as the trainer keeps it
+    last = {"epoch": 4, "train_accuracy": 0.5, "val_accuracy": 0.6, "train_loss": 1, "val_loss": 1}
+    assert figures_of["last_epoch"] == last
     assert figures_of["training_seconds"] == 10 and figures_of["photos_per_second"] == 9
+    training, validation, best = figures.curves([told]).axes[0].lines
+    assert list(training.get_xdata()) == [2, 4] and list(training.get_ydata()) == [0.4, 0.5]  # not measured each epoch
+    assert list(validation.get_ydata()) == [0.2, 0.7, 0.7, 0.6] and list(best.get_xdata()) == [2, 2]
 
 
 def test_the_recipe_stands_once_and_differences_per_network(outcome: Outcome) -> None:
@@ -120,6 +129,7 @@ def test_the_recipe_stands_once_and_differences_per_network(outcome: Outcome) ->
     rows = dict(rows_of(report._recipe([outcome, other]), "setting"))
     assert set(rows) == set(outcome.spec.recipe)
     assert rows["image_size"] == "32" and rows["epochs"] == "first: 2, second: 7"
+    assert rows_of(report.differences([outcome, other]), "setting") == [["epochs", "2", "7"]]
 
 
 def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
@@ -136,7 +146,7 @@ def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
         assert np.array_equal(shown.get_array(), outcome.judging.images[photo])
     told = [text.get_text() for text in grid.texts[:3]]
     classes, sure = outcome.spec.classes, np.exp(5) / (np.exp(5) + 4)
-    assert told[0] == classes[labels[8]] and told[1] == f"✗ {classes[(labels[8] + 1) % 5]} {sure:.2f}"
+    assert told[0] == classes[labels[8]] and told[1] == f"✗ {sure:.2f} {classes[(labels[8] + 1) % 5]}"
     assert told[2] == Path(outcome.judging.names[8]).name
 
 
@@ -201,6 +211,7 @@ def test_runs_are_compared(compared: tuple[Path, str], outcome: Outcome) -> None
     out, said = compared
     *lines, last = said.splitlines()
     assert [row[0] for row in rows_of("\n".join(lines), "network")] == ["old · resnet18", "bare · resnet18"]
+    assert "| setting |" not in said  # both are of one recipe
     networks = json.loads(last)["networks"]
     assert [(n["run"], n["accuracy"]) for n in networks] == [(r, summary(outcome)["accuracy"]) for r in ("old", "bare")]
     assert (np.asarray(Image.open(out / "comparison.png").convert("L")) < 250).mean() > 0.005
@@ -237,8 +248,8 @@ def test_class_names_of_any_kind(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "sentence"),
     [
-        (["runs/other/resnet18"], "there is no run 'mine' in .*runs; there is other"),
-        ([], "there is no run 'mine' in .*runs; there is none"),
+        (["runs/other/resnet18"], r"there is no run 'mine' in .*runs \(other\); .*make train RUN=mine"),
+        ([], r"there is no run 'mine' in .*runs \(no run at all\)"),
         (["runs/mine/resnet18"], "mine has no finished network .* make train RUN=mine"),
     ],
 )

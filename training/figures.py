@@ -54,7 +54,8 @@ def curves(outcomes: Outcomes) -> Figure:
         for ax, what in ((above, "accuracy"), (below, "loss")):
             for side, key, colour in (("training", f"train_{what}", BLUE), ("validation", f"val_{what}", VERMILION)):
                 if key in history:
-                    ax.plot(history["epoch"], history[key], ".-", color=colour, label=side)
+                    known = np.isfinite(history[key])
+                    ax.plot(history["epoch"][known], history[key][known], ".-", color=colour, label=side)
             ax.axvline(best, color=GREY, linestyle=":", label=f"best epoch, {best}")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.25)
@@ -86,7 +87,7 @@ def confusions(outcomes: Outcomes) -> Figure:
         ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(len(names)), names)
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if shares[row, column] > 0.6 else "black"
             ax.text(column, row, counts[row, column], ha="center", va="center", color=colour)
     return figure
 
@@ -181,10 +182,10 @@ def _picture(ax: Axes, outcome: Outcome, photo: int, x: float, y: float) -> None
     colour = BLUE if right else VERMILION
     ax.imshow(outcome.judging.images[photo], extent=(x, x + side, y + side, y))
     ax.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=colour, linewidth=2.5))
-    said = "" if right else f" {shortened(classes[outcome.predicted[photo]], 14)}"
+    said = "" if right else f" {shortened(classes[outcome.predicted[photo]], 12)}"
     lines = (
         (shortened(classes[outcome.judging.labels[photo]], 18), "black"),
-        (f"{'✓' if right else '✗'}{said} {outcome.confidence[photo]:.2f}", colour),
+        (f"{'✓' if right else '✗'} {outcome.confidence[photo]:.2f}{said}", colour),
         (shortened(Path(outcome.judging.names[photo]).name, 20), GREY),
     )
     for n, (text, shade) in enumerate(lines):

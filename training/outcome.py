@@ -137,9 +137,9 @@ def difference_p(one: Outcome, other: Outcome) -> float | None:
 
 
 def _epoch(history: dict[str, np.ndarray], index: int) -> dict[str, float]:
-    epoch = {"epoch": int(history["epoch"][index])}
     wanted = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
-    return epoch | {name: round(float(history[name][index]), 4) for name in wanted if name in history}
+    values = {name: round(float(history[name][index]), 4) for name in wanted if name in history}
+    return {"epoch": int(history["epoch"][index])} | {name: v for name, v in values.items() if np.isfinite(v)}
 
 
 def _history(path: Path) -> dict[str, np.ndarray]:

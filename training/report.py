@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from runtime.errors import SajiError, exit_with_one_sentence, require_extra
@@ -39,9 +40,9 @@ _HEADER = (
 _NOTES = (
     "Accuracy is the checkpoint's in FP32 on the validation photos, with Wilson's interval; p is McNemar's exact test "
     "against the most accurate network, where both saw the same photos. The calibration error is the expected one in "
-    "ten bins, of the logits as they are. For the epochs of the best and the last validation accuracy stand the values "
-    "during training. Multiply-adds are for one photo at the network's image size; time is that of the training steps "
-    "alone, photos/s the median over the epochs."
+    "ten bins, of the logits as they are. An epoch stands with its validation accuracy during training. Multiply-adds "
+    "are for one photo at the network's image size; time is that of the training steps alone, photos/s the median over "
+    "the epochs."
 )
 
 
@@ -66,6 +67,12 @@ def table(outcomes: Sequence[Outcome]) -> str:
     several = len({outcome.run for outcome in outcomes}) > 1
     rows = [_row(outcome, best, outcome.name if several else outcome.network) for outcome in outcomes]
     return f"{_markdown(_HEADER, rows)}\n\n{_NOTES}"
+
+
+def differences(outcomes: Sequence[Outcome]) -> str:
+    """The settings in which networks of several runs differ, as a Markdown table; empty where they do not."""
+    rows = [[name, *values] for name, values in _settings(outcomes).items() if len(set(values)) > 1]
+    return _markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
 
 
 def _row(outcome: Outcome, best: Outcome, name: str) -> list[str]:
@@ -112,7 +119,7 @@ def _curves(run: Path, outcomes: Sequence[Outcome]) -> str:
         return ""
     return (
         f"## Accuracy and loss per epoch\n\n{_figure(run, figures.curves, told)}\n\nThe training loss is the one that "
-        "is minimised, on augmented photos and with label smoothing; the validation loss is the plain cross-entropy."
+        "is minimised, with the recipe's augmentation and label smoothing; the validation loss is plain cross-entropy."
     )
 
 
@@ -156,15 +163,17 @@ def _gradients(run: Path, outcomes: Sequence[Outcome]) -> str:
 
 
 def _recipe(outcomes: Sequence[Outcome]) -> str:
-    """The settings, once where all networks share them."""
-    recipes = {outcome.network: outcome.spec.recipe for outcome in outcomes}
     rows = []
-    for setting in dict.fromkeys(name for recipe in recipes.values() for name in recipe):
-        values = {network: str(recipe.get(setting)) for network, recipe in recipes.items()}
-        differ = len(set(values.values())) > 1
-        told = [f"{network}: {value}" for network, value in values.items()] if differ else [*values.values()][:1]
-        rows.append([setting, ", ".join(told)])
+    for setting, values in _settings(outcomes).items():
+        each = [f"{outcome.network}: {value}" for outcome, value in zip(outcomes, values, strict=True)]
+        rows.append([setting, values[0] if len(set(values)) == 1 else ", ".join(each)])
     return f"## Recipe\n\n{_markdown(('setting', 'value'), rows)}"
+
+
+def _settings(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Each setting of the recipes with its value for each network."""
+    recipes = [outcome.spec.recipe for outcome in outcomes]
+    return {name: [str(recipe.get(name)) for recipe in recipes] for name in dict.fromkeys(chain(*recipes))}
 
 
 def _figure(run: Path, draw: figures.Draw, outcomes: Sequence[Outcome]) -> str:
@@ -193,7 +202,10 @@ def _run_folder(name: str, out: Path) -> Path:
         if folder.is_dir():
             return folder
     there = sorted(path.name for path in (out / "runs").glob("*") if path.is_dir())
-    raise SajiError(f"there is no run {name!r} in {out / 'runs'}; there is {', '.join(there) or 'none'}")
+    raise SajiError(
+        f"there is no run {name!r} in {out / 'runs'} ({', '.join(there) or 'no run at all'}); "
+        f"train it with: make train RUN={name}"
+    )
 
 
 def main() -> None:
@@ -209,6 +221,7 @@ def main() -> None:
         print(f"report: {run / 'report.md'}", file=sys.stderr)
     print(table(outcomes))
     if len(runs) > 1:
+        print(f"\n{differences(outcomes)}".rstrip())
         comparison = arguments.out / "comparison.png"
         figures.write(figures.comparison, outcomes, comparison)
         print(f"comparison: {comparison}", file=sys.stderr)
