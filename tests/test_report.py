@@ -276,7 +276,8 @@ def test_a_failure_leaves_the_report_as_it_was(run: Path, tmp_path: Path, monkey
     copied(run, tmp_path, "resnet18")
     (tmp_path / "report.md").write_text("as it was")
 
-    def full(*args: object, **options: object) -> None:
+    def full(figure: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"half a figure")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(figures.Figure, "savefig", full)
