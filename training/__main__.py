@@ -16,8 +16,8 @@ from runtime.errors import BadModel, SajiError, exit_with_one_sentence
 from runtime.files import write_json
 from training import architectures
 from training.dataset import load_data, run_name
+from training.findings_page import describe
 from training.recipe import Recipe, load_recipe, names
-from training.report import describe
 from training.sample_dishes import write_sample
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -57,8 +57,9 @@ class PhotoClassifier(nn.Module):
 def save_checkpoint(path: Path, model: PhotoClassifier, spec: ModelSpec) -> None:
     """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
-        torch.save({"spec": spec.to_json(), "weights": weights}, temporary)
+    # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"spec": spec.to_json(), "weights": weights}, file)
 
 
 def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
