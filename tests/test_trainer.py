@@ -17,9 +17,8 @@ from torch import nn
 from runtime.errors import SajiError
 from runtime.evaluation import JudgingSet
 from training import architectures, fitting
-from training.__main__ import _up_to_date
 from training.batches import EpochSampler, TrainPhotos
-from training.classifier import load_checkpoint
+from training.classifier import finished, load_checkpoint
 from training.dataset import Data, load_data
 from training.fitting import Fitting, Teacher, distillation
 from training.history import History
@@ -77,16 +76,16 @@ def test_another_recipe_does_not_resume(data: Data, tmp_path: Path, capfd: pytes
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save({"epoch": 1, "identity": "another run"}, folder / "last.ckpt")
-    assert not _up_to_date(folder, TINY, data.fingerprint)
+    assert not finished(folder, "resnet18", asdict(TINY), data.fingerprint)
     train("resnet18", data, replace(TINY, epochs=1), folder, tmp_path / "cache", Place("cpu"))
     assert "resuming" not in capfd.readouterr().err
 
 
 def test_an_interrupted_run_is_not_up_to_date(straight: Path, data: Data) -> None:
-    recipe = replace(TINY, ema_decay=0.8)
-    assert _up_to_date(straight, recipe, data.fingerprint)
+    run = "resnet18", asdict(replace(TINY, ema_decay=0.8)), data.fingerprint
+    assert finished(straight, *run)
     (straight / "last.ckpt").touch()
-    assert not _up_to_date(straight, recipe, data.fingerprint)
+    assert not finished(straight, *run)
     (straight / "last.ckpt").unlink()
 
 

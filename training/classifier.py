@@ -86,6 +86,21 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
     return model.eval(), spec
 
 
+def finished(
+    folder: Path, architecture: str, recipe: dict, fingerprint: str
+) -> tuple[PhotoClassifier, ModelSpec] | None:
+    """What a run's folder holds if it is this very run and complete, else None."""
+    if (folder / "last.ckpt").exists():  # it stays where a run was interrupted
+        return None
+    try:
+        model, spec = load_checkpoint(folder / "checkpoint.pt")
+    except (BadModel, OSError):
+        return None
+    same = (spec.architecture, spec.recipe, spec.data["fingerprint"]) == (architecture, recipe, fingerprint)
+    there = (folder / "judging.npz").is_file() and (folder / "calibration.npz").is_file()
+    return (model, spec) if same and there else None
+
+
 def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:
     """The FP32 answer on the CPU that every candidate is held against; uint8 `[N, S, S, 3]` → float32 `[N, C]`."""
     images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
