@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from runtime.errors import require_extra
 
-require_extra("train", "torch", "torchvision", "lightning", "tyro")
+require_extra("train", "torch", "torchvision", "lightning", "tyro", "sklearn", "matplotlib")
 
 import tyro
 
@@ -74,6 +74,7 @@ def main() -> None:
     data.report["drawn"] = drawn
     write_json(command.out / "runs" / run / "data.json", data.report)
     print(describe(data.report), file=sys.stderr)
+    trained = False
     for architecture in command.archs:
         folder = command.out / "runs" / run / architecture
         if not command.force and finished(folder, architecture, asdict(command.recipe), data.fingerprint):
@@ -82,8 +83,10 @@ def main() -> None:
         spec = train(architecture, data, command.recipe, folder, command.out / "cache", place, bar)
         if spec.validation:  # empty in all but the first of several processes
             print(_told(architecture, spec.validation, folder))
-            write_report(folder.parent)
-            print(f"report: {folder.parent / 'report.md'}", file=sys.stderr)
+            trained = True
+    if trained:
+        write_report(command.out / "runs" / run)
+        print(f"report: {command.out / 'runs' / run / 'report.md'}", file=sys.stderr)
     print(json.dumps({"run": run, "out": str(command.out), "archs": command.archs}))
 
 
