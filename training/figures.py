@@ -186,7 +186,7 @@ def _picture(ax: Axes, outcome: Outcome, photo: int, x: float, y: float) -> None
     lines = (
         (shortened(classes[outcome.judging.labels[photo]], 18), "black"),
         (f"{'✓' if right else '✗'} {outcome.confidence[photo]:.2f}{said}", colour),
-        (shortened(Path(outcome.judging.names[photo]).name, 20), GREY),
+        (shortened(Path(outcome.judging.names[photo]).name[-25:], 25), GREY),  # names differ at their end
     )
     for n, (text, shade) in enumerate(lines):
         ax.text(x, y + side + 0.05 + 0.14 * n, text, va="top", fontsize=8 if n < 2 else 6, color=shade)
