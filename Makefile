@@ -53,7 +53,7 @@ verify: .venv/installed ## the long tests, and the measured claims about speed  
 	$(PY) -m pytest -m slow $(ARGS)
 
 readme: .venv/installed ## generate the README's tables anew from the committed rows
-	$(PY) -m runtime.benchmark.table README.md docs/results.md
+	$(PY) docs/tables.py README.md docs/results.md docs/study.md
 
 clean: ## remove caches; artifacts/ and .venv/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(OUT)/cache

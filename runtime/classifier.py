@@ -71,16 +71,15 @@ class Classifier:
         clock.append(time.perf_counter())
         parts = zip(("decode", "geometry", "inference"), np.diff(clock), strict=True)
         milliseconds = {part: round(1000 * float(seconds) / len(photos), 3) for part, seconds in parts}
-        return [self._prediction(row, milliseconds) for row in self.spec.probabilities(logits)]
+        answers = zip(self.spec.probabilities(logits), self.spec.sure(logits), strict=True)
+        return [self._prediction(row, bool(sure), milliseconds) for row, sure in answers]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB."""
         return self.backend.run(images)
 
-    def _prediction(self, row: np.ndarray, milliseconds: dict[str, float]) -> Prediction:
+    def _prediction(self, row: np.ndarray, sure: bool, milliseconds: dict[str, float]) -> Prediction:
         order = np.argsort(-row, kind="stable")
-        rule = self.spec.rejection
-        sure = rule is None or bool(row.max() >= rule["threshold"])
         return Prediction({self.spec.classes[i]: float(row[i]) for i in order}, sure, milliseconds)
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ def read_photo_set(source: Path) -> PhotoSet:
     for label in sorted(labels):
         if not label.isprintable():
             raise SajiError(f"{source} has the class {label!r}, whose name cannot be printed; rename it")
-        other = by_spoken.setdefault(_spoken(label), label)
+        other = by_spoken.setdefault(spoken(label), label)
         if other != label:
             raise SajiError(
                 f"{source} has the classes {other!r} and {label!r}, which differ only by case, spaces, underscores, "
@@ -64,7 +64,8 @@ def read_photo_set(source: Path) -> PhotoSet:
     return found
 
 
-def _spoken(label: str) -> str:
+def spoken(label: str) -> str:
+    """A label as it is said aloud: two labels are the same class when only case, spaces, _ or - tell them apart."""
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label)).casefold()
 
 

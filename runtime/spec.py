@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +35,31 @@ class Geometry:
         return cls(size=size, resize=round(size * 8 / 7), decode=decode)
 
 
+def _softmax(scaled: np.ndarray) -> np.ndarray:
+    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def _log_sum_exp(scaled: np.ndarray) -> np.ndarray:
+    top = scaled.max(axis=1)
+    return top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+
+
+# How much a photo looks like the known classes, by the rule that a spec may name: from float64 logits / temperature
+# [N, C] and the temperature to [N], higher is surer. max_probability is the baseline of Hendrycks and Gimpel 2017;
+# energy is the negative free energy T · log Σ exp(logits / T) of Liu et al. 2020.
+RULES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "max_probability": lambda scaled, temperature: _softmax(scaled).max(axis=1),
+    "energy": lambda scaled, temperature: temperature * _log_sum_exp(scaled),
+}
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything a consumer needs to use a model and to know where it comes from.
 
-    `classes[i]` names logit `i`. `rejection` is None or `{"rule": "max_probability", "threshold": t}`: a top
-    probability below `t` means "not sure". Probabilities are softmax(logits / temperature).
+    `classes[i]` names logit `i`. `rejection` is None or `{"rule": a name in RULES, "threshold": t}`: a score below
+    `t` means "not sure, perhaps none of these". Probabilities are softmax(logits / temperature).
     """
 
     name: str
@@ -76,10 +96,30 @@ class ModelSpec:
                 f"{origin} expects preprocessing version {geometry.version}, this saji has {PREPROCESS_VERSION}; "
                 "export it again"
             )
+        _check_rejection(spec.rejection, origin)
         return spec
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Softmax of float `[N, C]` logits at the spec's temperature; float64 `[N, C]`, rows sum to 1."""
-        scaled = np.asarray(logits, np.float64) / self.temperature
-        exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return exponents / exponents.sum(axis=1, keepdims=True)
+        return _softmax(np.asarray(logits, np.float64) / self.temperature)
+
+    def score(self, logits: np.ndarray) -> np.ndarray:
+        """By the rejection rule, how much each photo looks like the known classes; float64 `[N]`, higher is surer.
+
+        Of float `[N, C]` logits. Without a rule it is the highest probability.
+        """
+        rule = self.rejection["rule"] if self.rejection else "max_probability"
+        return RULES[rule](np.asarray(logits, np.float64) / self.temperature, self.temperature)
+
+    def sure(self, logits: np.ndarray) -> np.ndarray:
+        """Which photos the rejection rule keeps, bool `[N]`, of float `[N, C]` logits; without a rule all."""
+        return self.score(logits) >= (self.rejection["threshold"] if self.rejection else -np.inf)
+
+
+def _check_rejection(rejection: Any, origin: str) -> None:
+    if rejection is None:
+        return
+    if not isinstance(rejection, dict) or rejection.get("rule") not in tuple(RULES):
+        raise BadModel(f"{origin} has the rejection {rejection!r}, saji knows {', '.join(RULES)}; train it again")
+    if not isinstance(rejection.get("threshold"), int | float):
+        raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")

@@ -20,8 +20,8 @@ from training import dataset, duplicates
 from training.batches import TrainPhotos
 from training.dataset import Data, load_data
 from training.findings import examine
+from training.findings_page import contact_sheet, describe, page
 from training.recipe import Recipe
-from training.report import contact_sheet, describe, page
 
 SIZE = (80, 100)  # width, height: neither tiny nor extreme
 

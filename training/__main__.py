@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal
 
 from runtime.errors import require_extra
 
-require_extra("train", "torch", "torchvision", "lightning", "tyro")
+require_extra("train", "torch", "torchvision", "lightning", "tyro", "sklearn", "matplotlib")
 
 import tyro
 
-from runtime.errors import BadModel, SajiError, exit_with_one_sentence
+from runtime.errors import SajiError, exit_with_one_sentence
 from runtime.files import write_json
 from training import architectures
 from training.dataset import load_data, run_name
+from training.findings_page import describe
 from training.recipe import Recipe, load_recipe, names
-from training.report import describe
 from training.sample_dishes import write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,9 @@ def main() -> None:
     )
     for architecture in command.archs:
         architectures.check_name(architecture)
+    from training.classifier import finished
     from training.progress import bar  # after the command line is read, so that --help is quick
+    from training.report import write_report
     from training.train import Place, train
 
     place = Place(command.device, command.devices, command.tensorboard, resume=not command.force)
@@ -72,24 +74,36 @@ def main() -> None:
     data.report["drawn"] = drawn
     write_json(command.out / "runs" / run / "data.json", data.report)
     print(describe(data.report), file=sys.stderr)
+    trained = False
     for architecture in command.archs:
         folder = command.out / "runs" / run / architecture
-        if not command.force and _up_to_date(folder, command.recipe, data.fingerprint):
+        if not command.force and finished(folder, architecture, asdict(command.recipe), data.fingerprint):
             print(f"{architecture}: up to date in {folder}, --force to redo", file=sys.stderr)
             continue
         spec = train(architecture, data, command.recipe, folder, command.out / "cache", place, bar)
         if spec.validation:  # empty in all but the first of several processes
             print(_told(architecture, spec.validation, folder))
+            trained = True
+    if trained:
+        write_report(command.out / "runs" / run)
+        print(f"report: {command.out / 'runs' / run / 'report.md'}", file=sys.stderr)
     print(json.dumps({"run": run, "out": str(command.out), "archs": command.archs}))
 
 
 def _told(architecture: str, facts: dict[str, Any], folder: Path) -> str:
     low, high = facts["interval"]
-    return (
+    told = (
         f"{architecture}: accuracy {facts['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, {facts['photos']} "
         f"validation photos) at epoch {facts['epoch']}; epoch {facts['last_epoch']['epoch']}, the last, has "
         f"{facts['last_epoch']['accuracy']:.3f} → {folder / 'checkpoint.pt'}"
     )
+    if leaks := facts.get("without_leaks"):
+        there = "unknown" if leaks["accuracy"] is None else f"{leaks['accuracy']:.3f}"
+        told += (
+            f"\n{architecture}: {leaks['leaking']} of these photos LEAK, training shows them too; "
+            f"on the {leaks['photos']} others the accuracy is {there}"
+        )
+    return told
 
 
 def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
@@ -104,18 +118,6 @@ def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
             del rest[position : position + (1 if equals else 2)]
             return rest, load_recipe(name)
     return rest, load_recipe("scratch" if any(a.partition("=")[0] == "--data" for a in rest) else "quick")
-
-
-def _up_to_date(folder: Path, recipe: Recipe, fingerprint: str) -> bool:
-    from training.classifier import load_checkpoint
-
-    try:
-        _, spec = load_checkpoint(folder / "checkpoint.pt")
-    except (BadModel, OSError):
-        return False
-    complete = (folder / "judging.npz").is_file() and (folder / "calibration.npz").is_file()
-    complete = complete and not (folder / "last.ckpt").exists()  # it stays where a run was interrupted
-    return complete and spec.recipe == asdict(recipe) and spec.data["fingerprint"] == fingerprint
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ class PhotoClassifier(nn.Module):
 def save_checkpoint(path: Path, model: PhotoClassifier, spec: ModelSpec) -> None:
     """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
-        torch.save({"spec": spec.to_json(), "weights": weights}, temporary)
+    # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"spec": spec.to_json(), "weights": weights}, file)
 
 
 def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
@@ -83,6 +84,21 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
         what = " ".join(str(error).split())[:120]
         raise BadModel(f"{path} has weights that do not fit {spec.architecture} ({what}…)") from None
     return model.eval(), spec
+
+
+def finished(
+    folder: Path, architecture: str, recipe: dict, fingerprint: str
+) -> tuple[PhotoClassifier, ModelSpec] | None:
+    """What a run's folder holds if it is this very run and complete, else None."""
+    if (folder / "last.ckpt").exists():  # it stays where a run was interrupted
+        return None
+    try:
+        model, spec = load_checkpoint(folder / "checkpoint.pt")
+    except (BadModel, OSError):
+        return None
+    same = (spec.architecture, spec.recipe, spec.data["fingerprint"]) == (architecture, recipe, fingerprint)
+    there = (folder / "judging.npz").is_file() and (folder / "calibration.npz").is_file()
+    return (model, spec) if same and there else None
 
 
 def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:

@@ -28,9 +28,9 @@ from runtime.photos import Photo, PhotoSet, read_photo_set
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
 from training.findings import Progress, Scene, collect, examine, find_scenes
+from training.findings_page import contact_sheet, describe, faults, page
 from training.progress import bar, silent
 from training.recipe import Recipe
-from training.report import contact_sheet, describe, faults, page
 
 
 @dataclass(frozen=True)

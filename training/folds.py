@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from runtime.errors import BadModel, SajiError
+from runtime.errors import SajiError
 from runtime.files import replacing
-from training.classifier import load_checkpoint, reference_logits
+from training.classifier import finished, load_checkpoint, reference_logits
 from training.dataset import Data, judging_set, photo_name
 from training.findings import Progress
 from training.recipe import Recipe
@@ -47,23 +47,13 @@ def out_of_fold(
     logits = np.empty((len(data.photos), len(data.classes)), np.float32)
     fold = np.empty(len(data.photos), np.int64)
     for number, part in enumerate(folds(data, k, recipe.seed)):
-        checkpoint = folder / f"fold-{number}" / "checkpoint.pt"
-        if not _finished(checkpoint, architecture, part, recipe):
-            train(architecture, part, recipe, checkpoint.parent, cache, place, progress)
-        model, spec = load_checkpoint(checkpoint)
+        run = folder / f"fold-{number}"
+        if not finished(run, architecture, asdict(recipe), part.fingerprint):
+            train(architecture, part, recipe, run, cache, place, progress)
+        model, spec = load_checkpoint(run / "checkpoint.pt")
         logits[part.val] = reference_logits(model, judging_set(part, spec.geometry, progress).images)
         fold[part.val] = number
     names = np.array([photo_name(photo) for photo in data.photos])
     with replacing(folder / "out_of_fold.npz") as temporary:
         np.savez(temporary, logits=logits, labels=data.labels, names=names, sha256=np.array(data.hashes), fold=fold)
     return logits
-
-
-def _finished(checkpoint: Path, architecture: str, data: Data, recipe: Recipe) -> bool:
-    """Whether an earlier run trained exactly this network in this way on these photos."""
-    try:
-        _, spec = load_checkpoint(checkpoint)
-    except BadModel:
-        return False
-    same = spec.architecture == architecture and spec.recipe == asdict(recipe)
-    return same and spec.data["fingerprint"] == data.fingerprint

@@ -1,160 +1,232 @@
-"""The findings about a photo set for people: a few lines, a page, and a contact sheet of the duplicates."""
+"""What came out of a training run, for people: `report.md` and its figures in the run's folder.
 
-from collections import Counter
+`python -m training.report RUN [RUN...]` writes it anew; of several runs it also compares the networks.
+"""
+
+import argparse
+import json
+import re
+import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from runtime.errors import SajiError, exit_with_one_sentence, require_extra
 
-from runtime.errors import BadPhoto
-from runtime.preprocess import decode
-from training.findings import KINDS
+if __name__ == "__main__":  # before the imports that would fail with a traceback
+    require_extra("train", "torch", "torchvision", "sklearn", "matplotlib")
 
-IMBALANCE = 3  # photos of the largest class over those of the smallest, from which it is worth a line
-ROWS, COLUMNS = 40, 8  # of the contact sheet
-CELL, LINE, MARGIN = 160, 16, 8  # side of a picture, height of a line of text, space around; pixels
-RED, BLACK, GREY = "#c00000", "black", "#888888"
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
 
+from runtime.files import replacing
+from training import figures
+from training.outcome import Outcome, difference_p, finished, read_outcome, summary
 
-def faults(findings: dict[str, Any]) -> list[str]:
-    """What `--strict` refuses, each with its number."""
-    counts = {
-        "held-out photos that leak": len(findings["leaks"]),
-        "pictures with two labels": len(findings["two_labels"]),
-        "unreadable files": len(findings["unreadable"]),
-        "faults in the listing": len(findings["problems"]),
-    }
-    return [f"{what}: {number}" for what, number in counts.items() if number]
-
-
-def describe(findings: dict[str, Any]) -> str:
-    """The findings as a few lines."""
-    per_class = ", ".join(f"{name} {c['train']}+{c['val']}" for name, c in findings["per_class"].items())
-    used = findings["used"]
-    lines = [f"{used['train']} to train on + {used['val']} to validate ({per_class})"]
-    if used["test"]:
-        lines.append(f"{used['test']} photos of a test split are left out")
-    if _imbalance(findings) >= IMBALANCE:
-        lines.append(f"the largest class has {_imbalance(findings):.1f} times the photos of the smallest")
-    suspicious = [f"{name}: {', '.join(what)}" for name, what in findings["suspicious"].items()]
-    for items, what in (
-        (findings["unreadable"], "unreadable files, left out"),
-        (findings["problems"], "faults in the listing"),
-        (suspicious, "suspicious files"),
-    ):
-        if items:
-            lines.append(f"{what}: {len(items)} ({'; '.join(_first(items, 5))})")
-    if findings["groups"]:
-        lines.append(_duplicates(findings))
-    if findings["two_labels"]:
-        lines.append(f"pictures with two labels: {len(findings['two_labels'])}")
-    if findings["leaks"]:
-        lines.append(_leak(findings))
-    return "\n".join(f"data: {line}" for line in lines)
+_HEADER = (
+    "network",
+    "photos",
+    "accuracy (95 % interval)",
+    "p against the best",
+    "macro-F1",
+    "calibration error",
+    "best epoch",
+    "last epoch",
+    "parameters",
+    "multiply-adds",
+    "training time",
+    "photos/s",
+)
+_NOTES = (
+    "Accuracy is the checkpoint's in FP32 on the validation photos, with Wilson's interval; p is McNemar's exact test "
+    "against the most accurate network, where both saw the same photos. The calibration error is the expected one in "
+    "ten bins, of the logits as they are. An epoch stands with its validation accuracy during training. Multiply-adds "
+    "are for one photo at the network's image size; time is that of the training steps alone, photos/s the median over "
+    "the epochs."
+)
 
 
-def page(findings: dict[str, Any]) -> str:
-    """The findings as a Markdown page, beside which `duplicates.png` lies when there are duplicates."""
-    sides = [side for side, number in findings["used"].items() if number]
-    rows = [[name, *(str(counts[side]) for side in sides)] for name, counts in findings["per_class"].items()]
-    lines = [
-        f"# {findings['source']}",
-        f"{findings['listed']} photos are listed, {sum(findings['used'].values())} can be read.",
-        "\n".join("| " + " | ".join(row) + " |" for row in (["class", *sides], ["---"] * (1 + len(sides)), *rows)),
-        f"The largest class has {_imbalance(findings):.1f} times the photos of the smallest.",
+def write_report(run: Path) -> list[Outcome]:
+    """Write `report.md` and its figures into a run's folder; gives the outcome of each finished network, by name.
+
+    What needs `history.csv` or `gradients.csv` is left out where those are missing. Raises SajiError when no network
+    is finished, and BadModel on a damaged file.
+    """
+    outcomes = [read_outcome(folder) for folder in finished(run)]
+    sections = [_head(run, outcomes), _curves(run, outcomes), _classes(run, outcomes), _pictures(run, outcomes)]
+    sections += [_gradients(run, outcomes), _recipe(outcomes)]
+    with replacing(run / "report.md") as temporary:  # last: it names the figures
+        text = "\n\n".join(filter(None, sections)) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The networks as a Markdown table with its notes; runs are named where there are several."""
+    best = max(outcomes, key=lambda outcome: outcome.right.mean())
+    several = len({outcome.run for outcome in outcomes}) > 1
+    rows = [_row(outcome, best, outcome.name if several else outcome.network) for outcome in outcomes]
+    return f"{_markdown(_HEADER, rows)}\n\n{_NOTES}"
+
+
+def differences(outcomes: Sequence[Outcome]) -> str:
+    """The settings in which networks of several runs differ, as a Markdown table; empty where they do not."""
+    rows = [[name, *values] for name, values in _settings(outcomes).items() if len(set(values)) > 1]
+    return _markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
+
+
+def _row(outcome: Outcome, best: Outcome, name: str) -> list[str]:
+    of = summary(outcome)
+    low, high = of["accuracy_interval"]
+    p = None if outcome is best else difference_p(outcome, best)
+    epochs = [
+        f"{epoch['epoch']}: {epoch['val_accuracy']:.3f}" if epoch else ""
+        for epoch in (of["best_epoch"], of["last_epoch"])
     ]
-    suspicious = [f"{name}: {', '.join(what)}" for name, what in findings["suspicious"].items()]
-    for title, items in (
-        ("Leaks across the split", [f"{name}: {kind}" for name, kind in findings["leaks"].items()]),
-        ("Same picture under two labels", [" = ".join(names) for names in findings["two_labels"]]),
-        ("Unreadable files", findings["unreadable"]),
-        ("Suspicious files", suspicious),
-        ("Faults in the listing", findings["problems"]),
-    ):
-        lines.append(f"## {title}: {len(items) or 'none'}")
-        if title.startswith("Leaks") and items:
-            lines.append(f"{_leak(findings)}.")
-        if items:
-            lines.append("\n".join(f"- {item}" for item in _first(items, 50)))
-    groups = findings["groups"]
-    lines.append(f"## Duplicates: {f'{len(groups)} groups' if groups else 'none'}")
-    if not findings["look_alikes"]:
-        lines.append("Only identical files were looked for.")
-    if groups:
-        lines += [f"{_duplicates(findings)}.", f"![the first {ROWS} groups](duplicates.png)"]
-        told = [f"{group['kind']}: {' / '.join(map(_picture, group['pictures']))}" for group in groups]
-        lines.append("\n".join(f"- {item}" for item in _first(told, 50)))
-    return "\n\n".join(lines) + "\n"
+    return [
+        name,
+        str(of["photos"]),
+        f"{of['accuracy']:.3f} ({low:.3f}–{high:.3f})",
+        "" if p is None else f"{p:.2g}",
+        f"{of['macro_f1']:.3f}",
+        f"{of['calibration_error']:.3f}",
+        *epochs,
+        f"{of['parameters'] / 1e6:.2f} M",
+        f"{of['multiply_adds'] / 1e6:.0f} M at {of['image_size']} px",
+        f"{of['training_seconds']:.0f} s" if outcome.history else "",
+        f"{of['photos_per_second']:.0f}" if outcome.history else "",
+    ]
 
 
-def _imbalance(findings: dict[str, Any]) -> float:
-    sizes = [sum(counts.values()) for counts in findings["per_class"].values()]
-    return max(sizes) / min(sizes)
+def _head(run: Path, outcomes: Sequence[Outcome]) -> str:
+    spec = outcomes[0].spec
+    versions = ", ".join(f"{name} {spec.versions[name]}" for name in ("torch", "torchvision") if name in spec.versions)
+    drawn = ", drawn dishes and not photos" if spec.data.get("drawn") else ""
+    lines = [
+        f"# {_text(run.resolve().name)}",
+        f"{len(spec.classes)} classes, {spec.data.get('train', '?')} photos to train on and "
+        f"{len(outcomes[0].judging.labels)} to validate{drawn}; {versions}.",
+        table(outcomes),
+    ]
+    if len({outcome.spec.data.get("fingerprint") for outcome in outcomes}) > 1:
+        lines.append("**These networks were trained on different photos, so their figures do not compare.**")
+    return "\n\n".join(lines)
 
 
-def _leak(findings: dict[str, Any]) -> str:
-    held_out = findings["used"]["val"] + findings["used"]["test"]
+def _curves(run: Path, outcomes: Sequence[Outcome]) -> str:
+    told = [outcome for outcome in outcomes if outcome.history]
+    if not told:
+        return ""
     return (
-        f"The given split LEAKS: {len(findings['leaks'])} of {held_out} held-out photos show what another side shows "
-        f"too ({_kinds(findings['leaks'].values())}), so the accuracy is too high"
+        f"## Accuracy and loss per epoch\n\n{_figure(run, figures.curves, told)}\n\nThe training loss is the one that "
+        "is minimised, with the recipe's augmentation and label smoothing; the validation loss is plain cross-entropy."
     )
 
 
-def _duplicates(findings: dict[str, Any]) -> str:
-    groups = findings["groups"]
-    photos = sum(len(picture) for group in groups for picture in group["pictures"])
-    return f"groups of duplicates: {len(groups)}, of {photos} photos ({_kinds(group['kind'] for group in groups)})"
+def _classes(run: Path, outcomes: Sequence[Outcome]) -> str:
+    parts = ["## Per class"]
+    for outcome in outcomes:
+        classes = outcome.spec.classes
+        scores = precision_recall_fscore_support(
+            outcome.judging.labels, outcome.predicted, labels=range(len(classes)), zero_division=0
+        )
+        rows = [
+            [name, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", str(support)]
+            for name, precision, recall, f1, support in zip(classes, *scores, strict=True)
+        ]
+        parts.append(_markdown((outcome.network, "precision", "recall", "F1", "support"), rows))
+    return "\n\n".join([*parts, _figure(run, figures.confusions, outcomes)])
 
 
-def _kinds(kinds: Iterable[str]) -> str:
-    counts = Counter(kinds)
-    return ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+def _pictures(run: Path, outcomes: Sequence[Outcome]) -> str:
+    return "\n\n".join(
+        [
+            "## Worst mistakes",
+            "The most confident first: true class, predicted class with its probability, file.",
+            _figure(run, figures.mistakes, outcomes),
+            "## Test pictures",
+            "Taken evenly from all classes, whatever the answer, the same for each network.",
+            _figure(run, figures.predictions, outcomes),
+        ]
+    )
 
 
-def _picture(photos: list[dict[str, str]]) -> str:
-    return " = ".join(f"{photo['photo']} ({photo['label']}, {photo['side']})" for photo in photos)
+def _gradients(run: Path, outcomes: Sequence[Outcome]) -> str:
+    norms = {outcome.network: outcome.gradients.norms for outcome in outcomes if outcome.gradients}
+    if not norms:
+        return ""
+    ratios = [f"{network} {_plain(np.nanmedian(norm[0] / norm[-1]))}" for network, norm in norms.items()]
+    return (
+        f"## Gradients\n\n{_figure(run, figures.gradients, outcomes)}\n\nNorm of the first layer's gradient over that "
+        f"of the last, median over the epochs: {', '.join(ratios)}."
+    )
 
 
-def _first(items: Sequence[str], most: int) -> list[str]:
-    return [*items[:most], *([f"… and {len(items) - most} more, all in data.json"] if len(items) > most else [])]
+def _recipe(outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for setting, values in _settings(outcomes).items():
+        each = [f"{outcome.network}: {value}" for outcome, value in zip(outcomes, values, strict=True)]
+        rows.append([setting, values[0] if len(set(values)) == 1 else ", ".join(each)])
+    return f"## Recipe\n\n{_markdown(('setting', 'value'), rows)}"
 
 
-def contact_sheet(findings: dict[str, Any]) -> Image.Image:
-    """The first groups of duplicates, a row each: what leaks or has two labels comes first, and is red.
-
-    Under each photo stand its label, its side of the split and its name. Between photos of one scene that are
-    different pictures there is a line.
-    """
-    groups = findings["groups"][:ROWS]
-    height = CELL + 4 * LINE + MARGIN
-    wide = min(COLUMNS, max(sum(len(picture) for picture in group["pictures"]) for group in groups))
-    sheet = Image.new("RGB", (MARGIN + wide * (CELL + MARGIN), height * len(groups) + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    source = Path(findings["source"])
-    root = source if source.is_dir() else source.parent
-    for row, group in enumerate(groups):
-        photos = [(photo, n) for n, picture in enumerate(group["pictures"]) for photo in picture]
-        top, bad = MARGIN + row * height, group["leaks"] or group["two_labels"]
-        title = f"{row + 1}  {group['kind']}" + (f", {group['leaks']} LEAK" if group["leaks"] else "")
-        title += ", TWO LABELS" if group["two_labels"] else ""
-        title += f", {len(photos) - COLUMNS} more photos" if len(photos) > COLUMNS else ""
-        draw.text((MARGIN, top), title, RED if bad else BLACK, font)
-        for column, (photo, picture) in enumerate(photos[:COLUMNS]):
-            left, below = MARGIN + column * (CELL + MARGIN), top + LINE
-            if column and picture != photos[column - 1][1]:
-                draw.line((left - MARGIN / 2, below, left - MARGIN / 2, below + CELL + 2 * LINE), BLACK, 2)
-            sheet.paste(_thumbnail(root / photo["photo"]), (left, below))
-            label = RED if group["two_labels"] else BLACK
-            side = RED if photo["photo"] in findings["leaks"] else BLACK
-            draw.text((left, below + CELL), photo["label"][:24], label, font)
-            draw.text((left, below + CELL + LINE), photo["side"], side, font)
-            draw.text((left + 36, below + CELL + LINE), Path(photo["photo"]).name[-17:], GREY, font)
-    return sheet
+def _settings(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Each setting of the recipes with its value for each network."""
+    recipes = [outcome.spec.recipe for outcome in outcomes]
+    return {name: [str(recipe.get(name)) for recipe in recipes] for name in dict.fromkeys(chain(*recipes))}
 
 
-def _thumbnail(path: Path) -> Image.Image:
-    try:
-        return ImageOps.pad(decode(path, CELL), (CELL, CELL), color="white")
-    except BadPhoto:  # its name is no text, or it has gone
-        return Image.new("RGB", (CELL, CELL), GREY)
+def _figure(run: Path, draw: figures.Draw, outcomes: Sequence[Outcome]) -> str:
+    name = f"{draw.__name__}.png"
+    figures.write(draw, outcomes, run / name)
+    return f"![{draw.__name__}]({name})"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(_text, line)) + " |" for line in lines)
+
+
+def _text(cell: str) -> str:
+    """A name as one line of text that Markdown leaves as it is."""
+    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", " ".join(cell.split()))
+
+
+def _plain(number: float) -> str:
+    return np.format_float_positional(number, precision=3, fractional=False, trim="-")
+
+
+def _run_folder(name: str, out: Path) -> Path:
+    """The folder of a run that is given by its name in `out`, or as a folder."""
+    for folder in (out / "runs" / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    there = sorted(path.name for path in (out / "runs").glob("*") if path.is_dir())
+    raise SajiError(
+        f"there is no run {name!r} in {out / 'runs'} ({', '.join(there) or 'no run at all'}); "
+        f"train it with: make train RUN={name}"
+    )
+
+
+def main() -> None:
+    """Read the command line, write each run's report, compare several."""
+    parser = argparse.ArgumentParser(prog="python -m training.report", description="What came out of training runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name, or its folder")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    arguments = parser.parse_args()
+    runs = [_run_folder(name, arguments.out) for name in dict.fromkeys(arguments.runs)]
+    outcomes = []
+    for run in runs:
+        outcomes += write_report(run)
+        print(f"report: {run / 'report.md'}", file=sys.stderr)
+    print(table(outcomes))
+    if len(runs) > 1:
+        print(f"\n{differences(outcomes)}".rstrip())
+        comparison = arguments.out / "comparison.png"
+        figures.write(figures.comparison, outcomes, comparison)
+        print(f"comparison: {comparison}", file=sys.stderr)
+    print(json.dumps({"reports": [str(run / "report.md") for run in runs], "networks": list(map(summary, outcomes))}))
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -24,7 +24,7 @@ from runtime.benchmark.rows import Row, append_rows, read_rows
 from runtime.environment import stamp, usable_cores
 from runtime.errors import SajiError, exit_with_one_sentence
 from runtime.evaluation import JudgingSet, accuracy, calibration_error, wilson_interval
-from training.classifier import load_checkpoint, reference_logits
+from training.classifier import finished, load_checkpoint, reference_logits
 from training.dataset import Data, load_data
 from training.folds import folds
 from training.recipe import Recipe, load_recipe
@@ -82,7 +82,8 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
     if job.fold is not None:
         data = folds(data, FOLDS, seed=0)[job.fold]
     folder = out / "study" / job.name
-    train(job.architecture, data, job.recipe, folder, out / "cache", Place("cpu"))
+    if not finished(folder, job.architecture, asdict(job.recipe), data.fingerprint):
+        train(job.architecture, data, job.recipe, folder, out / "cache", Place("cpu"))
     return row_of(job, data, folder) | {"threads": threads, "runs_at_once": at_once} | stamp()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,8 +21,9 @@ from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import JudgingSet, accuracy, wilson_interval
 from runtime.spec import Geometry, ModelSpec
 from training.batches import Batches, TrainPhotos
-from training.classifier import PhotoClassifier, reference_logits, save_checkpoint
-from training.dataset import Data, calibration_set, judging_set
+from training.classifier import reference_logits, save_checkpoint
+from training.confidence import settled
+from training.dataset import Data, calibration_set, judging_set, without_leaks
 from training.findings import Progress
 from training.fitting import Fitting
 from training.history import Gradients, History, Kept, Patience
@@ -80,8 +82,10 @@ def train(
     if trainer.is_global_zero:
         chosen = kept.best if recipe.release == "best" else kept.last
         fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
-        facts = _facts(fitting.model, judging, history, kept, recipe.release)
+        logits = reference_logits(fitting.model, judging.images)
+        facts = _facts(logits, data, history, kept, recipe.release)
         spec = _spec(f"{architecture} on {folder.parent.name}", architecture, data, recipe, geometry, facts)
+        spec = settled(spec, logits, judging.labels)
         judging.save(folder / "judging.npz")
         calibration.save(folder / "calibration.npz")
         history.write(folder / "history.csv")
@@ -171,13 +175,12 @@ def _fit(trainer: L.Trainer, fitting: Fitting, batches: Batches, resume_from: Pa
     return bool(trainer.interrupted)
 
 
-def _facts(model: PhotoClassifier, judging: JudgingSet, history: History, kept: Kept, release: str) -> dict[str, Any]:
-    """What the released epoch does on the validation photos, computed as every candidate will be."""
-    logits = reference_logits(model, judging.images)
-    right, n = int((logits.argmax(1) == judging.labels).sum()), len(judging.labels)
-    rows = history.rows
-    return {
-        "accuracy": round(accuracy(logits, judging.labels), 4),
+def _facts(logits: np.ndarray, data: Data, history: History, kept: Kept, release: str) -> dict[str, Any]:
+    """What the released epoch does on the validation photos, whose logits are computed as every candidate's will be."""
+    labels, rows = data.labels[data.val], history.rows
+    right, n = int((logits.argmax(1) == labels).sum()), len(labels)
+    facts = {
+        "accuracy": round(accuracy(logits, labels), 4),
         "interval": [round(edge, 4) for edge in wilson_interval(right, n)],
         "photos": n,
         "epoch": kept.best_epoch if release == "best" else rows[-1]["epoch"],
@@ -185,6 +188,8 @@ def _facts(model: PhotoClassifier, judging: JudgingSet, history: History, kept: 
         "best_epoch": {"epoch": kept.best_epoch, "accuracy": rows[kept.best_epoch - 1]["val_accuracy"]},
         "last_epoch": {"epoch": rows[-1]["epoch"], "accuracy": rows[-1]["val_accuracy"]},
     }
+    leaks = without_leaks(data, logits)
+    return facts | ({"without_leaks": leaks} if leaks else {})
 
 
 def _spec(

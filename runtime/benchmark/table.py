@@ -1,17 +1,6 @@
-"""Rows as Markdown, on the terminal and in the README; the README's tables are generated and a test holds them fresh.
+"""Rows as Markdown, on the terminal and in the documents (`docs/tables.py`)."""
 
-`python -m runtime.benchmark.table README.md` rewrites every block between `<!-- table FILE.jsonl -->` and
-`<!-- end -->` from that file of rows; with the word `best` after the file, only the fastest candidate of each
-architecture and its fastest PyTorch variant.
-"""
-
-import re
-import sys
-from pathlib import Path
-
-from runtime.benchmark.rounds import ROOT
-from runtime.benchmark.rows import Row, read_rows
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.benchmark.rows import Row
 
 _COLUMNS = (
     "candidate",
@@ -24,7 +13,6 @@ _COLUMNS = (
     "file MB",
     "peak MiB",
 )
-_BLOCK = re.compile(r"(?P<begin><!-- table (?P<file>\S+)(?P<best> best)? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 
 
 def table(rows: list[Row]) -> str:
@@ -59,17 +47,6 @@ def best(rows: list[Row]) -> list[Row]:
     return list(fastest.values())
 
 
-def claims(rows: list[Row]) -> str:
-    """Rows of `runtime.benchmark.ratio` as a table: what was claimed, what was measured."""
-    lines = ["| work | to reach | measured (lowest–highest pair) | rounds |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {row['claim']} | {row['target']:g}× | {row['ratio']:.1f}× ({row['ratio_low']:.1f}–{row['ratio_high']:.1f}) "
-        f"| {row['rounds']} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
-
-
 def conditions(rows: list[Row]) -> str:
     """One sentence: what was timed, on what, with which versions."""
     row = rows[0]
@@ -84,28 +61,3 @@ def conditions(rows: list[Row]) -> str:
         f"process; {where}, {gpu}; accuracy on {row['photos']} validation pictures ({data}); {', '.join(names)}; "
         f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
     )
-
-
-def refreshed(text: str, root: Path) -> str:
-    """`text` with every table block generated anew from the rows it names, relative to `root`."""
-
-    def block(match: re.Match[str]) -> str:
-        rows = read_rows(root / match["file"])
-        if rows[0]["experiment"] == "ratio":
-            return f"{match['begin']}{claims(rows)}\n{match['end']}"
-        return f"{match['begin']}{table(best(rows) if match['best'] else rows)}\n{match['end']}"
-
-    return _BLOCK.sub(block, text)
-
-
-def main() -> None:
-    """Rewrite the tables of the Markdown files named on the command line."""
-    if not sys.argv[1:] or sys.argv[1].startswith("-"):
-        raise SajiError("name the Markdown files to refresh: python -m runtime.benchmark.table README.md")
-    for name in sys.argv[1:]:
-        path = Path(name)
-        path.write_text(refreshed(path.read_text(encoding="utf-8"), ROOT), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

@@ -1,0 +1,190 @@
+"""`python -m training.evaluate`: the figures of a model on photos it has not learnt from, whatever the photos' list."""
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+
+from runtime.errors import BadModel, SajiError
+from runtime.evaluation import JudgingSet, wilson_interval
+from runtime.photos import Photo
+from runtime.spec import Geometry, ModelSpec
+from training import evaluate
+from training.classifier import load_checkpoint
+
+Evaluate = Callable[..., dict[str, Any]]
+SPEC = ModelSpec("x", "y", ("soto_ayam", "bakso", "rendang"))
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    """Run the command in this process; what its last line says, with all lines under "text"."""
+
+    def command(*arguments: object) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+        evaluate.main()
+        text = capsys.readouterr().out
+        return json.loads(text.splitlines()[-1]) | {"text": text}
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def listed(run: Path, sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The validation photos as a CSV as people write them, with two photos of another dish and two that are no photo.
+
+    The rows of the split test are the photos of `judging.npz`.
+    """
+    folder = tmp_path_factory.mktemp("listed")
+    rows = [["FileName", "label_check", " label", "split", "source"]]
+    for number, name in enumerate(JudgingSet.load(run / "judging.npz").names):
+        label, file = name.split("/")
+        shutil.copy(sample / name, folder / f"{label}_{file}")
+        spelled = (label, label.replace("_", " ").title(), f" {label.upper()} ")[len(label) % 3]
+        rows.append([f"{label}_{file}", "doubtful", spelled, "test", str(number)])
+    for stranger in ("rambutan", "durian"):
+        shutil.copy(next((sample / "bakso").glob("*.jpg")), folder / f"{stranger}.jpg")
+        rows.append([f"{stranger}.jpg", "", stranger, "val", ""])
+    (folder / "note.jpg").write_text("no picture")
+    (folder / "empty.png").touch()
+    rows += [["note.jpg", "", "BAKSO", "val", ""], ["empty.png", "", "rambutan", "val", ""], ["gone.jpg", "", "BAKSO"]]
+    with open(folder / "photos.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "photos.csv"
+
+
+def test_validation_photos_give_the_accuracy_that_training_stated(run: Path, listed: Path, run_command) -> None:
+    found = run_command(run / "checkpoint.pt", listed, "--split", "test")
+    _, spec = load_checkpoint(run / "checkpoint.pt")
+    assert found["known"] == found["photos"] == spec.validation["photos"] and not found["unreadable"]
+    assert found["accuracy"] == spec.validation["accuracy"]
+    assert found["accuracy_interval"] == spec.validation["interval"]
+    assert set(found["per_class"]) == set(spec.classes)
+    assert f"accuracy {found['accuracy']:.3f} (95 % interval" in found["text"]
+
+
+def test_the_exported_file_says_what_its_checkpoint_says(run: Path, model: Path, listed: Path, run_command) -> None:
+    by_checkpoint, by_file = (run_command(file, listed) for file in (run / "checkpoint.pt", model / "model.onnx"))
+    for key in ("accuracy", "per_class", "macro_f1", "known", "unknown", "unreadable"):
+        assert by_file[key] == by_checkpoint[key]
+    assert by_file["rejection"]["auroc"] == pytest.approx(by_checkpoint["rejection"]["auroc"], abs=0.02)
+
+
+def test_strangers_and_files_that_are_no_photo_are_counted_apart(run: Path, listed: Path, run_command) -> None:
+    photos = len(JudgingSet.load(run / "judging.npz").names)
+    found = run_command(run / "checkpoint.pt", listed)
+    assert (found["known"], found["unknown"], found["none_of_these"]) == (photos, 2, ["durian", "rambutan"])
+    assert sum(row["support"] for row in found["per_class"].values()) == photos
+    assert [Path(line.partition(": ")[0]).name for line in found["unreadable"]] == ["note.jpg", "empty.png"]
+    assert any("gone.jpg does not exist" in problem for problem in found["problems"])
+    for said in ("none of these (labelled durian, rambutan)", "unreadable, left out: 2", "note.jpg is no picture"):
+        assert said in found["text"]
+
+
+def test_photos_of_the_split_train_are_not_taken_silently(run: Path, sample: Path, tmp_path: Path, run_command) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "bakso").mkdir(parents=True)
+        shutil.copy(next((sample / "bakso").glob("*.jpg")), tmp_path / split / "bakso")
+    assert "1 photos are of the split train" in run_command(run / "checkpoint.pt", tmp_path)["text"]
+    assert "split train" not in run_command(run / "checkpoint.pt", tmp_path, "--split", "val")["text"]
+
+
+def scored(values: list[float]) -> np.ndarray:
+    """Logits whose highest probability rises with the values; the answer is always class 0."""
+    return np.array([[value, 0.0, 0.0] for value in values])
+
+
+def test_the_figures_are_those_of_the_textbook() -> None:
+    labels = np.array([0, 0, 0, 1])  # nothing shows class 2
+    logits = np.array([[9.0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 9, 0]])
+    found = evaluate.evaluated(SPEC, logits, labels)
+    assert found["accuracy"] == 0.75
+    assert found["accuracy_interval"] == [round(edge, 4) for edge in wilson_interval(3, 4)]
+    assert found["per_class"] == {
+        "soto_ayam": {"precision": 1, "recall": 0.6667, "f1": 0.8, "support": 3},
+        "bakso": {"precision": 0.5, "recall": 1, "f1": 0.6667, "support": 1},
+        "rendang": {"precision": 0, "recall": 0, "f1": 0, "support": 0},
+    }
+    assert found["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2, abs=1e-4), "over the classes that the photos show"
+    assert found["calibration"]["ece"] == pytest.approx(0.25, abs=0.001)
+
+
+def test_calibration_is_that_of_the_probabilities_that_are_served() -> None:
+    logits, labels = scored([8.0] * 10), np.array([0] * 5 + [1] * 5)
+    found = evaluate.evaluated(replace(SPEC, temperature=1000.0), logits, labels)["calibration"]
+    assert found["ece"] == pytest.approx(0.5 - 1 / 3, abs=0.005)
+    assert found["ece_at_temperature_1"] == pytest.approx(0.5, abs=0.005)
+
+
+@pytest.mark.parametrize("rule", [None, "max_probability", "energy"])
+def test_auroc_is_the_share_of_pairs_in_the_right_order(rule: str | None) -> None:
+    known, unknown = [1.0, 3.0, 3.5, 6.0], [0.5, 2.0, 3.0]
+    spec = replace(SPEC, rejection={"rule": rule, "threshold": 0.0} if rule else None)
+    labels = np.array([0] * len(known) + [evaluate.NONE] * len(unknown))
+    found = evaluate.evaluated(spec, scored(known + unknown), labels)["rejection"]["auroc"]
+    pairs = [(k > u) + (k == u) / 2 for k in known for u in unknown]
+    assert found == round(sum(pairs) / len(pairs), 4)
+
+
+def test_rejection_counts_what_the_rule_keeps() -> None:
+    spec = replace(SPEC, rejection={"rule": "energy", "threshold": 4.0})
+    labels = np.array([0, 0, 1, 1, evaluate.NONE, evaluate.NONE])
+    found = evaluate.evaluated(spec, scored([5.0, 1, 5, 1, 5, 1]), labels)["rejection"]
+    assert [found[name]["share"] for name in ("known_kept", "right_kept", "unknown_rejected")] == [0.5, 0.5, 0.5]
+    assert found["unknown_rejected"]["interval"] == [round(edge, 4) for edge in wilson_interval(1, 2)]
+
+
+def test_only_known_and_only_unknown_photos_have_figures_too() -> None:
+    known = evaluate.evaluated(SPEC, scored([1.0, 2]), np.array([0, 1]))
+    assert known["accuracy"] == 0.5 and known["rejection"]["auroc"] is None
+    unknown = evaluate.evaluated(SPEC, scored([1.0, 2]), np.array([evaluate.NONE] * 2))
+    assert "accuracy" not in unknown and unknown["rejection"]["unknown_rejected"]["share"] == 0
+    for figures in (known, unknown):
+        assert evaluate.described(figures | {"none_of_these": [], "unreadable": [], "problems": []})
+
+
+def test_photos_are_asked_batch_by_batch(sample: Path) -> None:
+    photo = Photo(next((sample / "bakso").glob("*.jpg")), "Bakso")
+    asked = []
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return images.mean((1, 2))
+
+    spec = replace(SPEC, geometry=Geometry.for_size(16))
+    answers = evaluate.answer(logits, spec, [photo] * (2 * evaluate.BATCH + 3))
+    assert asked == [evaluate.BATCH, evaluate.BATCH, 3]
+    assert answers.logits.shape == (sum(asked), 3) and set(answers.labels) == {1}
+
+
+def test_misuse_is_one_sentence(run: Path, sample: Path, tmp_path: Path, run_command) -> None:
+    with pytest.raises(SajiError, match=r"no photo of the split 'val' \(there: none\)"):
+        run_command(run / "checkpoint.pt", sample, "--split", "val")
+    with pytest.raises(BadModel, match="does not exist"):
+        run_command(tmp_path / "gone.pt", sample)
+    with pytest.raises(SajiError, match="is no model"):
+        run_command(next((sample / "bakso").glob("*.jpg")), sample)
+    (tmp_path / "data" / "bakso").mkdir(parents=True)
+    (tmp_path / "data" / "bakso" / "text.jpg").write_text("no picture")
+    with pytest.raises(SajiError, match=r"none of the 1 photos can be read \(.*text.jpg"):
+        run_command(run / "checkpoint.pt", tmp_path / "data")
+    with pytest.raises(BadModel, match="NaN or infinite logits for 1 of 2"):
+        evaluate.evaluated(SPEC, np.array([[0, 1, np.nan], [0, 1, 2]]), np.array([0, 1]))
+
+
+@needs_shared
+def test_files_as_users_really_have_them(run: Path, run_command) -> None:
+    found = run_command(run / "checkpoint.pt", SHARED / "odd_files")
+    assert found["none_of_these"] == ["csv", "format", "label_noise"] and found["known"] == 0
+    unreadable = {Path(line.partition(": ")[0]).name for line in found["unreadable"]}
+    tables = {path.name for path in (SHARED / "odd_files" / "csv").iterdir() if not path.name.startswith(".")}
+    assert unreadable == tables | {"git_lfs_pointer.png"}
+    assert found["unknown"] == 19 + 26, "every other file is a picture, whatever its name says"

@@ -1,0 +1,287 @@
+"""The report of a run: what it shows is what the checkpoint, the judging set and the files beside them say."""
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.metrics import classification_report, confusion_matrix
+from torchvision.models import ResNet18_Weights
+
+from runtime.errors import BadModel, SajiError
+from training import figures, report
+from training.classifier import PhotoClassifier, load_checkpoint, save_checkpoint
+from training.outcome import Outcome, difference_p, multiply_adds, read_outcome, summary
+
+LAYERS = ("network.conv1.weight", "network.layer1.0.conv1.weight", "network.fc.weight")
+
+
+def copied(network: Path, run: Path, name: str) -> Path:
+    """A finished network under another run and name."""
+    folder = run / name
+    folder.mkdir(parents=True)
+    for file in ("checkpoint.pt", "judging.npz", "history.csv"):
+        shutil.copy(network / file, folder / file)
+    return folder
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def reported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
+    """A run of two networks with everything that a trainer may write, and its report."""
+    folder = tmp_path_factory.mktemp("out") / "runs" / "dishes"
+    for name in ("first", "second"):
+        copied(run, folder, name)
+        rows = list(csv.DictReader((run / "history.csv").open()))
+        write_csv(folder / name / "history.csv", [row | {"train_accuracy": 0.5} for row in rows])
+        norms = [
+            {"epoch": e, "layer": layer, "norm": 10.0 ** (e - n)} for e in (1, 2) for n, layer in enumerate(LAYERS)
+        ]
+        write_csv(folder / name / "gradients.csv", norms)
+    return folder, report.write_report(folder)
+
+
+@pytest.fixture(scope="module")
+def outcome(reported: tuple[Path, list[Outcome]]) -> Outcome:
+    return reported[1][0]
+
+
+def rows_of(text: str, first_cell: str) -> list[list[str]]:
+    """The body of the Markdown table whose first cell is `first_cell`."""
+    lines = text[text.index(f"| {first_cell} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def pictures(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.png")}
+
+
+def test_every_figure_is_there_and_shows_something(reported: tuple[Path, list[Outcome]]) -> None:
+    folder, _ = reported
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    names = {"curves.png", "confusions.png", "mistakes.png", "predictions.png", "gradients.png"}
+    assert pictures(folder) == names and all(f"]({name})" in text for name in names)
+    for name in names:
+        pixels = np.asarray(Image.open(folder / name).convert("L"))
+        assert (pixels < 250).mean() > 0.01, name
+
+
+def test_the_figures_per_class_are_scikit_learns(reported: tuple[Path, list[Outcome]], outcome: Outcome) -> None:
+    text = (reported[0] / "report.md").read_text(encoding="utf-8")
+    labels, classes = outcome.judging.labels, list(outcome.spec.classes)
+    right = classification_report(labels, outcome.logits.argmax(1), target_names=classes, output_dict=True)
+    rows = rows_of(text, "first | precision")
+    assert [row[0].replace("\\", "") for row in rows] == classes
+    for name, *scores in rows:
+        of = right[name]
+        told = [of["precision"], of["recall"], of["f1-score"], of["support"]]
+        assert [float(score) for score in scores] == pytest.approx(told, abs=5e-4)
+    assert summary(outcome)["macro_f1"] == pytest.approx(right["macro avg"]["f1-score"], abs=5e-5)
+    assert summary(outcome)["accuracy"] == outcome.spec.validation["accuracy"]
+    assert summary(outcome)["accuracy_interval"] == outcome.spec.validation["interval"]
+
+
+def test_the_confusion_matrix_is_scikit_learns(outcome: Outcome) -> None:
+    counts = confusion_matrix(outcome.judging.labels, outcome.predicted, labels=range(5))
+    drawn = {text.get_position(): int(text.get_text()) for text in figures.confusions([outcome]).axes[0].texts}
+    assert drawn == {(c, r): counts[r, c] for r, c in zip(*np.nonzero(counts), strict=True)}
+
+
+def test_parameters_and_multiply_adds_are_the_published_ones() -> None:
+    model, published = PhotoClassifier("resnet18", 1000, {}), ResNet18_Weights.DEFAULT.meta
+    assert sum(weights.numel() for weights in model.parameters()) == published["num_params"]
+    assert multiply_adds(model.eval(), 224) / 1e9 == pytest.approx(published["_ops"], abs=1e-3)
+
+
+def test_the_best_and_the_last_epoch_are_told(outcome: Outcome) -> None:
+    history = {"epoch": np.arange(1.0, 5), "val_accuracy": np.array([0.2, 0.7, 0.7, 0.6]), "seconds": np.full(4, 2.5)}
+    history |= {"photos_per_second": np.array([1.0, 9, 9, 9]), "train_accuracy": np.array([np.nan, 0.4, np.nan, 0.5])}
+    history |= {"train_loss": np.ones(4), "val_loss": np.ones(4)}
+    told = replace(outcome, history=history)
+    figures_of = summary(told)
+    assert (
+        figures_of["best_epoch"]["epoch"] == 2 and figures_of["best_epoch"]["val_accuracy"] == 0.7
+    )  # the first, as the trainer keeps it
+    last = {"epoch": 4, "train_accuracy": 0.5, "val_accuracy": 0.6, "train_loss": 1, "val_loss": 1}
+    assert figures_of["last_epoch"] == last
+    assert figures_of["training_seconds"] == 10 and figures_of["photos_per_second"] == 9
+    training, validation, best = figures.curves([told]).axes[0].lines
+    assert list(training.get_xdata()) == [2, 4] and list(training.get_ydata()) == [0.4, 0.5]  # not measured each epoch
+    assert list(validation.get_ydata()) == [0.2, 0.7, 0.7, 0.6] and list(best.get_xdata()) == [2, 2]
+
+
+def test_the_recipe_stands_once_and_differences_per_network(outcome: Outcome) -> None:
+    other = replace(outcome, network="second", spec=replace(outcome.spec, recipe=outcome.spec.recipe | {"epochs": 7}))
+    rows = dict(rows_of(report._recipe([outcome, other]), "setting"))
+    assert set(rows) == set(outcome.spec.recipe)
+    assert rows["image_size"] == "32" and rows["epochs"] == "first: 2, second: 7"
+    assert rows_of(report.differences([outcome, other]), "setting") == [["epochs", "2", "7"]]
+
+
+def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
+    logits = np.zeros_like(outcome.logits)
+    labels = outcome.judging.labels
+    logits[np.arange(len(labels)), labels] = 9
+    for photo, lead in ((3, 2.0), (8, 5.0), (12, 3.0)):
+        logits[photo] = 0
+        logits[photo, (labels[photo] + 1) % 5] = lead
+    wrong = replace(outcome, logits=logits)
+    grid = figures.mistakes([wrong]).axes[0]
+    assert grid.get_title(loc="left") == "first: 3 mistakes" and len(grid.images) == 3
+    for shown, photo in zip(grid.images, (8, 12, 3), strict=True):
+        assert np.array_equal(shown.get_array(), outcome.judging.images[photo])
+    told = [text.get_text() for text in grid.texts[:3]]
+    classes, sure = outcome.spec.classes, np.exp(5) / (np.exp(5) + 4)
+    assert told[0] == classes[labels[8]] and told[1] == f"✗ {sure:.2f} {classes[(labels[8] + 1) % 5]}"
+    assert told[2] == Path(outcome.judging.names[8]).name
+
+
+def test_each_network_answers_the_same_pictures(outcome: Outcome) -> None:
+    better = np.zeros_like(outcome.logits)
+    better[np.arange(len(better)), outcome.judging.labels] = 5
+    ours, perfect = figures.predictions([outcome, replace(outcome, logits=better)]).axes
+    assert len(ours.images) == figures.COLUMNS * figures.MOST_ROWS
+    assert all(np.array_equal(a.get_array(), b.get_array()) for a, b in zip(ours.images, perfect.images, strict=True))
+    assert perfect.get_title(loc="left") == "first: 16 of 16 right"
+    said = [text.get_text() for text in ours.texts]
+    assert ours.get_title(loc="left") == f"first: {sum(text[0] == '✓' for text in said)} of 16 right"
+    assert {text for text in said if text in outcome.spec.classes} == set(outcome.spec.classes)
+
+
+def test_gradients_are_told_by_layer_and_epoch(reported: tuple[Path, list[Outcome]], tmp_path: Path) -> None:
+    folder, outcomes = reported
+    heat = figures.gradients(outcomes).axes[0].images[0].get_array()
+    assert heat.tolist() == [[10, 100], [1, 10], [0.1, 1]]
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "median over the epochs: first 100, second 100." in text
+    # frozen at first, and an overflow: a gap each, the layer in its place
+    rows = [{"epoch": 1, "layer": "fc", "norm": "inf"}]
+    rows += [{"epoch": 2, "layer": "conv", "norm": 4}, {"epoch": 2, "layer": "fc", "norm": 2}]
+    network = copied(folder / "first", tmp_path, "thawed")
+    write_csv(network / "gradients.csv", rows)
+    gradients = read_outcome(network).gradients
+    assert gradients.layers == ("conv", "fc")
+    np.testing.assert_array_equal(gradients.norms, [[np.nan, 4], [np.nan, 2]])
+
+
+def test_a_difference_is_tested_on_the_same_photos_only(outcome: Outcome) -> None:
+    logits = outcome.logits.copy()
+    for photo in np.flatnonzero(outcome.right)[:7]:
+        logits[photo] = -logits[photo]
+    worse = replace(outcome, logits=logits)
+    lost, won = (outcome.right & ~worse.right).sum(), (~outcome.right & worse.right).sum()
+    assert difference_p(worse, outcome) == pytest.approx(binomtest(int(lost), int(lost + won)).pvalue) and lost == 7
+    names = replace(outcome.judging, names=outcome.judging.names[::-1])
+    assert difference_p(replace(outcome, judging=names), outcome) is None
+    foreign = replace(outcome, spec=replace(outcome.spec, data={"fingerprint": "another"}))
+    assert difference_p(foreign, outcome) is None
+    assert "do not compare" in report._head(Path("x"), [outcome, foreign])
+    assert "do not compare" not in report._head(Path("x"), [outcome, worse])
+
+
+@pytest.fixture(scope="module")
+def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two runs as older versions left them, one of them without a history, and what the command says of them."""
+    out = tmp_path_factory.mktemp("compared")
+    copied(run, out / "runs" / "old", "resnet18")  # no train_accuracy, no gradients.csv
+    (copied(run, out / "runs" / "bare", "resnet18") / "history.csv").unlink()
+    (out / "runs" / "bare" / "crashed").mkdir()  # a network that never finished
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr("sys.argv", ["report", "old", str(out / "runs" / "bare"), "--out", str(out)])
+        report.main()
+    return out, said.getvalue()
+
+
+def test_runs_are_compared(compared: tuple[Path, str], outcome: Outcome) -> None:
+    out, said = compared
+    *lines, last = said.splitlines()
+    assert [row[0] for row in rows_of("\n".join(lines), "network")] == ["old · resnet18", "bare · resnet18"]
+    assert "| setting |" not in said  # both are of one recipe
+    networks = json.loads(last)["networks"]
+    assert [(n["run"], n["accuracy"]) for n in networks] == [(r, summary(outcome)["accuracy"]) for r in ("old", "bare")]
+    assert (np.asarray(Image.open(out / "comparison.png").convert("L")) < 250).mean() > 0.005
+    left, right = figures.comparison([outcome, replace(outcome, run="other", history={})]).axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["dishes · first", "other · first"]
+    assert list(left.lines[0].get_xdata()) == outcome.spec.validation["interval"]
+    assert len(right.lines) == 1 and right.lines[0].get_ydata().tolist() == outcome.history["val_accuracy"].tolist()
+
+
+def test_what_is_missing_is_left_out(compared: tuple[Path, str]) -> None:
+    out, _ = compared
+    assert pictures(out / "runs" / "old") == {"curves.png", "confusions.png", "mistakes.png", "predictions.png"}
+    assert pictures(out / "runs" / "bare") == {"confusions.png", "mistakes.png", "predictions.png"}
+    text = (out / "runs" / "bare" / "report.md").read_text(encoding="utf-8")
+    (row,) = rows_of(text, "network")
+    assert row[0] == "resnet18" and row[6:8] == row[10:] == ["", ""] and "curves.png" not in text
+
+
+def test_class_names_of_any_kind(run: Path, tmp_path: Path) -> None:
+    names = ("ソト・アヤム", "price $5 | $7", "a" * 200, "caf\udce9", "<b>*bold*\nline</b>")
+    network = copied(run, tmp_path, "resnet18")
+    model, spec = load_checkpoint(network / "checkpoint.pt")
+    spec = replace(spec, classes=names)
+    odd = replace(read_outcome(network), spec=spec)
+    save_checkpoint(network / "checkpoint.pt", model, replace(spec, classes=("caf?", *names[:3], names[4])))
+    report.write_report(tmp_path)
+    rows = rows_of((tmp_path / "report.md").read_text(encoding="utf-8"), "resnet18 | precision")
+    assert [len(row) for row in rows] == [5] * 5
+    assert rows[1][0] == "ソト・アヤム" and rows[3][0] == "a" * 200 and rows[4][0] == r"\<b>\*bold\* line\</b>"
+    labels = [tick.get_text() for tick in figures.confusions([odd]).axes[0].get_yticklabels()]
+    assert labels == ["ソト・アヤム", r"price \$5 | \$7", "a" * 15 + "…", "caf?", "<b>*bold* line<…"]
+
+
+@pytest.mark.parametrize(
+    ("there", "sentence"),
+    [
+        (["runs/other/resnet18"], r"there is no run 'mine' in .*runs \(other\); .*make train RUN=mine"),
+        ([], r"there is no run 'mine' in .*runs \(no run at all\)"),
+        (["runs/mine/resnet18"], "mine has no finished network .* make train RUN=mine"),
+    ],
+)
+def test_a_run_that_is_not_there_or_not_finished(there: list, sentence: str, tmp_path: Path, monkeypatch) -> None:
+    for folder in there:
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["report", "mine", "--out", str(tmp_path)])
+    with pytest.raises(SajiError, match=sentence):
+        report.main()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("epoch,norm\n1,2\n", "no column layer"), ("epoch,layer,norm\n1,a,b\n", "'b'")]
+)
+def test_a_damaged_file_is_named(text: str, why: str, run: Path, tmp_path: Path) -> None:
+    network = copied(run, tmp_path, "resnet18")
+    (network / "gradients.csv").write_text(text)
+    with pytest.raises(BadModel, match=rf"gradients\.csv .*{why}.*train again"):
+        report.write_report(tmp_path)
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_a_failure_leaves_the_report_as_it_was(run: Path, tmp_path: Path, monkeypatch) -> None:
+    copied(run, tmp_path, "resnet18")
+    (tmp_path / "report.md").write_text("as it was")
+
+    def full(figure: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"half a figure")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(figures.Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        report.write_report(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "resnet18"}
+    assert (tmp_path / "report.md").read_text() == "as it was"

@@ -1,0 +1,311 @@
+"""The trainer as users of big machines expect it: resumed runs, shared work, averaged weights, teachers, freezing."""
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from torch import nn
+
+from runtime.errors import SajiError
+from runtime.evaluation import JudgingSet
+from training import architectures, fitting
+from training.batches import EpochSampler, TrainPhotos
+from training.classifier import finished, load_checkpoint
+from training.dataset import Data, load_data
+from training.fitting import Fitting, Teacher, distillation
+from training.history import History
+from training.pretrained import load_weights
+from training.recipe import Recipe
+from training.train import Place, _check_teacher, _processes, train
+
+TINY = Recipe(image_size=32, epochs=3, batch_size=16, warmup_epochs=1, precision="fp32", calibration_photos=20)
+
+
+@pytest.fixture(scope="module")
+def data(sample: Path) -> Data:
+    return load_data(sample, 0.5, 0, look_alikes=False)
+
+
+@pytest.fixture(scope="module")
+def straight(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `TINY` with averaged weights, from its first epoch to its last without an interruption."""
+    out = tmp_path_factory.mktemp("straight")
+    train("resnet18", data, replace(TINY, ema_decay=0.8), out / "run", out / "cache", Place("cpu"))
+    return out / "run"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["weights"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_very_same_weights(
+    straight: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    recipe, row = replace(TINY, ema_decay=0.8), History.on_train_epoch_end
+
+    def power_cut(self: History, trainer, module) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("power cut")
+        row(self, trainer, module)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(History, "on_train_epoch_end", power_cut)
+        train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu"))
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"best.ckpt", "last.ckpt"}
+    torch.rand(5)  # what else the process drew must not matter
+    train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu"))
+    assert "resuming after epoch 1" in capfd.readouterr().err
+    assert same(weights(tmp_path / "run"), weights(straight))
+    assert (tmp_path / "run" / "gradients.csv").read_text() == (straight / "gradients.csv").read_text()
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+
+
+def test_another_recipe_does_not_resume(data: Data, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save({"epoch": 1, "identity": "another run"}, folder / "last.ckpt")
+    assert not finished(folder, "resnet18", asdict(TINY), data.fingerprint)
+    train("resnet18", data, replace(TINY, epochs=1), folder, tmp_path / "cache", Place("cpu"))
+    assert "resuming" not in capfd.readouterr().err
+
+
+def test_an_interrupted_run_is_not_up_to_date(straight: Path, data: Data) -> None:
+    run = "resnet18", asdict(replace(TINY, ema_decay=0.8)), data.fingerprint
+    assert finished(straight, *run)
+    (straight / "last.ckpt").touch()
+    assert not finished(straight, *run)
+    (straight / "last.ckpt").unlink()
+
+
+def test_the_released_weights_are_the_averaged_ones_that_were_validated(straight: Path) -> None:
+    _, spec = load_checkpoint(straight / "checkpoint.pt")
+    facts = spec.validation
+    assert facts["accuracy"] == pytest.approx(facts["best_epoch"]["accuracy"], abs=1e-4)
+    rows = list(csv.DictReader((straight / "history.csv").open()))
+    assert facts["best_epoch"]["accuracy"] == max(float(row["val_accuracy"]) for row in rows)
+    assert facts["last_epoch"] == {"epoch": 3, "accuracy": float(rows[-1]["val_accuracy"])}
+
+
+def test_gradients_have_a_row_per_layer_and_epoch(straight: Path) -> None:
+    rows = list(csv.DictReader((straight / "gradients.csv").open()))
+    layers = [name for name, p in architectures.build("resnet18", 5, {}).named_parameters() if p.ndim > 1]
+    assert [row["layer"] for row in rows] == 3 * layers
+    assert all(float(row["norm"]) > 0 for row in rows)
+
+
+def test_an_epoch_is_shared_without_a_photo_seen_twice() -> None:
+    class Photos:
+        def __len__(self) -> int:
+            return 13
+
+    def epoch(number: int) -> list[int]:
+        seen = []
+        for rank in (0, 1):
+            sampler = EpochSampler(Photos(), 2, rank, seed=4)
+            sampler.set_epoch(number)
+            items = list(sampler)
+            assert {epoch for epoch, _ in items} == {number}
+            seen += [index for _, index in items]
+        return seen
+
+    assert set(epoch(0)) == set(range(13)) and len(epoch(0)) == 14  # one repeat evens the two out
+    assert epoch(0) != epoch(1) and epoch(1) == epoch(1)
+
+
+def test_augmentation_depends_on_epoch_and_photo_alone(data: Data, tmp_path: Path) -> None:
+    photos = TrainPhotos(data, replace(TINY, augmentation="trivial"), tmp_path)
+    torch.manual_seed(1)
+    first, _ = photos[2, 5]
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(1))  # the caller's random numbers are left alone
+    assert torch.equal(photos[2, 5][0], first) and not torch.equal(photos[3, 5][0], first)
+
+
+def test_one_process_a_device_or_as_many_as_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _processes("cpu", 0, False) == {"devices": 1, "strategy": "auto"}
+    assert _processes("cpu", 2, False)["devices"] == 2
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}.items():
+        monkeypatch.setenv(name, value)
+    placed = _processes("cpu", 0, False)
+    assert (placed["devices"], placed["num_nodes"]) == (2, 3)
+
+
+def test_frozen_epochs_leave_all_but_the_head_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Fitting("resnet18", 3, replace(TINY, freeze_epochs=1, channels_last=False))
+    before = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+    module.on_train_epoch_start()
+    module.log = lambda *args, **kwargs: None
+    loss = module.training_step(
+        (torch.randint(0, 255, (4, 32, 32, 3), dtype=torch.uint8), torch.tensor([0, 1, 2, 0])), 0
+    )
+    loss.backward()
+    assert [name for name, p in module.model.named_parameters() if p.grad is not None] == [
+        "network.fc.weight",
+        "network.fc.bias",
+    ]
+    assert same(before, module.model.state_dict())  # not even the batch norms' statistics moved
+    monkeypatch.setattr(Fitting, "current_epoch", 1)
+    module.on_train_epoch_start()
+    assert all(p.requires_grad for p in module.model.parameters()) and module.model.training
+
+
+def test_body_and_head_learn_at_their_own_rates() -> None:
+    module = Fitting("resnet18", 3, replace(TINY, learning_rate=0.1, backbone_rate=0.01, weight_decay=0.5))
+    rates = [(group["lr"], group.get("weight_decay")) for group in module._groups()]
+    assert rates == [(0.001, None), (0.001, 0.0), (0.1, None), (0.1, 0.0)]
+    parameters = [id(p) for group in module._groups() for p in group["params"]]
+    assert len(parameters) == len(set(parameters)) == len(list(module.model.parameters()))
+
+
+def test_distillation_pulls_towards_the_teacher() -> None:
+    taught = torch.tensor([[3.0, 0.0, -1.0]])
+    assert distillation(taught + 7, taught, 2.0) == pytest.approx(0, abs=1e-6)  # a constant changes no answer
+    logits = torch.zeros(1, 3, requires_grad=True)
+    loss = distillation(logits, taught, 2.0)
+    loss.backward()
+    p, q = torch.softmax(taught / 2, 1), torch.full((1, 3), 1 / 3)
+    assert loss.item() == pytest.approx(4 * float((p * (p / q).log()).sum()), rel=1e-5)
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 2]
+
+
+def test_a_teacher_sees_the_same_pixels_at_its_own_size_and_is_not_trained(run: Path) -> None:
+    teacher = Teacher(run / "checkpoint.pt")
+    images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = teacher.model(images)
+    assert torch.equal(teacher(fitting.planes(images)), expected)
+    assert teacher(torch.zeros(2, 3, 48, 48)).shape == (2, 5)
+    pupil = Fitting("resnet18", 5, replace(TINY, teacher=str(run / "checkpoint.pt")))
+    assert len(list(pupil.parameters())) == len(list(pupil.model.parameters()))
+    assert pupil.state_dict().keys() == {f"model.{name}" for name in pupil.model.state_dict()}
+
+
+def test_a_teacher_of_another_split_is_refused(run: Path, data: Data) -> None:
+    pupil = Fitting("resnet18", 5, replace(TINY, teacher=str(run / "checkpoint.pt")))
+    _check_teacher(pupil, data)
+    with pytest.raises(SajiError, match="another set or split"):
+        _check_teacher(pupil, replace(data, train=data.val, val=data.train))
+    with pytest.raises(SajiError, match="knows bakso"):
+        _check_teacher(pupil, replace(data, classes=("a", "b")))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code in a weights file was executed",))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_weights_of_a_file_fill_all_but_the_head(tmp_path: Path, suffix: str) -> None:
+    theirs = timm.create_model("resnet18", num_classes=1000)
+    file = tmp_path / f"weights.{suffix}"
+    if suffix == "pt":
+        torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}}, file)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(theirs.state_dict(), file)
+    ours = architectures.build("resnet18", 5, {})
+    head = ours.fc.weight.clone()
+    load_weights(ours, ours.fc, file)
+    assert torch.equal(ours.layer3[1].conv2.weight, theirs.layer3[1].conv2.weight)
+    assert torch.equal(ours.bn1.running_var, theirs.bn1.running_var) and torch.equal(ours.fc.weight, head)
+
+
+def test_weights_of_timm_fit_torchvisions_network_of_other_names(tmp_path: Path) -> None:
+    theirs = timm.create_model("efficientnet_b0", num_classes=7).eval()
+    torch.save(theirs.state_dict(), tmp_path / "b0.pth")
+    ours = architectures.build("efficientnet_b0", 5, {}).eval()
+    load_weights(ours, architectures.head(ours), tmp_path / "b0.pth")
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(ours.features(x), theirs.forward_features(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["missing", "code", "another network", "no weights"])
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, what: str, capfd: pytest.CaptureFixture) -> None:
+    file = tmp_path / "weights.pt"
+    if what == "code":
+        torch.save(Evil(), file)
+    elif what == "another network":
+        torch.save(architectures.build("mobilenet_v3_small", 5, {}).state_dict(), file)
+    elif what == "no weights":
+        torch.save({"epoch": 3}, file)
+    ours = architectures.build("resnet18", 5, {})
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(SajiError, match=r"weights\.pt") as error:
+        load_weights(ours, ours.fc, file)
+    assert "\n" not in str(error.value) and "executed" not in capfd.readouterr().out
+    assert same(before, ours.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("dropout", "norm", "layers"),
+    [
+        (0.0, "none", []),
+        (0.3, "none", [nn.Dropout]),
+        (0.3, "before_dropout", [nn.BatchNorm1d, nn.Dropout]),
+        (0.3, "after_dropout", [nn.Dropout, nn.BatchNorm1d]),
+    ],
+)
+def test_the_head_of_se_resnet34(dropout: float, norm: str, layers: list) -> None:
+    recipe = asdict(replace(TINY, head_dropout=dropout, head_batch_norm=norm))
+    fc = architectures.build("se_resnet34", 5, recipe).fc
+    assert [type(layer) for layer in (fc if layers else [fc])] == [*layers, nn.Linear]
+
+
+# The long ones: real kills, real processes
+
+
+def command(out: Path, *arguments: str) -> list[str]:
+    tiny = ["--archs", "resnet18", "--epochs", "3", "--image-size", "32", "--batch-size", "32", "--device", "cpu"]
+    return [sys.executable, "-m", "training", *tiny, "--out", str(out), *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--workers", "2", "--ema-decay", "0.9", "--accumulate", "2", "--mix"]])
+def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path: Path, more: list[str]) -> None:
+    """bf16 where the processor has it, as by default."""
+    subprocess.run(command(tmp_path / "straight", *more), cwd=ROOT, check=True, capture_output=True)
+    with subprocess.Popen(command(tmp_path / "cut", *more), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "epoch 2/3" in line:
+                process.kill()
+                break
+    again = subprocess.run(command(tmp_path / "cut", *more), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "resuming after epoch" in again.stderr
+    folders = [tmp_path / name / "runs" / "sample" / "resnet18" for name in ("straight", "cut")]
+    assert same(*(weights(folder) for folder in folders))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["--devices", "torchrun"])
+def test_two_processes_train_together(tmp_path: Path, launcher: str) -> None:
+    line = command(tmp_path, "--precision", "fp32")
+    if launcher == "torchrun":
+        line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *line[1:]]
+    else:
+        line += ["--devices", "2"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("resnet18: accuracy") == 1 and done.stderr.count("epoch 3/3") == 1  # one writer
+    folder = tmp_path / "runs" / "sample" / "resnet18"
+    _, spec = load_checkpoint(folder / "checkpoint.pt")
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    # exact: what two processes measured on their halves is what one measures on all photos
+    judged = len(JudgingSet.load(folder / "judging.npz").labels)
+    best = max(float(row["val_accuracy"]) for row in rows)
+    assert spec.validation["accuracy"] == pytest.approx(best, abs=1e-4) and judged == spec.validation["photos"]
+    assert np.isfinite([float(row["train_loss"]) for row in rows]).all()

@@ -1,0 +1,71 @@
+"""`python -m training.unseen`: what is left out is really not learnt from, and a stopped run goes on."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.benchmark.rows import read_rows
+from runtime.errors import SajiError
+from runtime.spec import RULES, Geometry
+from training import unseen
+from training.classifier import PhotoClassifier
+from training.dataset import Data, load_data
+from training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def data(sample: Path) -> Data:
+    return load_data(sample, 0.5, 0, look_alikes=False)
+
+
+def test_without_a_class_all_else_stays_where_it_was(data: Data) -> None:
+    known = unseen.without(data, "rendang")
+    assert known.classes == tuple(name for name in data.classes if name != "rendang")
+    for old, new in ((data.train, known.train), (data.val, known.val)):
+        stays = [data.photos[i] for i in old if data.photos[i].label != "rendang"]
+        assert [known.photos[i] for i in new] == stays
+    for photo, label, digest in zip(known.photos, known.labels, known.hashes, strict=True):
+        assert known.classes[label] == photo.label and digest == data.hashes[data.photos.index(photo)]
+
+
+def test_the_command_writes_a_row_per_class_and_goes_on_where_it_was(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def untrained(data: Data, architecture: str, recipe: Recipe, *_: Path) -> PhotoClassifier:
+        asked.append(data.classes)
+        return PhotoClassifier(architecture, len(data.classes), asdict(recipe))
+
+    monkeypatch.setattr(unseen, "_trained", untrained)
+    monkeypatch.setattr(unseen, "load_data", lambda source, share, seed, *_: load_data(source, share, seed, False))
+    command = ["unseen", str(sample), "--arch", "resnet18", "--recipe", "quick", "--out", str(tmp_path)]
+    command += ["--rows", str(tmp_path / "rows.jsonl"), "--leave"]
+    for leave in ("rendang", "bakso", "rendang"):
+        monkeypatch.setattr(sys, "argv", [*command, leave])
+        unseen.main()
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [row["unseen"] for row in rows] == ["rendang", "bakso"] and len(asked) == 2, "the third had its row"
+    assert "rendang" not in asked[0] and rows[0]["unknown"] == 16 and rows[0]["versions"]
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["classes"] == ["rendang", "bakso"]
+    assert last["auroc"]["energy"] == pytest.approx(sum(row["auroc"]["energy"] for row in rows) / 2, abs=1e-4)
+    monkeypatch.setattr(sys, "argv", [*command, "durian"])
+    with pytest.raises(SajiError, match="three classes; there are bakso"):
+        unseen.main()
+
+
+def test_features_are_what_the_last_layer_sees(data: Data) -> None:
+    model = PhotoClassifier("resnet18", 4, asdict(Recipe())).eval()
+    found = unseen.outputs(model, [photo.path for photo in data.photos[:3]], Geometry.for_size(32))
+    with torch.inference_mode():
+        logits = model.network.fc(torch.from_numpy(found.features)).numpy()
+    assert found.features.shape == (3, 512) and np.allclose(logits, found.logits, atol=1e-5)
+    by_rule = unseen.scores(found, 1.0, found.features[:2])
+    assert set(RULES) < set(by_rule) and by_rule["nearest_features"][:2] == pytest.approx([1, 1])
+    assert by_rule["nearest_features"][2] < 0.9999
