@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_duplicates import drawn
 from runtime.errors import GateFailed, SajiError
 from training import dataset, duplicates
 from training.batches import TrainPhotos
-from training.dataset import Data, load_data
+from training.dataset import Data, load_data, scene_numbers, without_leaks
 from training.findings import examine
 from training.findings_page import contact_sheet, describe, page
 from training.recipe import Recipe
@@ -143,6 +144,33 @@ def test_a_given_split_that_leaks_is_reported(tmp_path: Path) -> None:
         ["val/a/97.png", "val/a/98.png", "val/b/98.png", "val/b/99.png", "test/a/397.png"], "identical"
     )
     assert "LEAKS: 5 of 7 held-out photos show what another side shows too (5 identical)" in describe(report)
+
+
+def test_the_accuracy_without_what_leaks_is_told(tmp_path: Path) -> None:
+    """Near-duplicates of training photos among the validation photos: a network that learnt by heart knows them."""
+    for label, start in (("a", 40), ("b", 50)):
+        for side, seeds in (("train", range(start, start + 3)), ("val", range(start + 5, start + 7))):
+            (tmp_path / side / label).mkdir(parents=True)
+            for seed in seeds:
+                drawn(seed).save(tmp_path / side / label / f"{seed}.png")
+    drawn(40).resize((200, 150)).save(tmp_path / "val" / "a" / "copy.jpg", quality=60)
+    drawn(51).crop((20, 20, 240, 190)).save(tmp_path / "val" / "b" / "copy.jpg", quality=60)
+    data = load_data(tmp_path, 0.2, 0)
+    assert [data.photos[i].path.name for i in data.leaking] == ["copy.jpg", "copy.jpg"]
+    known = np.isin(data.val, data.leaking) | (data.labels[data.val] == 0)  # all of a, and of b the copy
+    logits = np.where(known, 5.0, -5.0)[:, None] * np.eye(2)[data.labels[data.val]]
+    assert without_leaks(data, logits) | {"interval": []} == {
+        "leaking": 2, "photos": 4, "accuracy": 0.5, "interval": []
+    }  # fmt: skip
+    assert without_leaks(replace(data, val=data.leaking), logits[:2])["accuracy"] is None
+    clean = replace(data, val=np.setdiff1d(data.val, data.leaking))
+    assert not len(clean.leaking) and without_leaks(clean, logits[:4]) == {}
+
+
+def test_scenes_are_numbered_by_content() -> None:
+    hashes = ["d", "b", "a", "c", "b"]
+    assert scene_numbers([[[0], [2]], [[1, 4]]], hashes).tolist() == [0, 1, 0, 2, 1]
+    assert scene_numbers([[[0], [2]], [[1, 4]]], hashes[:2]).tolist() == [1, 0]
 
 
 def test_the_same_picture_under_two_labels_is_reported(tmp_path: Path) -> None:
@@ -351,5 +379,7 @@ def test_real_look_alikes_put_on_both_sides_leak(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("filename,label,split\n" + "".join(",".join(row) + "\n" for row in rows))
     labels = {label for _, label, _ in rows}
     assert labels == {"bakso", "gado_gado", "nasi_goreng", "rendang", "soto_ayam"}
-    leaks = load_data(tmp_path, 0.2, 0).report["leaks"]
+    data = load_data(tmp_path, 0.2, 0)
+    leaks = data.report["leaks"]
+    assert len(data.leaking) == len(leaks)
     assert len(leaks) >= 11 and all(name.startswith("near_duplicates") for name in leaks)

@@ -1,8 +1,6 @@
 """Duplicates: every kind of copy is found and named, and nothing else is."""
 
-import csv
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,10 @@ import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from runtime.errors import SajiError
 from training.duplicates import Pair, find_duplicates, groups
+from training.duplicates_score import drawn as drawn_search
+from training.duplicates_score import exponent, known, scored
 
 SIZE = (260, 200)  # width, height
 NEAR = SHARED / "near_duplicates"
@@ -138,13 +139,47 @@ def test_groups_join_through_the_given_kinds() -> None:
     assert groups(3, []) == []
 
 
+def test_recall_and_precision_name_what_is_missed_and_what_is_wrong() -> None:
+    pairs = [Pair(0, 1, "same picture", 99, 2, 0.99), Pair(1, 2, "same scene", 25, 30, 0.5)]
+    assert scored("abcd", list("1122"), pairs) == {
+        "true_pairs": 2,
+        "found_pairs": 3,
+        "recall": 0.5,
+        "precision": 0.3333,
+        "missed": [["c", "d"]],
+        "wrong": [["a", "c"], ["b", "c"]],
+    }
+    assert scored("abcd", [None] * 4, pairs) == {"pairs": [["a", "b", "same picture"], ["b", "c", "same scene"]]}
+
+
+def test_growth_is_the_power_of_the_number_of_photos() -> None:
+    def row(photos: int, seconds: float, size: int = 96) -> dict:
+        return {"experiment": "e", "image_size": size, "photos": photos, "cpu_seconds": seconds}
+
+    assert exponent([row(100, 2), row(400, 999, 32), row(400, 16)]) == pytest.approx(1.5)
+    assert exponent([row(400, 999, 32), row(400, 16)]) is None
+
+
+def test_a_search_of_drawn_photos_is_measured(tmp_path: Path) -> None:
+    row = drawn_search(12, 64, tmp_path)
+    assert row["photos"] == 12 and row["seconds"] > 0 and row["cpu_seconds"] > 0
+    assert row["photos_per_second"] == pytest.approx(12 / row["seconds"], rel=0.1)
+    if row["private_memory_mib"]:  # Linux
+        assert 50 < row["private_memory_mib"] <= row["peak_memory_mib"] + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "does not exist"), ("photo,label\na.jpg,x\n", "names no photos")]
+)
+def test_a_set_without_a_list_is_one_sentence(tmp_path: Path, content: str | None, words: str) -> None:
+    if content:
+        (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(SajiError, match=words):
+        known(tmp_path)
+
+
 @needs_shared
 def test_recall_and_precision_on_real_near_duplicates() -> None:
-    with open(NEAR / "labels.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    pairs = find_duplicates([NEAR / row["filename"] for row in rows])
-    true = {(i, j) for i, j in combinations(range(len(rows)), 2) if rows[i]["group"] == rows[j]["group"]}
-    joined = {pair for group in groups(len(rows), pairs) for pair in combinations(group, 2)}
-    assert len(true) == 104
-    assert len(true & joined) / len(true) >= 0.90
-    assert len(true & joined) / len(joined) >= 0.98
+    row = known(NEAR)
+    assert row["true_pairs"] == 104 and row["recall"] >= 0.90 and row["precision"] >= 0.98
+    assert len(row["missed"]) == 104 - round(104 * row["recall"])
