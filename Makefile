@@ -40,7 +40,7 @@ demo: .venv/installed ## open the page that serves the choice      ARGS=
 	$(PY) demo/app.py --out $(OUT) $(ARGS)
 
 test: .venv/installed ## the fast tests      ARGS=
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: .venv/installed ## style and types
 	$(PY) -m ruff check .

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import urllib.error
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -249,6 +250,17 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, what: str, capfd: p
         load_weights(ours, ours.fc, file)
     assert "\n" not in str(error.value) and "executed" not in capfd.readouterr().out
     assert same(before, ours.state_dict())
+
+
+def test_without_a_network_pretrained_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(SajiError, match=r"resnet18 cannot be downloaded .* --no-pretrained --weights FILE"):
+        architectures.build("resnet18", 5, {}, pretrained=True)
+    with pytest.raises(SajiError, match="nobody publishes weights of plain34"):
+        architectures.build("plain34", 5, {}, pretrained=True)
 
 
 @pytest.mark.parametrize(
