@@ -50,6 +50,14 @@ def test_another_class_and_no_class_come_first() -> None:
     assert outside.distance > 1 > 2 * ranked[-1].distance
 
 
+def test_each_of_the_two_answers_alone_makes_a_suspect() -> None:
+    data, sure = fake(list(range(90))), np.eye(3)[fake([]).labels]
+    swapped, far = sure.copy(), np.zeros(90)
+    swapped[7], far[8] = [0, 1, 0], 1
+    assert names(suspects(data, Answers(swapped, np.zeros(90)))[:1]) == {7}
+    assert names(suspects(data, Answers(sure, far))[:1]) == {8}
+
+
 def test_no_photo_is_judged_by_its_own_scene() -> None:
     """Two shots of what is no dish: where one is asked about the other, both are less suspect."""
     vectors = seen(np.repeat(np.arange(CLASSES), 30))
