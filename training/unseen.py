@@ -24,6 +24,7 @@ from torch import nn
 
 from runtime import environment
 from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.benchmark.table import means, unseen
 from runtime.evaluation import accuracy
 from runtime.preprocess import pixels
 from runtime.spec import RULES, Geometry
@@ -50,7 +51,8 @@ def main() -> None:
     arguments = _arguments()
     architectures.check_name(arguments.arch)
     recipe = load_recipe(arguments.recipe)
-    recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
+    given = {"epochs": arguments.epochs, "image_size": arguments.image_size}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     cache = arguments.out / "cache"
     data = load_data(arguments.data, recipe.validation_share, recipe.seed, True, cache, bar)
     if len(data.classes) < 3 or arguments.leave not in ("", *data.classes):
@@ -62,9 +64,9 @@ def main() -> None:
             model = _trained(without(data, name), arguments.arch, recipe, folder, cache)
             figures = held_against(model, data, name, Geometry.for_size(recipe.image_size))
             append_rows(arguments.rows, [{"experiment": "unseen", "unseen": name, **same, **figures, **_conditions()}])
-    rows = _rows(arguments.rows, same)
-    print(table(list(rows.values())))
-    print(json.dumps({"classes": list(rows), "auroc": _means(list(rows.values()), "auroc")}, ensure_ascii=False))
+    rows = list(_rows(arguments.rows, same).values())
+    print(unseen(rows))
+    print(json.dumps({"classes": [row["unseen"] for row in rows], "auroc": means(rows, "auroc")}, ensure_ascii=False))
 
 
 def _arguments() -> argparse.Namespace:
@@ -72,7 +74,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
     parser.add_argument("--arch", default="efficientnet_lite0", help="architecture")
     parser.add_argument("--recipe", default="transfer", help="recipe by name, or a path to a .toml file")
-    parser.add_argument("--epochs", type=int, default=0, help="instead of the recipe's")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--image-size", type=int, help="instead of the recipe's, pixels")
     parser.add_argument("--leave", default="", help="only this class; by default each in turn")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     parser.add_argument("--rows", type=Path, default=Path("results/unseen.jsonl"), help="append rows to this .jsonl")
@@ -149,6 +152,7 @@ def held_against(model: PhotoClassifier, data: Data, name: str, geometry: Geomet
         "accuracy": round(accuracy(seen.logits, labels), 4),
         "temperature": round(temperature, 4),
         "auroc": {r: round(float(roc_auc_score(is_known, np.concatenate([high[r], low[r]]))), 4) for r in high},
+        "right_kept": KEPT,
         "unknown_rejected": {r: round(float((low[r] < threshold_keeping(high[r][right])).mean()), 4) for r in high},
     }
 
@@ -187,23 +191,6 @@ def scores(found: Outputs, temperature: float, learnt: np.ndarray) -> dict[str, 
 
 def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown: a line a rule, its AUROC for each class left out, the means at the end."""
-    lines = [
-        "| rule | " + " | ".join(row["unseen"] for row in rows) + f" | mean | rejected, {KEPT:.0%} of right kept |"
-    ]
-    lines.append("|---|" + "---:|" * (len(rows) + 2))
-    means, rejected = _means(rows, "auroc"), _means(rows, "unknown_rejected")
-    for rule in means:
-        cells = [f"{row['auroc'][rule]:.3f}" for row in rows]
-        lines.append(f"| {' | '.join([rule, *cells, f'{means[rule]:.3f}', f'{rejected[rule]:.3f}'])} |")
-    return "\n".join(lines)
-
-
-def _means(rows: list[Row], figure: str) -> dict[str, float]:
-    return {rule: round(float(np.mean([row[figure][rule] for row in rows])), 4) for rule in rows[0][figure]}
 
 
 if __name__ == "__main__":

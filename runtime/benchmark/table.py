@@ -6,6 +6,7 @@ architecture and its fastest PyTorch variant.
 """
 
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -70,6 +71,30 @@ def claims(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def unseen(rows: list[Row]) -> str:
+    """Rows of `training.unseen`: a line per rejection rule, its AUROC for each class left out, the means at the end."""
+    classes, kept = [row["unseen"] for row in rows], f"{100 * rows[0]['right_kept']:g} %"
+    head = ["rule", *classes, "mean AUROC", f"unknown rejected where {kept} of right ones are kept"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(classes) + 2)]
+    auroc, rejected = means(rows, "auroc"), means(rows, "unknown_rejected")
+    for rule in auroc:
+        cells = [f"{row['auroc'][rule]:.3f}" for row in rows]
+        lines.append(f"| {' | '.join([rule, *cells, f'{auroc[rule]:.3f}', f'{rejected[rule]:.3f}'])} |")
+    row, recipe = rows[0], rows[0]["recipe"]
+    said = (
+        f"AUROC of validation photos of the other classes against all photos of the class that is left out; "
+        f"{row['architecture']}, recipe {recipe['name']}, {recipe['epochs']} epochs at {recipe['image_size']} px, "
+        f"accuracy {min(r['accuracy'] for r in rows):.3f} to {max(r['accuracy'] for r in rows):.3f}; "
+        f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def means(rows: list[Row], figure: str) -> dict[str, float]:
+    """The mean of a figure that each row has by rule, for each rule."""
+    return {rule: round(statistics.mean(row[figure][rule] for row in rows), 4) for rule in rows[0][figure]}
+
+
 def conditions(rows: list[Row]) -> str:
     """One sentence: what was timed, on what, with which versions."""
     row = rows[0]
@@ -93,6 +118,8 @@ def refreshed(text: str, root: Path) -> str:
         rows = read_rows(root / match["file"])
         if rows[0]["experiment"] == "ratio":
             return f"{match['begin']}{claims(rows)}\n{match['end']}"
+        if rows[0]["experiment"] == "unseen":
+            return f"{match['begin']}{unseen(rows)}\n{match['end']}"
         return f"{match['begin']}{table(best(rows) if match['best'] else rows)}\n{match['end']}"
 
     return _BLOCK.sub(block, text)
