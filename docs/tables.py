@@ -21,6 +21,7 @@ from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import best, table
 from runtime.errors import GateFailed, exit_with_one_sentence
 from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval
+from training import unseen
 from training.study import SEEDS
 
 _BLOCK = re.compile(r"(?P<begin><!-- table (?P<file>\S+) (?P<kind>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
@@ -140,6 +141,57 @@ def finest(rows: list[Row]) -> str:
     return f"{markdown(head, lines)}\n\n{_study_conditions(chosen)}"
 
 
+def duplicates(rows: list[Row]) -> str:
+    """The search for duplicates where they are known."""
+    head = ("photo set", "photos", "true pairs", "found", "recall", "precision", "missed")
+    lines = [
+        (
+            row["data"],
+            str(row["photos"]),
+            str(row["true_pairs"]),
+            str(row["found_pairs"]),
+            f"{row['recall']:.3f}",
+            f"{row['precision']:.3f}",
+            ", ".join(" = ".join(pair) for pair in row["missed"]) or "none",
+        )
+        for row in rows
+        if "recall" in row
+    ]
+    return markdown(head, lines)
+
+
+def growth(rows: list[Row]) -> str:
+    """The search for duplicates among more and more drawn photos."""
+    head = ("photos", "photos/s", "seconds", "peak memory, MiB", "of it private")
+    lines = [
+        (
+            f"{row['photos']:,}",
+            f"{row['photos_per_second']:.0f}",
+            f"{row['seconds']:.0f}",
+            f"{row['peak_memory_mib']:.0f}",
+            f"{row['private_memory_mib']:.0f}",
+        )
+        for row in rows
+        if row["experiment"] == "duplicates among drawn photos"
+    ]
+    return markdown(head, lines)
+
+
+def suspects(rows: list[Row]) -> str:
+    """Mislabelled photos that were mixed into a set, and how many of them the list begins with."""
+    head = ("photos", "mislabelled ones mixed in", "found among the first", "recall (95 % interval)")
+    lines = [
+        (
+            str(row["photos"]),
+            str(row["planted"]),
+            f"{row['found']} of {row['first']}",
+            _accuracy(row["recall"], wilson_interval(row["found"], row["planted"])),
+        )
+        for row in rows
+    ]
+    return markdown(head, lines)
+
+
 def _joined(runs: Sequence[Row], what: str) -> np.ndarray:
     """The classes of all photos of several runs, which `training.study` writes as digits of base 36."""
     return np.array([int(digit, 36) for run in runs for digit in run[what]])
@@ -173,6 +225,10 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "seeds": seeds,
     "folds": folds,
     "finest": finest,
+    "duplicates": duplicates,
+    "growth": growth,
+    "suspects": suspects,
+    "unseen": unseen.table,
 }
 
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.candidate import Candidate
+from runtime.classifier import Classifier
 from runtime.errors import BadModel
 from runtime.evaluation import calibration_error
-from runtime.spec import RULES, ModelSpec
+from runtime.spec import RULES, Geometry, ModelSpec
 from training.confidence import KEPT, cross_fitted, fitted_temperature, settled, threshold_keeping
 
 
@@ -82,7 +84,7 @@ def test_without_a_right_answer_there_is_no_rule() -> None:
 
 
 def test_each_rule_follows_its_formula_without_overflow() -> None:
-    logits, temperature = np.array([[0.0, 1.0, 2.0], [1000.0, 0.0, -1000.0]]), 2.0
+    logits, temperature = np.array([[0.0, 1.0, 2.0], [4000.0, 0.0, -4000.0]]), 2.0
     spec = replace(ModelSpec("x", "y", tuple("abc")), temperature=temperature)
 
     def score(rule: str) -> list[float]:
@@ -90,8 +92,20 @@ def test_each_rule_follows_its_formula_without_overflow() -> None:
 
     exponents = np.exp(logits[0] / temperature)
     assert score("max_probability") == pytest.approx([exponents[2] / exponents.sum(), 1])
-    assert score("energy") == pytest.approx([temperature * np.log(exponents.sum()), 1000])
+    assert score("energy") == pytest.approx([temperature * np.log(exponents.sum()), 4000])
     assert set(RULES) == {"max_probability", "energy"}, "a new rule wants its formula here"
+
+
+@pytest.mark.parametrize(("rule", "threshold"), [("max_probability", 0.5), ("energy", 3.0)])
+def test_each_photo_of_a_batch_is_sure_by_its_own_score(rule: str, threshold: float) -> None:
+    class Brightness:
+        def run(self, images: np.ndarray) -> np.ndarray:
+            return images.reshape(len(images), -1).mean(1)[:, None] * np.array([[1, 0, 0]]) / 50
+
+    spec = ModelSpec("x", "y", tuple("abc"), Geometry.for_size(8), 1.0, {"rule": rule, "threshold": threshold})
+    classifier = Classifier(spec, Brightness(), Candidate("y", "model.onnx", "fake", "fp32"))
+    black, white = (np.full((8, 8, 3), value, np.uint8) for value in (0, 255))
+    assert [answer.sure for answer in classifier.classify([black, white, black])] == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import ROOT, SHARED, needs_shared
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import JudgingSet, wilson_interval
@@ -71,8 +72,16 @@ def test_validation_photos_give_the_accuracy_that_training_stated(run: Path, lis
     assert f"accuracy {found['accuracy']:.3f} (95 % interval" in found["text"]
 
 
-def test_the_exported_file_says_what_its_checkpoint_says(run: Path, model: Path, listed: Path, run_command) -> None:
-    by_checkpoint, by_file = (run_command(file, listed) for file in (run / "checkpoint.pt", model / "model.onnx"))
+def test_the_exported_file_says_what_its_checkpoint_says_without_pytorch(
+    run: Path, model: Path, listed: Path, run_command: Evaluate
+) -> None:
+    hide = "import sys, runpy\nclass Hide:\n    def find_spec(self, name, *_):\n"
+    hide += "        if name in ('torch', 'lightning'): raise ModuleNotFoundError(name)\n"
+    hide += "sys.meta_path.insert(0, Hide())\n"
+    code = hide + f"sys.argv[1:] = [{str(model / 'model.onnx')!r}, {str(listed)!r}]\n"
+    code += "runpy.run_module('training.evaluate', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    by_file, by_checkpoint = json.loads(done.stdout.splitlines()[-1]), run_command(run / "checkpoint.pt", listed)
     for key in ("accuracy", "per_class", "macro_f1", "known", "unknown", "unreadable"):
         assert by_file[key] == by_checkpoint[key]
     assert by_file["rejection"]["auroc"] == pytest.approx(by_checkpoint["rejection"]["auroc"], abs=0.02)
@@ -136,10 +145,11 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(rule: str | None) -> Non
 
 def test_rejection_counts_what_the_rule_keeps() -> None:
     spec = replace(SPEC, rejection={"rule": "energy", "threshold": 4.0})
-    labels = np.array([0, 0, 1, 1, evaluate.NONE, evaluate.NONE])
-    found = evaluate.evaluated(spec, scored([5.0, 1, 5, 1, 5, 1]), labels)["rejection"]
-    assert [found[name]["share"] for name in ("known_kept", "right_kept", "unknown_rejected")] == [0.5, 0.5, 0.5]
-    assert found["unknown_rejected"]["interval"] == [round(edge, 4) for edge in wilson_interval(1, 2)]
+    labels = np.array([0, 0, 0, 1, *[evaluate.NONE] * 3])
+    found = evaluate.evaluated(spec, scored([5.0, 5, 1, 1, 5, 1, 1]), labels)["rejection"]
+    shares = [found[name]["share"] for name in ("known_kept", "right_kept", "unknown_rejected")]
+    assert shares == [0.5, 0.6667, 0.6667]
+    assert found["unknown_rejected"]["interval"] == [round(edge, 4) for edge in wilson_interval(2, 3)]
 
 
 def test_only_known_and_only_unknown_photos_have_figures_too() -> None:

@@ -21,7 +21,7 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from runtime.classifier import load
 from runtime.environment import usable_cores
-from runtime.errors import BadModel, BadPhoto, SajiError
+from runtime.errors import BadModel, BadPhoto, SajiError, missing_extra
 from runtime.evaluation import calibration_error, wilson_interval
 from runtime.photos import Photo, read_photo_set, spoken
 from runtime.preprocess import pixels
@@ -83,8 +83,10 @@ def opened(path: Path) -> tuple[Logits, ModelSpec]:
     if path.suffix != ".pt":
         classifier = load(path)
         return classifier.logits, classifier.spec
-    require_extra("train", "torch", "torchvision")
-    from training.classifier import load_checkpoint, reference_logits
+    try:  # only here: an exported model is evaluated without PyTorch
+        from training.classifier import load_checkpoint, reference_logits
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "train") from None
 
     model, spec = load_checkpoint(path)
     return lambda images: reference_logits(model, images), spec

@@ -6,6 +6,7 @@ and all photos of the class left out. One row a class, so that a run that was st
 
 import argparse
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -49,7 +50,8 @@ def main() -> None:
     arguments = _arguments()
     architectures.check_name(arguments.arch)
     recipe = load_recipe(arguments.recipe)
-    recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
+    given = {"epochs": arguments.epochs, "image_size": arguments.image_size}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     cache = arguments.out / "cache"
     data = load_data(arguments.data, recipe.validation_share, recipe.seed, True, cache, bar)
     if len(data.classes) < 3 or arguments.leave not in ("", *data.classes):
@@ -60,12 +62,11 @@ def main() -> None:
             folder = arguments.out / "unseen" / run_name(arguments.data) / name / arguments.arch
             model = _trained(without(data, name), arguments.arch, recipe, folder, cache)
             figures = held_against(model, data, name, Geometry.for_size(recipe.image_size))
-            append_rows(
-                arguments.rows, [{"experiment": "unseen", "unseen": name, **same, **figures, **environment.stamp()}]
-            )
-    rows = _rows(arguments.rows, same)
-    print(table(list(rows.values())))
-    print(json.dumps({"classes": list(rows), "auroc": _means(list(rows.values()), "auroc")}, ensure_ascii=False))
+            row = {"experiment": "unseen", "unseen": name, **same, **figures, **environment.stamp()}
+            append_rows(arguments.rows, [row])
+    rows = list(_rows(arguments.rows, same).values())
+    print(table(rows))
+    print(json.dumps({"classes": [row["unseen"] for row in rows], "auroc": means(rows, "auroc")}, ensure_ascii=False))
 
 
 def _arguments() -> argparse.Namespace:
@@ -73,7 +74,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
     parser.add_argument("--arch", default="efficientnet_lite0", help="architecture")
     parser.add_argument("--recipe", default="transfer", help="recipe by name, or a path to a .toml file")
-    parser.add_argument("--epochs", type=int, default=0, help="instead of the recipe's")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--image-size", type=int, help="instead of the recipe's, pixels")
     parser.add_argument("--leave", default="", help="only this class; by default each in turn")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     parser.add_argument("--rows", type=Path, default=Path("results/unseen.jsonl"), help="append rows to this .jsonl")
@@ -136,6 +138,7 @@ def held_against(model: PhotoClassifier, data: Data, name: str, geometry: Geomet
         "accuracy": round(accuracy(seen.logits, labels), 4),
         "temperature": round(temperature, 4),
         "auroc": {r: round(float(roc_auc_score(is_known, np.concatenate([high[r], low[r]]))), 4) for r in high},
+        "right_kept": KEPT,
         "unknown_rejected": {r: round(float((low[r] < threshold_keeping(high[r][right])).mean()), 4) for r in high},
     }
 
@@ -177,20 +180,27 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown: a line a rule, its AUROC for each class left out, the means at the end."""
-    lines = [
-        "| rule | " + " | ".join(row["unseen"] for row in rows) + f" | mean | rejected, {KEPT:.0%} of right kept |"
-    ]
-    lines.append("|---|" + "---:|" * (len(rows) + 2))
-    means, rejected = _means(rows, "auroc"), _means(rows, "unknown_rejected")
-    for rule in means:
+    """The rows as Markdown: a line per rejection rule, its AUROC for each class left out, the means at the end."""
+    classes, kept = [row["unseen"] for row in rows], f"{100 * rows[0]['right_kept']:g} %"
+    head = ["rule", *classes, "mean AUROC", f"unknown rejected where {kept} of right ones are kept"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(classes) + 2)]
+    auroc, rejected = means(rows, "auroc"), means(rows, "unknown_rejected")
+    for rule in auroc:
         cells = [f"{row['auroc'][rule]:.3f}" for row in rows]
-        lines.append(f"| {' | '.join([rule, *cells, f'{means[rule]:.3f}', f'{rejected[rule]:.3f}'])} |")
-    return "\n".join(lines)
+        lines.append(f"| {' | '.join([rule, *cells, f'{auroc[rule]:.3f}', f'{rejected[rule]:.3f}'])} |")
+    row, recipe = rows[0], rows[0]["recipe"]
+    said = (
+        f"AUROC of validation photos of the other classes against all photos of the class that is left out; "
+        f"{row['architecture']}, recipe {recipe['name']}, {recipe['epochs']} epochs at {recipe['image_size']} px, "
+        f"accuracy {min(r['accuracy'] for r in rows):.3f} to {max(r['accuracy'] for r in rows):.3f}; "
+        f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
+    )
+    return "\n".join([*lines, "", said])
 
 
-def _means(rows: list[Row], figure: str) -> dict[str, float]:
-    return {rule: round(float(np.mean([row[figure][rule] for row in rows])), 4) for rule in rows[0][figure]}
+def means(rows: list[Row], figure: str) -> dict[str, float]:
+    """The mean of a figure that each row has by rule, for each rule."""
+    return {rule: round(statistics.mean(row[figure][rule] for row in rows), 4) for rule in rows[0][figure]}
 
 
 if __name__ == "__main__":
