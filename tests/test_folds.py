@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import SajiError
+from runtime.errors import BadModel, SajiError
 from runtime.photos import Photo
 from runtime.spec import Geometry
 from training import folds as module
@@ -82,6 +82,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
 
     def train(architecture, data, recipe, folder, *_):
         done.append(folder.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("judging.npz", "calibration.npz"):
+            (folder / name).touch()
         record = {"fingerprint": data.fingerprint, "seen": data.train}
         specs[folder / "checkpoint.pt"] = SimpleNamespace(
             architecture=architecture, recipe=vars(recipe), data=record, geometry=Geometry()
@@ -89,7 +92,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
 
     def load_checkpoint(path):
         if path not in specs:
-            raise module.BadModel("none")
+            raise BadModel("none")
         return specs[path].data["seen"], specs[path]
 
     def judging_set(data, geometry, progress):
@@ -101,6 +104,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     for name, fake_one in (("train", train), ("load_checkpoint", load_checkpoint), ("judging_set", judging_set)):
         monkeypatch.setattr(module, name, fake_one)
     monkeypatch.setattr(module, "reference_logits", logits)
+    monkeypatch.setattr("training.classifier.load_checkpoint", load_checkpoint)  # which `finished` calls
     return lambda: [done.pop(0) for _ in list(done)]
 
 
