@@ -47,8 +47,9 @@ class PhotoClassifier(nn.Module):
 
     def __init__(self, architecture: str, classes: int, recipe: dict, pretrained: bool = False) -> None:
         super().__init__()
+        network = architectures.build(architecture, classes, recipe, pretrained)  # first: it knows what does not exist
         self.normalise = Normalise(*architectures.mean_std(architecture, pretrained))
-        self.network = architectures.build(architecture, classes, recipe, pretrained)
+        self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(self.normalise(images))
