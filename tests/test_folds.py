@@ -1,23 +1,17 @@
 """Folds: every photo is judged once, by a network that saw neither it nor its scene."""
 
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import BadModel, SajiError
+from runtime.errors import SajiError
 from runtime.photos import Photo
-from runtime.spec import Geometry
-from training import folds as module
 from training.dataset import Data
-from training.folds import folds, out_of_fold
-from training.progress import silent
+from training.folds import folds
 from training.recipe import Recipe
-from training.train import Place
 
 RECIPE = Recipe(seed=3)
 
@@ -72,6 +66,3 @@ def test_folds_do_not_depend_on_names() -> None:
 def test_too_many_or_too_few_folds_are_one_sentence(k: int, words: str) -> None:
     with pytest.raises(SajiError, match=words):
         folds(fake([(0, 5)] * 3 + [(1, 1)] * 9), k, 0)
-
-
-@pytest.fixture()
