@@ -98,11 +98,14 @@ def test_strangers_and_files_that_are_no_photo_are_counted_apart(run: Path, list
         assert said in found["text"]
 
 
-def test_photos_of_the_split_train_are_not_taken_silently(run: Path, sample: Path, tmp_path: Path, run_command) -> None:
+def test_photos_that_the_model_may_have_seen_are_not_taken_silently(
+    run: Path, sample: Path, tmp_path: Path, run_command
+) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "bakso").mkdir(parents=True)
         shutil.copy(next((sample / "bakso").glob("*.jpg")), tmp_path / split / "bakso")
-    assert "1 photos are of the split train" in run_command(run / "checkpoint.pt", tmp_path)["text"]
+    both = run_command(run / "checkpoint.pt", tmp_path)["text"]
+    assert "1 photos are of the split train" in both and "1 photos are of the split val" in both
     assert "split train" not in run_command(run / "checkpoint.pt", tmp_path, "--split", "val")["text"]
 
 

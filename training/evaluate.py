@@ -72,10 +72,21 @@ def _chosen(source: Path, split: str | None) -> tuple[list[Photo], list[str]]:
     if not chosen:
         there = ", ".join(sorted({photo.split or "none" for photo in found.photos}))
         raise SajiError(f"{source} has no photo of the split {split!r} (there: {there}); leave --split out to take all")
-    problems = list(found.problems)
-    if trained_on := sum(photo.split == "train" for photo in chosen):
-        problems.append(f"{trained_on} photos are of the split train; if the model learnt from them, choose --split")
-    return chosen, problems
+    return chosen, [*found.problems, *_seen_before(chosen)]
+
+
+def _seen_before(photos: list[Photo]) -> list[str]:
+    """What makes figures look too good where the model comes from this very photo set."""
+    learnt, settled = (sum(photo.split == side for photo in photos) for side in ("train", "val"))
+    notes = []
+    if learnt:
+        notes.append(f"{learnt} photos are of the split train; if the model learnt from them, every figure is too good")
+    if settled:
+        notes.append(
+            f"{settled} photos are of the split val; if they chose the epoch and set the temperature and the "
+            "threshold of this model, its figures are somewhat too good"
+        )
+    return notes
 
 
 def opened(path: Path) -> tuple[Logits, ModelSpec]:
