@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import require, shares
+from runtime.backends.proof import Layer, proved
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
@@ -30,16 +30,18 @@ def check_available(backend: str) -> None:
         require_gpu()
 
 
-def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "OnnxRuntime":
+def open_engine(
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+) -> "OnnxRuntime":
     """Open a session on exactly the provider asked for."""
-    return OnnxRuntime(_PROVIDERS[backend], path, precision, threads)
+    return OnnxRuntime(_PROVIDERS[backend], path, precision, threads, facts)
 
 
 class OnnxRuntime:
     """An ONNX Runtime session; `run` may be called from several threads."""
 
-    def __init__(self, provider: str, path: Path, precision: str, threads: int) -> None:
-        self.provider, self.path, self.precision, self.threads = provider, path, precision, threads
+    def __init__(self, provider: str, path: Path, precision: str, threads: int, facts: dict[str, Any]) -> None:
+        self.provider, self.path, self.precision, self.threads, self.facts = provider, path, precision, threads, facts
         self.session = self._open()
         names = [value.name for value in self.session.get_inputs()]
         if names != ["images"]:
@@ -82,15 +84,14 @@ class OnnxRuntime:
             session = self._open(profile=str(Path(folder) / "profile"))
             session.run(None, {"images": np.zeros((1, *shape[1:]), np.uint8)})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        work: dict[str, float] = {}
+        layers: list[Layer] = []
         for event in events:
             arguments = event.get("args", {})
             if event.get("cat") == "Node" and "op_name" in arguments:
-                macs = table.get(_node_of(event["name"], table), 0)
-                if macs:
-                    name = _format(arguments)
-                    work[name] = work.get(name, 0.0) + macs
-        return require(shares(work), self.precision, f"ONNX Runtime on {self.path.name}")
+                node = _node_of(event["name"], table)
+                if node:
+                    layers.append((node, _format(arguments), table[node]))
+        return proved(layers, self.precision, f"ONNX Runtime on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the session."""
