@@ -99,10 +99,18 @@ def _logits(model: onnx.ModelProto, photos: np.ndarray) -> np.ndarray:
 
 
 def _went_back(quantised: onnx.ModelProto, sensitive: list[str]) -> list[str]:
-    """Convolutions and matrix products that recovery returned to floating point."""
+    """The layers that recovery returned to floating point, and those right before them.
+
+    ONNX Runtime computes a layer in INT8 only where its output is quantised too, which went with its successor's input.
+    """
     through = {output for node in quantised.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     layers = [node for node in quantised.graph.node if node.op_type in LAYERS and node.name not in sensitive]
-    return [node.name for node in layers if node.input[1] not in through]
+    returned = [node for node in layers if node.input[1] not in through]
+    made_by = {output: node for node in quantised.graph.node for output in node.output}
+    before = [made_by.get(node.input[0]) for node in returned]
+    before = [made_by.get(node.input[0]) if node and node.op_type == "Relu" else node for node in before]
+    names = {node.name for node in (*returned, *before) if node}
+    return [node.name for node in layers if node.name in names]
 
 
 def _unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:

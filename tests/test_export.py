@@ -12,10 +12,9 @@ import torch
 from export import __main__ as exporting
 from export import parity
 from export.__main__ import Command, export_model
-from export.engine import Profile, build_engine
 from export.graph import FORBIDDEN_IN_OURS, check_contract, export_onnx, multiply_adds, operators
 from runtime.candidate import Candidate, judged
-from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError
+from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import JudgingSet
 from runtime.files import replacing_folder
 from runtime.receipt import Receipt
@@ -156,51 +155,6 @@ def test_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
         exporting._run_folder(tmp_path / "runs", "b")
     with pytest.raises(SajiError, match="0 runs"):
         exporting._run_folder(tmp_path / "none", "")
-
-
-class TestTensorRtRtx:
-    """The builder for real, without a GPU: TensorRT-RTX compiles ahead of time."""
-
-    @pytest.fixture
-    def trt(self):
-        return pytest.importorskip(
-            "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'saji[tensorrt-rtx]'"
-        )
-
-    @pytest.mark.parametrize("architecture", OURS)
-    def test_builds_an_fp16_engine_of_every_architecture(self, trt, architecture: str, tmp_path: Path) -> None:
-        from export.precision import HalfPrecision
-
-        network = PhotoClassifier(architecture, 5, {}).eval()
-        spec = replace(Receipt_spec(), architecture=architecture)
-        export_onnx(HalfPrecision(network), spec, tmp_path / "model.fp16.onnx")
-        built = build_engine(
-            trt, tmp_path / "model.fp16.onnx", tmp_path / "x.engine", "fp16", Profile(), ("sm86", "sm89")
-        )
-        assert built.precision_share == {"fp16": 1.0} and built.target == "sm86,sm89"
-        fp16_weights = 2 * sum(p.numel() for p in network.parameters())
-        assert 0.9 * fp16_weights < (tmp_path / "x.engine").stat().st_size < 1.6 * fp16_weights
-
-    def test_asked_fp16_but_parsed_fp32_is_a_failure(self, trt, model: Path, tmp_path: Path) -> None:
-        with pytest.raises(NotAsAsked, match="asked for fp16, but computes 100 % fp32"):
-            build_engine(trt, model / "model.onnx", tmp_path / "x.engine", "fp16", Profile())
-        assert not list(tmp_path.iterdir())
-
-    @pytest.mark.parametrize(
-        ("profile", "targets", "words"),
-        [
-            (Profile(8, 4, 1), (), "are no profile"),
-            (Profile(), ("sm99",), "no target 'sm99'; choose from"),
-        ],
-    )
-    def test_refusals_give_their_reason(self, trt, model: Path, tmp_path: Path, profile, targets, words: str) -> None:
-        with pytest.raises(SajiError, match=words):
-            build_engine(trt, model / "model.fp16.onnx", tmp_path / "x.engine", "fp16", profile, targets)
-
-    def test_a_file_that_is_no_model_gives_the_parsers_words(self, trt, tmp_path: Path) -> None:
-        (tmp_path / "bad.onnx").write_bytes(b"garbage")
-        with pytest.raises(SajiError, match=r"cannot read bad\.onnx"):
-            build_engine(trt, tmp_path / "bad.onnx", tmp_path / "x.engine", "fp16", Profile())
 
 
 def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts(
