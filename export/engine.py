@@ -175,8 +175,9 @@ def parse(trt: ModuleType, builder: Any, logger: Any, onnx_file: Path) -> Any:
     network = builder.create_network(strongly)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_file.read_bytes()):
-        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise SajiError(f"{trt.__name__} cannot read {onnx_file.name}: {(errors or logger.reason())[:300]}")
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = "; ".join(f"{error.node_operator()} {error.desc()}".strip() for error in errors)
+        raise SajiError(f"{trt.__name__} cannot read {onnx_file.name}: {(reasons or logger.reason())[:300]}")
     if network.num_layers == 0:
         raise SajiError(f"{trt.__name__} found no layers in {onnx_file.name}: {logger.reason()}")
     return network
@@ -246,7 +247,7 @@ def _config(trt: ModuleType, builder: Any, network: Any, options: Options, logge
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.timing_cache and trt.__name__ == "tensorrt":
         known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        config.set_timing_cache(config.create_timing_cache(known), False)
     image = tuple(network.get_input(0).shape)[1:]
     add_profile(builder, config, network.get_input(0).name, image, options.profile, logger)
     if options.targets and trt.__name__ == "tensorrt_rtx":

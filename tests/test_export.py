@@ -12,7 +12,8 @@ import torch
 from export import __main__ as exporting
 from export import parity
 from export.__main__ import Command, export_model
-from export.graph import FORBIDDEN_IN_OURS, check_contract, export_onnx, multiply_adds, operators
+from export.graph import FORBIDDEN_IN_OURS, OPSET, check_contract, export_onnx, multiply_adds, operators
+from export.precision import FP16_QDQ_OPSET
 from runtime.candidate import Candidate, judged
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import JudgingSet
@@ -23,11 +24,11 @@ from training.classifier import PhotoClassifier, load_checkpoint, reference_logi
 OURS = ("plain34", "resnet34", "se_resnet34")
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])
+@pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-trt.onnx"])
 def test_every_file_keeps_the_contract(model: Path, file: str) -> None:
     graph = onnx.load(model / file)
     spec = Receipt.read(model).spec
-    check_contract(graph, spec)
+    check_contract(graph, spec, opset=FP16_QDQ_OPSET if file == "model.int8-trt.onnx" else OPSET)
     assert json.loads({p.key: p.value for p in graph.metadata_props}["spec"]) == json.loads(spec.to_json())
     assert not list(model.glob("*.data"))
 
@@ -203,9 +204,10 @@ def test_activations_are_unsigned_so_that_every_convolution_runs_in_int8(model: 
     assert kinds == {onnx.TensorProto.UINT8}
 
 
-def test_se_resnet34_runs_in_int8_on_every_cpu_engine(tmp_path: Path) -> None:
+def test_se_resnet34_runs_in_int8_on_every_engine(tmp_path: Path) -> None:
     """Signed outputs of its convolutions beside unsigned inputs once left two thirds of the work in FP32."""
-    from export.precision import quantise
+    from export.engine import Options, build_engine
+    from export.precision import quantise, quantise_for_tensorrt
     from runtime.backends import open_backend
 
     network = PhotoClassifier("se_resnet34", 5, {}).eval()
@@ -217,3 +219,8 @@ def test_se_resnet34_runs_in_int8_on_every_cpu_engine(tmp_path: Path) -> None:
         engine = open_backend(backend, tmp_path / "model.int8.onnx", "int8")
         assert engine.precision_share()["int8"] > 0.99
         engine.close()
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'saji[tensorrt-rtx]'")
+    quantise_for_tensorrt(tmp_path / "model.int8.onnx", spec, tmp_path / "model.int8-trt.onnx")
+    options = Options(targets=("sm86", "sm89", "sm120"))
+    built = build_engine(trt, tmp_path / "model.int8-trt.onnx", tmp_path / "x.engine", "int8", options)
+    assert built.precision_share["int8"] > 0.99

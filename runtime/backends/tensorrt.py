@@ -140,16 +140,16 @@ def inspected(information: dict[str, Any], multiply_adds: dict[str, int]) -> lis
     metadata mentions. Where no layer mentions any, each convolution and matrix product counts as one.
     """
     found: list[Layer] = []
-    for layer in information["Layers"]:
-        if not isinstance(layer, dict):  # the plan tells names only
+    for entry in information["Layers"]:
+        if not isinstance(entry, dict):  # the plan tells names only
             continue
-        text = f"{layer.get('Name', '')} {layer.get('Metadata', '')}"
+        text = f"{entry.get('Name', '')} {entry.get('Metadata', '')}"
         nodes = [node for node in multiply_adds if re.search(rf"(?<![\w.]){re.escape(node)}(?![\w.])", text)]
-        kind = layer.get("LayerType", "").lower()
-        if layer.get("Inputs") and (nodes or "conv" in kind or "gemm" in kind):
-            datatype = str(layer["Inputs"][0].get("Format/Datatype", "")).lower()
+        kind = entry.get("LayerType", "").lower()
+        if entry.get("Inputs") and (nodes or "conv" in kind or "gemm" in kind):
+            datatype = str(entry["Inputs"][0].get("Format/Datatype", "")).lower()
             name = next((ours for theirs, ours in _FORMATS.items() if theirs in datatype), datatype or "unknown")
-            found.append((layer.get("Name", ""), name, float(sum(multiply_adds[node] for node in nodes))))
+            found.append((entry.get("Name", ""), name, float(sum(multiply_adds[node] for node in nodes))))
     told = any(amount for _, _, amount in found)
     return [(name, kind, amount if told else 1.0) for name, kind, amount in found]
 
