@@ -20,6 +20,14 @@ from runtime.evaluation import GATES
 from runtime.spec import ModelSpec
 from training.classifier import PhotoClassifier
 
+# Accuracy recovery: the gate's bound on validation photos, with room, since training photos are fitted and others may
+# shift a little more; at most so many layers; ranked by so many photos
+AIM = 0.8 * GATES["int8"].shift
+MOST_KEPT = 10
+RANKED_BY = 32
+FP16_QDQ_OPSET = 19  # the first in which QuantizeLinear takes FP16
+SMALLEST_SCALE = 2.0**-20  # FP16 has steps of 2^-24 here: a scale of zero, from a dead channel, would divide by zero
+
 
 class HalfPrecision(nn.Module):
     """The same module with its network in FP16; normalisation and both ends stay as they are."""
@@ -39,9 +47,10 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path) -
 
     `calibration` is uint8 `[N, S, S, 3]` training photos (never validation: the gate would judge what it tuned).
     Normalisation and the last layer keep FP32: together far below 1 % of the work, and the most sensitive. Where the
-    logits of the training photos shift by more than AIM, the layers that matter most go back to FP32, at most
-    MOST_KEPT of them, which bounds the time: one pass over RANKED_BY photos per layer and one over all per layer
-    kept. They are declared in the file's metadata, see `export.graph.layer_facts`.
+    logits of the training photos shift by more than AIM, the layers that matter most go back to FP32, in at most
+    MOST_KEPT steps. That bounds the time: a ranking is a pass over RANKED_BY photos per layer, done again only after
+    a step that made it worse, and a step is a pass over all. The layers are declared in the file's metadata, see
+    `export.graph.layer_facts`.
     """
     # NNCF reports usage to its maker unless told not to, before it is imported
     os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
@@ -67,12 +76,6 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path) -
             advanced_accuracy_restorer_parameters=bounds,
         )
     save_onnx(_unsigned_activations(quantised), spec, path, kept=_went_back(quantised, _sensitive(model)))
-
-
-# The gate's bound on validation photos, with room: training photos are fitted, so others may shift a little more
-AIM = 0.8 * GATES["int8"].shift
-MOST_KEPT = 10
-RANKED_BY = 32
 
 
 def _closeness(model: onnx.ModelProto, photos: np.ndarray) -> Callable[..., tuple[float, list[float]]]:
@@ -147,10 +150,6 @@ def quantise_for_tensorrt(int8: Path, spec: ModelSpec, path: Path) -> None:
     _about_zero(model)
     _halve(model)
     save_onnx(model, spec, path, kept=kept, opset=FP16_QDQ_OPSET)
-
-
-FP16_QDQ_OPSET = 19  # the first in which QuantizeLinear takes FP16
-SMALLEST_SCALE = 2.0**-20  # FP16 has steps of 2^-24 here: a scale of zero, from a dead channel, would divide by zero
 
 
 def _about_zero(model: onnx.ModelProto) -> None:
