@@ -21,6 +21,7 @@ from export.graph import export_onnx
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
 from runtime import environment
 from runtime.benchmark.rows import append_rows
+from runtime.benchmark.table import engine_sizes
 from runtime.errors import exit_with_one_sentence
 from runtime.files import sha256_file
 from runtime.spec import Geometry, ModelSpec
@@ -51,10 +52,7 @@ def main() -> None:
             rows.append(measured(architecture, Path(folder), command))
     if command.rows:
         append_rows(command.rows, rows)
-    print("| network | FP32 | FP16 | INT8 MB | ratio | second build |\n|---|---:|---:|---:|---:|---|")
-    for row in rows:
-        sizes = " | ".join(f"{row['bytes'][precision] / 1e6:.1f}" for precision in ("fp32", "fp16", "int8"))
-        print(f"| {row['architecture']} | {sizes} | {row['ratio']} | {'the same' if row['identical'] else 'differs'} |")
+    print(engine_sizes(rows))
     print(json.dumps({row["architecture"]: row["bytes"] for row in rows}))
 
 

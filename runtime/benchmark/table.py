@@ -70,6 +70,21 @@ def claims(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def engine_sizes(rows: list[Row]) -> str:
+    """Rows of `export.engine_sizes` as a table: megabytes by precision and whether a second build is the same file."""
+    lines = ["| network | FP32 MB | FP16 MB | INT8 MB | ratio | second build |", "|---|---:|---:|---:|---:|---|"]
+    for row in rows:
+        sizes = " | ".join(f"{row['bytes'][precision] / 1e6:.1f}" for precision in ("fp32", "fp16", "int8"))
+        again = "the same bytes" if row["identical"] else "other bytes"
+        lines.append(f"| {row['architecture']} | {sizes} | {row['ratio']} | {again} |")
+    row = rows[0]
+    where = f"for {', '.join(row['targets'])}, {row['image_size']} px, untrained"
+    version = row["versions"]["tensorrt-rtx-cu13"]
+    return "\n".join(
+        [*lines, "", f"TensorRT-RTX {version}, built {where}; commit {row['commit']}, {row['time'][:10]}."]
+    )
+
+
 def conditions(rows: list[Row]) -> str:
     """One sentence: what was timed, on what, with which versions."""
     row = rows[0]
@@ -93,6 +108,8 @@ def refreshed(text: str, root: Path) -> str:
         rows = read_rows(root / match["file"])
         if rows[0]["experiment"] == "ratio":
             return f"{match['begin']}{claims(rows)}\n{match['end']}"
+        if rows[0]["experiment"] == "engine sizes":
+            return f"{match['begin']}{engine_sizes(rows)}\n{match['end']}"
         return f"{match['begin']}{table(best(rows) if match['best'] else rows)}\n{match['end']}"
 
     return _BLOCK.sub(block, text)
