@@ -17,6 +17,7 @@ sys.path[0] = str(ROOT)  # run as a plain path: Python put docs/ first
 import numpy as np
 from sklearn.metrics import f1_score
 
+from export import engine_sizes
 from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import best, table
 from runtime.errors import GateFailed, exit_with_one_sentence
@@ -229,6 +230,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "growth": growth,
     "suspects": suspects,
     "unseen": unseen.table,
+    "engine_sizes": engine_sizes.table,
 }
 
 

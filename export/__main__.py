@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from runtime.errors import require_extra
 
@@ -17,8 +17,9 @@ import tyro
 from PIL import Image
 
 from export import parity
-from export.engine import Built, Profile, build_for_every_flavour
+from export.engine import Built, Options, Profile, build_engines
 from export.golden import write_golden
+from export.model_repository import write_models
 from runtime.candidate import Candidate
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
@@ -43,6 +44,12 @@ class Command:
     """GPU architectures that TensorRT-RTX builds for ahead of time."""
     batch: tuple[int, int, int] = (1, 1, 32)
     """Smallest, typical and largest batch of TensorRT engines."""
+    version_compatible: bool = False
+    """Enterprise TensorRT: engines that later minor versions can run too."""
+    hardware_compatible: bool = False
+    """Enterprise TensorRT: engines that every GPU from Ampere on can run, somewhat slower."""
+    triton: Path | None = None
+    """Also write what passed as a Triton model repository into this folder."""
     out: Path = Path("artifacts")
     """Folder of all artefacts."""
     force: bool = False
@@ -59,7 +66,10 @@ def main() -> None:
     failed: list[Candidate] = []
     refused: list[Candidate] = []
     for architecture in archs:
-        receipt = export_model(run / architecture, command.out / "models" / architecture, command, _say)
+        folder = command.out / "models" / architecture
+        receipt = export_model(run / architecture, folder, command, _say)
+        if command.triton:
+            write_models(folder, receipt, command.triton, _say)
         for candidate in parity.failures(list(receipt.candidates)):
             asked = candidate.precision in (*command.precisions, "fp32")
             (failed if asked else refused).append(candidate)
@@ -81,12 +91,19 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
     Raises GateFailed, leaving an earlier export untouched, when the FP32 file does not agree with the checkpoint.
     """
     from export.graph import OPSET, export_onnx, export_pt2, operators
-    from export.precision import HalfPrecision, quantise
+    from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
     from training.classifier import load_checkpoint, reference_logits
 
     model, spec = load_checkpoint(run / "checkpoint.pt")
     precisions = command.precisions or ("fp32", "fp16", "int8")
-    request = {"precisions": precisions, "targets": command.targets, "batch": command.batch}
+    options = Options(
+        profile=Profile(*command.batch),
+        targets=command.targets,
+        version_compatible=command.version_compatible,
+        hardware_compatible=command.hardware_compatible,
+        timing_cache=command.out / "cache" / "tensorrt.timings",
+    )
+    request = {"precisions": precisions, **dataclasses.asdict(dataclasses.replace(options, timing_cache=None))}
     request = json.loads(json.dumps(request))
     digest = sha256_file(run / "checkpoint.pt")
     earlier = None if command.force else _up_to_date(folder, digest, request)
@@ -107,17 +124,14 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
             say(f"{spec.architecture}: calibrating model.int8.onnx")
             calibration = JudgingSet.load(run / "calibration.npz").images
             quantise(new / "model.onnx", calibration, spec, new / "model.int8.onnx")
-        engines: dict[str, Built] = {}
-        skipped: list[str] = []
+            quantise_for_tensorrt(new / "model.int8.onnx", spec, new / "model.int8-trt.onnx")
         if "fp16" in precisions:
-            say(f"{spec.architecture}: writing model.fp16.onnx and engines")
+            say(f"{spec.architecture}: writing model.fp16.onnx")
             export_onnx(HalfPrecision(model), spec, new / "model.fp16.onnx")
-            engines = build_for_every_flavour(
-                new / "model.fp16.onnx", new / "engines", Profile(*command.batch), command.targets, skipped.append
-            )
+        engines, skipped = build_engines(new, precisions, command.precisions, options, say)
         for reason in skipped:
             say(f"{spec.architecture}: {reason}")
-        candidates = parity.judge_folder(spec.architecture, new, judging, say)
+        candidates = parity.judge_folder(spec.architecture, new, judging, say, _facts(new, engines))
         wrong = [
             c for c in parity.failures(candidates) if c.file in ("model.onnx", "model.pt2") and c.precision == "fp32"
         ]
@@ -143,6 +157,18 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         )
         receipt.write(new)
     return receipt
+
+
+def _facts(folder: Path, engines: dict[str, Built]) -> dict[str, dict[str, Any]]:
+    """By file, what candidates know of it: an engine's facts, and the layers that an INT8 file keeps above INT8."""
+    from export.graph import layer_facts
+
+    facts = {name: built.facts() for name, built in engines.items()}
+    for file in folder.glob("*int8*.onnx"):
+        kept = layer_facts(file)["kept"]
+        if kept:
+            facts[file.name] = {"kept": kept}
+    return facts
 
 
 def _run_folder(runs: Path, name: str) -> Path:

@@ -6,42 +6,89 @@ serves TensorRT 10.14, 11 and RTX. What was really built is read back from the p
 
 import importlib
 import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from runtime.backends.proof import require, shares
+from export.graph import layer_facts
+from runtime.backends import cuda
+from runtime.backends.proof import proved
 from runtime.backends.tensorrt_logger import collecting_logger
+from runtime.environment import machine
 from runtime.errors import SajiError, Unavailable, install_line
-from runtime.files import replacing
+from runtime.files import replacing, sha256_file
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+SOURCES = {"fp16": "model.fp16.onnx", "int8": "model.int8-trt.onnx"}  # what the engine of a precision is built from
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Smallest, typical and largest batch that an engine accepts."""
+    """Smallest, typical and largest batch that an engine accepts; raises SajiError unless in that order."""
 
     smallest: int = 1
     typical: int = 1
     largest: int = 32
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.smallest <= self.typical <= self.largest:
+            sizes = f"{self.smallest} {self.typical} {self.largest}"
+            raise SajiError(f"batch sizes {sizes} are no profile; give --batch smallest typical largest, in that order")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How engines are built.
+
+    `targets` such as ("sm86", "sm89") build ahead of time (TensorRT-RTX only); empty means the GPU at hand, and for
+    RTX every GPU it knows. The rest is for enterprise TensorRT: plans that later minor versions, or all GPUs from
+    Ampere on, can run, and a file that remembers timings between builds.
+    """
+
+    profile: Profile = field(default_factory=Profile)
+    targets: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
+
 
 @dataclass(frozen=True)
 class Built:
-    """Facts of a built engine for the receipt."""
+    """Facts of a built engine for the receipt: what it was built with, for which GPUs, and what is in it.
+
+    `layers` are the parsed network's as (name, kind, number format); `targets` is empty for every GPU.
+    """
 
     flavour: str
     version: str
-    target: str
+    cuda: str
+    driver: str
+    system: str
+    gpu: str | None
+    targets: tuple[str, ...]
     profile: tuple[int, int, int]
+    version_compatible: bool
+    hardware_compatible: bool
     precision_share: dict[str, float]
+    layers: tuple[tuple[str, str, str], ...]
+    kept: dict[str, float]
+    multiply_adds: dict[str, int]
+    onnx_sha256: str
+    engine_sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """What the runtime needs to refuse a mismatch and to prove the precision, see `Candidate.facts`."""
+        names = ("flavour", "version", "system", "targets", "version_compatible", "hardware_compatible")
+        return {name: getattr(self, name) for name in (*names, "kept", "multiply_adds")}
 
 
 def module_for(backend: str) -> ModuleType:
-    """The Python module of a TensorRT flavour. Raises Unavailable with the install line."""
+    """The Python module of a TensorRT flavour that can build here. Raises Unavailable with the reason."""
+    if backend == "tensorrt":  # its builder times kernels, so it needs the GPU it builds for
+        cuda.require_gpu()
     try:
         return importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:
@@ -50,60 +97,132 @@ def module_for(backend: str) -> ModuleType:
         ) from None
 
 
-def build_engine(
-    trt: ModuleType, onnx_file: Path, path: Path, precision: str, profile: Profile, targets: tuple[str, ...] = ()
-) -> Built:
+def build_engines(
+    folder: Path, precisions: tuple[str, ...], asked: tuple[str, ...], options: Options, say: Callable[[str], None]
+) -> tuple[dict[str, Built], list[str]]:
+    """Build the engines of a model folder by every TensorRT flavour that can build here.
+
+    Returns the facts by file name, and why others are missing: the flavour is unavailable, or TensorRT refused. A
+    refusal of a precision in `asked` raises SajiError.
+    """
+    built: dict[str, Built] = {}
+    skipped: list[str] = []
+    for backend in MODULES:
+        try:
+            trt = module_for(backend)
+            _check_options(trt, options)
+        except Unavailable as error:
+            skipped.append(f"skipped {backend} engines: {error}")
+            continue
+        for precision in (p for p in SOURCES if p in precisions):
+            name = f"engines/{backend}.{precision}.engine"
+            say(f"building {name}")
+            try:
+                built[name] = build_engine(trt, folder / SOURCES[precision], folder / name, precision, options)
+            except SajiError as error:
+                if precision in asked:
+                    raise
+                skipped.append(f"no {name}: {error}")
+    return built, skipped
+
+
+def build_engine(trt: ModuleType, onnx_file: Path, path: Path, precision: str, options: Options) -> Built:
     """Build a raw plan from an ONNX file and write it atomically.
 
-    `targets` such as ("sm86", "sm89") build ahead of time (TensorRT-RTX only); empty means the GPU at hand, and for
-    RTX every GPU it knows. Raises SajiError with TensorRT's own words when it refuses, NotAsAsked when the parsed
-    network is not in `precision`.
+    Raises SajiError with TensorRT's own words when it refuses, NotAsAsked when the parsed network is not in
+    `precision`.
     """
     logger = collecting_logger(trt)
     builder = trt.Builder(logger)
-    network, share = parse(trt, builder, logger, onnx_file, precision)
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the inspector tell each layer's precision
-    # FP32 on a GPU otherwise means TF32, a mantissa of 10 bits
-    config.clear_flag(trt.BuilderFlag.TF32)
-    _add_profile(builder, config, network, profile, logger)
-    if targets:
-        _set_targets(trt, config, targets)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise SajiError(f"{trt.__name__} cannot build {onnx_file.name}: {logger.reason()}")
+    network = parse(trt, builder, logger, onnx_file)
+    facts = layer_facts(onnx_file)
+    work = [(name, kind, macs) for name, _, kind, macs in layers_of(trt, network) if macs]
+    share = proved(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts)
+    config = _config(trt, builder, network, options, logger)
+    progress = _progress_monitor(trt, path.name)
+    config.progress_monitor = progress
+    plan = serialised(builder, network, config, f"{trt.__name__} cannot build {onnx_file.name}")
     with replacing(path) as temporary:
         temporary.write_bytes(memoryview(plan))
-    sizes = (profile.smallest, profile.typical, profile.largest)
-    return Built(trt.__name__, trt.__version__, ",".join(targets) or "this GPU", sizes, share)
+    if options.timing_cache and trt.__name__ == "tensorrt":
+        with replacing(options.timing_cache) as temporary:
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    here, versions = machine(), cuda.versions()
+    return Built(
+        flavour=trt.__name__,
+        version=trt.__version__,
+        cuda=versions.get("cuda", "unknown"),
+        driver=versions.get("driver", "unknown"),
+        system=here["system"],
+        gpu=here["gpu"],
+        targets=options.targets if trt.__name__ == "tensorrt_rtx" else (cuda.compute_capability(),),
+        profile=(options.profile.smallest, options.profile.typical, options.profile.largest),
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        precision_share=share,
+        layers=tuple((name, kind, dtype) for name, kind, dtype, _ in layers_of(trt, network)),
+        kept=facts["kept"],
+        multiply_adds=facts["multiply_adds"],
+        onnx_sha256=sha256_file(onnx_file),
+        engine_sha256=sha256_file(path),
+    )
 
 
-def parse(trt: ModuleType, builder: Any, logger: Any, onnx_file: Path, precision: str) -> tuple[Any, dict[str, float]]:
-    """Parse an ONNX file into a strongly typed network; returns it with its share of multiply-adds per format."""
+def parse(trt: ModuleType, builder: Any, logger: Any, onnx_file: Path) -> Any:
+    """Parse an ONNX file into a strongly typed network; raises SajiError with the parser's words."""
     flags = trt.NetworkDefinitionCreationFlag
     strongly = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
     network = builder.create_network(strongly)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_file.read_bytes()):
-        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise SajiError(f"{trt.__name__} cannot read {onnx_file.name}: {(errors or logger.reason())[:300]}")
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        reasons = "; ".join(f"{error.node_operator()} {error.desc()}".strip() for error in errors)
+        raise SajiError(f"{trt.__name__} cannot read {onnx_file.name}: {(reasons or logger.reason())[:300]}")
     if network.num_layers == 0:
         raise SajiError(f"{trt.__name__} found no layers in {onnx_file.name}: {logger.reason()}")
-    return network, require(_precision_share(trt, network), precision, f"{trt.__name__} parsing {onnx_file.name}")
+    return network
 
 
-def _precision_share(trt: ModuleType, network: Any) -> dict[str, float]:
-    names = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16", trt.int8: "int8"}
-    work: dict[str, float] = {}
-    for layer in (network.get_layer(i) for i in range(network.num_layers)):
-        macs = _multiply_adds(trt, layer)
-        if macs:
-            kind = layer.get_input(0).dtype
-            producer = _producer(network, layer.get_input(0))
-            if producer is not None and producer.type == trt.LayerType.DEQUANTIZE:
-                kind = producer.get_input(0).dtype  # Q/DQ around a layer: TensorRT fuses them into an INT8 kernel
-            work[names.get(kind, str(kind))] = work.get(names.get(kind, str(kind)), 0.0) + macs
-    return shares(work)
+def serialised(builder: Any, network: Any, config: Any, what: str) -> Any:
+    """The built plan; raises SajiError, beginning with `what`, with the reason that only the logger was told."""
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise SajiError(f"{what}: {builder.logger.reason()}")
+    return plan
+
+
+def layers_of(trt: ModuleType, network: Any) -> list[tuple[str, str, str, float]]:
+    """Name, kind, number format and multiply-adds of each layer of a parsed network, constants left out."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    made_by = {layer.get_output(k).name: layer for layer in layers for k in range(layer.num_outputs)}
+    return [
+        (layer.name, layer.type.name, _format(trt, layer, made_by), _multiply_adds(trt, layer))
+        for layer in layers
+        if layer.type != trt.LayerType.CONSTANT
+    ]
+
+
+def _format(trt: ModuleType, layer: Any, made_by: dict[str, Any]) -> str:
+    """A layer's number format: INT8 where Q/DQ pairs wrap all its inputs, which TensorRT fuses into one kernel."""
+    formats = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16", trt.int8: "int8"}
+    kinds = [_origin(trt, layer.get_input(i), made_by) for i in range(layer.num_inputs)]
+    if _multiply_adds(trt, layer) and trt.int8 in kinds and set(kinds[:2]) != {trt.int8}:
+        kinds = [layer.get_output(0).dtype]  # only half quantised: it computes in the type it gives
+    kind = kinds[0] if kinds else layer.get_output(0).dtype
+    return formats.get(kind, str(kind))
+
+
+def _origin(trt: ModuleType, tensor: Any, made_by: dict[str, Any]) -> Any:
+    """The type in which a tensor is really handed over, seen through dequantisation and pooling.
+
+    Max pooling commutes with quantisation, and TensorRT moves the pair across it (its guide's chapter on Q/DQ).
+    """
+    maker = made_by.get(tensor.name)
+    while maker is not None and maker.type == trt.LayerType.POOLING:
+        maker = made_by.get(maker.get_input(0).name)
+    if maker is not None and maker.type == trt.LayerType.DEQUANTIZE:
+        return maker.get_input(0).dtype
+    return tensor.dtype
 
 
 def _multiply_adds(trt: ModuleType, layer: Any) -> float:
@@ -117,49 +236,70 @@ def _multiply_adds(trt: ModuleType, layer: Any) -> float:
     return 0.0
 
 
-def _producer(network: Any, tensor: Any) -> Any:
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        if any(layer.get_output(k).name == tensor.name for k in range(layer.num_outputs)):
-            return layer
-    return None
-
-
-def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, logger: Any) -> None:
+def _config(trt: ModuleType, builder: Any, network: Any, options: Options, logger: Any) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the inspector tell each layer's precision
+    # FP32 on a GPU otherwise means TF32, a mantissa of 10 bits
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.timing_cache and trt.__name__ == "tensorrt":
+        known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), False)
     image = tuple(network.get_input(0).shape)[1:]
+    add_profile(builder, config, network.get_input(0).name, image, options.profile, logger)
+    if options.targets and trt.__name__ == "tensorrt_rtx":
+        config.num_compute_capabilities = len(options.targets)
+        for i, target in enumerate(options.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
+    return config
+
+
+def add_profile(builder: Any, config: Any, tensor: str, image: tuple[int, ...], profile: Profile, logger: Any) -> None:
+    """Allow the batch sizes of a profile for images `[N, *image]`; raises SajiError with TensorRT's words."""
     shapes = builder.create_optimization_profile()
     sizes = (profile.smallest, profile.typical, profile.largest)
-    shapes.set_shape(network.get_input(0).name, *((size, *image) for size in sizes))
+    shapes.set_shape(tensor, *((size, *image) for size in sizes))
     if config.add_optimization_profile(shapes) < 0:
-        raise SajiError(f"batch sizes {sizes} are no profile: {logger.reason()}; give smallest ≤ typical ≤ largest")
+        raise SajiError(f"batch sizes {sizes} are no profile: {logger.reason()}")
 
 
-def _set_targets(trt: ModuleType, config: Any, targets: tuple[str, ...]) -> None:
-    if not hasattr(config, "set_compute_capability"):
-        raise SajiError(f"{trt.__name__} builds for the GPU at hand only; leave --targets out, or use tensorrt-rtx")
-    config.num_compute_capabilities = len(targets)
-    for i, target in enumerate(targets):
-        capability = getattr(trt.ComputeCapability, target.upper(), None)
-        if capability is None:
+def _check_options(trt: ModuleType, options: Options) -> None:
+    """Raise SajiError for a target that does not exist, Unavailable for what this flavour cannot build."""
+    if trt.__name__ != "tensorrt_rtx":
+        return
+    for target in options.targets:
+        if not hasattr(trt.ComputeCapability, target.upper()):
             known = [name.lower() for name in dir(trt.ComputeCapability) if name.startswith("SM")]
             raise SajiError(f"{trt.__name__} has no target {target!r}; choose from {', '.join(known)}")
-        config.set_compute_capability(capability, i)
+    if options.version_compatible or options.hardware_compatible:
+        raise Unavailable(
+            "TensorRT-RTX ties a plan to its version, and to GPUs by --targets; leave --version-compatible and "
+            "--hardware-compatible out, or install enterprise TensorRT on a machine with a GPU"
+        )
 
 
-def build_for_every_flavour(
-    onnx_file: Path, folder: Path, profile: Profile, targets: tuple[str, ...], say: Callable[[str], None]
-) -> dict[str, Built]:
-    """Build one FP16 engine per TensorRT flavour that can be built here; say why the others are skipped."""
-    built = {}
-    for backend in MODULES:
-        try:
-            if backend == "tensorrt":  # its builder times kernels, so it needs the GPU it builds for
-                from runtime.backends.cuda import require_gpu
+def _progress_monitor(trt: ModuleType, name: str) -> Any:
+    """What the builder is at, on one line of the terminal; silent where stderr is no terminal."""
+    shown = sys.stderr.isatty()
 
-                require_gpu()
-            trt = module_for(backend)
-            chosen = targets if backend == "tensorrt-rtx" else ()
-            built[backend] = build_engine(trt, onnx_file, folder / f"{backend}.fp16.engine", "fp16", profile, chosen)
-        except Unavailable as error:
-            say(f"skipped {backend} engine: {error}")
-    return built
+    class Progress(trt.IProgressMonitor):  # type: ignore[name-defined, misc]  # the base class comes with the module
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.steps[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if shown:
+                print(f"\r{name}: {phase} {step + 1}/{self.steps[phase]}\x1b[K", end="", file=sys.stderr, flush=True)
+            return True  # go on
+
+        def phase_finish(self, phase: str) -> None:
+            if shown and phase == next(iter(self.steps)):
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    return Progress()

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from runtime.spec import ModelSpec
 
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
+LAYERS = ("Conv", "Gemm", "MatMul")  # the operators that multiply and add
 # Ops that a fixed feed-forward classifier never needs. Seen where the exporter met strided views (see
 # training.classifier.Normalise); OpenVINO's INT8 computes such a graph wrongly without a word.
 FORBIDDEN_IN_OURS = ("Shape", "Range", "Gather")
@@ -48,22 +50,29 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
     save_onnx(program.model_proto, spec, path)
 
 
-def save_onnx(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
-    """Put the spec into the metadata, check the contract, write atomically as one file."""
+def save_onnx(
+    model: onnx.ModelProto, spec: ModelSpec, path: Path, kept: Sequence[str] = (), opset: int = OPSET
+) -> None:
+    """Put the spec into the metadata, check the contract, write atomically as one file.
+
+    `kept` names the layers that keep a higher precision than the file's.
+    """
     model.producer_name = "saji"
     metadata = {"spec": spec.to_json(), "multiply_adds": json.dumps(multiply_adds(model))}
+    if kept:
+        metadata["kept"] = json.dumps(list(kept))
     onnx.helper.set_model_props(model, metadata)
     for node in model.graph.node:  # the exporter's stack traces carry paths of the exporting machine
         del node.metadata_props[:]
         node.doc_string = ""
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
-    check_contract(model, spec)
+    check_contract(model, spec, opset)
     with replacing(path) as temporary:
         onnx.save_model(model, temporary, save_as_external_data=False)
 
 
-def check_contract(model: onnx.ModelProto, spec: ModelSpec) -> None:
+def check_contract(model: onnx.ModelProto, spec: ModelSpec, opset: int = OPSET) -> None:
     """Raise GateFailed unless the graph is images uint8 [batch, S, S, 3] → logits float32 [batch, C], one file."""
     onnx.checker.check_model(model, full_check=True)
     found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
@@ -74,9 +83,9 @@ def check_contract(model: onnx.ModelProto, spec: ModelSpec) -> None:
     ]
     if found != asked:
         raise GateFailed(f"the exported graph has the signature {found}, the contract is {asked}; this is a bug")
-    opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if opset != OPSET:
-        raise GateFailed(f"the exported graph has opset {opset}, the contract is {OPSET}; this is a bug")
+    found_opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if found_opset != opset:
+        raise GateFailed(f"the exported graph has opset {found_opset}, the contract is {opset}; this is a bug")
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[Any]]:
@@ -95,7 +104,7 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
     through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     found = {}
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        if node.op_type in LAYERS:
             weight = node.input[1]
             while weight in through:
                 weight = through[weight]
@@ -105,6 +114,18 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
             else:  # [in, out] or, transposed, [out, in]: their product is the work per row; a row per leading position
                 found[node.name] = math.prod(filters) * math.prod(out[:-1])
     return found
+
+
+def layer_facts(path: Path) -> dict[str, Any]:
+    """What an exported file says of its layers.
+
+    `multiply_adds` by node, and under `kept` the layers of an INT8 file that were declared to keep a higher precision,
+    with their share of the multiply-adds.
+    """
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    work = json.loads(metadata["multiply_adds"])
+    kept = {name: round(work[name] / sum(work.values()), 4) for name in json.loads(metadata.get("kept", "[]"))}
+    return {"multiply_adds": work, "kept": kept}
 
 
 def operators(path: Path) -> dict[str, int]:

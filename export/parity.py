@@ -1,7 +1,8 @@
 """Judge every file that was just written, on this machine, through the very backends that serve it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from runtime.candidate import Candidate, candidates_in, judged
 from runtime.evaluation import GATES, JudgingSet
@@ -19,10 +20,16 @@ _HEADER = (
 )
 
 
-def judge_folder(architecture: str, folder: Path, judging: JudgingSet, say: Callable[[str], None]) -> list[Candidate]:
-    """The verdict of every candidate and file check in a model folder, said one by one."""
+def judge_folder(
+    architecture: str,
+    folder: Path,
+    judging: JudgingSet,
+    say: Callable[[str], None],
+    facts: Mapping[str, dict[str, Any]],
+) -> list[Candidate]:
+    """The verdict of every candidate and file check in a model folder, said one by one; `facts` are by file."""
     results = []
-    for candidate in candidates_in(architecture, folder):
+    for candidate in candidates_in(architecture, folder, facts):
         result = judged(candidate, folder, judging)
         say(f"{result.name}: {result.verdict}" + "".join(f"; {reason}" for reason in result.reasons))
         results.append(result)
@@ -84,6 +91,10 @@ def report(spec: ModelSpec, candidates: list[Candidate], judging: JudgingSet, sk
         "",
     ]
     for candidate in candidates:
+        kept = candidate.facts.get("kept", {})
+        if kept:
+            share = f"{100 * sum(kept.values()):.0f} % of the multiply-adds"
+            lines.append(f"- {candidate.name} keeps {len(kept)} layers above INT8 ({share}): {', '.join(kept)}")
         if candidate.figures and not candidate.figures["keeps_99_percent"]:
             lines.append(f"- {candidate.name} has less than 99 % of the FP32 accuracy (MLPerf's rule; not a gate here)")
         for flip in candidate.figures.get("flipped", []):

@@ -5,18 +5,28 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.graph import save_onnx
+from export.graph import LAYERS, OUTPUT, layer_facts, save_onnx
 from runtime.errors import missing_extra
+from runtime.evaluation import GATES
 from runtime.spec import ModelSpec
 from training.classifier import PhotoClassifier
+
+# Accuracy recovery: the gate's bound on validation photos, with room, since training photos are fitted and others may
+# shift a little more; at most so many layers; ranked by so many photos
+AIM = 0.8 * GATES["int8"].shift
+MOST_KEPT = 10
+RANKED_BY = 32
+FP16_QDQ_OPSET = 19  # the first in which QuantizeLinear takes FP16
+SMALLEST_SCALE = 2.0**-20  # FP16 has steps of 2^-24 here: a scale of zero, from a dead channel, would divide by zero
 
 
 class HalfPrecision(nn.Module):
@@ -36,24 +46,74 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path) -
     """Write an INT8 Q/DQ file from an FP32 ONNX file: weights per channel, activations calibrated.
 
     `calibration` is uint8 `[N, S, S, 3]` training photos (never validation: the gate would judge what it tuned).
-    Normalisation and the last layer keep FP32: together far below 1 % of the work, and the most sensitive.
+    Normalisation and the last layer keep FP32: together far below 1 % of the work, and the most sensitive. Where the
+    logits of the training photos shift by more than AIM, the layers that matter most go back to FP32, in at most
+    MOST_KEPT steps. That bounds the time: a ranking is a pass over RANKED_BY photos per layer, done again only after
+    a step that made it worse, and a step is a pass over all. The layers are declared in the file's metadata, see
+    `export.graph.layer_facts`.
     """
     # NNCF reports usage to its maker unless told not to, before it is imported
     os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
     model = onnx.load(fp32)
+    numbers = list(range(len(calibration)))
     with _quiet():
         try:
             import nncf
         except ImportError:
             raise missing_extra("nncf", "export") from None
-        quantised = nncf.quantize(
+        bounds = nncf.AdvancedAccuracyRestorerParameters(
+            max_num_iterations=MOST_KEPT, ranking_subset_size=min(RANKED_BY, len(calibration)), num_ranking_workers=1
+        )
+        quantised = nncf.quantize_with_accuracy_control(
             model,
-            nncf.Dataset(calibration, lambda photo: {"images": photo[None]}),
+            nncf.Dataset(numbers, lambda i: {"images": calibration[i : i + 1]}),
+            nncf.Dataset(numbers),
+            _closeness(model, calibration),
+            max_drop=AIM,
             subset_size=len(calibration),
             preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(names=_kept(model), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=_sensitive(model), validate=False),
+            advanced_accuracy_restorer_parameters=bounds,
         )
-    save_onnx(_unsigned_activations(quantised), spec, path)
+    save_onnx(_unsigned_activations(quantised), spec, path, kept=_went_back(quantised, _sensitive(model)))
+
+
+def _closeness(model: onnx.ModelProto, photos: np.ndarray) -> Callable[..., tuple[float, list[float]]]:
+    """NNCF's metric: 1 − the gate's logit shift of a candidate against `model`, and the same of each photo."""
+    reference = _logits(model, photos)
+    spread = float(np.sqrt((reference**2).mean())) or 1.0
+
+    def metric(candidate: onnx.ModelProto, numbers: Iterable[int]) -> tuple[float, list[float]]:
+        chosen = list(numbers)
+        squares = ((_logits(candidate, photos[chosen]) - reference[chosen]) ** 2).mean(axis=1)
+        return 1 - float(np.sqrt(squares.mean())) / spread, list(1 - np.sqrt(squares) / spread)
+
+    return metric
+
+
+def _logits(model: onnx.ModelProto, photos: np.ndarray) -> np.ndarray:
+    """Logits of photos, less each photo's mean, which softmax ignores."""
+    import onnxruntime  # NNCF's ONNX side needs it anyhow
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    parts = [session.run(None, {"images": photos[i : i + 8]})[0] for i in range(0, len(photos), 8)]
+    logits = np.concatenate(parts)
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def _went_back(quantised: onnx.ModelProto, sensitive: list[str]) -> list[str]:
+    """The layers that recovery returned to floating point, and those right before them.
+
+    ONNX Runtime computes a layer in INT8 only where its output is quantised too, which went with its successor's input.
+    """
+    through = {output for node in quantised.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    layers = [node for node in quantised.graph.node if node.op_type in LAYERS and node.name not in sensitive]
+    returned = [node for node in layers if node.input[1] not in through]
+    made_by = {output: node for node in quantised.graph.node for output in node.output}
+    before = [made_by.get(node.input[0]) for node in returned]
+    before = [made_by.get(node.input[0]) if node and node.op_type == "Relu" else node for node in before]
+    names = {node.name for node in (*returned, *before) if node}
+    return [node.name for node in layers if node.name in names]
 
 
 def _unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,11 +132,56 @@ def _unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _kept(model: onnx.ModelProto) -> list[str]:
+def _sensitive(model: onnx.ModelProto) -> list[str]:
     nodes = list(model.graph.node)
-    first = next(i for i, node in enumerate(nodes) if node.op_type in ("Conv", "MatMul", "Gemm"))
-    last = max(i for i, node in enumerate(nodes) if node.op_type in ("Conv", "MatMul", "Gemm"))
+    first = next(i for i, node in enumerate(nodes) if node.op_type in LAYERS)
+    last = max(i for i, node in enumerate(nodes) if node.op_type in LAYERS)
     return [node.name for node in (*nodes[:first], nodes[last])]
+
+
+def quantise_for_tensorrt(int8: Path, spec: ModelSpec, path: Path) -> None:
+    """Rewrite an INT8 file for strongly typed TensorRT: FP16 around the Q/DQ pairs, activations signed about zero.
+
+    TensorRT refuses a zero point other than 0, and what is not quantised (adds, pooling, biases, declared layers)
+    runs in the type that the file says. Scales and weights are those of the calibrated file; normalisation stays FP32.
+    """
+    model = onnx.load(int8)
+    kept = list(layer_facts(int8)["kept"])
+    _about_zero(model)
+    _halve(model)
+    save_onnx(model, spec, path, kept=kept, opset=FP16_QDQ_OPSET)
+
+
+def _about_zero(model: onnx.ModelProto) -> None:
+    """Activations as int8 with zero point 0, the scale wide enough for the larger side of the calibrated range."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for _, scale_name, zero_name in [n.input for n in model.graph.node if n.op_type == "QuantizeLinear"]:
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in (scale_name, zero_name))
+        reach = np.maximum(zero.astype(np.float32), 255 - zero.astype(np.float32)) * scale
+        constants[scale_name].CopyFrom(numpy_helper.from_array((reach / 127).astype(np.float32), scale_name))
+        constants[zero_name].CopyFrom(numpy_helper.from_array(np.zeros_like(zero, np.int8), zero_name))
+
+
+def _halve(model: onnx.ModelProto) -> None:
+    """Everything after normalisation in FP16, between a cast down and, for the logits, a cast up."""
+    graph, nodes = model.graph, list(model.graph.node)
+    first = next(i for i, n in enumerate(nodes) if n.op_type in (*LAYERS, "QuantizeLinear", "DequantizeLinear"))
+    normalised = nodes[first - 1].output[0]
+    for node in nodes[first:]:
+        node.input[:] = ["normalised_half" if name == normalised else name for name in node.input]
+        node.output[:] = ["logits_half" if name == OUTPUT else name for name in node.output]
+    used = {name for node in nodes[first:] for name in node.input}
+    scales = {n.input[1] for n in nodes[first:] if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    for tensor in graph.initializer:
+        if tensor.name in used and tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor)
+            values = np.maximum(values, SMALLEST_SCALE) if tensor.name in scales else values
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+    down = helper.make_node("Cast", [normalised], ["normalised_half"], "to_half", to=TensorProto.FLOAT16)
+    up = helper.make_node("Cast", ["logits_half"], [OUTPUT], "to_float", to=TensorProto.FLOAT)
+    del graph.node[:], graph.value_info[:]  # value_info holds the old types; shape inference finds the new ones
+    graph.node.extend([*nodes[:first], down, *nodes[first:], up])
+    model.opset_import[0].version = FP16_QDQ_OPSET
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """A candidate = architecture × file × backend × precision. Parity judges it, the benchmark measures it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ class Candidate:
     """One way to run one model, with the verdict that some machine gave it.
 
     `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check:
-    this machine can tell whether the file is right, but would not run it in its own precision.
+    this machine can tell whether the file is right, but would not run it in its own precision. `facts` say what the
+    file was made for: an engine's TensorRT and GPU, and the layers of an INT8 file that keep a higher precision.
     """
 
     architecture: str
@@ -33,6 +36,7 @@ class Candidate:
     figures: dict[str, Any] = field(default_factory=dict)
     precision_share: dict[str, float] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -45,14 +49,27 @@ class Candidate:
 
     def open(self, folder: Path, threads: int = 0) -> Backend:
         """Open the candidate's file in the model folder `folder`; see `runtime.backends.open_backend`."""
-        precision = self.precision if self.servable else "fp32"
-        return open_backend(self.backend, folder / self.file, precision, self.variant, threads)
+        precision, facts = (self.precision, self.facts) if self.servable else ("fp32", {})
+        return open_backend(self.backend, folder / self.file, precision, self.variant, threads, facts)
 
 
-def candidates_in(architecture: str, folder: Path) -> list[Candidate]:
-    """Every candidate and file check that the backends offer for the files that exist in a model folder."""
+def candidates_in(
+    architecture: str, folder: Path, facts: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> list[Candidate]:
+    """Every candidate and file check that the backends offer for the files that exist in a model folder.
+
+    `facts` by file name are what export knows of the files, see `Candidate`.
+    """
     return [
-        Candidate(architecture, offer.file, backend, offer.precision, offer.variant, offer.servable)
+        Candidate(
+            architecture,
+            offer.file,
+            backend,
+            offer.precision,
+            offer.variant,
+            offer.servable,
+            facts=facts.get(offer.file, {}),
+        )
         for backend, row in BACKENDS.items()
         for offer in row.offers
         if (folder / offer.file).is_file()

@@ -12,10 +12,10 @@ import torch
 from export import __main__ as exporting
 from export import parity
 from export.__main__ import Command, export_model
-from export.engine import Profile, build_engine
-from export.graph import FORBIDDEN_IN_OURS, check_contract, export_onnx, multiply_adds, operators
+from export.graph import FORBIDDEN_IN_OURS, OPSET, check_contract, export_onnx, multiply_adds, operators
+from export.precision import FP16_QDQ_OPSET
 from runtime.candidate import Candidate, judged
-from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError
+from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import JudgingSet
 from runtime.files import replacing_folder
 from runtime.receipt import Receipt
@@ -24,11 +24,11 @@ from training.classifier import PhotoClassifier, load_checkpoint, reference_logi
 OURS = ("plain34", "resnet34", "se_resnet34")
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])
+@pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-trt.onnx"])
 def test_every_file_keeps_the_contract(model: Path, file: str) -> None:
     graph = onnx.load(model / file)
     spec = Receipt.read(model).spec
-    check_contract(graph, spec)
+    check_contract(graph, spec, opset=FP16_QDQ_OPSET if file == "model.int8-trt.onnx" else OPSET)
     assert json.loads({p.key: p.value for p in graph.metadata_props}["spec"]) == json.loads(spec.to_json())
     assert not list(model.glob("*.data"))
 
@@ -158,51 +158,6 @@ def test_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
         exporting._run_folder(tmp_path / "none", "")
 
 
-class TestTensorRtRtx:
-    """The builder for real, without a GPU: TensorRT-RTX compiles ahead of time."""
-
-    @pytest.fixture
-    def trt(self):
-        return pytest.importorskip(
-            "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'saji[tensorrt-rtx]'"
-        )
-
-    @pytest.mark.parametrize("architecture", OURS)
-    def test_builds_an_fp16_engine_of_every_architecture(self, trt, architecture: str, tmp_path: Path) -> None:
-        from export.precision import HalfPrecision
-
-        network = PhotoClassifier(architecture, 5, {}).eval()
-        spec = replace(Receipt_spec(), architecture=architecture)
-        export_onnx(HalfPrecision(network), spec, tmp_path / "model.fp16.onnx")
-        built = build_engine(
-            trt, tmp_path / "model.fp16.onnx", tmp_path / "x.engine", "fp16", Profile(), ("sm86", "sm89")
-        )
-        assert built.precision_share == {"fp16": 1.0} and built.target == "sm86,sm89"
-        fp16_weights = 2 * sum(p.numel() for p in network.parameters())
-        assert 0.9 * fp16_weights < (tmp_path / "x.engine").stat().st_size < 1.6 * fp16_weights
-
-    def test_asked_fp16_but_parsed_fp32_is_a_failure(self, trt, model: Path, tmp_path: Path) -> None:
-        with pytest.raises(NotAsAsked, match="asked for fp16, but computes 100 % fp32"):
-            build_engine(trt, model / "model.onnx", tmp_path / "x.engine", "fp16", Profile())
-        assert not list(tmp_path.iterdir())
-
-    @pytest.mark.parametrize(
-        ("profile", "targets", "words"),
-        [
-            (Profile(8, 4, 1), (), "are no profile"),
-            (Profile(), ("sm99",), "no target 'sm99'; choose from"),
-        ],
-    )
-    def test_refusals_give_their_reason(self, trt, model: Path, tmp_path: Path, profile, targets, words: str) -> None:
-        with pytest.raises(SajiError, match=words):
-            build_engine(trt, model / "model.fp16.onnx", tmp_path / "x.engine", "fp16", profile, targets)
-
-    def test_a_file_that_is_no_model_gives_the_parsers_words(self, trt, tmp_path: Path) -> None:
-        (tmp_path / "bad.onnx").write_bytes(b"garbage")
-        with pytest.raises(SajiError, match=r"cannot read bad\.onnx"):
-            build_engine(trt, tmp_path / "bad.onnx", tmp_path / "x.engine", "fp16", Profile())
-
-
 def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts(
     model: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,9 +204,10 @@ def test_activations_are_unsigned_so_that_every_convolution_runs_in_int8(model: 
     assert kinds == {onnx.TensorProto.UINT8}
 
 
-def test_se_resnet34_runs_in_int8_on_every_cpu_engine(tmp_path: Path) -> None:
+def test_se_resnet34_runs_in_int8_on_every_engine(tmp_path: Path) -> None:
     """Signed outputs of its convolutions beside unsigned inputs once left two thirds of the work in FP32."""
-    from export.precision import quantise
+    from export.engine import Options, build_engine
+    from export.precision import quantise, quantise_for_tensorrt
     from runtime.backends import open_backend
 
     network = PhotoClassifier("se_resnet34", 5, {}).eval()
@@ -263,3 +219,8 @@ def test_se_resnet34_runs_in_int8_on_every_cpu_engine(tmp_path: Path) -> None:
         engine = open_backend(backend, tmp_path / "model.int8.onnx", "int8")
         assert engine.precision_share()["int8"] > 0.99
         engine.close()
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'saji[tensorrt-rtx]'")
+    quantise_for_tensorrt(tmp_path / "model.int8.onnx", spec, tmp_path / "model.int8-trt.onnx")
+    options = Options(targets=("sm86", "sm89", "sm120"))
+    built = build_engine(trt, tmp_path / "model.int8-trt.onnx", tmp_path / "x.engine", "int8", options)
+    assert built.precision_share["int8"] > 0.99

@@ -87,7 +87,7 @@ def test_a_session_on_another_provider_is_refused(model: Path, monkeypatch: pyte
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: Fallen())
     with pytest.raises(NotAsAsked, match="asked ONNX Runtime for CUDAExecutionProvider, got CPU"):
-        OnnxRuntime("CUDAExecutionProvider", model / "model.onnx", "fp32", 0)
+        OnnxRuntime("CUDAExecutionProvider", model / "model.onnx", "fp32", 0, {})
 
 
 def test_load_answers_alike_for_path_bytes_and_array(model: Path) -> None:

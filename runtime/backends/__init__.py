@@ -7,7 +7,7 @@ of what it really got: `precision_share`, the share of multiply-adds per number 
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,16 +56,24 @@ _FP32, _INT8 = Offer("model.onnx", "fp32"), Offer("model.int8.onnx", "int8")
 # ONNX Runtime's CPU provider runs an FP16 graph by inserting casts: it shows the rounding of weights and between
 # layers, not FP16 sums and not FP16 speed
 _FP16_CHECK = Offer("model.fp16.onnx", "fp16", servable=False)
+# Likewise the INT8 file for TensorRT: its roundings between layers that compute in FP32. As written: ONNX Runtime
+# 1.31.1 would quantise the biases by scales that it multiplies in FP16, where they vanish, and answer wrongly
+_INT8_CHECK = Offer("model.int8-trt.onnx", "int8", variant="as written", servable=False)
+
+
+def _engines(backend: str) -> tuple[Offer, ...]:
+    return tuple(Offer(f"engines/{backend}.{precision}.engine", precision) for precision in ("fp16", "int8"))
+
 
 BACKENDS: dict[str, Row] = {
     "pytorch": Row(
         "pytorch", "train", (Offer("model.pt2", "fp32"), Offer("model.pt2", "fp32", variant="channels-last"))
     ),
-    "ort-cpu": Row("onnxruntime", "cpu", (_FP32, _INT8, _FP16_CHECK)),
+    "ort-cpu": Row("onnxruntime", "cpu", (_FP32, _INT8, _FP16_CHECK, _INT8_CHECK)),
     "openvino": Row("openvino", "openvino", (_FP32, Offer("model.onnx", "bf16"), _INT8)),
     "ort-cuda": Row("onnxruntime", "gpu", (_FP32, Offer("model.fp16.onnx", "fp16"))),
-    "tensorrt": Row("tensorrt", "tensorrt", (Offer("engines/tensorrt.fp16.engine", "fp16"),)),
-    "tensorrt-rtx": Row("tensorrt", "tensorrt-rtx", (Offer("engines/tensorrt-rtx.fp16.engine", "fp16"),)),
+    "tensorrt": Row("tensorrt", "tensorrt", _engines("tensorrt")),
+    "tensorrt-rtx": Row("tensorrt", "tensorrt-rtx", _engines("tensorrt-rtx")),
 }
 
 
@@ -85,10 +93,18 @@ def available_backends() -> dict[str, str | None]:
     return {name: unavailable_because(name) for name in BACKENDS}
 
 
-def open_backend(backend: str, path: Path, precision: str, variant: str = "", threads: int = 0) -> Backend:
+def open_backend(
+    backend: str,
+    path: Path,
+    precision: str,
+    variant: str = "",
+    threads: int = 0,
+    facts: dict[str, Any] | None = None,
+) -> Backend:
     """Open a model file and prove provider and precision, or raise.
 
-    `threads` 0 leaves the count to the engine, which takes all cores it may use. Raises Unavailable (library or
+    `threads` 0 leaves the count to the engine, which takes all cores it may use. `facts` are the candidate's: what
+    an engine was built for, which layers keep a higher precision. Raises Unavailable (library or
     device missing), NotAsAsked (another provider or precision than asked), BadModel (file damaged).
     """
     reason = unavailable_because(backend)
@@ -96,7 +112,7 @@ def open_backend(backend: str, path: Path, precision: str, variant: str = "", th
         raise Unavailable(reason)
     if not path.is_file():
         raise SajiError(f"{path} does not exist; write it with: make export")
-    opened: Backend = _module(backend).open_engine(backend, path, precision, variant, threads)
+    opened: Backend = _module(backend).open_engine(backend, path, precision, variant, threads, facts or {})
     return opened
 
 

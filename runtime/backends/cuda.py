@@ -17,6 +17,16 @@ def require_gpu() -> None:
         raise Unavailable(f"this machine has no CUDA GPU ({status.name}); GPU candidates are skipped")
 
 
+def versions() -> dict[str, str]:
+    """Versions of the CUDA runtime and of the highest CUDA that the driver serves, "none" without a driver."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return {}
+    numbers = {"cuda": runtime.getLocalRuntimeVersion()[1], "driver": runtime.cudaDriverGetVersion()[1]}
+    return {name: f"{n // 1000}.{n % 1000 // 10}" if n else "none" for name, n in numbers.items()}
+
+
 def compute_capability() -> str:
     """The first GPU's architecture as "sm86"; call `require_gpu` first."""
     from cuda.bindings import runtime

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import require, shares
+from runtime.backends.proof import proved
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
@@ -30,16 +30,21 @@ def check_available(backend: str) -> None:
         require_gpu()
 
 
-def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "OnnxRuntime":
-    """Open a session on exactly the provider asked for."""
-    return OnnxRuntime(_PROVIDERS[backend], path, precision, threads)
+def open_engine(
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+) -> "OnnxRuntime":
+    """Open a session on exactly the provider asked for; variant "as written" runs the graph without rewriting it."""
+    return OnnxRuntime(_PROVIDERS[backend], path, precision, threads, facts, rewrite=variant != "as written")
 
 
 class OnnxRuntime:
     """An ONNX Runtime session; `run` may be called from several threads."""
 
-    def __init__(self, provider: str, path: Path, precision: str, threads: int) -> None:
-        self.provider, self.path, self.precision, self.threads = provider, path, precision, threads
+    def __init__(
+        self, provider: str, path: Path, precision: str, threads: int, facts: dict[str, Any], rewrite: bool = True
+    ) -> None:
+        self.rewrite = rewrite
+        self.provider, self.path, self.precision, self.threads, self.facts = provider, path, precision, threads, facts
         self.session = self._open()
         names = [value.name for value in self.session.get_inputs()]
         if names != ["images"]:
@@ -53,8 +58,12 @@ class OnnxRuntime:
         options.intra_op_num_threads = self.threads
         if self.provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if not self.rewrite:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
+            if self.rewrite:  # one level less: the last changes layouts, not formats, and renames what it changes
+                options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
         settings = [{"use_tf32": "0"}] if self.provider == "CUDAExecutionProvider" else [{}]
         try:
@@ -74,7 +83,8 @@ class OnnxRuntime:
     def precision_share(self) -> dict[str, float]:
         """Share of multiply-adds per number format, from the operators that a profiled session really ran.
 
-        The multiply-adds of each operator are those that export wrote into the file's metadata.
+        The multiply-adds of each operator are those that export wrote into the file's metadata; what was not seen
+        running is of format "unseen".
         """
         table = json.loads(self.session.get_modelmeta().custom_metadata_map.get("multiply_adds", "{}"))
         shape = self.session.get_inputs()[0].shape
@@ -82,15 +92,15 @@ class OnnxRuntime:
             session = self._open(profile=str(Path(folder) / "profile"))
             session.run(None, {"images": np.zeros((1, *shape[1:]), np.uint8)})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        work: dict[str, float] = {}
+        seen: dict[str, str] = {}
         for event in events:
             arguments = event.get("args", {})
             if event.get("cat") == "Node" and "op_name" in arguments:
-                macs = table.get(_node_of(event["name"], table), 0)
-                if macs:
-                    name = _format(arguments)
-                    work[name] = work.get(name, 0.0) + macs
-        return require(shares(work), self.precision, f"ONNX Runtime on {self.path.name}")
+                node = _node_of(event["name"], table)
+                if node:
+                    seen[node] = _format(arguments)
+        layers = [(node, seen.get(node, "unseen"), macs) for node, macs in table.items()]
+        return proved(layers, self.precision, f"ONNX Runtime on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the session."""

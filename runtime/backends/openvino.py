@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import require, shares
+from runtime.backends.proof import proved
 from runtime.environment import machine
 from runtime.errors import BadModel, Unavailable, missing_extra
 
@@ -25,20 +25,22 @@ def check_available(backend: str) -> None:
         raise missing_extra("openvino", "openvino") from None
 
 
-def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "OpenVino":
+def open_engine(
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+) -> "OpenVino":
     """Compile a model for the CPU in the precision asked for."""
     if precision == "bf16" and not {"avx512_bf16", "amx_bf16", "bf16"} & set(machine()["cpu_features"]):
         raise Unavailable(f"this processor ({machine()['cpu']}) has no bf16 arithmetic; use fp32 or int8")
-    return OpenVino(path, precision, threads)
+    return OpenVino(path, precision, threads, facts)
 
 
 class OpenVino:
     """A compiled model with one inference request per calling thread."""
 
-    def __init__(self, path: Path, precision: str, threads: int) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, facts: dict[str, Any]) -> None:
         import openvino
 
-        self.path, self.precision = path, precision
+        self.path, self.precision, self.facts = path, precision, facts
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -66,12 +68,12 @@ class OpenVino:
                 for original in str(facts["originalLayersNames"].value).split(","):
                     if str(facts["layerType"].value) not in ("Const", "Reorder", "Reshape"):
                         precision_of[original] = name
-        work: dict[str, float] = {}
-        for op in self.model.get_ops():
-            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
-                name = precision_of.get(_executed_as(op, precision_of), "unknown")
-                work[name] = work.get(name, 0.0) + _multiply_adds(op)
-        return require(shares(work), self.precision, f"OpenVINO on {self.path.name}")
+        layers = [
+            (op.get_friendly_name(), precision_of.get(_executed_as(op, precision_of), "unknown"), _multiply_adds(op))
+            for op in self.model.get_ops()
+            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
+        ]
+        return proved(layers, self.precision, f"OpenVINO on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the compiled model."""

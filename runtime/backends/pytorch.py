@@ -2,10 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import require, shares
+from runtime.backends.proof import Layer, proved
 from runtime.errors import BadModel, missing_extra
 
 
@@ -17,7 +18,9 @@ def check_available(backend: str) -> None:
         raise missing_extra("torch", "train") from None
 
 
-def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "PyTorch":
+def open_engine(
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+) -> "PyTorch":
     """Load a `torch.export` program; variant "channels-last" lays its filters out as NHWC."""
     return PyTorch(path, precision, variant, threads)
 
@@ -48,15 +51,15 @@ class PyTorch:
 
     def precision_share(self) -> dict[str, float]:
         """Share of multiply-adds per number format, from the types in the exported graph."""
-        work: dict[str, float] = {}
+        layers: list[Layer] = []
         names = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
         for node in self.program.graph.nodes:
             if any(op in str(node.target) for op in ("conv2d", "convolution", "linear", "addmm", "matmul")):
                 out, weight = node.meta["val"], node.args[1].meta["val"]
                 dtype = names.get(str(out.dtype), str(out.dtype))
                 macs = math.prod(int(n) for n in out.shape[1:]) * math.prod(int(n) for n in weight.shape[1:])
-                work[dtype] = work.get(dtype, 0.0) + macs
-        return require(shares(work), self.precision, f"PyTorch on {self.path.name}")
+                layers.append((node.name, dtype, macs))
+        return proved(layers, self.precision, f"PyTorch on {self.path.name}", {})
 
     def close(self) -> None:
         """Free the program."""

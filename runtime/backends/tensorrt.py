@@ -2,14 +2,16 @@
 
 import importlib
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import require, shares
+from runtime.backends.proof import Layer, proved
 from runtime.backends.tensorrt_logger import collecting_logger
+from runtime.environment import machine
 from runtime.errors import BadModel, SajiError, Unavailable, install_line
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -28,9 +30,50 @@ def check_available(backend: str) -> None:
     require_gpu()  # without one, deserialising can crash the process instead of failing
 
 
-def open_engine(backend: str, path: Path, precision: str, variant: str, threads: int) -> "TensorRt":
-    """Deserialise a plan. Only call this on a file whose sha256 is in its receipt: a plan is executable code."""
-    return TensorRt(importlib.import_module(_MODULES[backend]), path, precision)
+def open_engine(
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+) -> "TensorRt":
+    """Deserialise a plan, unless its `facts` already say that it was built for something else.
+
+    Only call this on a file whose sha256 is in its receipt: a plan is executable code.
+    """
+    from runtime.backends.cuda import compute_capability
+
+    trt = importlib.import_module(_MODULES[backend])
+    reason = mismatch(facts, trt.__name__, trt.__version__, compute_capability(), machine()["system"])
+    if reason:
+        raise Unavailable(f"{path.name} {reason}; build it here with: make export")
+    return TensorRt(trt, path, precision, facts)
+
+
+def mismatch(facts: dict[str, Any], flavour: str, version: str, target: str, system: str) -> str | None:
+    """Why an engine with these `facts` cannot run here, or None when nothing speaks against it.
+
+    `target` is this GPU as "sm86". A plan is tied to the TensorRT that built it, the system and the architecture,
+    except as asked for at its build: `version_compatible` plans run on every later minor version of their major,
+    `hardware_compatible` ones on the GPUs from Ampere (sm80) on.
+    """
+    if not facts:
+        return "has no facts in a receipt, so nobody knows what it was built for"
+    there = f"{_TITLES[facts['flavour']]} {facts['version']} on {facts['system']}"
+    built = f"was built for {', '.join(facts['targets']) or 'every GPU'} with {there}"
+    here = f"this machine has {target} and {_TITLES[flavour]} {version} on {system}"
+    same_version = facts["version"] == version
+    if facts.get("version_compatible"):
+        mine, built_by = _numbers(version), _numbers(facts["version"])
+        same_version = mine[0] == built_by[0] and mine >= built_by
+    same_gpu = not facts["targets"] or target in facts["targets"]
+    if facts.get("hardware_compatible"):
+        same_gpu = int(target.removeprefix("sm")) >= 80
+    same = facts["flavour"] == flavour and facts["system"] == system and same_version and same_gpu
+    return None if same else f"{built}, {here}"
+
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 class TensorRt:
@@ -39,10 +82,12 @@ class TensorRt:
     Each call copies the photos to the GPU, runs, copies the logits back and waits for the stream.
     """
 
-    def __init__(self, trt: Any, path: Path, precision: str) -> None:
-        self.trt, self.path, self.precision = trt, path, precision
+    def __init__(self, trt: Any, path: Path, precision: str, facts: dict[str, Any]) -> None:
+        self.trt, self.path, self.precision, self.facts = trt, path, precision, facts
         self.logger = collecting_logger(trt)
         self.runtime = trt.Runtime(self.logger)
+        if facts.get("version_compatible"):  # such a plan brings its own runtime, which is code: see open_engine
+            self.runtime.engine_host_code_allowed = True
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             raise BadModel(f"{path} was not built for {trt.__name__} {trt.__version__} and this GPU "
@@ -75,22 +120,38 @@ class TensorRt:
         return self.local.worker
 
     def precision_share(self) -> dict[str, float]:
-        """Share of compute layers per number format, from the engine inspector (it does not tell multiply-adds)."""
+        """Share of the work per number format, from the engine inspector; see `inspected`."""
         inspector = self.engine.create_engine_inspector()
         information = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
-        work: dict[str, float] = {}
-        for layer in information["Layers"]:
-            if isinstance(layer, dict) and ("onv" in layer.get("LayerType", "") or "emm" in layer.get("LayerType", "")):
-                text = str(layer["Inputs"][0].get("Format/Datatype", "")).lower()
-                name = next((ours for theirs, ours in _FORMATS.items() if theirs in text), text or "unknown")
-                work[name] = work.get(name, 0.0) + 1
-        return require(shares(work), self.precision, f"{self.trt.__name__} on {self.path.name}")
+        layers = inspected(information, self.facts.get("multiply_adds", {}))
+        return proved(layers, self.precision, f"{self.trt.__name__} on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the engine and this thread's buffers."""
         if hasattr(self.local, "worker"):
             self.local.worker.close()
         del self.engine, self.runtime
+
+
+def inspected(information: dict[str, Any], multiply_adds: dict[str, int]) -> list[Layer]:
+    """The compute layers of an engine inspector's JSON, each with its input's format and its multiply-adds.
+
+    `multiply_adds` is the ONNX file's table by node: an engine's layer does the work of every node that its name or
+    metadata mentions. Where no layer mentions any, each convolution and matrix product counts as one.
+    """
+    found: list[Layer] = []
+    for entry in information["Layers"]:
+        if not isinstance(entry, dict):  # the plan tells names only
+            continue
+        text = f"{entry.get('Name', '')} {entry.get('Metadata', '')}"
+        nodes = [node for node in multiply_adds if re.search(rf"(?<![\w.]){re.escape(node)}(?![\w.])", text)]
+        kind = entry.get("LayerType", "").lower()
+        if entry.get("Inputs") and (nodes or "conv" in kind or "gemm" in kind):
+            datatype = str(entry["Inputs"][0].get("Format/Datatype", "")).lower()
+            name = next((ours for theirs, ours in _FORMATS.items() if theirs in datatype), datatype or "unknown")
+            found.append((entry.get("Name", ""), name, float(sum(multiply_adds[node] for node in nodes))))
+    told = any(amount for _, _, amount in found)
+    return [(name, kind, amount if told else 1.0) for name, kind, amount in found]
 
 
 _FORMATS = {"fp16": "fp16", "half": "fp16", "int8": "int8", "bf16": "bf16", "fp32": "fp32", "float": "fp32"}

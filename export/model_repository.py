@@ -1,0 +1,70 @@
+"""A model repository for Triton Inference Server: what passed parity here, each file under its own backend.
+
+TensorRT-RTX plans stay out: Triton opens plans of enterprise TensorRT only.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.candidate import Candidate
+from runtime.files import replacing_folder
+from runtime.receipt import Receipt
+from runtime.spec import ModelSpec
+
+# By our backend: Triton's backend, the file name that it expects, and where it runs
+_SERVED = {
+    "ort-cpu": ("onnxruntime", "model.onnx", "KIND_CPU"),
+    "ort-cuda": ("onnxruntime", "model.onnx", "KIND_GPU"),
+    "tensorrt": ("tensorrt", "model.plan", "KIND_GPU"),
+}
+_LARGEST_BATCH = 32  # of files that take any batch; engines have their profile's
+_QUEUE_MICROSECONDS = 1000  # how long a photo may wait for others to share its batch
+
+
+def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable[[str], None]) -> list[str]:
+    """Write one Triton model for each candidate of a model folder that passed and that Triton can run.
+
+    Returns their names, such as "resnet34-ort-cpu-int8". A model is replaced whole; others in the repository stay.
+    """
+    written = []
+    for candidate in receipt.candidates:
+        if candidate.backend in _SERVED and candidate.servable and candidate.verdict == "pass":
+            receipt.verify(folder, candidate.file)
+            name = f"{candidate.architecture}-{candidate.backend}-{candidate.precision}"
+            _write_model(folder / candidate.file, repository / name, candidate, receipt)
+            written.append(name)
+    say(f"Triton models in {repository}: {', '.join(written) or 'none, no candidate that Triton runs has passed here'}")
+    return written
+
+
+def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt) -> None:
+    profile = receipt.engines.get(candidate.file, {}).get("profile")
+    with replacing_folder(path) as new:
+        (new / "1").mkdir()
+        shutil.copyfile(file, new / "1" / _SERVED[candidate.backend][1])
+        (new / "labels.txt").write_text("\n".join(receipt.spec.classes) + "\n", encoding="utf-8")
+        text = config(path.name, receipt.spec, candidate.backend, profile[2] if profile else _LARGEST_BATCH)
+        (new / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+def config(name: str, spec: ModelSpec, backend: str, largest_batch: int) -> str:
+    """Triton's `config.pbtxt`: the contract's input and output, dynamic batching, and the spec as a parameter."""
+    triton, file, kind = _SERVED[backend]
+    size = spec.geometry.size
+    return f"""\
+name: {_quoted(name)}
+backend: {_quoted(triton)}
+default_model_filename: {_quoted(file)}
+max_batch_size: {largest_batch}
+input {{ name: "images" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }}
+output {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] label_filename: "labels.txt" }}
+dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}
+instance_group {{ kind: {kind} count: 1 }}
+parameters {{ key: "spec" value {{ string_value: {_quoted(spec.to_json())} }} }}
+"""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # the text format's escapes of quotes and backslashes are JSON's

@@ -1,0 +1,78 @@
+"""The Triton model repository is what Triton's own definitions say it must be, and holds only what passed."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export.model_repository import config, write_models
+from runtime.candidate import Candidate
+from runtime.errors import BadModel
+from runtime.receipt import Receipt, file_facts
+
+
+@pytest.fixture(scope="module")
+def definitions():
+    """Triton's protobuf for config.pbtxt; its package would import gRPC, the file alone does not."""
+    pytest.importorskip("tritonclient", reason="tritonclient is not installed: pip install 'saji[dev]'")
+    root = importlib.util.find_spec("tritonclient").submodule_search_locations[0]
+    found = importlib.util.spec_from_file_location("model_config_pb2", Path(root) / "grpc" / "model_config_pb2.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def read(definitions, path: Path):
+    from google.protobuf import text_format
+
+    return text_format.Parse(path.read_text(encoding="utf-8"), definitions.ModelConfig())
+
+
+def test_every_file_that_passed_and_triton_runs_is_a_model(definitions, model: Path, tmp_path: Path) -> None:
+    receipt = Receipt.read(model)
+    names = write_models(model, receipt, tmp_path, lambda line: None)
+    passed = {c.precision for c in receipt.candidates if c.backend == "ort-cpu" and c.servable and c.verdict == "pass"}
+    assert "fp32" in passed and set(names) == {f"resnet18-ort-cpu-{precision}" for precision in passed}
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    parsed = read(definitions, tmp_path / "resnet18-ort-cpu-fp32" / "config.pbtxt")
+    (given,), (result,) = parsed.input, parsed.output
+    assert (given.name, given.data_type, list(given.dims)) == ("images", definitions.TYPE_UINT8, [32, 32, 3])
+    assert (result.name, result.data_type, list(result.dims)) == ("logits", definitions.TYPE_FP32, [5])
+    assert parsed.backend == "onnxruntime" and parsed.max_batch_size == 32
+    assert parsed.HasField("dynamic_batching") and parsed.dynamic_batching.max_queue_delay_microseconds > 0
+    folder = tmp_path / parsed.name
+    assert (folder / "1" / parsed.default_model_filename).read_bytes() == (model / "model.onnx").read_bytes()
+    labels = (folder / result.label_filename).read_text(encoding="utf-8").splitlines()
+    assert labels == list(receipt.spec.classes)
+    assert json.loads(parsed.parameters["spec"].string_value) == json.loads(receipt.spec.to_json())
+
+
+def test_plans_of_enterprise_tensorrt_go_in_and_those_of_rtx_stay_out(definitions, model: Path, tmp_path: Path) -> None:
+    receipt = Receipt.read(model)
+    copy = tmp_path / "model"
+    plans = {backend: f"engines/{backend}.fp16.engine" for backend in ("tensorrt", "tensorrt-rtx")}
+    for file in plans.values():
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        (copy / file).write_bytes(b"plan")
+    judged = tuple(Candidate("resnet18", file, backend, "fp16", verdict="pass") for backend, file in plans.items())
+    failed = Candidate("resnet18", "engines/tensorrt.int8.engine", "tensorrt", "int8", verdict="fail")
+    engines = {plans["tensorrt"]: {"profile": [1, 4, 16]}}
+    facts = file_facts(copy, list(plans.values()))
+    told = replace(receipt, candidates=(*judged, failed), engines=engines, files=facts)
+    assert write_models(copy, told, tmp_path / "models", lambda line: None) == ["resnet18-tensorrt-fp16"]
+    parsed = read(definitions, tmp_path / "models" / "resnet18-tensorrt-fp16" / "config.pbtxt")
+    assert (parsed.backend, parsed.default_model_filename, parsed.max_batch_size) == ("tensorrt", "model.plan", 16)
+    assert parsed.instance_group[0].kind == definitions.ModelInstanceGroup.KIND_GPU
+    (copy / plans["tensorrt"]).write_bytes(b"another plan")
+    with pytest.raises(BadModel, match="sha256 differs"):
+        write_models(copy, told, tmp_path / "models", lambda line: None)
+
+
+def test_class_names_with_quotes_and_letters_survive(definitions, model: Path, tmp_path: Path) -> None:
+    classes = ('nasi "goreng"', "crème brûlée", "back\\slash", "a", "b")
+    spec = replace(Receipt.read(model).spec, classes=classes)
+    (tmp_path / "config.pbtxt").write_text(config("x", spec, "ort-cpu", 8), encoding="utf-8")
+    parsed = read(definitions, tmp_path / "config.pbtxt")
+    assert tuple(json.loads(parsed.parameters["spec"].string_value)["classes"]) == classes
