@@ -159,7 +159,7 @@ def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int) -
     """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
     engine = candidate.open(folder, threads)
     try:
-        golden.check(engine, folder, spec, candidate.precision, candidate.name)
+        golden.check(engine, folder, spec, candidate)
     except SajiError:
         engine.close()
         raise
