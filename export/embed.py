@@ -79,6 +79,10 @@ def embed(file: Path, spec: ModelSpec, path: Path) -> None:
     del model.graph.value_info[:]  # says that the batch is dynamic
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
+    # Names of their own between the ends: the model may use the same ones
+    geometry, tail = (
+        onnx.compose.add_prefix(part, "embed/", rename_inputs=False, rename_outputs=False) for part in (geometry, tail)
+    )
     whole = onnx.compose.merge_models(geometry, model, io_map=[("images", "images")])
     whole = onnx.compose.merge_models(whole, tail, io_map=[("logits", "scores")], outputs=["probabilities", "logits"])
     onnx.helper.set_model_props(whole, {"spec": spec.to_json()})

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="*")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
     parser.add_argument("--check", action="store_true", help="compare with the golden vector")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     model = Model(arguments.folder, arguments.precision)
     if arguments.check:
         check(model, arguments.folder, arguments.precision)
