@@ -109,8 +109,9 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         say(f"{spec.architecture}: up to date in {folder}, --force to redo")
         return earlier
     judging = JudgingSet.load(run / "judging.npz")
-    if judging.images.shape[1:] != (spec.geometry.size, spec.geometry.size, 3):
-        raise BadModel(f"{run}/judging.npz does not belong to checkpoint.pt (other image size); train again")
+    size, classes = spec.geometry.size, len(spec.classes)
+    if judging.images.shape[1:] != (size, size, 3) or not set(judging.labels.tolist()) <= set(range(classes)):
+        raise BadModel(f"{run}/judging.npz is not of checkpoint.pt ({size} px, {classes} classes); train again")
     say(f"{spec.architecture}: reference logits of {len(judging.labels)} validation photos")
     judging = dataclasses.replace(judging, logits=reference_logits(model, judging.images))
     with replacing_folder(folder) as new:

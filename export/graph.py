@@ -123,8 +123,11 @@ def export_pt2(module: nn.Module, spec: ModelSpec, path: Path) -> None:
         program = torch.export.export(
             module.eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
         )
+    # Through memory: on a full disk PyTorch's own writer ends the whole process
+    archive = io.BytesIO()
+    torch.export.save(program, archive, extra_files={"spec": spec.to_json()})
     with replacing(path) as temporary:
-        torch.export.save(program, temporary, extra_files={"spec": spec.to_json()})
+        temporary.write_bytes(archive.getbuffer())
 
 
 @contextlib.contextmanager

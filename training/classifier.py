@@ -48,8 +48,9 @@ class PhotoClassifier(nn.Module):
 def save_checkpoint(path: Path, model: PhotoClassifier, spec: ModelSpec) -> None:
     """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
-        torch.save({"spec": spec.to_json(), "weights": weights}, temporary)
+    # Through Python's file: PyTorch's own writer says of a full disk only that its position is unexpected
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"spec": spec.to_json(), "weights": weights}, file)
 
 
 def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
