@@ -5,23 +5,28 @@ float32 `[1, C]` at the spec's temperature, and `logits`. For the ONNX Runtime f
 antialiasing of ONNX's Resize without a word, and the gate below refuses it.
 """
 
+import argparse
+import datetime
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.compose
 import onnx.parser
 
+from runtime import environment
 from runtime.backends import open_backend
+from runtime.benchmark.rows import append_rows
 from runtime.candidate import Candidate, run_all
-from runtime.environment import machine
-from runtime.errors import SajiError
+from runtime.errors import SajiError, exit_with_one_sentence
 from runtime.evaluation import Judgement, JudgingSet, judge
 from runtime.files import replacing
 from runtime.photos import read_photo_set
 from runtime.preprocess import decode, fit, pixels
+from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 
 # One photo, uint8 [H, W, 3] RGB → logits and probabilities, float32 [1, C] each
@@ -107,7 +112,7 @@ def write_embedded(
         candidate.file for candidate in candidates if (candidate.backend, candidate.verdict) == ("ort-cpu", "pass")
     }
     checks = [
-        Candidate(spec.architecture, name, "ort-cpu", precision, "embed", servable=False, machine=machine())
+        Candidate(spec.architecture, name, "ort-cpu", precision, "embed", servable=False, machine=environment.machine())
         for name, (file, precision) in FILES.items()
         if file in passed
     ]
@@ -141,6 +146,19 @@ def open_embedded(path: Path) -> Run:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda photo: session.run(["logits", "probabilities"], {"photo": photo})
+
+
+def open_in_openvino(path: Path) -> Run:
+    """An embed file on OpenVINO in FP32: not to be used, here to show that the gate refuses it."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(photo: np.ndarray) -> list[np.ndarray]:
+        answer = compiled(photo)
+        return [answer["logits"], answer["probabilities"]]
+
+    return run
 
 
 def answer_originals(
@@ -178,9 +196,14 @@ def judge_embedded(inner: np.ndarray, answer: list[np.ndarray], labels: np.ndarr
 
 
 def _judged(
-    checks: list[Candidate], folder: Path, spec: ModelSpec, judging: JudgingSet, photos: dict[int, Path]
+    checks: list[Candidate],
+    folder: Path,
+    spec: ModelSpec,
+    judging: JudgingSet,
+    photos: dict[int, Path],
+    opened: Callable[[Path], Run] = open_embedded,
 ) -> list[Candidate]:
-    runs = {check.file: open_embedded(folder / check.file) for check in checks}
+    runs = {check.file: opened(folder / check.file) for check in checks}
     images, answers = answer_originals(list(photos.values()), spec.geometry, runs)
     rows, results = list(photos), []
     for check in checks:
@@ -192,3 +215,55 @@ def _judged(
             flip["photo"] = rows[flip["photo"]]  # what the report names is the photo's place in the judging set
         results.append(replace(check, verdict=verdict.verdict, reasons=verdict.reasons, figures=verdict.figures))
     return results
+
+
+def main() -> None:
+    """Judge a model's embed files again on its original photos, on ONNX Runtime and, to be refused, on OpenVINO."""
+    parser = argparse.ArgumentParser(prog="python -m export.embed", description=main.__doc__)
+    parser.add_argument("model", type=Path, help="a folder with model.json")
+    parser.add_argument("data", type=Path, help="the photo set that it was trained on")
+    parser.add_argument("--rows", type=Path, help="append a row for each verdict to this .jsonl")
+    arguments = parser.parse_args()
+    receipt, judging = Receipt.read(arguments.model), JudgingSet.load(arguments.model / "judging.npz")
+    checks = [candidate for candidate in receipt.candidates if candidate.file in FILES]
+    photos = originals(arguments.data, judging, receipt.spec.geometry)
+    if not checks or not photos:
+        raise SajiError(
+            f"{arguments.model} has {len(checks)} embed files and {arguments.data} {len(photos)} of its photos"
+        )
+    rows = []
+    for engine, opened in (("ort-cpu", open_embedded), ("openvino", open_in_openvino)):
+        for check in _judged(checks, arguments.model, receipt.spec, judging, photos, opened):
+            check = replace(check, backend=engine)
+            rows.append(_row(check, receipt))
+            print(f"{check.name}: {check.verdict}; {check.figures['largest_probability_difference']} in a probability")
+    if arguments.rows:
+        append_rows(arguments.rows, rows)
+
+
+def _row(check: Candidate, receipt: Receipt) -> dict[str, Any]:
+    (commit, dirty), figures = environment.commit(), check.figures
+    return {
+        "experiment": "embed",
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": dirty,
+        "candidate": check.name,
+        "file": check.file,
+        "sha256": receipt.files[check.file]["sha256"],
+        "image_size": receipt.spec.geometry.size,
+        "drawn": bool(receipt.spec.data.get("drawn")),
+        "data_fingerprint": receipt.spec.data.get("fingerprint"),
+        "verdict": check.verdict,
+        "reasons": check.reasons,
+        "photos": figures["photos"],
+        "flips": len(figures["flipped"]),
+        "largest_flip_margin": max((flip["margin"] for flip in figures["flipped"]), default=0.0),
+        **{name: figures[name] for name in ("shift", "worst_shift", "largest_probability_difference")},
+        **{f"machine_{name}": value for name, value in environment.machine().items()},
+        "versions": environment.versions(),
+    }
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

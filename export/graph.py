@@ -102,8 +102,10 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
             out, filters = shapes[node.output[0]][1:], shapes.get(weight, [])
             if node.op_type == "Conv":
                 found[node.name] = math.prod(out) * math.prod(filters[1:])
-            else:  # [in, out] or, transposed, [out, in]: their product is the work per row; a row per leading position
-                found[node.name] = math.prod(filters) * math.prod(out[:-1])
+            elif node.op_type == "Gemm":  # [in, out] or, transposed, [out, in]
+                found[node.name] = math.prod(filters)
+            else:  # two activations, too, as in attention, where the second begins with the batch
+                found[node.name] = math.prod(out) * filters[-2]
     return found
 
 

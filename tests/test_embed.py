@@ -26,6 +26,7 @@ from export.embed import (
     geometry_graph,
     judge_embedded,
     open_embedded,
+    open_in_openvino,
     originals,
     write_embedded,
 )
@@ -82,17 +83,10 @@ def inner_logits(model: Path, images: np.ndarray) -> np.ndarray:
 
 
 def test_openvino_ignores_antialiasing_and_the_gate_says_fail(model: Path, sample: Path) -> None:
-    import openvino
-
-    compiled = openvino.Core().compile_model(model / "model.embed.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def by_openvino(photo: np.ndarray) -> list[np.ndarray]:
-        answer = compiled(photo)
-        return [answer["logits"], answer["probabilities"]]
-
     judging, spec = JudgingSet.load(model / "judging.npz"), Receipt.read(model).spec
     paths = originals(sample, judging, spec.geometry)
-    runs = {"openvino": by_openvino, "ort": open_embedded(model / "model.embed.onnx")}
+    file = model / "model.embed.onnx"
+    runs = {"openvino": open_in_openvino(file), "ort": open_embedded(file)}
     images, answers = answer_originals(list(paths.values()), spec.geometry, runs)
     inner, labels = inner_logits(model, images), judging.labels[list(paths)]
     verdicts = {name: judge_embedded(inner, found, labels, spec) for name, found in answers.items()}
