@@ -51,7 +51,7 @@ geometry (uint8[height, width, 3] photo) => (uint8[1, {size}, {size}, 3] images)
     whole = Cast <to = 7> (rounded)
     at_least = Max (whole, shorter_side)
     sizes = Concat <axis = 0> (one, at_least, colours)
-    resized = Resize <mode = "{mode}", antialias = 1, coordinate_transformation_mode = "half_pixel"> (photos, , , sizes)
+    resized = Resize <{filter}, antialias = 1> (photos, , , sizes)
     images = CenterCropPad <axes = [1, 2]> (resized, crop)
 }}"""
 _PROBABILITIES = """
@@ -63,14 +63,15 @@ tail (float[1, {classes}] scores) => (float[1, {classes}] probabilities)
     probabilities = Softmax <axis = 1> (tempered)
 }}"""
 
+_FILTERS = {"bilinear": 'mode = "linear"', "bicubic": 'mode = "cubic", cubic_coeff_a = -0.5, exclude_outside = 1'}
+
 BOUND = 0.02  # what the geometry inside may add to the difference of a probability
 FILES = {"model.embed.onnx": ("model.onnx", "fp32"), "model.embed.int8.onnx": ("model.int8.onnx", "int8")}
 
 
 def geometry_graph(geometry: Geometry, ir_version: int, opset: int) -> onnx.ModelProto:
     """`runtime.preprocess.fit` as a graph: `photo` uint8 `[height, width, 3]` → `images` uint8 `[1, S, S, 3]`, RGB."""
-    mode = {"bilinear": "linear", "bicubic": "cubic"}[geometry.interpolation]
-    facts = {"size": geometry.size, "resize": geometry.resize, "mode": mode}
+    facts = {"size": geometry.size, "resize": geometry.resize, "filter": _FILTERS[geometry.interpolation]}
     return onnx.parser.parse_model(_GEOMETRY.format(ir=ir_version, opset=opset, **facts))
 
 

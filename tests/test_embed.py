@@ -45,7 +45,9 @@ CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first
 CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
 
 
-@pytest.mark.parametrize("geometry", [Geometry.for_size(32), Geometry.for_size(128)])
+@pytest.mark.parametrize(
+    "geometry", [Geometry.for_size(32), Geometry.for_size(128), Geometry(64, 73, interpolation="bicubic")]
+)
 def test_the_geometry_in_the_graph_is_pillows_to_one_step(geometry: Geometry) -> None:
     import onnxruntime
 
@@ -70,7 +72,7 @@ def test_embed_files_are_judged_on_the_original_photos(model: Path) -> None:
     passed = {c.file for c in Receipt.read(model).candidates if c.backend == "ort-cpu" and c.verdict == "pass"}
     assert ("model.embed.int8.onnx" in [check.file for check in checks]) == ("model.int8.onnx" in passed)
     for check in checks:
-        assert check.verdict == "pass" or check.precision == "int8", check.reasons
+        assert check.verdict == "pass" or (check.precision, check.verdict) == ("int8", "inconclusive"), check.reasons
         assert check.figures["photos"] == n and check.figures["largest_probability_difference"] <= BOUND
 
 
