@@ -90,7 +90,8 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
     They travel in the metadata, so that a consumer can weigh a node's precision without the onnx package.
     """
     graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
+    values = (*graph.value_info, *graph.output)
+    shapes = {v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in values}  # 1: the batch
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     found = {}
@@ -99,12 +100,13 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
             weight = node.input[1]
             while weight in through:
                 weight = through[weight]
-            out, filters = shapes[node.output[0]][1:], shapes.get(weight, [])
+            # What shape inference cannot tell, in a foreign graph, counts for little rather than for a wrong much
+            out, filters = (shapes.get(name) or [1, 1] for name in (node.output[0], weight))
             if node.op_type == "Conv":
                 found[node.name] = math.prod(out) * math.prod(filters[1:])
             elif node.op_type == "Gemm":  # [in, out] or, transposed, [out, in]
                 found[node.name] = math.prod(filters)
-            else:  # two activations, too, as in attention, where the second begins with the batch
+            else:  # [in, out]; in attention also two activations, whose last two positions are these
                 found[node.name] = math.prod(out) * filters[-2]
     return found
 
