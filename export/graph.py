@@ -89,9 +89,13 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
 
     They travel in the metadata, so that a consumer can weigh a node's precision without the onnx package.
     """
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.value_info, *graph.output)
-    shapes = {v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in values}  # 1: the batch
+    one = onnx.ModelProto()
+    one.CopyFrom(model)
+    del one.graph.value_info[:]
+    for value in (*one.graph.input, *one.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    graph = onnx.shape_inference.infer_shapes(one, data_prop=True).graph
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     found = {}
@@ -100,13 +104,12 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
             weight = node.input[1]
             while weight in through:
                 weight = through[weight]
-            # What shape inference cannot tell, in a foreign graph, counts for little rather than for a wrong much
-            out, filters = (shapes.get(name) or [1, 1] for name in (node.output[0], weight))
+            out, filters = (shapes.get(name) or [0, 0] for name in (node.output[0], weight))  # not told: no work
             if node.op_type == "Conv":
                 found[node.name] = math.prod(out) * math.prod(filters[1:])
             elif node.op_type == "Gemm":  # [in, out] or, transposed, [out, in]
-                found[node.name] = math.prod(filters)
-            else:  # [in, out]; in attention also two activations, whose last two positions are these
+                found[node.name] = math.prod(filters) * out[0]
+            else:  # [in, out]; in attention two activations, whose last two positions are these
                 found[node.name] = math.prod(out) * filters[-2]
     return found
 
