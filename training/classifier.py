@@ -48,7 +48,7 @@ class PhotoClassifier(nn.Module):
 def save_checkpoint(path: Path, model: PhotoClassifier, spec: ModelSpec) -> None:
     """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # Through Python's file: PyTorch's own writer says of a full disk only that its position is unexpected
+    # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
     with replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save({"spec": spec.to_json(), "weights": weights}, file)
 
