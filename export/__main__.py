@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from runtime.errors import require_extra
 
@@ -17,7 +18,9 @@ import tyro
 from PIL import Image
 
 from export import parity
+from export.embed import write_embedded
 from export.engine import Built, Options, Profile, build_engines
+from export.foreign import Foreign, import_foreign
 from export.golden import write_golden
 from export.model_repository import write_models
 from runtime.candidate import Candidate
@@ -54,35 +57,46 @@ class Command:
     """Folder of all artefacts."""
     force: bool = False
     """Export again even when nothing has changed."""
+    foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
 
 
 def main() -> None:
     """Read the command line and export each architecture; exit 1 when a gate failed."""
     command = tyro.cli(Command, prog="python -m export")
-    run = _run_folder(command.out / "runs", command.run)
-    archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
-    if not archs:
-        raise SajiError(f"{run} holds no checkpoint; train first with: make train")
+    if command.foreign.onnx:
+        run, receipts = "", iter([import_foreign(command.foreign, command.out, _say)])
+    else:
+        run, receipts = _exports(command)
+    archs: list[str] = []
     failed: list[Candidate] = []
     refused: list[Candidate] = []
-    for architecture in archs:
-        folder = command.out / "models" / architecture
-        receipt = export_model(run / architecture, folder, command, _say)
+    for receipt in receipts:
+        archs.append(receipt.spec.architecture)
         if command.triton:
-            write_models(folder, receipt, command.triton, _say)
+            write_models(command.out / "models" / receipt.spec.architecture, receipt, command.triton, _say)
         for candidate in parity.failures(list(receipt.candidates)):
             asked = candidate.precision in (*command.precisions, "fp32")
             (failed if asked else refused).append(candidate)
-        print(f"\n{architecture}: {receipt.spec.name}\n{parity.table(list(receipt.candidates))}")
+        print(f"\n{receipt.spec.architecture}: {receipt.spec.name}\n{parity.table(list(receipt.candidates))}")
     for candidate in refused:
         print(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")
     names = {"failed": [candidate.name for candidate in failed], "refused": [candidate.name for candidate in refused]}
-    print(json.dumps({"run": run.name, "archs": archs, **names}))
+    print(json.dumps({"run": run, "archs": archs, **names}))
     if failed:
         raise GateFailed(
             f"parity failed for {', '.join(candidate.name for candidate in failed)}; the others keep their verdicts, "
             "look into parity.md, or leave the failing precision out with --precisions"
         )
+
+
+def _exports(command: Command) -> tuple[str, Iterator[Receipt]]:
+    """The run's name, and the receipt of each architecture asked for as soon as it is exported."""
+    run = _run_folder(command.out / "runs", command.run)
+    archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
+    if not archs:
+        raise SajiError(f"{run} holds no checkpoint; train first with: make train")
+    models = command.out / "models"
+    return run.name, (export_model(run / name, models / name, command, _say) for name in archs)
 
 
 def export_model(run: Path, folder: Path, command: Command, say: Callable[[str], None]) -> Receipt:
@@ -111,8 +125,9 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         say(f"{spec.architecture}: up to date in {folder}, --force to redo")
         return earlier
     judging = JudgingSet.load(run / "judging.npz")
-    if judging.images.shape[1:] != (spec.geometry.size, spec.geometry.size, 3):
-        raise BadModel(f"{run}/judging.npz does not belong to checkpoint.pt (other image size); train again")
+    size, classes = spec.geometry.size, len(spec.classes)
+    if judging.images.shape[1:] != (size, size, 3) or not set(judging.labels.tolist()) <= set(range(classes)):
+        raise BadModel(f"{run}/judging.npz is not of checkpoint.pt ({size} px, {classes} classes); train again")
     say(f"{spec.architecture}: reference logits of {len(judging.labels)} validation photos")
     judging = dataclasses.replace(judging, logits=reference_logits(model, judging.images))
     with replacing_folder(folder) as new:
@@ -140,7 +155,9 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
                 f"the FP32 file does not agree with {run / 'checkpoint.pt'} ({wrong[0].name}: {wrong[0].reasons[0]}); "
                 "nothing was replaced"
             )
-        write_golden(model, spec, new, candidates)
+        reference = partial(reference_logits, model)
+        write_golden(reference, spec, new, candidates)
+        candidates += write_embedded(new, spec, candidates, judging, _source(run), say)
         _write_examples(new / "examples", judging, spec)
         (new / "parity.md").write_text(parity.report(spec, candidates, judging, skipped), encoding="utf-8")
         names = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
@@ -180,6 +197,14 @@ def _run_folder(runs: Path, name: str) -> Path:
     if not name and len(there) != 1:
         raise SajiError(f"{runs} has {len(there)} runs ({', '.join(there) or 'none'}); choose one with --run, or train")
     return runs / (name or there[0])
+
+
+def _source(run: Path) -> Path | None:
+    """Where the photos of a run stood when it was trained."""
+    try:
+        return Path(json.loads((run.parent / "data.json").read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _up_to_date(folder: Path, checkpoint_sha256: str, request: dict) -> Receipt | None:

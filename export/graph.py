@@ -98,7 +98,12 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
 
     They travel in the metadata, so that a consumer can weigh a node's precision without the onnx package.
     """
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    one = onnx.ModelProto()
+    one.CopyFrom(model)
+    del one.graph.value_info[:]
+    for value in (*one.graph.input, *one.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    graph = onnx.shape_inference.infer_shapes(one, data_prop=True).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
@@ -108,11 +113,13 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
             weight = node.input[1]
             while weight in through:
                 weight = through[weight]
-            out, filters = shapes[node.output[0]][1:], shapes.get(weight, [])
+            out, filters = (shapes.get(name) or [0, 0] for name in (node.output[0], weight))  # not told: no work
             if node.op_type == "Conv":
                 found[node.name] = math.prod(out) * math.prod(filters[1:])
-            else:  # [in, out] or, transposed, [out, in]: their product is the work per row; a row per leading position
-                found[node.name] = math.prod(filters) * math.prod(out[:-1])
+            elif node.op_type == "Gemm":  # [in, out] or, transposed, [out, in]
+                found[node.name] = math.prod(filters) * out[0]
+            else:  # [in, out]; in attention two activations, whose last two positions are these
+                found[node.name] = math.prod(out) * filters[-2]
     return found
 
 
@@ -144,8 +151,11 @@ def export_pt2(module: nn.Module, spec: ModelSpec, path: Path) -> None:
         program = torch.export.export(
             module.eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
         )
+    # Through memory: on a full disk PyTorch's own writer ends the whole process
+    archive = io.BytesIO()
+    torch.export.save(program, archive, extra_files={"spec": spec.to_json()})
     with replacing(path) as temporary:
-        torch.export.save(program, temporary, extra_files={"spec": spec.to_json()})
+        temporary.write_bytes(archive.getbuffer())
 
 
 @contextlib.contextmanager

@@ -69,8 +69,8 @@ def _show(folder: Path) -> None:
         receipt.verify(folder, file)
     spec = receipt.spec
     print(f"{spec.name}: {spec.architecture}, {spec.geometry.size} px, classes {', '.join(spec.classes)}")
-    validation = spec.validation
-    print(f"checkpoint: accuracy {validation['accuracy']:.3f} on {validation['photos']} validation photos")
+    if validation := spec.validation:  # an imported model without photos to judge it by has none
+        print(f"checkpoint: accuracy {validation['accuracy']:.3f} on {validation['photos']} validation photos")
     for name, facts in receipt.files.items():
         print(f"  {name}  {facts['bytes'] / 1e6:.1f} MB  sha256 {facts['sha256'][:12]}… as in the receipt")
     for candidate in receipt.candidates:
@@ -86,7 +86,7 @@ def _selftest(folder: Path) -> None:
         try:
             receipt.verify(folder, candidate.file)
             engine = candidate.open(folder)
-            found = golden.check(engine, folder, receipt.spec, candidate.precision, candidate.name)
+            found = golden.check(engine, folder, receipt.spec, candidate, (golden.PICTURE, golden.PHOTO))
             engine.close()
             print(f"right: {candidate.name} (a probability differs by at most {found:.4f})")
         except SajiError as error:

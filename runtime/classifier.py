@@ -158,7 +158,7 @@ def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int) -
     """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
     engine = candidate.open(folder, threads)
     try:
-        golden.check(engine, folder, spec, candidate.precision, candidate.name)
+        golden.check(engine, folder, spec, candidate)
     except SajiError:
         engine.close()
         raise
@@ -188,6 +188,8 @@ def _spec_of(path: Path) -> ModelSpec:
     else:
         try:
             import onnxruntime
+
+            from runtime.backends.onnxruntime import require_contract
         except ImportError:
             raise Unavailable(f"reading {path.name} alone needs onnxruntime; give its folder with model.json") from None
         try:
@@ -197,6 +199,8 @@ def _spec_of(path: Path) -> ModelSpec:
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
             raise BadModel(f"{path} is no ONNX model that opens ({str(error).splitlines()[0][:120]})") from None
         text = session.get_modelmeta().custom_metadata_map.get("spec", "")
+        if text:
+            require_contract(session, path)
     if not text:
         raise BadModel(
             f"{path} carries no saji spec (classes, size), so its answers would be guesses; export it with saji"

@@ -36,6 +36,8 @@ GATES = {
     "fp16": Gate(shift=0.02, worst_shift=0.10, flip_margin=0.10, accuracy_drop=0.01),
     "bf16": Gate(shift=0.05, worst_shift=0.25, flip_margin=0.25, accuracy_drop=0.015),
     "int8": Gate(shift=0.15, worst_shift=0.60, flip_margin=0.50, accuracy_drop=0.02),
+    # Not a precision: resizing inside the graph, against the same file on pixels that Pillow resized (export.embed)
+    "geometry": Gate(shift=0.05, worst_shift=0.25, flip_margin=0.10, accuracy_drop=0.015),
 }
 
 MIN_PHOTOS = 30  # below this, not one flip still leaves 10 % flips possible (rule of three): no verdict

@@ -24,6 +24,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run with one tiny network: the folder that holds checkpoint.pt."""
+    from runtime.files import write_json
     from training.dataset import load_data
     from training.recipe import Recipe
     from training.train import Place, train
@@ -31,7 +32,9 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
     recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")
     folder = out / "runs" / "tiny" / "resnet18"
-    train("resnet18", load_data(sample, 0.5, 0, look_alikes=False), recipe, folder, out / "cache", Place("cpu"))
+    data = load_data(sample, 0.5, 0, look_alikes=False)
+    write_json(folder.parent / "data.json", data.report)
+    train("resnet18", data, recipe, folder, out / "cache", Place("cpu"))
     return folder
 
 

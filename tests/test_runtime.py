@@ -289,16 +289,31 @@ def test_every_load_checks_itself_against_the_golden_vector(model: Path, tmp_pat
     with runtime.load(copy) as classifier:
         golden = Golden.read(copy)
         answer = classifier(copy / "golden.png").probabilities
-        assert [answer[name] for name in classifier.spec.classes] == pytest.approx(golden.probabilities, abs=1e-3)
-    replace(golden, probabilities=golden.probabilities[::-1]).write(copy)
+        right = golden.pictures["golden.png"]
+        assert [answer[name] for name in classifier.spec.classes] == pytest.approx(right.probabilities, abs=1e-3)
+    wrong = replace(right, probabilities=right.probabilities[::-1])
+    replace(golden, pictures={**golden.pictures, "golden.png": wrong}).write(copy)
     with pytest.raises(NotAsAsked, match="golden picture otherwise"):
         runtime.load(copy)
-    replace(golden, pixels_sha256="0" * 64).write(copy)
+    other = replace(right, pixels_sha256="0" * 64)
+    replace(golden, pictures={**golden.pictures, "golden.png": other}).write(copy)
     with pytest.raises(NotAsAsked, match="other pixels here"):
         runtime.load(copy)
     (copy / "golden.json").unlink()
     with pytest.raises(BadModel, match="cannot be read"):
         runtime.load(copy)
+
+
+def test_the_golden_vector_has_a_large_jpeg_and_a_tolerance_per_engine(model: Path) -> None:
+    golden, jpeg = Golden.read(model), model / "golden.jpg"
+    with Image.open(jpeg) as image:
+        assert image.size == (1600, 1200) and image.format == "JPEG" and not image.info.get("icc_profile")
+    assert jpeg.stat().st_size < 200_000
+    png, photo = golden.pictures["golden.png"], golden.pictures["golden.jpg"]
+    assert len(png.pixels_sha256) == 64 and not png.decoding and photo.decoding >= 0.02 and not photo.pixels_sha256
+    assert set(golden.tolerance) == {*BACKENDS, "node", "web"}
+    assert all(row["fp32"] == 0.001 and row["int8"] >= 0.05 for row in golden.tolerance.values())
+    assert golden.allowed("golden.jpg", "web", "fp32") == pytest.approx(0.001 + photo.decoding)
 
 
 def test_selftest_names_what_is_wrong_and_its_exit_status_tells(model: Path, tmp_path: Path) -> None:
@@ -308,5 +323,7 @@ def test_selftest_names_what_is_wrong_and_its_exit_status_tells(model: Path, tmp
     good = subprocess.run(command, capture_output=True, text=True)
     assert good.returncode == 0 and good.stdout.count("right: ") == len(servable_here(model))
     (copy / "model.onnx").write_bytes((copy / "model.int8.onnx").read_bytes())
+    Image.new("RGB", (1600, 1200), "blue").save(copy / "golden.jpg")
     bad = subprocess.run(command, capture_output=True, text=True)
     assert bad.returncode == 1 and "model.onnx is not the file that was judged" in bad.stdout
+    assert "in golden.jpg a probability differs" in bad.stdout

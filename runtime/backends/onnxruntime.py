@@ -37,6 +37,15 @@ def open_engine(
     return OnnxRuntime(_PROVIDERS[backend], path, precision, threads, facts, rewrite=variant != "as written")
 
 
+def require_contract(session: Any, path: Path) -> None:
+    """Raise BadModel unless the file takes uint8 photos in batches of any size, as every file that we export does."""
+    inputs = session.get_inputs()
+    as_asked = [(value.name, value.type, value.shape[3:]) for value in inputs] == [("images", "tensor(uint8)", [3])]
+    if not as_asked or isinstance(inputs[0].shape[0], int):
+        found = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+        raise BadModel(f"{path} takes {found}, a saji model images uint8 [batch, S, S, 3]; export it with: make export")
+
+
 class OnnxRuntime:
     """An ONNX Runtime session; `run` may be called from several threads."""
 
@@ -46,9 +55,7 @@ class OnnxRuntime:
         self.rewrite = rewrite
         self.provider, self.path, self.precision, self.threads, self.facts = provider, path, precision, threads, facts
         self.session = self._open()
-        names = [value.name for value in self.session.get_inputs()]
-        if names != ["images"]:
-            raise BadModel(f"{path} has the inputs {names}, a saji model has images; export it with: make export")
+        require_contract(self.session, path)
 
     def _open(self, profile: str = "") -> Any:
         import onnxruntime

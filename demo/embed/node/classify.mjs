@@ -1,0 +1,55 @@
+// Classify photos with model.embed.onnx, which resizes and crops inside the graph: onnxruntime-node, and sharp to decode.
+//   node classify.mjs MODEL_FOLDER photo.jpg …      node classify.mjs MODEL_FOLDER --check      [--int8]
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import ort from 'onnxruntime-node'
+import sharp from 'sharp'
+
+// Upright 8-bit RGB on white, the colour profile ignored: uint8 [height, width, 3]
+async function decode(file) {
+  const photo = sharp(file, { ignoreIcc: true }).autoOrient().flatten({ background: 'white' }).toColourspace('srgb')
+  const { data, info } = await photo.removeAlpha().raw().toBuffer({ resolveWithObject: true })
+  return new ort.Tensor('uint8', data, [info.height, info.width, info.channels])
+}
+
+async function open(folder, precision) {
+  const file = precision === 'int8' ? 'model.embed.int8.onnx' : 'model.embed.onnx'
+  const session = await ort.InferenceSession.create(path.join(folder, file))
+  const { spec } = JSON.parse(await readFile(path.join(folder, 'model.json'), 'utf8'))
+  return async (photo) => {
+    const { probabilities } = await session.run({ photo: await decode(photo) })
+    const label = spec.classes[probabilities.data.indexOf(Math.max(...probabilities.data))]
+    return { label, probabilities: probabilities.data }
+  }
+}
+
+// Against the golden vector beside the model; exit status 1 when an answer is not the checkpoint's
+async function check(classify, folder, precision) {
+  const golden = JSON.parse(await readFile(path.join(folder, 'golden.json'), 'utf8'))
+  for (const [name, answer] of Object.entries(golden.pictures)) {
+    const { probabilities } = await classify(path.join(folder, name))
+    const found = Math.max(...answer.probabilities.map((p, i) => Math.abs(p - probabilities[i])))
+    const allowed = golden.tolerance.node[precision] + answer.decoding
+    const right = found <= allowed
+    console.log(`${right ? 'right' : 'wrong'}: ${name}: a probability differs by ${found.toFixed(4)}, ` +
+      `${allowed.toFixed(4)} is allowed`)
+    if (!right) process.exitCode = 1
+  }
+}
+
+const options = { check: { type: 'boolean' }, int8: { type: 'boolean' } }
+const { values, positionals: [folder, ...photos] } = parseArgs({ options, allowPositionals: true })
+if (!folder) {
+  console.error('name a model folder: node classify.mjs artifacts/models/resnet34 photo.jpg')
+  process.exit(2)
+}
+const precision = values.int8 ? 'int8' : 'fp32'
+const classify = await open(folder, precision)
+if (values.check) await check(classify, folder, precision)
+for (const photo of photos) {
+  const start = performance.now()
+  const { label, probabilities } = await classify(photo)
+  const milliseconds = (performance.now() - start).toFixed(1)
+  console.log([photo, label, Math.max(...probabilities).toFixed(3), `${milliseconds} ms`].join('\t'))
+}

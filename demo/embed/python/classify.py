@@ -1,0 +1,74 @@
+"""Classify photos with an exported model: numpy, pillow and onnxruntime, none of saji's code.
+
+python classify.py MODEL_FOLDER photo.jpg …      python classify.py MODEL_FOLDER --check
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+class Model:
+    """`model.onnx`, or with precision "int8" `model.int8.onnx`, and the spec that the file carries."""
+
+    def __init__(self, folder: Path, precision: str = "fp32") -> None:
+        file = folder / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        self.spec = json.loads(self.session.get_modelmeta().custom_metadata_map["spec"])
+
+    def pixels(self, path: Path) -> np.ndarray:
+        """The photo as the network sees it: upright, RGB, shorter side resized, centre cut out; uint8 [S, S, 3]."""
+        size, resize = self.spec["geometry"]["size"], self.spec["geometry"]["resize"]
+        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        photo = ImageOps.scale(photo, resize / min(photo.size), Image.Resampling.BILINEAR)
+        left, top = (photo.width - size) // 2, (photo.height - size) // 2
+        return np.asarray(photo.crop((left, top, left + size, top + size)))
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """Softmax of the logits at the spec's temperature; float [classes]."""
+        logits = self.session.run(None, {"images": pixels[None]})[0][0] / self.spec["temperature"]
+        exponents = np.exp(logits - logits.max())
+        return exponents / exponents.sum()
+
+
+def check(model: Model, folder: Path, precision: str) -> None:
+    """Compare with the golden vector beside the model; exit status 1 when an answer is not the checkpoint's."""
+    golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+    for name, answer in golden["pictures"].items():
+        pixels = model.pixels(folder / name)
+        if answer["pixels_sha256"] and hashlib.sha256(pixels.tobytes()).hexdigest() != answer["pixels_sha256"]:
+            sys.exit(f"wrong: {name} becomes other pixels than at export")
+        found = np.abs(model.probabilities(pixels) - answer["probabilities"]).max()
+        allowed = golden["tolerance"]["ort-cpu"][precision] + answer["decoding"]
+        verdict = f"{name}: a probability differs by {found:.4f}, {allowed:.4f} is allowed"
+        if not found <= allowed:
+            sys.exit(f"wrong: {verdict}")
+        print(f"right: {verdict}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a model folder, such as artifacts/models/resnet34")
+    parser.add_argument("photos", type=Path, nargs="*")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
+    parser.add_argument("--check", action="store_true", help="compare with the golden vector")
+    arguments = parser.parse_intermixed_args()
+    model = Model(arguments.folder, arguments.precision)
+    if arguments.check:
+        check(model, arguments.folder, arguments.precision)
+    for photo in arguments.photos:
+        start = time.perf_counter()
+        probabilities = model.probabilities(model.pixels(photo))
+        label, milliseconds = model.spec["classes"][probabilities.argmax()], 1000 * (time.perf_counter() - start)
+        print(f"{photo}\t{label}\t{probabilities.max():.3f}\t{milliseconds:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

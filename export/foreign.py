@@ -1,0 +1,221 @@
+"""`python -m export --onnx FILE …`: a classifier of another project under our contract."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx.compose
+import onnx.parser
+import onnx.version_converter
+import onnxruntime
+
+from export import parity
+from export.embed import write_embedded
+from export.golden import Reference, write_golden
+from export.graph import OPSET, OUTPUT, operators, save_onnx
+from runtime.backends import open_backend
+from runtime.candidate import candidates_in
+from runtime.environment import versions
+from runtime.errors import BadModel, GateFailed, SajiError
+from runtime.evaluation import JudgingSet, accuracy
+from runtime.files import replacing_folder, sha256_file
+from runtime.golden import PICTURE
+from runtime.photos import read_photo_set
+from runtime.preprocess import pixels
+from runtime.receipt import Receipt, file_facts
+from runtime.spec import Geometry, ModelSpec
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A classifier that was not trained here: what its file does not say."""
+
+    onnx: Path | None = None
+    """An ONNX file of another project: one batch of float32 photos in, one row of logits for each out."""
+    classes: Path | None = None
+    """Text file with the names of its classes, one a line, in the order of its logits."""
+    mean: Triple | None = None
+    """What it subtracts from red, green and blue, after --scale."""
+    std: Triple | None = None
+    """What it then divides red, green and blue by."""
+    scale: float = 1 / 255
+    """What it multiplies pixels of 0 to 255 by first."""
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """Order of its input's dimensions."""
+    size: int = 0
+    """Side of its square input in pixels; by default what the file says."""
+    resize: int = 0
+    """What a photo's shorter side is resized to before the crop; by default 8/7 of the size."""
+    data: Path | None = None
+    """Photos to judge the wrapped file by: a folder per class, or a CSV. Without them nothing of it is served."""
+
+
+def import_foreign(foreign: Foreign, out: Path, say: Callable[[str], None]) -> Receipt:
+    """Write `out/models/NAME`: the foreign file wrapped, its golden vector, verdicts and receipt.
+
+    The reference is the foreign file itself on ONNX Runtime in FP32, normalised by numpy. Raises SajiError for what
+    is missing or does not fit, GateFailed (nothing is replaced) when the wrapped file answers otherwise.
+    """
+    if not (foreign.onnx and foreign.classes and foreign.mean and foreign.std):
+        raise SajiError("a foreign model needs --onnx FILE --classes FILE --mean R G B --std R G B; see --help")
+    core = read_foreign(foreign.onnx)
+    spec, reference = _spec(core, foreign), reference_of(core, foreign)
+    judging = None
+    if foreign.data:
+        judging = _judging(foreign.data, spec, reference)
+        score = accuracy(reference(judging.images), judging.labels)
+        spec = replace(spec, validation={"accuracy": round(score, 4), "photos": len(judging.labels)})
+    with replacing_folder(out / "models" / spec.architecture) as new:
+        save_onnx(wrapped(core, spec, foreign), spec, new / "model.onnx")
+        candidates = candidates_in(spec.architecture, new)
+        if judging and foreign.data:
+            judging.save(new / "judging.npz")
+            candidates = parity.judge_folder(spec.architecture, new, judging, say, {})
+            candidates += write_embedded(new, spec, candidates, judging, foreign.data, say)
+            (new / "parity.md").write_text(parity.report(spec, candidates, judging, []), encoding="utf-8")
+        else:
+            why = ("there were no photos to judge it by; import it again with --data",)
+            candidates = [replace(candidate, reasons=why) for candidate in candidates]
+        write_golden(reference, spec, new, candidates)
+        _require_same(new, spec, reference)
+        files = file_facts(new, sorted(path.name for path in new.iterdir()))
+        request = {name: str(value) for name, value in asdict(foreign).items()}
+        graph = {"opset": OPSET, "operators": operators(new / "model.onnx")}
+        digest = sha256_file(foreign.onnx)
+        receipt = Receipt(spec, files, tuple(candidates), digest, request, graph, versions=versions())
+        receipt.write(new)
+    return receipt
+
+
+def read_foreign(path: Path) -> onnx.ModelProto:
+    """The file at our opset: one float32 input `[batch, …]`, one output of logits (a last Softmax is taken off).
+
+    Raises BadModel for anything else, such as an opset that cannot be lifted or external data that is not beside it.
+    """
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        last = next(node for node in model.graph.node if model.graph.output[0].name in node.output)
+        if last.op_type == "Softmax":  # before the opset is lifted, which may write a Softmax in several nodes
+            model.graph.output[0].name = last.input[0]
+            model.graph.node.remove(last)
+        if next(entry.version for entry in model.opset_import if not entry.domain) != OPSET:
+            model = onnx.version_converter.convert_version(model, OPSET)
+    except Exception as error:  # protobuf's, onnx's and the system's errors are of no common family
+        what = " ".join(str(error).split())[:200]
+        raise BadModel(f"{path} cannot be read as ONNX of opset {OPSET} ({what}); export it anew, complete") from None
+    graph, constants = model.graph, {tensor.name for tensor in model.graph.initializer}
+    values = [*(value for value in graph.input if value.name not in constants), *graph.output]
+    signature = ", ".join(f"{value.name} {_type(value)} {_dims(value)}" for value in values)
+    if [(_type(value), len(_dims(value))) for value in values] != [("FLOAT", 4), ("FLOAT", 2)]:
+        raise BadModel(
+            f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed"
+        )
+    if isinstance(_dims(values[0])[0], int):
+        raise BadModel(f"{path} takes a fixed batch ({signature}); export it anew with a dynamic batch")
+    del graph.input[:], graph.value_info[:]
+    graph.input.append(values[0])
+    return model
+
+
+def _type(value: onnx.ValueInfoProto) -> str:
+    return onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
+
+
+def _spec(core: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
+    assert foreign.onnx and foreign.classes
+    classes = tuple(line.strip() for line in foreign.classes.read_text(encoding="utf-8").splitlines() if line.strip())
+    logits, sides = _dims(core.graph.output[0])[1], _dims(core.graph.input[0])[1:]
+    channels, height, width = sides if foreign.layout == "nchw" else (sides[2], *sides[:2])
+    size = foreign.size or height
+    if channels != 3 or height != width or not isinstance(size, int) or (isinstance(height, int) and size != height):
+        raise SajiError(f"{foreign.onnx} takes photos of {sides}; give the --layout and square --size that fit it")
+    if isinstance(logits, int) and logits != len(classes):
+        raise SajiError(f"{foreign.classes} names {len(classes)} classes, but {foreign.onnx} has {logits} logits")
+    geometry = Geometry.for_size(size)
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.onnx.stem)
+    return ModelSpec(name, name, classes, replace(geometry, resize=foreign.resize or geometry.resize))
+
+
+def reference_of(core: onnx.ModelProto, foreign: Foreign) -> Reference:
+    """The foreign network as it is, photo by photo, on pixels that numpy normalises."""
+    session = onnxruntime.InferenceSession(core.SerializeToString(), providers=["CPUExecutionProvider"])
+    mean, std = (np.array(triple, np.float32) for triple in (foreign.mean, foreign.std))
+
+    def answer(image: np.ndarray) -> np.ndarray:
+        photo = (image[None].astype(np.float32) * np.float32(foreign.scale) - mean) / std
+        photo = photo.transpose(0, 3, 1, 2) if foreign.layout == "nchw" else photo
+        return session.run(None, {core.graph.input[0].name: photo})[0]
+
+    return lambda images: np.concatenate([answer(image) for image in images])
+
+
+_NORMALISE = """
+<ir_version: {ir}, opset_import: ["": {opset}]>
+normalise (uint8[batch, {size}, {size}, 3] images) => (float[{shape}] normalised)
+<float scale = {{{scale}}}, float[3] mean = {{{mean}}}, float[3] std = {{{std}}}>
+{{
+    pixels = Cast <to = 1> (images)
+    scaled = Mul (pixels, scale)
+    centred = Sub (scaled, mean)
+    divided = Div (centred, std)
+    normalised = {last} (divided)
+}}"""
+
+
+def wrapped(core: onnx.ModelProto, spec: ModelSpec, foreign: Foreign) -> onnx.ModelProto:
+    """The foreign graph under the contract: uint8 `[batch, S, S, 3]` RGB in, float32 logits `[batch, C]` out."""
+    assert foreign.mean and foreign.std
+    size, (mean, std) = spec.geometry.size, (", ".join(f"{v:.9g}" for v in t) for t in (foreign.mean, foreign.std))
+    last, shape = "Transpose <perm = [0, 3, 1, 2]>", f"batch, 3, {size}, {size}"
+    if foreign.layout == "nhwc":
+        last, shape = "Identity", f"batch, {size}, {size}, 3"
+    facts = {"size": size, "scale": f"{foreign.scale:.9g}", "mean": mean, "std": std, "last": last, "shape": shape}
+    first = onnx.parser.parse_model(_NORMALISE.format(ir=core.ir_version, opset=OPSET, **facts))
+    core = onnx.compose.add_prefix(core, "foreign/")  # its own names may be "images" and "logits" too
+    entry, exit_ = core.graph.input[0], core.graph.output[0]
+    whole = onnx.compose.merge_models(first, core, io_map=[("normalised", entry.name)])
+    whole.graph.node.append(onnx.helper.make_node("Identity", [exit_.name], [OUTPUT], name="logits"))
+    whole.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(OUTPUT, 1, ["batch", len(spec.classes)]))
+    for number, node in enumerate(whole.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"  # multiply-adds are told by the node's name
+    return whole
+
+
+def _judging(data: Path, spec: ModelSpec, reference: Reference) -> JudgingSet:
+    """The validation photos of `data`, or all where it has no split."""
+    found = read_photo_set(data).photos
+    photos = [photo for photo in found if photo.split == "val"] or list(found)
+    if unknown := sorted({photo.label for photo in photos} - set(spec.classes)):
+        raise SajiError(f"{data} has the labels {', '.join(unknown)}, the model {', '.join(spec.classes)}; rename one")
+    images = np.stack([pixels(photo.path, spec.geometry) for photo in photos])
+    labels = np.array([spec.classes.index(photo.label) for photo in photos])
+    names = tuple(f"{photo.label}/{photo.path.name}" for photo in photos)
+    return JudgingSet(images, labels, names, reference(images))
+
+
+def _require_same(folder: Path, spec: ModelSpec, reference: Reference) -> None:
+    """Raise GateFailed unless the wrapped file answers the golden picture, twice in one batch, as the foreign one."""
+    images = np.repeat(pixels(folder / PICTURE, spec.geometry)[None], 2, axis=0)
+    engine = open_backend("ort-cpu", folder / "model.onnx", "fp32")
+    try:
+        found = engine.run(images)
+    except Exception as error:  # onnxruntime raises its own classes, which have no public base
+        raise BadModel(
+            f"{spec.name} takes no batch of two ({str(error)[:120]}); export it with a dynamic batch"
+        ) from None
+    finally:
+        engine.close()
+    if (found >= 0).all() and np.allclose(found.sum(axis=1), 1, atol=1e-3):
+        raise BadModel(f"{spec.name} answers with probabilities, not logits; export it without what follows its logits")
+    if not np.allclose(found, reference(images), rtol=1e-3, atol=1e-3):
+        raise GateFailed(f"{spec.name} wrapped does not answer as the foreign file does; nothing was replaced")

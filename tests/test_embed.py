@@ -1,0 +1,279 @@
+"""Embedding: the model with its geometry inside answers as ours does, and the examples need none of our Python."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT, SHARED, needs_shared
+from PIL import Image
+
+import runtime
+from export.embed import (
+    BOUND,
+    answer_originals,
+    embed,
+    geometry_graph,
+    judge_embedded,
+    open_embedded,
+    open_in_openvino,
+    originals,
+    write_embedded,
+)
+from runtime.backends import open_backend
+from runtime.candidate import Candidate, run_all
+from runtime.evaluation import JudgingSet
+from runtime.photos import read_photo_set
+from runtime.preprocess import fit, pixels
+from runtime.receipt import Receipt
+from runtime.spec import Geometry
+from training.sample_dishes import DISHES, draw_dish
+
+EMBED = ROOT / "demo" / "embed"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.mark.parametrize(
+    "geometry", [Geometry.for_size(32), Geometry.for_size(128), Geometry(64, 73, interpolation="bicubic")]
+)
+def test_the_geometry_in_the_graph_is_pillows_to_one_step(geometry: Geometry) -> None:
+    import onnxruntime
+
+    graph = geometry_graph(geometry, 10, 18).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    picture = draw_dish(DISHES[0], seed=3, size=700)
+    # 5:4 asks for half a pixel (rounded to even), a panorama, an upscaled stamp, one that fits as it is
+    for size in [(640, 480), (375, 300), (300, 375), (700, 90), (20, 26), (geometry.resize, geometry.resize)]:
+        photo = picture.resize(size)
+        found = session.run(None, {"photo": np.asarray(photo)})[0]
+        difference = np.abs(found[0].astype(int) - fit(photo, geometry))
+        assert difference.max() <= 1 and difference.mean() < 0.05, size
+
+
+def embedded(model: Path) -> list[Candidate]:
+    return [candidate for candidate in Receipt.read(model).candidates if candidate.variant == "embed"]
+
+
+def test_embed_files_are_judged_on_the_original_photos(model: Path) -> None:
+    checks, n = embedded(model), len(JudgingSet.load(model / "judging.npz").labels)
+    assert checks[0].file == "model.embed.onnx" and not any(check.servable for check in checks)
+    passed = {c.file for c in Receipt.read(model).candidates if c.backend == "ort-cpu" and c.verdict == "pass"}
+    assert ("model.embed.int8.onnx" in [check.file for check in checks]) == ("model.int8.onnx" in passed)
+    for check in checks:
+        assert check.verdict == "pass" or (check.precision, check.verdict) == ("int8", "inconclusive"), check.reasons
+        assert check.figures["photos"] == n and check.figures["largest_probability_difference"] <= BOUND
+
+
+def inner_logits(model: Path, images: np.ndarray) -> np.ndarray:
+    engine = open_backend("ort-cpu", model / "model.onnx", "fp32")
+    try:
+        return run_all(engine, images, 1)
+    finally:
+        engine.close()
+
+
+def test_openvino_ignores_antialiasing_and_the_gate_says_fail(model: Path, sample: Path) -> None:
+    judging, spec = JudgingSet.load(model / "judging.npz"), Receipt.read(model).spec
+    paths = originals(sample, judging, spec.geometry)
+    file = model / "model.embed.onnx"
+    runs = {"openvino": open_in_openvino(file), "ort": open_embedded(file)}
+    images, answers = answer_originals(list(paths.values()), spec.geometry, runs)
+    inner, labels = inner_logits(model, images), judging.labels[list(paths)]
+    verdicts = {name: judge_embedded(inner, found, labels, spec) for name, found in answers.items()}
+    assert verdicts["ort"].verdict == "pass" and verdicts["openvino"].verdict == "fail", verdicts
+    assert "a probability changes by" in " ".join(verdicts["openvino"].reasons)
+
+
+def test_photos_that_are_gone_or_changed_leave_the_embed_file_unjudged(
+    model: Path, sample: Path, tmp_path: Path
+) -> None:
+    receipt, judging = Receipt.read(model), JudgingSet.load(model / "judging.npz")
+    copy = tmp_path / "photos"
+    shutil.copytree(sample, copy)
+    name = judging.names[0]
+    Image.new("RGB", (72, 72)).save(copy / name)
+    (copy / judging.names[1]).unlink()
+    assert set(range(len(judging.names))) - set(originals(copy, judging, receipt.spec.geometry)) == {0, 1}
+    shutil.copy(model / "model.onnx", tmp_path)
+    passed = [Candidate("resnet18", "model.onnx", "ort-cpu", "fp32", verdict="pass")]
+    checks = write_embedded(tmp_path, receipt.spec, passed, judging, tmp_path / "gone", lambda line: None)
+    assert [check.verdict for check in checks] == ["unjudged"] and "not there any more" in checks[0].reasons[0]
+    assert (tmp_path / "model.embed.onnx").is_file()
+
+
+@needs_shared
+def test_the_geometry_keeps_within_the_bound_on_real_photos(model: Path) -> None:
+    spec = Receipt.read(model).spec
+    found = read_photo_set(SHARED / "food5").photos
+    paths = [photo.path for photo in found if photo.split == "val"]
+    images, answers = answer_originals(paths, spec.geometry, {"ort": open_embedded(model / "model.embed.onnx")})
+    expected = spec.probabilities(inner_logits(model, images))
+    assert len(paths) == 142 and np.abs(answers["ort"][1] - expected).max() <= BOUND
+
+
+def test_the_embed_file_carries_spec_and_no_machine_path(model: Path) -> None:
+    graph = onnx.load(model / "model.embed.onnx")
+    assert json.loads({p.key: p.value for p in graph.metadata_props}["spec"]) == json.loads(
+        Receipt.read(model).spec.to_json()
+    )
+    assert [value.name for value in graph.graph.input] == ["photo"]
+
+
+def example(*command: str | Path, **options: Any) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+
+
+def spoilt(model: Path, folder: Path) -> Path:
+    """A copy of the model folder whose golden vector says something else."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("engines", "*.pt2"))
+    golden = json.loads((folder / "golden.json").read_text())
+    probabilities = golden["pictures"]["golden.jpg"]["probabilities"]
+    unlikely = probabilities.index(min(probabilities))
+    golden["pictures"]["golden.jpg"]["probabilities"] = [float(i == unlikely) for i in range(len(probabilities))]
+    (folder / "golden.json").write_text(json.dumps(golden))
+    return folder
+
+
+def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, sample: Path, tmp_path: Path) -> None:
+    script, photo = EMBED / "python" / "classify.py", next((sample / "rendang").glob("*.jpg"))
+    done = example(sys.executable, script, model, photo, "--check", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("right: golden.") == 2, done.stderr
+    with runtime.load(model) as classifier:
+        ours = classifier(photo)
+    _, label, probability, _ = done.stdout.splitlines()[-1].split("\t")
+    assert label == ours.label and float(probability) == pytest.approx(ours.probability, abs=0.01)
+    wrong = example(sys.executable, script, spoilt(model, tmp_path / "model"), "--check")
+    assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stderr
+
+
+def test_the_examples_use_none_of_our_python_and_are_short() -> None:
+    for file in ("python/classify.py", "node/classify.mjs", "browser/index.html"):
+        text = (EMBED / file).read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 90, file
+        assert not any(
+            f"{word} {stage}" in text for word in ("import", "from") for stage in ("runtime", "export", "training")
+        )
+
+
+@pytest.fixture(scope="module")
+def both(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder with an INT8 embed file even where the gate refused INT8, as it does for tiny networks."""
+    folder = tmp_path_factory.mktemp("models") / "both"
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("engines", "*.pt2"))
+    embed(folder / "model.int8.onnx", Receipt.read(model).spec, folder / "model.embed.int8.onnx")
+    return folder
+
+
+def installed(name: str) -> Path:
+    """The example's folder with its packages, which npm installs there; skipped with a reason where it cannot."""
+    folder, npm = EMBED / name, shutil.which("npm")
+    if not (folder / "node_modules" / ".package-lock.json").is_file():
+        if not npm:
+            pytest.skip("npm is not installed: apt-get install npm")
+        install = ("install", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund")
+        done = example(npm, *install, cwd=folder, timeout=300, env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"})
+        if done.returncode:
+            pytest.skip(f"npm cannot install {name}'s packages here: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_node_example_checks_itself_and_classifies_as_we_do(
+    precision: str, both: Path, sample: Path, tmp_path: Path
+) -> None:
+    node, flags = shutil.which("node"), ["--int8"] if precision == "int8" else []
+    if not node:
+        pytest.skip("Node is not installed: apt-get install nodejs npm")
+    script, photo = installed("node") / "classify.mjs", next((sample / "rendang").glob("*.jpg"))
+    done = example(node, script, both, photo, "--check", *flags)
+    assert done.returncode == 0 and done.stdout.count("right: golden.") == 2, done.stdout + done.stderr
+    spec = Receipt.read(both).spec
+    engine = open_backend("ort-cpu", both / f"model{'.int8' * (precision == 'int8')}.onnx", precision)
+    ours = spec.probabilities(engine.run(pixels(photo, spec.geometry)[None]))[0]
+    engine.close()
+    _, label, probability, _ = done.stdout.splitlines()[-1].split("\t")
+    assert label == spec.classes[ours.argmax()] and float(probability) == pytest.approx(ours.max(), abs=BOUND)
+    wrong = example(node, script, spoilt(both, tmp_path / "model"), "--check", *flags)
+    assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stdout
+
+
+@pytest.fixture(scope="module")
+def site(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The browser example on a plain file server: the page, its packages and two model folders."""
+    folder = tmp_path_factory.mktemp("site")
+    example_folder = installed("browser")
+    shutil.copy(example_folder / "index.html", folder)
+    (folder / "node_modules").symlink_to(example_folder / "node_modules")
+    (folder / "model").symlink_to(both)
+    spoilt(both, folder / "spoilt")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+    )
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield browser.new_page(viewport={"width": 390, "height": 844})  # a phone's
+        browser.close()
+
+
+def answer(page: Any, words: str) -> str:
+    page.wait_for_function("words => document.getElementById('answer').textContent.includes(words)", arg=words)
+    return page.inner_text("#answer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_page_checks_itself_in_a_browser(precision: str, site: str, page: Any) -> None:
+    page.goto(f"{site}?check&precision={precision}")
+    assert answer(page, "golden.jpg").count("right: ") == 2, page.inner_text("#answer")
+    page.goto(f"{site}?check&precision={precision}&model=spoilt")
+    assert "wrong: golden.jpg" in answer(page, "golden.jpg")
+
+
+@pytest.mark.slow
+def test_the_page_classifies_a_photo_itself_and_says_how_long_it_took(
+    site: str, page: Any, model: Path, sample: Path
+) -> None:
+    photo = next((sample / "rendang").glob("*.jpg"))
+    with runtime.load(model) as classifier:
+        ours = classifier(photo)
+    asked: list[str] = []
+    page.goto(f"{site}?precision=fp32")
+    answer(page, "Ready")
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_label("Pick a photo").set_input_files(photo)
+    said = answer(page, "model ")
+    assert said.startswith(f"{ours.label.replace('_', ' ')}: {100 * ours.probability:.0f}"[:-2]) and " ms" in said
+    assert page.locator("#classes li").count() == 5 and not asked  # the photo does not leave the page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_label("Pick a photo").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no"})
+    assert "did not work" in answer(page, "did not work")
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_missing(site: str, page: Any) -> None:
+    page.goto(f"{site}?model=nowhere")
+    assert "nowhere/model.json is not there" in answer(page, "did not work")

@@ -1,0 +1,77 @@
+"""The exporter itself: the ONNX graph answers as PyTorch does, also for networks that are not ours."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torchvision.models import get_model
+
+from export.graph import check_contract, export_onnx, multiply_adds
+from runtime.backends import open_backend
+from runtime.preprocess import fit
+from runtime.spec import Geometry, ModelSpec
+from training.classifier import PhotoClassifier, reference_logits
+from training.sample_dishes import DISHES, draw_dish
+
+
+def awake(architecture: str, options: dict[str, int], photos: torch.Tensor) -> PhotoClassifier:
+    """A network whose random weights let the photos through: nothing near zero, batch norms that have seen them."""
+    torch.manual_seed(0)
+    network = PhotoClassifier("resnet18", len(DISHES), {})
+    network.network = get_model(architecture, num_classes=len(DISHES), **options)
+    for parameter in network.parameters():  # ViT's head and ConvNeXt's layer scales begin at (almost) zero
+        if parameter.std() < 1e-3 and parameter.mean().abs() < 1e-3:
+            torch.nn.init.normal_(parameter, std=0.1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(photos)
+    return network.eval()
+
+
+def counted(network: torch.nn.Module, photo: np.ndarray) -> int:
+    """Multiply-adds of one photo, counted on the running PyTorch modules: convolutions, linear layers, attention."""
+    total = 0
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(module, torch.nn.MultiheadAttention):
+            tokens, width = inputs[0].shape[1:]
+            total += tokens * 4 * width**2 + 2 * tokens**2 * width  # Q, K, V and out; QKᵀ and its product with V
+        else:
+            total += module.weight[0].numel() * output[0].numel()
+
+    kinds = torch.nn.Conv2d | torch.nn.Linear | torch.nn.MultiheadAttention
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
+    network(torch.from_numpy(photo))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("mobilenet_v3_small", {}), ("efficientnet_b0", {}), ("convnext_tiny", {}), ("vit_b_16", {"image_size": 32})],
+)
+def test_torchvisions_networks_come_out_as_pytorch_computes_them(
+    architecture: str, options: dict[str, int], tmp_path: Path
+) -> None:
+    spec = ModelSpec(architecture, architecture, tuple(DISHES), Geometry.for_size(32))
+    photos = np.stack([fit(draw_dish(dish, seed, 256), spec.geometry) for seed, dish in enumerate(DISHES)])
+    network = awake(architecture, options, torch.from_numpy(photos))
+    export_onnx(network, spec, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    check_contract(graph, spec)
+    assert sum(multiply_adds(graph).values()) == pytest.approx(counted(network, photos[:1]), rel=0.01)
+    expected = reference_logits(network, photos)
+    spread = (expected - expected.mean(axis=1, keepdims=True)).std()
+    assert spread > 1e-3 and np.abs(expected[0] - expected[1]).max() > 1e-3 * spread  # the photos make a difference
+    engine = open_backend("ort-cpu", tmp_path / "model.onnx", "fp32")
+    for found in (engine.run(photos), np.concatenate([engine.run(photo[None]) for photo in photos])):
+        assert np.abs(found - expected).max() <= 1e-3 * spread
+    engine.close()

@@ -1,0 +1,169 @@
+"""A classifier of another project under our contract, judged against itself; what does not fit is one sentence."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+import runtime
+from export import __main__ as exporting
+from export.foreign import Foreign, import_foreign
+from export.graph import check_contract
+from runtime.errors import SajiError
+from runtime.evaluation import JudgingSet
+from runtime.preprocess import pixels
+from runtime.receipt import Receipt
+from runtime.spec import Geometry
+
+CLASSES = ("bakso", "gado_gado", "nasi_goreng", "rendang", "soto_ayam")
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.35)
+PHOTOS = {"nchw": "N, 3, 24, 24", "nhwc": "N, 24, 24, 3"}
+FIRST = {"nchw": "Identity", "nhwc": "Transpose <perm = [0, 3, 1, 2]>"}
+
+
+def foreign_file(path: Path, layout: str = "nchw", softmax: bool = True, opset: int = 13, **changes: Any) -> Path:
+    """A small network with names of its own: a 3×3 convolution, the mean of each map, five classes."""
+    photos = changes.get("photos", f"float[{PHOTOS[layout]}]")
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": {opset}]>
+        theirs ({photos} images) => (float[{changes.get("batch", "N")}, 5] scores)
+        {{
+            photo = {FIRST[layout]} (images)
+            maps = Conv <pads = [1, 1, 1, 1]> (photo, filters)
+            means = GlobalAveragePool (maps)
+            flat = Flatten (means)
+            logits = MatMul (flat, weights)
+            scores = {"Softmax <axis = 1>" if softmax else "Identity"} (logits)
+        }}""")
+    random = np.random.default_rng(0)
+    for name, shape in (("filters", (8, 3, 3, 3)), ("weights", (8, 5))):
+        values = random.normal(0, 2, shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, path)
+    return path
+
+
+def foreign(folder: Path, **changes: Any) -> Foreign:
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    file = foreign_file(folder / "their net.onnx", **changes)
+    return Foreign(file, folder / "classes.txt", MEAN, STD, layout=changes.get("layout", "nchw"))
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize(("layout", "opset"), [("nchw", 18), ("nhwc", 9)])
+def test_a_foreign_file_is_wrapped_and_judged_against_itself(
+    layout: str, opset: int, sample: Path, tmp_path: Path
+) -> None:
+    asked = replace(foreign(tmp_path, layout=layout, opset=opset), data=sample)
+    receipt = import_foreign(asked, tmp_path, silent)
+    folder = tmp_path / "models" / "their_net"
+    check_contract(onnx.load(folder / "model.onnx"), receipt.spec)
+    verdicts = {(c.backend, c.precision, c.variant): c.verdict for c in Receipt.read(folder).candidates}
+    assert {verdicts[engine, "fp32", ""] for engine in ("ort-cpu", "openvino")} == {"pass"}
+    assert verdicts["ort-cpu", "fp32", "embed"] == "pass"
+    photo = next((sample / "rendang").glob("*.jpg"))
+    x = (pixels(photo, Geometry.for_size(24))[None] / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    x = x.transpose(0, 3, 1, 2) if layout == "nchw" else x
+    theirs = onnxruntime.InferenceSession(asked.onnx, providers=["CPUExecutionProvider"]).run(None, {"images": x})[0][0]
+    with runtime.load(folder) as classifier:  # their file ends in a softmax, ours in logits: the answers are the same
+        answer = classifier(photo).probabilities
+    assert [answer[name] for name in CLASSES] == pytest.approx(theirs.tolist(), abs=1e-4)
+    assert len(JudgingSet.load(folder / "judging.npz").labels) == receipt.spec.validation["photos"] == 80
+
+
+def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    asked = foreign(tmp_path, softmax=False)
+    numbers = [*map(str, MEAN)], [*map(str, STD)]
+    line = ["--onnx", str(asked.onnx), "--classes", str(asked.classes), "--mean", *numbers[0], "--std", *numbers[1]]
+    monkeypatch.setattr("sys.argv", ["export", *line, "--out", str(tmp_path)])
+    exporting.main()
+    assert '"archs": ["their_net"], "failed": []' in capsys.readouterr().out
+    folder = tmp_path / "models" / "their_net"
+    assert {candidate.verdict for candidate in Receipt.read(folder).candidates} == {"unjudged"}
+    with pytest.raises(SajiError, match="verdict is unjudged: there were no photos to judge it by"):
+        runtime.load(folder)
+
+
+def with_external_data(asked: Foreign, location: str) -> Foreign:
+    model = onnx.load(asked.onnx)
+    onnx.external_data_helper.convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
+    onnx.save(model, asked.onnx)
+    model = onnx.load(asked.onnx, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    Path(asked.onnx).write_bytes(model.SerializeToString())
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"photos": "float[1, 3, 24, 24]", "batch": "1"}, "takes a fixed batch .*export it anew with a dynamic batch"),
+        ({"photos": "float[N, 3, 24, 20]"}, "takes photos of"),
+        ({"photos": "float16[N, 3, 24, 24]"}, "cannot be read as ONNX|float32 photos"),
+        ({"photos": "float[N, 3, 24, 24] other, float[N, 3, 24, 24]"}, "has the signature other FLOAT"),
+        ({"opset": 99}, "cannot be read as ONNX of opset 18"),
+    ],
+)
+def test_a_foreign_graph_that_does_not_fit_is_one_sentence(changes: dict, words: str, tmp_path: Path) -> None:
+    with pytest.raises(SajiError, match=words) as error:
+        import_foreign(foreign(tmp_path, **changes), tmp_path, silent)
+    assert "\n" not in str(error.value) and not (tmp_path / "models").exists()
+
+
+def test_foreign_files_beside_the_graph_that_do_not_fit_are_one_sentence(sample: Path, tmp_path: Path) -> None:
+    asked = foreign(tmp_path)
+    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    (tmp_path / "others.txt").write_text("a\nb\nc\nd\ne\n")
+    (tmp_path / "half.onnx").write_bytes(Path(asked.onnx).read_bytes()[:600])
+    cases = [
+        (replace(asked, std=None), "needs --onnx FILE --classes FILE --mean R G B --std R G B"),
+        (replace(asked, classes=tmp_path / "few.txt"), "names 2 classes, but .* has 5 logits"),
+        (replace(asked, classes=tmp_path / "others.txt", data=sample), "has the labels bakso, .*, the model a, b"),
+        (replace(asked, onnx=tmp_path / "half.onnx"), "cannot be read as ONNX"),
+        (replace(asked, size=32), "give the --layout and square --size"),
+        (replace(asked, layout="nhwc"), "give the --layout and square --size"),
+    ]
+    (tmp_path / "weights.bin").write_bytes(bytes(10_000))
+    for name, location in (("gone", "gone.bin"), ("outside", "../weights.bin")):
+        (tmp_path / name).mkdir()
+        cases.append(
+            (with_external_data(foreign(tmp_path / name), location), "cannot be read as ONNX .*(gone|weights).bin")
+        )
+    for wrong, words in cases:
+        with pytest.raises(SajiError, match=words) as error:
+            import_foreign(wrong, tmp_path, silent)
+        assert "\n" not in str(error.value) and not list(tmp_path.glob("models/*")), words
+
+
+def test_probabilities_passed_off_as_logits_are_refused(tmp_path: Path) -> None:
+    asked = foreign(tmp_path)
+    model = onnx.load(asked.onnx)
+    model.graph.node[-1].output[0] = "inner"
+    model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], ["scores"]))
+    onnx.save(model, asked.onnx)
+    with pytest.raises(SajiError, match="answers with probabilities, not logits"):
+        import_foreign(asked, tmp_path, silent)
+
+
+def test_a_graph_that_only_looks_dynamic_is_refused_and_the_earlier_import_stays(tmp_path: Path) -> None:
+    asked = foreign(tmp_path)
+    before = import_foreign(asked, tmp_path, silent)
+    model = onnx.load(asked.onnx)
+    shape = onnx.numpy_helper.from_array(np.array([1, 8], np.int64), "one_photo")
+    model.graph.initializer.append(shape)
+    flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
+    flatten.op_type = "Reshape"
+    flatten.input.append("one_photo")
+    onnx.save(model, asked.onnx)
+    with pytest.raises(SajiError, match=r"takes no batch of two|takes a fixed batch"):
+        import_foreign(asked, tmp_path, silent)
+    assert Receipt.read(tmp_path / "models" / "their_net") == before
