@@ -145,7 +145,8 @@ def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
     for shown, photo in zip(grid.images, (8, 12, 3), strict=True):
         assert np.array_equal(shown.get_array(), outcome.judging.images[photo])
     told = [text.get_text() for text in grid.texts[:3]]
-    classes, sure = outcome.spec.classes, np.exp(5) / (np.exp(5) + 4)
+    classes, lead = outcome.spec.classes, np.exp(5 / outcome.spec.temperature)
+        sure = lead / (lead + 4)
     assert told[0] == classes[labels[8]] and told[1] == f"✗ {sure:.2f} {classes[(labels[8] + 1) % 5]}"
     assert told[2] == Path(outcome.judging.names[8]).name
 
