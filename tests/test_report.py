@@ -146,7 +146,7 @@ def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
         assert np.array_equal(shown.get_array(), outcome.judging.images[photo])
     told = [text.get_text() for text in grid.texts[:3]]
     classes, lead = outcome.spec.classes, np.exp(5 / outcome.spec.temperature)
-        sure = lead / (lead + 4)
+    sure = lead / (lead + 4)
     assert told[0] == classes[labels[8]] and told[1] == f"✗ {sure:.2f} {classes[(labels[8] + 1) % 5]}"
     assert told[2] == Path(outcome.judging.names[8]).name
 
