@@ -7,15 +7,21 @@ ARGS   ?=
 # Another package index for PyTorch: its small CPU wheels, for a laptop without a GPU (see the README)
 TORCH_INDEX ?=
 BENCH_SECONDS ?= 180
+# INT8 that loses too much is repaired, which takes minutes; the main job refuses it instead
+RECOVERY ?=
 PYTHON ?= python3
 PY     := .venv/bin/python
 EXTRAS := train,transfer,export,cpu,openvino,tensorrt-rtx,demo,dev
+
+# Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 .PHONY: all setup train export bench demo test lint check verify readme clean help
 
 all: BENCH_SECONDS = 15
+all: RECOVERY = --no-recover
 all: train export bench ## the main job: train, export, judge, race, choose (on drawn dishes unless DATA= is given)
 
 setup: .venv/installed ## create .venv and install saji with everything that runs without a GPU
@@ -31,7 +37,7 @@ train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= A
 	$(PY) -m training --recipe $(RECIPE) $(if $(DATA),--data $(DATA)) --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)
 
 export: .venv/installed ## checkpoints -> judged ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
-	$(PY) -m export --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)
+	$(PY) -m export --run $(RUN) --out $(OUT) --archs $(ARCHS) $(RECOVERY) $(ARGS)
 
 bench: .venv/installed ## race all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
 	$(PY) runtime/bench.py --out $(OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)

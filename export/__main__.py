@@ -43,6 +43,8 @@ class Command:
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
     """Precisions that must pass: exit status 1 when one fails. By default all are tried, and a lower one that fails is
     refused without failing the export. fp32 is always written and must always pass."""
+    recover: bool = True
+    """Return the layers that INT8 hurts most to a higher precision where it would lose too much; takes minutes."""
     targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
     """GPU architectures that TensorRT-RTX builds for ahead of time."""
     batch: tuple[int, int, int] = (1, 1, 32)
@@ -117,7 +119,11 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         hardware_compatible=command.hardware_compatible,
         timing_cache=command.out / "cache" / "tensorrt.timings",
     )
-    request = {"precisions": precisions, **dataclasses.asdict(dataclasses.replace(options, timing_cache=None))}
+    request = {
+        "precisions": precisions,
+        "recover": command.recover,
+        **dataclasses.asdict(dataclasses.replace(options, timing_cache=None)),
+    }
     request = json.loads(json.dumps(request))
     digest = sha256_file(run / "checkpoint.pt")
     earlier = None if command.force else _up_to_date(folder, digest, request)
@@ -138,7 +144,7 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         if "int8" in precisions:
             say(f"{spec.architecture}: calibrating model.int8.onnx")
             calibration = JudgingSet.load(run / "calibration.npz").images
-            quantise(new / "model.onnx", calibration, spec, new / "model.int8.onnx")
+            quantise(new / "model.onnx", calibration, spec, new / "model.int8.onnx", command.recover)
             quantise_for_tensorrt(new / "model.int8.onnx", spec, new / "model.int8-trt.onnx")
         if "fp16" in precisions:
             say(f"{spec.architecture}: writing model.fp16.onnx")

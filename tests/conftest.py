@@ -41,11 +41,8 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(run: Path) -> Path:
     """The exported model folder of `run`, with every precision; INT8 without recovery, which takes a minute."""
-    from export import precision
     from export.__main__ import Command, export_model
 
     folder = run.parents[2] / "models" / "resnet18"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precision, "AIM", float("inf"))
-        export_model(run, folder, Command(), lambda line: None)
+    export_model(run, folder, Command(recover=False), lambda line: None)
     return folder

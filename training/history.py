@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from runtime.files import replacing
@@ -125,7 +126,7 @@ class Kept(Checkpoint):
         self.best_epoch, self.best_score = 0, (-1.0, 0.0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save the epoch; Lightning writes to a temporary file and renames it."""
+        """Save the epoch."""
         metrics = trainer.callback_metrics
         score = float(metrics["val_accuracy"]), -float(metrics["val_loss"])
         if score > self.best_score:
@@ -153,6 +154,15 @@ class Kept(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up an interrupted run's best epoch."""
         self.best_epoch, self.best_score = state["best_epoch"], tuple(state["best_score"])
+
+
+class AtomicFiles(TorchCheckpointIO):
+    """Checkpoints straight to a temporary file that is renamed; Lightning's own go through a copy in memory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write one checkpoint; a full disk is the system's OSError."""
+        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Patience(EarlyStopping):

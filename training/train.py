@@ -26,7 +26,7 @@ from training.confidence import settled
 from training.dataset import Data, calibration_set, judging_set, without_leaks
 from training.findings import Progress
 from training.fitting import Fitting
-from training.history import Gradients, History, Kept, Patience
+from training.history import AtomicFiles, Gradients, History, Kept, Patience
 from training.progress import silent
 from training.recipe import Recipe
 
@@ -137,6 +137,7 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
         callbacks=callbacks,
+        plugins=AtomicFiles(),
         logger=_tensorboard(folder) if place.tensorboard else False,
         log_every_n_steps=10,
         deterministic=recipe.deterministic,
