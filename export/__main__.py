@@ -119,11 +119,8 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         hardware_compatible=command.hardware_compatible,
         timing_cache=command.out / "cache" / "tensorrt.timings",
     )
-    request = {
-        "precisions": precisions,
-        "recover": command.recover,
-        **dataclasses.asdict(dataclasses.replace(options, timing_cache=None)),
-    }
+    built_by = dataclasses.asdict(dataclasses.replace(options, timing_cache=None))
+    request = {"precisions": precisions, "recover": command.recover, **built_by}
     request = json.loads(json.dumps(request))
     digest = sha256_file(run / "checkpoint.pt")
     earlier = None if command.force else _up_to_date(folder, digest, request)

@@ -46,11 +46,11 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path, r
     """Write an INT8 Q/DQ file from an FP32 ONNX file: weights per channel, activations calibrated.
 
     `calibration` is uint8 `[N, S, S, 3]` training photos (never validation: the gate would judge what it tuned).
-    Normalisation and the last layer keep FP32: together far below 1 % of the work, and the most sensitive. With `recover`, where
-    the logits of the training photos shift by more than AIM, the layers that matter most go back to FP32, in at most
-    MOST_KEPT steps. That bounds the time: a ranking is a pass over RANKED_BY photos per layer, done again only after
-    a step that made it worse, and a step is a pass over all. The layers are declared in the file's metadata, see
-    `export.graph.layer_facts`.
+    Normalisation and the last layer keep FP32: together far below 1 % of the work, and the most sensitive. With
+    `recover`, where the logits of the training photos shift by more than AIM, the layers that matter most go back to
+    FP32, in at most MOST_KEPT steps. That bounds the time: a ranking is a pass over RANKED_BY photos per layer, done
+    again only after a step that made it worse, and a step is a pass over all. The layers are declared in the file's
+    metadata, see `export.graph.layer_facts`.
     """
     # NNCF reports usage to its maker unless told not to, before it is imported
     os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
