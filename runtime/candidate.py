@@ -13,6 +13,7 @@ from runtime.environment import machine
 from runtime.errors import SajiError, Unavailable
 from runtime.evaluation import JudgingSet, judge
 
+CHECKED_AT_ONCE = 32  # photos
 VERDICTS = ("pass", "fail", "inconclusive", "unjudged")
 
 
@@ -79,7 +80,8 @@ def candidates_in(
 def judged(candidate: Candidate, folder: Path, judging: JudgingSet, batch: int = 1) -> Candidate:
     """The candidate with the verdict of this machine, given by running the very file on the validation photos.
 
-    `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes.
+    `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes. A file
+    check is never served, so it takes what is quickest.
     What cannot be opened here is "unjudged" with the reason; what opens as something else is "fail". A file check
     is opened as the FP32 that its backend really computes, and held to the gate of the file's own precision.
     """
@@ -96,7 +98,7 @@ def judged(candidate: Candidate, folder: Path, judging: JudgingSet, batch: int =
         return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
     try:
         share = backend.precision_share()
-        logits = run_all(backend, judging.images, batch)
+        logits = run_all(backend, judging.images, batch if candidate.servable else CHECKED_AT_ONCE)
     except SajiError as error:
         return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
     finally:
