@@ -81,9 +81,9 @@ def judged(candidate: Candidate, folder: Path, judging: JudgingSet, batch: int =
     """The candidate with the verdict of this machine, given by running the very file on the validation photos.
 
     `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes. A file
-    check is never served, so it takes what is quickest.
-    What cannot be opened here is "unjudged" with the reason; what opens as something else is "fail". A file check
-    is opened as the FP32 that its backend really computes, and held to the gate of the file's own precision.
+    check is never served, so it takes what is quickest; it is opened as the FP32 that its backend really computes, and
+    held to the gate of the file's own precision. What cannot be opened here is "unjudged" with the reason; what opens
+    as something else is "fail".
     """
     if judging.logits is None:
         raise SajiError(f"{folder / 'judging.npz'} has no reference logits; write them with: make export")
