@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .NOTPARALLEL:
 .PHONY: all setup train export bench demo test lint check verify readme clean help
 
-all: BENCH_SECONDS = 12
+all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
 all: train export bench ## the main job: train, export, judge, race, choose (on drawn dishes unless DATA= is given)
 

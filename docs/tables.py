@@ -83,8 +83,7 @@ def folds(rows: list[Row]) -> str:
         error = sum(run["calibration_error"] * run["photos"] for run in runs) / n
         f1 = f1_score(labels, predictions, average="macro")
         cells = NAMES[name], str(len(runs)), str(n), _accuracy(right / n, wilson_interval(right, n)), f"{f1:.3f}"
-        seconds = sum(run["seconds"] for run in runs)
-        lines.append((*cells, f"{error:.3f}", f"{runs[0]['parameters'] / 1e6:.2f} M", f"{seconds / 60:.0f} min"))
+        lines.append((*cells, f"{error:.3f}", f"{runs[0]['parameters'] / 1e6:.2f} M"))
     pairs = [_compared(*pair) for pair in itertools.combinations(by_network.items(), 2)]
     return "\n\n".join([markdown(head, lines), markdown(_PAIR, pairs), _study_conditions(rows)])
 
@@ -125,7 +124,7 @@ def _compared(first: tuple[str, list[Row]], second: tuple[str, list[Row]]) -> tu
 
 def finest(rows: list[Row]) -> str:
     """The best recipes on the given split."""
-    head = "run", "network", "size", "epochs", ACCURACY, "released epoch", "time"
+    head = "run", "network", "size", "epochs", ACCURACY, "released epoch"
     chosen = [row for row in rows if row["part"] in ("transfer", "distil", "long")]
     lines = [
         (
@@ -135,7 +134,6 @@ def finest(rows: list[Row]) -> str:
             str(row["recipe"]["epochs"]),
             _accuracy(row["accuracy"], row["accuracy_interval"]),
             str(row["best_epoch"]["epoch"]),
-            f"{row['seconds'] / 60:.0f} min",
         )
         for row in chosen
     ]

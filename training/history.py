@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from runtime.files import replacing
 
+AT_STAKE = 10  # seconds of training that a kill may cost: epochs shorter than that are kept together
 GRADIENTS_EVERY = 4  # steps between two looks at the gradients: each reads all of them
 
 
@@ -115,7 +116,7 @@ class Gradients(Callback):
 
 
 class Kept(Checkpoint):
-    """`last.ckpt` after every epoch, to resume from; `best.ckpt`, another name of the last at its best epoch.
+    """`last.ckpt` after an epoch, to resume from; `best.ckpt`, another name of the last at its best epoch.
 
     The best epoch has the highest validation accuracy, of equals the lowest loss. (Lightning's ModelCheckpoint, when it
     saves weights only, would save them there as they are instead of their moving average.)
@@ -123,15 +124,22 @@ class Kept(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
-        self.best_epoch, self.best_score = 0, (-1.0, 0.0)
+        self.best_epoch, self.best_score, self.last_epoch = 0, (-1.0, 0.0), 0
+        self.saved = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save the epoch."""
+        """Save the epoch, unless it was short and not the best."""
         metrics = trainer.callback_metrics
         score = float(metrics["val_accuracy"]), -float(metrics["val_loss"])
         if score > self.best_score:
             self.best_epoch, self.best_score = trainer.current_epoch + 1, score
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        due = ends or self.best_epoch == trainer.current_epoch + 1 or time.monotonic() - self.saved > AT_STAKE
+        if not trainer.strategy.broadcast(due):  # the processes' clocks differ
+            return
+        self.last_epoch = trainer.current_epoch + 1
         trainer.save_checkpoint(self.last)
+        self.saved = time.monotonic()
         if self.best_epoch == trainer.current_epoch + 1 and trainer.is_global_zero:
             self._link()
 
@@ -149,11 +157,12 @@ class Kept(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What `last.ckpt` keeps."""
-        return {"best_epoch": self.best_epoch, "best_score": list(self.best_score)}
+        return {"best_epoch": self.best_epoch, "best_score": list(self.best_score), "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up an interrupted run's best epoch."""
         self.best_epoch, self.best_score = state["best_epoch"], tuple(state["best_score"])
+        self.last_epoch = state["last_epoch"]
 
 
 class AtomicFiles(TorchCheckpointIO):

@@ -184,7 +184,7 @@ def _facts(logits: np.ndarray, data: Data, history: History, kept: Kept, release
         "accuracy": round(accuracy(logits, labels), 4),
         "interval": [round(edge, 4) for edge in wilson_interval(right, n)],
         "photos": n,
-        "epoch": kept.best_epoch if release == "best" else rows[-1]["epoch"],
+        "epoch": kept.best_epoch if release == "best" else kept.last_epoch,
         # as measured while training, in its own arithmetic
         "best_epoch": {"epoch": kept.best_epoch, "accuracy": rows[kept.best_epoch - 1]["val_accuracy"]},
         "last_epoch": {"epoch": rows[-1]["epoch"], "accuracy": rows[-1]["val_accuracy"]},
