@@ -6,7 +6,6 @@ antialiasing of ONNX's Resize without a word, and the gate below refuses it.
 """
 
 import argparse
-import datetime
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,12 +242,9 @@ def main() -> None:
 
 
 def _row(check: Candidate, receipt: Receipt) -> dict[str, Any]:
-    (commit, dirty), figures = environment.commit(), check.figures
+    figures = check.figures
     return {
         "experiment": "embed",
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "dirty": dirty,
         "candidate": check.name,
         "file": check.file,
         "sha256": receipt.files[check.file]["sha256"],
@@ -261,8 +257,7 @@ def _row(check: Candidate, receipt: Receipt) -> dict[str, Any]:
         "flips": len(figures["flipped"]),
         "largest_flip_margin": max((flip["margin"] for flip in figures["flipped"]), default=0.0),
         **{name: figures[name] for name in ("shift", "worst_shift", "largest_probability_difference")},
-        **{f"machine_{name}": value for name, value in environment.machine().items()},
-        "versions": environment.versions(),
+        **environment.stamp(),
     }
 
 
