@@ -1,13 +1,13 @@
 """`python -m export`: checkpoints → ONNX, PyTorch and TensorRT files, judged, with a receipt."""
 
 import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from runtime.errors import require_extra
 
@@ -26,10 +26,13 @@ from export.model_repository import write_models
 from runtime.candidate import Candidate
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import GATES, Gate, JudgingSet, read_gates
 from runtime.files import replacing_folder, sha256_file
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from training.classifier import PhotoClassifier
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,44 @@ class Command:
     """Folder of all artefacts."""
     force: bool = False
     """Export again even when nothing has changed."""
+    gates: Path | None = None
+    """A TOML file with other bounds for the verdicts, such as: [int8] shift = 0.2"""
     foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The precisions to write: those asked for, or all."""
+        return self.precisions or ("fp32", "fp16", "int8")
+
+    @property
+    def options(self) -> Options:
+        """How engines are built."""
+        return Options(
+            profile=Profile(*self.batch),
+            targets=self.targets,
+            version_compatible=self.version_compatible,
+            hardware_compatible=self.hardware_compatible,
+            timing_cache=self.out / "cache" / "tensorrt.timings",
+        )
+
+    @functools.cached_property
+    def bounds(self) -> Mapping[str, Gate]:
+        """The gates that verdicts are given by."""
+        return read_gates(self.gates) if self.gates else GATES
+
+    def request(self) -> dict[str, Any]:
+        """What decides how an export turns out, as JSON values: with the same request it is up to date."""
+        built_by = dataclasses.asdict(dataclasses.replace(self.options, timing_cache=None))
+        bounds = {name: dataclasses.asdict(gate) for name, gate in self.bounds.items()}
+        request = {"precisions": self.wanted, "recover": self.recover, "gates": bounds, **built_by}
+        return dict(json.loads(json.dumps(request)))
 
 
 def main() -> None:
     """Read the command line and export each architecture; exit 1 when a gate failed."""
     command = tyro.cli(Command, prog="python -m export")
     if command.foreign.onnx:
-        run, receipts = "", iter([import_foreign(command.foreign, command.out, _say)])
+        run, receipts = "", iter([import_foreign(command.foreign, command.out, _say, command.bounds)])
     else:
         run, receipts = _exports(command)
     archs: list[str] = []
@@ -106,67 +139,35 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
 
     Raises GateFailed, leaving an earlier export untouched, when the FP32 file does not agree with the checkpoint.
     """
-    from export.graph import OPSET, export_onnx, export_pt2, operators
-    from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
+    from export.graph import OPSET, operators
     from training.classifier import load_checkpoint, reference_logits
 
     model, spec = load_checkpoint(run / "checkpoint.pt")
-    precisions = command.precisions or ("fp32", "fp16", "int8")
-    options = Options(
-        profile=Profile(*command.batch),
-        targets=command.targets,
-        version_compatible=command.version_compatible,
-        hardware_compatible=command.hardware_compatible,
-        timing_cache=command.out / "cache" / "tensorrt.timings",
-    )
-    built_by = dataclasses.asdict(dataclasses.replace(options, timing_cache=None))
-    request = {"precisions": precisions, "recover": command.recover, **built_by}
-    request = json.loads(json.dumps(request))
-    digest = sha256_file(run / "checkpoint.pt")
+    digest, request = sha256_file(run / "checkpoint.pt"), command.request()
     earlier = None if command.force else _up_to_date(folder, digest, request)
     if earlier:
         say(f"{spec.architecture}: up to date in {folder}, --force to redo")
         return earlier
-    judging = JudgingSet.load(run / "judging.npz")
-    size, classes = spec.geometry.size, len(spec.classes)
-    if judging.images.shape[1:] != (size, size, 3) or not set(judging.labels.tolist()) <= set(range(classes)):
-        raise BadModel(f"{run}/judging.npz is not of checkpoint.pt ({size} px, {classes} classes); train again")
+    judging = _judging_set(run, spec)
     say(f"{spec.architecture}: reference logits of {len(judging.labels)} validation photos")
     judging = dataclasses.replace(judging, logits=reference_logits(model, judging.images))
     with replacing_folder(folder) as new:
         judging.save(new / "judging.npz")
-        say(f"{spec.architecture}: writing model.onnx and model.pt2")
-        export_onnx(model, spec, new / "model.onnx")
-        export_pt2(model, spec, new / "model.pt2")
-        if "int8" in precisions:
-            say(f"{spec.architecture}: calibrating model.int8.onnx")
-            calibration = JudgingSet.load(run / "calibration.npz").images
-            quantise(new / "model.onnx", calibration, spec, new / "model.int8.onnx", command.recover)
-            quantise_for_tensorrt(new / "model.int8.onnx", spec, new / "model.int8-trt.onnx")
-        if "fp16" in precisions:
-            say(f"{spec.architecture}: writing model.fp16.onnx")
-            export_onnx(HalfPrecision(model), spec, new / "model.fp16.onnx")
-        engines, skipped = build_engines(new, precisions, command.precisions, options, say)
+        _write_graphs(model, spec, run / "calibration.npz", new, command, say)
+        engines, skipped = build_engines(new, command.wanted, command.precisions, command.options, say)
         for reason in skipped:
             say(f"{spec.architecture}: {reason}")
-        candidates = parity.judge_folder(spec.architecture, new, judging, say, _facts(new, engines))
-        wrong = [
-            c for c in parity.failures(candidates) if c.file in ("model.onnx", "model.pt2") and c.precision == "fp32"
-        ]
-        if wrong:
-            raise GateFailed(
-                f"the FP32 file does not agree with {run / 'checkpoint.pt'} ({wrong[0].name}: {wrong[0].reasons[0]}); "
-                "nothing was replaced"
-            )
-        reference = partial(reference_logits, model)
-        write_golden(reference, spec, new, candidates)
-        candidates += write_embedded(new, spec, candidates, judging, _source(run), say)
+        candidates = parity.judge_folder(spec, new, judging, say, _facts(new, engines), command.bounds)
+        _require_right_fp32(candidates, run / "checkpoint.pt")
+        write_golden(functools.partial(reference_logits, model), spec, new, candidates)
+        candidates += write_embedded(new, spec, candidates, judging, _source(run), say, command.bounds)
         _write_examples(new / "examples", judging, spec)
-        (new / "parity.md").write_text(parity.report(spec, candidates, judging, skipped), encoding="utf-8")
-        names = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
+        report = parity.report(spec, candidates, judging, skipped, command.bounds)
+        (new / "parity.md").write_text(report, encoding="utf-8")
+        names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
         receipt = Receipt(
             spec=spec,
-            files=file_facts(new, [name.replace("\\", "/") for name in names]),
+            files=file_facts(new, names),
             candidates=tuple(candidates),
             checkpoint_sha256=digest,
             request=request,
@@ -177,6 +178,48 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         )
         receipt.write(new)
     return receipt
+
+
+def _judging_set(run: Path, spec: ModelSpec) -> JudgingSet:
+    judging = JudgingSet.load(run / "judging.npz")
+    size, classes = spec.geometry.size, len(spec.classes)
+    if judging.images.shape[1:] != (size, size, 3) or not set(judging.labels.tolist()) <= set(range(classes)):
+        raise BadModel(f"{run}/judging.npz is not of checkpoint.pt ({size} px, {classes} classes); train again")
+    return judging
+
+
+def _write_graphs(
+    model: "PhotoClassifier",
+    spec: ModelSpec,
+    calibration: Path,
+    folder: Path,
+    command: Command,
+    say: Callable[[str], None],
+) -> None:
+    """The portable files of every precision that is wanted; `calibration` holds training photos."""
+    from export.graph import export_onnx, export_pt2
+    from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
+
+    say(f"{spec.architecture}: writing model.onnx and model.pt2")
+    export_onnx(model, spec, folder / "model.onnx")
+    export_pt2(model, spec, folder / "model.pt2")
+    if "int8" in command.wanted:
+        say(f"{spec.architecture}: calibrating model.int8.onnx")
+        photos = JudgingSet.load(calibration).images
+        quantise(folder / "model.onnx", photos, spec, folder / "model.int8.onnx", command.recover)
+        quantise_for_tensorrt(folder / "model.int8.onnx", spec, folder / "model.int8-trt.onnx")
+    if "fp16" in command.wanted:
+        say(f"{spec.architecture}: writing model.fp16.onnx")
+        export_onnx(HalfPrecision(model), spec, folder / "model.fp16.onnx")
+
+
+def _require_right_fp32(candidates: list[Candidate], checkpoint: Path) -> None:
+    for candidate in parity.failures(candidates):
+        if candidate.file in ("model.onnx", "model.pt2") and candidate.precision == "fp32":
+            raise GateFailed(
+                f"the FP32 file does not agree with {checkpoint} ({candidate.name}: {candidate.reasons[0]}); "
+                "nothing was replaced"
+            )
 
 
 def _facts(folder: Path, engines: dict[str, Built]) -> dict[str, dict[str, Any]]:

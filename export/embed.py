@@ -6,8 +6,8 @@ antialiasing of ONNX's Resize without a word, and the gate below refuses it.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from runtime.backends import open_backend
 from runtime.benchmark.rows import append_rows
 from runtime.candidate import Candidate, run_all
 from runtime.errors import SajiError, exit_with_one_sentence
-from runtime.evaluation import Judgement, JudgingSet, judge
+from runtime.evaluation import GATES, Gate, Judgement, JudgingSet, judge
 from runtime.files import replacing
 from runtime.photos import read_photo_set
 from runtime.preprocess import decode, fit, pixels
@@ -103,16 +103,18 @@ def write_embedded(
     judging: JudgingSet,
     source: Path | None,
     say: Callable[[str], None],
+    gates: Mapping[str, Gate] = GATES,
 ) -> list[Candidate]:
     """Write the embed file of each ONNX file that passed on ONNX Runtime, and judge it on the photo set `source`.
 
     Returns the verdicts as file checks. Without the original photos they are "unjudged".
     """
+    gate, here = asdict(gates["geometry"]), environment.machine()
     passed = {
         candidate.file for candidate in candidates if (candidate.backend, candidate.verdict) == ("ort-cpu", "pass")
     }
     checks = [
-        Candidate(spec.architecture, name, "ort-cpu", precision, "embed", servable=False, machine=environment.machine())
+        Candidate(spec.architecture, name, "ort-cpu", precision, "embed", servable=False, machine=here, gate=gate)
         for name, (file, precision) in FILES.items()
         if file in passed
     ]
@@ -179,14 +181,16 @@ def answer_originals(
     return np.stack(images), joined
 
 
-def judge_embedded(inner: np.ndarray, answer: list[np.ndarray], labels: np.ndarray, spec: ModelSpec) -> Judgement:
-    """What the geometry inside changes: the gate "geometry", and BOUND on every probability.
+def judge_embedded(
+    inner: np.ndarray, answer: list[np.ndarray], labels: np.ndarray, spec: ModelSpec, gate: Gate = GATES["geometry"]
+) -> Judgement:
+    """What the geometry inside changes: its gate, and BOUND on every probability.
 
     `inner`: logits `[N, C]` of the same file without its geometry, which has passed its own gate, on the pixels of
     `runtime.preprocess`; `answer`: the embed file's logits and probabilities on the photos; labels int `[N]`.
     """
     logits, probabilities = answer
-    verdict = judge(inner, logits, labels, "geometry")
+    verdict = judge(inner, logits, labels, gate, spec)
     largest = float(np.abs(probabilities - spec.probabilities(inner)).max())
     figures = verdict.figures | {"largest_probability_difference": round(largest, 5)}
     if largest <= BOUND:
@@ -210,7 +214,7 @@ def _judged(
         engine = open_backend("ort-cpu", folder / FILES[check.file][0], check.precision)
         inner = run_all(engine, images, 1)
         engine.close()
-        verdict = judge_embedded(inner, answers[check.file], judging.labels[rows], spec)
+        verdict = judge_embedded(inner, answers[check.file], judging.labels[rows], spec, Gate(**check.gate))
         for flip in verdict.figures.get("flipped", []):
             flip["photo"] = rows[flip["photo"]]  # what the report names is the photo's place in the judging set
         results.append(replace(check, verdict=verdict.verdict, reasons=verdict.reasons, figures=verdict.figures))

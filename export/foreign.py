@@ -1,6 +1,6 @@
 """`python -m export --onnx FILE …`: a classifier of another project under our contract."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from runtime.backends import open_backend
 from runtime.candidate import candidates_in
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError
-from runtime.evaluation import JudgingSet, accuracy
+from runtime.evaluation import GATES, Gate, JudgingSet, accuracy
 from runtime.files import replacing_folder, sha256_file
 from runtime.golden import PICTURE
 from runtime.photos import read_photo_set
@@ -55,7 +55,9 @@ class Foreign:
     """Photos to judge the wrapped file by: a folder per class, or a CSV. Without them nothing of it is served."""
 
 
-def import_foreign(foreign: Foreign, out: Path, say: Callable[[str], None]) -> Receipt:
+def import_foreign(
+    foreign: Foreign, out: Path, say: Callable[[str], None], gates: Mapping[str, Gate] = GATES
+) -> Receipt:
     """Write `out/models/NAME`: the foreign file wrapped, its golden vector, verdicts and receipt.
 
     The reference is the foreign file itself on ONNX Runtime in FP32, normalised by numpy. Raises SajiError for what
@@ -75,9 +77,9 @@ def import_foreign(foreign: Foreign, out: Path, say: Callable[[str], None]) -> R
         candidates = candidates_in(spec.architecture, new)
         if judging and foreign.data:
             judging.save(new / "judging.npz")
-            candidates = parity.judge_folder(spec.architecture, new, judging, say, {})
-            candidates += write_embedded(new, spec, candidates, judging, foreign.data, say)
-            (new / "parity.md").write_text(parity.report(spec, candidates, judging, []), encoding="utf-8")
+            candidates = parity.judge_folder(spec, new, judging, say, {}, gates)
+            candidates += write_embedded(new, spec, candidates, judging, foreign.data, say, gates)
+            (new / "parity.md").write_text(parity.report(spec, candidates, judging, [], gates), encoding="utf-8")
         else:
             why = ("there were no photos to judge it by; import it again with --data",)
             candidates = [replace(candidate, reasons=why) for candidate in candidates]

@@ -1,11 +1,12 @@
 """Judge every file that was just written, on this machine, through the very backends that serve it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from runtime.candidate import Candidate, candidates_in, judged
-from runtime.evaluation import GATES, JudgingSet
+from runtime.evaluation import Gate, JudgingSet
 from runtime.spec import ModelSpec
 
 _HEADER = (
@@ -14,6 +15,7 @@ _HEADER = (
     "accuracy (difference, 95 % interval)",
     "agreement",
     "flipped",
+    "decisions changed",
     "logit shift",
     "computed in",
     "why",
@@ -21,16 +23,18 @@ _HEADER = (
 
 
 def judge_folder(
-    architecture: str,
+    spec: ModelSpec,
     folder: Path,
     judging: JudgingSet,
     say: Callable[[str], None],
     facts: Mapping[str, dict[str, Any]],
+    gates: Mapping[str, Gate],
 ) -> list[Candidate]:
     """The verdict of every candidate and file check in a model folder, said one by one; `facts` are by file."""
     results = []
-    for candidate in candidates_in(architecture, folder, facts):
-        result = judged(candidate, folder, judging)
+    for candidate in candidates_in(spec.architecture, folder, facts):
+        candidate = replace(candidate, gate=asdict(gates[candidate.precision]))
+        result = judged(candidate, folder, judging, spec)
         say(f"{result.name}: {result.verdict}" + "".join(f"; {reason}" for reason in result.reasons))
         results.append(result)
     return results
@@ -56,17 +60,24 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
     name = candidate.name if candidate.servable else f"{candidate.name} (file check)"
     reasons = "; ".join(candidate.reasons)
     if not figures:
-        return name, candidate.verdict, "", "", "", "", "", reasons
+        return name, candidate.verdict, "", "", "", "", "", "", reasons
     share = ", ".join(f"{100 * part:.0f} % {precision}" for precision, part in candidate.precision_share.items())
     flipped = f"{len(figures['flipped'])} of {figures['photos']}"
     shift = f"{figures['shift']:.2g} (worst {figures['worst_shift']:.2g})"
     low, high = figures["accuracy_difference_interval"]
     accuracy = f"{figures['accuracy']:.3f} ({figures['accuracy_difference']:+.3f}, {low:+.3f} to {high:+.3f})"
     agreement = f"{100 * figures['agreement']:.1f} %"
-    return name, candidate.verdict, accuracy, agreement, flipped, shift, share, reasons
+    decisions = str(figures["decisions_changed"])
+    return name, candidate.verdict, accuracy, agreement, flipped, decisions, shift, share, reasons
 
 
-def report(spec: ModelSpec, candidates: list[Candidate], judging: JudgingSet, skipped: list[str]) -> str:
+def report(
+    spec: ModelSpec,
+    candidates: list[Candidate],
+    judging: JudgingSet,
+    skipped: list[str],
+    gates: Mapping[str, Gate],
+) -> str:
     """`parity.md`: the table, the gates, every flipped photo, what was skipped and what the sample can show."""
     n = len(judging.labels)
     lines = [
@@ -79,15 +90,17 @@ def report(spec: ModelSpec, candidates: list[Candidate], judging: JudgingSet, sk
         "",
         table(candidates),
         "",
-        "| gate | logit shift | worst photo | margin of a flip | accuracy drop |",
-        "|---|---|---|---|---|",
+        "| gate | logit shift | worst photo | margin of a flip | accuracy drop | its room is for |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {gate.shift:g} | {gate.worst_shift:g} | {gate.flip_margin:g} | {gate.accuracy_drop:g} |"
-            for name, gate in GATES.items()
+            f"| {name} | {gate.shift:g} | {gate.worst_shift:g} | {gate.flip_margin:g} | {gate.accuracy_drop:g} "
+            f"| {gate.source} |"
+            for name, gate in gates.items()
         ),
         "",
         "Shift: RMS of the change of the centred logits over the RMS of the reference's; margin: the reference's "
-        "lead of first over second class on the same scale.",
+        "lead of first over second class on the same scale. A changed decision is another class, or sure where the "
+        "checkpoint is not, or the other way round.",
         "",
     ]
     for candidate in candidates:

@@ -11,7 +11,8 @@ import numpy as np
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
 from runtime.environment import machine
 from runtime.errors import SajiError, Unavailable
-from runtime.evaluation import JudgingSet, judge
+from runtime.evaluation import GATES, Gate, JudgingSet, judge
+from runtime.spec import ModelSpec
 
 CHECKED_AT_ONCE = 32  # photos
 VERDICTS = ("pass", "fail", "inconclusive", "unjudged")
@@ -24,6 +25,8 @@ class Candidate:
     `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check:
     this machine can tell whether the file is right, but would not run it in its own precision. `facts` say what the
     file was made for: an engine's TensorRT and GPU, and the layers of an INT8 file that keep a higher precision.
+    `gate` holds the bounds of `runtime.evaluation.Gate` that it is judged by; where there are none, those of its
+    precision.
     """
 
     architecture: str
@@ -38,6 +41,7 @@ class Candidate:
     precision_share: dict[str, float] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -77,7 +81,7 @@ def candidates_in(
     ]
 
 
-def judged(candidate: Candidate, folder: Path, judging: JudgingSet, batch: int = 1) -> Candidate:
+def judged(candidate: Candidate, folder: Path, judging: JudgingSet, spec: ModelSpec, batch: int = 1) -> Candidate:
     """The candidate with the verdict of this machine, given by running the very file on the validation photos.
 
     `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes. A file
@@ -103,7 +107,8 @@ def judged(candidate: Candidate, folder: Path, judging: JudgingSet, batch: int =
         return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
     finally:
         backend.close()
-    verdict = judge(judging.logits, logits, judging.labels, candidate.precision)
+    gate = Gate(**candidate.gate) if candidate.gate else GATES[candidate.precision]
+    verdict = judge(judging.logits, logits, judging.labels, gate, spec)
     return replace(
         candidate,
         verdict=verdict.verdict,

@@ -1,14 +1,17 @@
 """Is a candidate right? Statistics and gates on logits; numpy only, used by training, export and bench alike."""
 
+import dataclasses
 import math
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.errors import BadModel
+from runtime.errors import BadModel, SajiError
 from runtime.files import replacing
+from runtime.spec import ModelSpec
 
 Z95 = 1.959963984540054  # the two-sided 95 % point of the normal distribution
 
@@ -19,25 +22,27 @@ class Gate:
 
     `shift`: RMS of (candidate − reference) over the RMS of the reference's centred logits. `worst_shift`: the same
     for the worst single photo. `flip_margin`: a photo may change its class only where the reference's lead of first
-    over second, over that spread, is below this. `accuracy_drop`: at most this much lower, as a fraction.
+    over second, over that spread, is below this. `accuracy_drop`: at most this much lower, as a fraction. `source`:
+    where the bounds come from.
     """
 
     shift: float
     worst_shift: float
     flip_margin: float
     accuracy_drop: float
+    source: str = ""
 
 
 # FP32 on another engine differs by the order of sums; FP16 has 11 significant bits (a relative step of 2^-11), bf16 8,
 # INT8 quantises activations to 256 steps. Bounds are set from these steps with the room that 34 layers of rounding
 # need: on 142 photos our three networks shifted by 4e-7 (FP32), 0.001 (FP16), 0.004 (bf16) and 0.07 to 0.11 (INT8).
 GATES = {
-    "fp32": Gate(shift=1e-3, worst_shift=5e-3, flip_margin=0.01, accuracy_drop=0.005),
-    "fp16": Gate(shift=0.02, worst_shift=0.10, flip_margin=0.10, accuracy_drop=0.01),
-    "bf16": Gate(shift=0.05, worst_shift=0.25, flip_margin=0.25, accuracy_drop=0.015),
-    "int8": Gate(shift=0.15, worst_shift=0.60, flip_margin=0.50, accuracy_drop=0.02),
+    "fp32": Gate(1e-3, 5e-3, 0.01, 0.005, "sums of 24-bit significands in another order"),
+    "fp16": Gate(0.02, 0.10, 0.10, 0.01, "significands of 11 bits"),
+    "bf16": Gate(0.05, 0.25, 0.25, 0.015, "significands of 8 bits"),
+    "int8": Gate(0.15, 0.60, 0.50, 0.02, "256 steps for each activation, calibrated"),
     # Not a precision: resizing inside the graph, against the same file on pixels that Pillow resized (export.embed)
-    "geometry": Gate(shift=0.05, worst_shift=0.25, flip_margin=0.10, accuracy_drop=0.015),
+    "geometry": Gate(0.05, 0.25, 0.10, 0.015, "pixels that differ by up to 1/255 after resizing"),
 }
 
 MIN_PHOTOS = 30  # below this, not one flip still leaves 10 % flips possible (rule of three): no verdict
@@ -50,6 +55,26 @@ class Judgement:
     verdict: str
     reasons: tuple[str, ...]
     figures: dict[str, Any] = field(default_factory=dict)
+
+
+def read_gates(path: Path) -> dict[str, Gate]:
+    """GATES with the bounds that a TOML file sets otherwise, such as `[int8]` and `shift = 0.2`; `source` says so.
+
+    Raises SajiError when the file cannot be read or names a gate or bound that does not exist.
+    """
+    bounds = [part.name for part in dataclasses.fields(Gate) if part.name != "source"]
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        own = {(gate, bound): value for gate, values in content.items() for bound, value in values.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise SajiError(f"{path} cannot be read as gates ({error}); write for example: [int8] shift = 0.2") from None
+    gates = dict(GATES)
+    for (gate, bound), value in own.items():
+        if gate not in gates or bound not in bounds or isinstance(value, bool) or not isinstance(value, int | float):
+            known = f"gates are {', '.join(GATES)}, their bounds {', '.join(bounds)}, each a number"
+            raise SajiError(f"{path} sets {gate}.{bound} = {value!r}; {known}")
+        gates[gate] = dataclasses.replace(gates[gate], **{bound: float(value)}, source=f"set in {path.name}")
+    return gates
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
@@ -73,8 +98,12 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
 
 
-def judge(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray, precision: str) -> Judgement:
+def judge(
+    reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray, gate: Gate, spec: ModelSpec | None = None
+) -> Judgement:
     """Hold a candidate's logits `[N, C]` against the FP32 checkpoint's on the same photos.
+
+    With the model's `spec` the figures also count the served decisions that change, "not sure" being one.
 
     Continuous paired statistics decide first (logit shift, flips by margin): on a hundred photos a bare threshold on
     accuracy would fail healthy candidates and pass sick ones. A loss of accuracy beyond the gate's bound is "fail"
@@ -88,7 +117,9 @@ def judge(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray, prec
     if len(labels) == 0:
         return Judgement("inconclusive", ("there are no photos to judge by",))
     figures = compare(reference, candidate, labels)
-    broken, doubtful = _against(GATES[precision], figures)
+    if spec:
+        figures["decisions_changed"] = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
+    broken, doubtful = _against(gate, figures)
     verdict = "fail" if broken else "inconclusive" if doubtful else "pass"
     return Judgement(verdict, tuple(broken + doubtful), figures)
 
@@ -126,6 +157,11 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
         "calibration_difference": round(calibration_error(candidate, labels) - calibration_error(reference, labels), 4),
         "flipped": [{"photo": int(i), "margin": round(float(margins[i]), 4)} for i in flipped],
     }
+
+
+def _decisions(logits: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """What people are told of each photo, int `[N]`: its class, or -1 for "not sure"."""
+    return np.where(spec.sure(logits), logits.argmax(1), -1)
 
 
 def _against(gate: Gate, figures: dict[str, Any]) -> tuple[list[str], list[str]]:

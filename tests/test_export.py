@@ -1,7 +1,7 @@
 """Export: the file that ships keeps the contract and agrees with the checkpoint, or nothing is replaced."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from export.graph import FORBIDDEN_IN_OURS, OPSET, check_contract, export_onnx, 
 from export.precision import FP16_QDQ_OPSET
 from runtime.candidate import Candidate, judged
 from runtime.errors import BadModel, GateFailed, SajiError
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import GATES, JudgingSet
 from runtime.files import replacing_folder
 from runtime.receipt import Receipt
 from training.classifier import PhotoClassifier, load_checkpoint, reference_logits
@@ -118,7 +118,7 @@ def test_another_models_file_fails_parity(model: Path) -> None:
     receipt, judging = Receipt.read(model), JudgingSet.load(model / "judging.npz")
     stranger = PhotoClassifier("resnet18", 5, receipt.spec.recipe).eval()
     wrong = replace(judging, logits=reference_logits(stranger, judging.images))
-    result = judged(Candidate("resnet18", "model.onnx", "ort-cpu", "fp32"), model, wrong)
+    result = judged(Candidate("resnet18", "model.onnx", "ort-cpu", "fp32"), model, wrong, receipt.spec)
     assert result.verdict == "fail"
     assert parity.failures([result]) == [result] and "shift" in parity.table([result])
 
@@ -126,7 +126,7 @@ def test_another_models_file_fails_parity(model: Path) -> None:
 def test_an_fp32_file_passed_off_as_int8_is_a_failure(model: Path) -> None:
     judging = JudgingSet.load(model / "judging.npz")
     for backend in ("ort-cpu", "openvino"):
-        result = judged(Candidate("resnet18", "model.onnx", backend, "int8"), model, judging)
+        result = judged(Candidate("resnet18", "model.onnx", backend, "int8"), model, judging, Receipt.read(model).spec)
         assert result.verdict == "fail" and "asked for int8" in result.reasons[0]
 
 
@@ -144,6 +144,20 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
         export_model(run, model, Command(precisions=("fp32",), force=True), said.append)
     assert (model / "model.json").read_bytes() == before
     assert not [p for p in model.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_every_verdict_carries_the_bounds_it_was_given_by(model: Path, run: Path, tmp_path: Path) -> None:
+    """So that the benchmark, which judges again on its own machine, judges by the same."""
+    gates = {c.precision: c.gate for c in Receipt.read(model).candidates if c.variant != "embed"}
+    assert gates == {name: asdict(GATES[name]) for name in gates}
+    (tmp_path / "own.toml").write_text("[fp32]\nshift = 1e-12\n")
+    strict = Command(precisions=("fp32",), recover=False, gates=tmp_path / "own.toml")
+    with pytest.raises(GateFailed, match="above 1e-12"):
+        export_model(run, tmp_path / "model", strict, lambda line: None)
+    openvino = next(c for c in Receipt.read(model).candidates if (c.backend, c.precision) == ("openvino", "int8"))
+    tightened = replace(openvino, gate=openvino.gate | {"shift": 1e-12})
+    result = judged(tightened, model, JudgingSet.load(model / "judging.npz"), Receipt.read(model).spec)
+    assert result.verdict == "fail" and "above 1e-12" in result.reasons[0]
 
 
 def test_examples_are_one_picture_per_class(model: Path) -> None:

@@ -17,7 +17,7 @@ from runtime.backends import unavailable_because
 from runtime.candidate import Candidate, judged
 from runtime.errors import SajiError
 from runtime.evaluation import JudgingSet
-from runtime.receipt import candidate_from
+from runtime.receipt import Receipt, candidate_from
 
 WARM_UP_CALLS = 5
 
@@ -34,7 +34,7 @@ def main() -> None:
         try:
             if order["do"] == "judge":
                 judging = JudgingSet.load(folder / "judging.npz")
-                answer = dataclasses.asdict(judged(candidate, folder, judging))
+                answer = dataclasses.asdict(judged(candidate, folder, judging, Receipt.read(folder).spec))
             else:
                 worker = worker or Worker(folder, candidate, int(sys.argv[3]))
                 answer = worker.time(order["batch"], order["seconds"])
