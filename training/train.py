@@ -41,6 +41,10 @@ class Place:
     resume: bool = True  # go on from `last.ckpt` where the same run was interrupted
 
 
+# Of what `last.ckpt` keeps; raise it with every change there, so that a run that an older saji left begins anew
+STATE_VERSION = 2
+
+
 def train(
     architecture: str,
     data: Data,
@@ -61,7 +65,7 @@ def train(
     geometry = Geometry.for_size(recipe.image_size)
     judging = judging_set(data, geometry, progress)
     calibration = calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress)
-    identity = json.dumps([architecture, data.fingerprint, asdict(recipe)])
+    identity = json.dumps([STATE_VERSION, architecture, data.fingerprint, asdict(recipe)])
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     kept = Kept(folder)

@@ -33,7 +33,7 @@ def check_available(backend: str) -> None:
 def open_engine(
     backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
 ) -> "OnnxRuntime":
-    """Open a session on exactly the provider asked for; variant "as written" runs the graph without rewriting it."""
+    """Open a session on exactly the provider asked for; variant "as written" computes every layer's output in its type."""
     return OnnxRuntime(_PROVIDERS[backend], path, precision, threads, facts, rewrite=variant != "as written")
 
 
@@ -65,8 +65,10 @@ class OnnxRuntime:
         options.intra_op_num_threads = self.threads
         if self.provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        model: str | bytes = str(self.path)
         if not self.rewrite:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            model = _with_all_outputs(self.path)
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
             if self.rewrite:  # one level less: the last changes layouts, not formats, and renames what it changes
@@ -74,9 +76,7 @@ class OnnxRuntime:
         # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
         settings = [{"use_tf32": "0"}] if self.provider == "CUDAExecutionProvider" else [{}]
         try:
-            session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=[self.provider], provider_options=settings
-            )
+            session = onnxruntime.InferenceSession(model, options, providers=[self.provider], provider_options=settings)
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
             raise BadModel(f"{self.path} cannot be opened by ONNX Runtime ({_first_line(error)})") from None
         if session.get_providers()[0] != self.provider:
@@ -85,7 +85,7 @@ class OnnxRuntime:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
-        return self.session.run(None, {"images": images})[0]
+        return self.session.run(["logits"], {"images": images})[0]
 
     def precision_share(self) -> dict[str, float]:
         """Share of multiply-adds per number format, from the operators that a profiled session really ran.
@@ -112,6 +112,19 @@ class OnnxRuntime:
     def close(self) -> None:
         """Free the session."""
         del self.session
+
+
+def _with_all_outputs(path: Path) -> bytes:
+    """The graph with every layer's output among its outputs: what is asked for cannot be fused or cast away."""
+    try:
+        import onnx
+    except ImportError:
+        raise missing_extra("onnx", "export") from None
+    model = onnx.load(path)
+    there = {value.name for value in model.graph.output}
+    names = [name for node in model.graph.node for name in node.output if name and name not in there]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    return model.SerializeToString()
 
 
 def _node_of(event: str, table: dict[str, float]) -> str:
