@@ -163,17 +163,18 @@ def _overflowing(model: onnx.ModelProto) -> None:
         ):
             chain += by_input[chain[-1].output[0]]
         if [node.op_type for node in chain] == ["Conv", "Relu", "Conv"]:
-            for name in conv.input[1:3]:
-                set_constant(model, name, constant(model, name) * 2.0**15)
+            with np.errstate(over="ignore"):  # a weight may overflow as well
+                for name in conv.input[1:3]:
+                    set_constant(model, name, constant(model, name) * 2.0**15)
             set_constant(model, chain[2].input[1], constant(model, chain[2].input[1]) * 2.0**-15)
             return
     raise NotApplicable("the graph has no convolution, ReLU and convolution in a row")
 
 
 def _saturated(model: onnx.ModelProto) -> None:
-    names = [node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    middle = names[len(names) // 2]
-    set_constant(model, middle, constant(model, middle) / 4)
+    """Every activation's range halved, as where a signed range is taken for an unsigned one."""
+    for name in {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}:
+        set_constant(model, name, constant(model, name) / 2)
 
 
 def _scales_shifted(model: onnx.ModelProto) -> None:
@@ -184,16 +185,17 @@ def _scales_shifted(model: onnx.ModelProto) -> None:
 
 
 def _last_layer_quantised(model: onnx.ModelProto) -> None:
-    """The last weight at a few of its 256 steps, as by a scale that was taken for a whole tensor of another layer."""
+    """The last weight in 255 steps by a scale of its own, read back by that of the last activation before it."""
     last = [node for node in model.graph.node if node.op_type == "Gemm"][-1]
     value = constant(model, last.input[1])
-    scale = np.abs(value).max() / 2
-    set_constant(model, last.input[1], np.round(value / scale) * scale)
+    steps = np.round(value / (np.abs(value).max() / 127))
+    other = [node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"][-1]
+    set_constant(model, last.input[1], steps * constant(model, other))
 
 
 FP16_FAULTS = (Fault("FP16 overflow", "a layer left the range of FP16", _overflowing),)
 INT8_FAULTS = (
-    Fault("an activation saturated", "the scale of an activation was too small", _saturated),
+    Fault("activations saturated", "the range of activations was halved", _saturated),
     Fault("weight scales shifted", "each channel of a weight had its neighbour's scale", _scales_shifted),
     Fault("last layer wrongly scaled", "the last layer was quantised by a wrong scale", _last_layer_quantised),
 )

@@ -19,7 +19,7 @@ from torch import nn
 
 from export import embed
 from export.faults import FAULTS, FP16_FAULTS, INT8_FAULTS, Fault, NotApplicable, broken
-from export.graph import export_onnx
+from export.graph import export_onnx, layer_facts
 from export.precision import HalfPrecision, quantise
 from runtime.benchmark.rows import Row, append_rows
 from runtime.candidate import Candidate, judged, run_all
@@ -51,7 +51,8 @@ class Subject:
         """One way to run a file of the folder."""
         if (backend, precision) == ("ort-cpu", "fp16"):  # a file check, as in runtime.backends
             return Candidate(self.spec.architecture, name, backend, precision, "as written", servable=False)
-        return Candidate(self.spec.architecture, name, backend, precision)
+        kept = layer_facts(self.folder / name)["kept"] if precision == "int8" else {}
+        return Candidate(self.spec.architecture, name, backend, precision, facts={"kept": kept})
 
 
 def opened(run: Path, folder: Path) -> Subject:
@@ -66,7 +67,7 @@ def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     """Write the files as export does, and name every candidate that runs on a CPU."""
     fp32 = subject.export(subject.model, "model.onnx")
     subject.export(HalfPrecision(copy.deepcopy(subject.model)), "model.fp16.onnx")
-    quantise(fp32, subject.calibration, subject.spec, subject.folder / "model.int8.onnx", recover=False)
+    quantise(fp32, subject.calibration, subject.spec, subject.folder / "model.int8.onnx")
     for backend, file, precision in (
         ("ort-cpu", "model.onnx", "fp32"),
         ("openvino", "model.onnx", "fp32"),

@@ -61,6 +61,11 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path, r
             import nncf
         except ImportError:
             raise missing_extra("nncf", "export") from None
+        # The whole range that calibration saw. NNCF's default averages each photo's range and clips the others: on
+        # nine networks and 268 photos logits then shifted 2 to 7 times as far
+        ranges = nncf.AdvancedQuantizationParameters(
+            activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+        )
         bounds = nncf.AdvancedAccuracyRestorerParameters(
             max_num_iterations=MOST_KEPT, ranking_subset_size=min(RANKED_BY, len(calibration)), num_ranking_workers=1
         )
@@ -73,6 +78,7 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path, r
             subset_size=len(calibration),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=_sensitive(model), validate=False),
+            advanced_quantization_parameters=ranges,
             advanced_accuracy_restorer_parameters=bounds,
         )
     save_onnx(_unsigned_activations(quantised), spec, path, kept=_went_back(quantised, _sensitive(model)))

@@ -40,7 +40,7 @@ GATES = {
     "fp32": Gate(1e-3, 5e-3, 0.01, 0.005, "sums of 24-bit significands in another order"),
     "fp16": Gate(0.02, 0.10, 0.10, 0.01, "significands of 11 bits"),
     "bf16": Gate(0.05, 0.25, 0.25, 0.015, "significands of 8 bits"),
-    "int8": Gate(0.15, 0.60, 0.50, 0.02, "256 steps for each activation, calibrated"),
+    "int8": Gate(0.12, 0.50, 0.40, 0.02, "256 steps for each activation, calibrated"),
     # Not a precision: resizing inside the graph, against the same file on pixels that Pillow resized (export.embed)
     "geometry": Gate(0.05, 0.25, 0.10, 0.015, "pixels that differ by up to 1/255 after resizing"),
 }

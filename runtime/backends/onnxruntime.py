@@ -33,7 +33,7 @@ def check_available(backend: str) -> None:
 def open_engine(
     backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
 ) -> "OnnxRuntime":
-    """Open a session on exactly the provider asked for; variant "as written" computes every layer's output in its type."""
+    """Open a session on exactly the provider asked for; variant "as written" computes each layer in its own type."""
     return OnnxRuntime(_PROVIDERS[backend], path, precision, threads, facts, rewrite=variant != "as written")
 
 

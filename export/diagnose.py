@@ -1,0 +1,259 @@
+"""`python -m export.diagnose MODEL [FILE]`: why an exported file answers otherwise than the checkpoint.
+
+Two questions. Which of the usual mistakes explains its logits: each is made in the right graph, and the one that gives
+the same logits is it. And where does it part: layer by layer on the photo that it gets most wrong.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.embed import FILES as EMBEDDED
+from export.embed import embed, open_embedded
+from export.faults import SUSPECTS, NotApplicable, broken
+from export.graph import LAYERS
+from runtime.backends import open_backend
+from runtime.candidate import Candidate, run_all
+from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.evaluation import GATES, JudgingSet, compare
+from runtime.preprocess import decode
+from runtime.receipt import Receipt
+
+PHOTOS = 64  # enough to tell one mistake from another
+EXPLAINED = 0.2  # a suspect that leaves less than this share of the shift is it
+FILTERS = ("nearest", "linear", "cubic")  # of ONNX's Resize, tried on embed files
+LOOKED_AT = (*LAYERS, "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
+SHOWN = 3  # layers from the first that parts on
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of both graphs: its name in the candidate, and the RMS of the difference over the reference's."""
+
+    name: str
+    number: int
+    difference: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`shift` is the gate's, `suspects` explain it. `parts` is the first layer that differs by more than the gate's
+    shift, or None; `layers` are those looked at: from the first one to a few behind it."""
+
+    shift: float
+    suspects: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    parts: Layer | None
+
+
+def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
+    """Compare a file of a model folder with `model.onnx`, which has been judged, on the first validation photos.
+
+    Raises SajiError when there is nothing to compare by, or the candidate cannot be opened at all.
+    """
+    judging = JudgingSet.load(folder / "judging.npz")
+    if judging.logits is None:
+        raise SajiError(f"{folder / 'judging.npz'} has no reference logits; write them with: make export")
+    images, logits, labels = judging.images[:PHOTOS], judging.logits[:PHOTOS], judging.labels[:PHOTOS]
+    engine = replace(candidate, precision=_opened_as(candidate)).open(folder)
+    found = run_all(engine, images, 1)
+    engine.close()
+    if found.shape != logits.shape:
+        raise SajiError(f"{candidate.file} gives logits {list(found.shape)}, the checkpoint {list(logits.shape)}")
+    finite = bool(np.isfinite(found).all())
+    figures = compare(logits, np.nan_to_num(found), labels)
+    suspects = explanations(onnx.load(folder / "model.onnx"), images, found, logits) if finite else ()
+    centred = (rows - rows.mean(1, keepdims=True) for rows in (np.nan_to_num(found), logits))
+    worst = int(np.abs(np.subtract(*centred)).max(axis=1).argmax())
+    bound, layers = GATES[candidate.precision].shift, []
+    for layer in by_layer(folder / "model.onnx", folder / candidate.file, candidate, images[worst : worst + 1]):
+        layers.append(layer)
+        parted = [layer for layer in layers if not layer.difference <= bound]  # NaN parts too
+        if len(parted) and layer.number - parted[0].number + 1 >= SHOWN:
+            break
+    shift = figures["shift"] if finite else float("nan")
+    return Diagnosis(shift, suspects, tuple(layers), parted[0] if parted else None)
+
+
+def _opened_as(candidate: Candidate) -> str:
+    """The precision to open a file by: a diagnosis takes it as it is where proof would refuse it."""
+    return "fp32" if candidate.backend == "ort-cpu" else candidate.precision
+
+
+def explanations(model: onnx.ModelProto, images: np.ndarray, found: np.ndarray, logits: np.ndarray) -> tuple[str, ...]:
+    """Which mistakes, made in the right graph `model`, give the logits `found` float `[N, C]` of the same images."""
+    labels = np.zeros(len(found), int)
+    shift = compare(logits, found, labels)["shift"]
+    said = []
+    for suspect in SUSPECTS:
+        try:
+            mistaken = _logits(broken(model, suspect), images)
+        except NotApplicable:
+            continue
+        if compare(mistaken, found, labels)["shift"] < EXPLAINED * shift:
+            said.append(suspect.says)
+    order = class_order(found, logits)
+    if order != list(range(len(order))) and compare(logits[:, order], found, labels)["shift"] < EXPLAINED * shift:
+        said.append(f"its classes were in the order {', '.join(map(str, order))}")
+    return tuple(said)
+
+
+def class_order(found: np.ndarray, logits: np.ndarray) -> list[int]:
+    """For each column of `found` the column of `logits` that it is likest to, each taken once (Hungarian method)."""
+    from scipy.optimize import linear_sum_assignment
+
+    classes = found.shape[1]
+    likeness = np.nan_to_num(np.corrcoef(found.T, logits.T)[:classes, classes:])
+    return [int(i) for i in linear_sum_assignment(-likeness)[1]]
+
+
+def _logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save_model(model, Path(folder) / "model.onnx")
+        engine = open_backend("ort-cpu", Path(folder) / "model.onnx", "fp32")
+        logits = run_all(engine, images, 8)
+        engine.close()
+    return logits
+
+
+def by_layer(reference: Path, file: Path, candidate: Candidate, photo: np.ndarray) -> Iterator[Layer]:
+    """How far the outputs of each convolution, pooling and matrix product are apart, in the order of the graph.
+
+    The two graphs' layers are paired by their order, so both must have the same. `photo` is uint8 `[1, S, S, 3]`. The
+    candidate's are looked at one at a time: an engine does not fuse what it must give out, and a fault of fusions
+    would be gone.
+    """
+    right, wrong = onnx.load(reference), onnx.load(file)
+    ours, theirs = ([node for node in model.graph.node if node.op_type in LOOKED_AT] for model in (right, wrong))
+    if [node.op_type for node in ours] != [node.op_type for node in theirs]:
+        raise SajiError(f"{file} has {len(theirs)} layers, {reference} {len(ours)}: they are two different networks")
+    expected = _outputs(right, [node.output[0] for node in ours], "ort-cpu", photo)
+    for number, (node, value) in enumerate(zip(theirs, expected, strict=True), 1):
+        found = _outputs(wrong, [node.output[0]], candidate.backend, photo)[0]
+        yield Layer(node.name, number, _difference(value, found))
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    spread = float(np.sqrt((expected.astype(np.float64) ** 2).mean())) or 1.0
+    return float(np.sqrt(((found.astype(np.float64) - expected) ** 2).mean())) / spread
+
+
+def _outputs(model: onnx.ModelProto, names: Sequence[str], backend: str, photo: np.ndarray) -> list[np.ndarray]:
+    """The values of some tensors of a graph, which is run on OpenVINO, or else on ONNX Runtime."""
+    there = {value.name for value in model.graph.output}
+    if backend == "openvino":
+        import openvino
+
+        core = openvino.Core()
+        network = core.read_model(model.SerializeToString())
+        for name in names:
+            if name not in there:
+                network.add_outputs(name)
+        answer = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(photo)
+        return [answer[name] for name in names]
+    import onnxruntime
+
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    asked.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in there)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(list(names), {"images": photo}))
+
+
+def diagnose_embedded(folder: Path, file: str, photo: Path) -> tuple[str, ...]:
+    """Which filter of the resize inside an embed file explains its logits of one photo, decoded whole."""
+    spec, pixels = Receipt.read(folder).spec, np.asarray(decode(photo))
+    found = open_embedded(folder / file)(pixels)[0]
+    said = []
+    with tempfile.TemporaryDirectory() as temporary:
+        right = Path(temporary) / "right.onnx"
+        embed(folder / EMBEDDED.get(file, ("model.onnx",))[0], spec, right)
+        shift = _apart(open_embedded(right)(pixels)[0], found)
+        for mode in FILTERS:
+            for antialias in (0, 1):
+                if antialias and mode == "nearest":  # ONNX has none
+                    continue
+                other = Path(temporary) / f"{mode}{antialias}.onnx"
+                onnx.save_model(_resized_by(onnx.load(right), mode, antialias), other)
+                if _apart(open_embedded(other)(pixels)[0], found) < EXPLAINED * shift:
+                    said.append(f"it resized by {mode} {'with' if antialias else 'without'} antialiasing")
+    return tuple(said)
+
+
+def _resized_by(model: onnx.ModelProto, mode: str, antialias: int) -> onnx.ModelProto:
+    node = next(node for node in model.graph.node if node.op_type == "Resize")
+    del node.attribute[:]
+    node.attribute.extend(
+        [onnx.helper.make_attribute("mode", mode), onnx.helper.make_attribute("antialias", antialias)]
+    )
+    return model
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs((a - a.mean()) - (b - b.mean())).max())
+
+
+def _candidates(folder: Path, receipt: Receipt, file: str, backend: str, precision: str) -> list[Candidate]:
+    if file:
+        return [Candidate(receipt.spec.architecture, file, backend, precision)]
+    return [
+        candidate
+        for candidate in receipt.candidates
+        if candidate.verdict == "fail"
+        and candidate.file.endswith(".onnx")
+        and candidate.backend in ("ort-cpu", "openvino")
+    ]
+
+
+def main() -> None:
+    """Read the command line; explain one file, or every ONNX file of the folder that failed its gate."""
+    parser = argparse.ArgumentParser(prog="python -m export.diagnose", description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a folder with model.json, such as artifacts/models/resnet34")
+    parser.add_argument("file", nargs="?", default="", help="an ONNX file in it; by default all that failed their gate")
+    parser.add_argument("--backend", choices=["ort-cpu", "openvino"], default="ort-cpu", help="what runs the file")
+    parser.add_argument("--precision", choices=[*GATES], default="fp32", help="whose bounds say where layers part")
+    arguments = parser.parse_args()
+    receipt = Receipt.read(arguments.model)
+    if arguments.file and not (arguments.model / arguments.file).is_file():
+        raise SajiError(f"{arguments.model} has no {arguments.file}; name an ONNX file in that folder")
+    chosen = _candidates(arguments.model, receipt, arguments.file, arguments.backend, arguments.precision)
+    for candidate in chosen:
+        print(f"{candidate.name} ({candidate.file})")
+        if "embed" in candidate.file:
+            for what in diagnose_embedded(arguments.model, candidate.file, arguments.model / "golden.jpg"):
+                print(f"  it answers as if {what}")
+            continue
+        found = diagnose(arguments.model, candidate)
+        print("\n".join(f"  {line}" for line in lines(found)))
+    print(json.dumps({"diagnosed": [candidate.name for candidate in chosen]}))
+
+
+def lines(found: Diagnosis) -> list[str]:
+    """A diagnosis in words."""
+    said = [f"it answers as if {what}" for what in found.suspects]
+    said = said or ["none of the usual mistakes explains it (channel order, axes, normalisation, class order)"]
+    if found.parts is None:
+        last = found.layers[-1]
+        where = f"none of its {last.number} layers parts; the last, {last.name}, differs by {last.difference:.2g}"
+        return [f"logit shift {found.shift:.2g}", *said, where]
+    shown = [layer for layer in found.layers if layer.number >= found.parts.number - 1]
+    return [
+        f"logit shift {found.shift:.2g}",
+        *said,
+        f"the first layer to part is number {found.parts.number}, {found.parts.name}:",
+        *(f"  {layer.number} {layer.name} differs by {layer.difference:.2g}" for layer in shown),
+    ]
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)
