@@ -74,7 +74,6 @@ def folds(rows: list[Row]) -> str:
         "macro-F1",
         "calibration error",
         "parameters",
-        "time",
     )
     lines = []
     for name, runs in by_network.items():
