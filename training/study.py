@@ -152,14 +152,21 @@ def main() -> None:
 
 
 def _run_all(todo: list[Job], source: Path, out: Path, at_once: int) -> Any:
-    """The row of each job as it is finished, from processes that share the cores."""
+    """The row of each job as it is finished, from processes that share the cores; a failure is raised at the end."""
     if not todo:
         return
     at_once = min(at_once, len(todo))
     threads = max(1, usable_cores() // at_once)
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run, job, source, out, threads, at_once) for job in todo]):
-            yield future.result()
+        futures = [pool.submit(run, job, source, out, threads, at_once) for job in todo]
+        failed = []
+        for future in as_completed(futures):
+            if future.exception():
+                failed.append(future)
+            else:
+                yield future.result()
+    for future in failed:
+        future.result()
 
 
 if __name__ == "__main__":
