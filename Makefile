@@ -58,8 +58,9 @@ check: lint test ## lint, types and the fast tests
 verify: .venv/installed ## the long tests, and the measured claims about speed      ARGS=
 	$(PY) -m pytest -m slow $(ARGS)
 
-readme: .venv/installed ## generate the README's tables anew from the committed rows
-	$(PY) docs/tables.py README.md docs/results.md docs/study.md
+readme: .venv/installed ## generate all tables and figures anew from the committed rows
+	$(PY) docs/tables.py README.md docs/results.md docs/study.md docs/gate.md
+	$(PY) docs/gate.py
 
 clean: ## remove caches; artifacts/ and .venv/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(OUT)/cache

@@ -190,6 +190,61 @@ def suspects(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+PEERS = {"saji": "saji's gate", "polygraphy": "Polygraphy", "optimum": "optimum", "finite": "finite output"}
+
+
+def _trials(rows: list[Row], healthy: bool) -> dict[tuple[str, str, str], list[Row]]:
+    """What was judged, by name, precision and backend; the others' checks beside ours, True for what they let pass."""
+    by_name: dict[tuple[str, str, str], list[Row]] = {}
+    for trial in (trial | {"saji": trial["verdict"] == "pass"} for row in rows for trial in row["outcomes"]):
+        if (trial["name"] == "healthy") == healthy:
+            by_name.setdefault((trial["name"], trial["precision"], trial["backend"]), []).append(trial)
+    return by_name
+
+
+def mutants(rows: list[Row]) -> str:
+    """Broken exports: how many of each kind every check refuses."""
+    head = "broken file", "judged as", "logit shift", *PEERS.values()
+    lines, totals = [], dict.fromkeys(PEERS, 0)
+    for (name, precision, backend), trials in _trials(rows, healthy=False).items():
+        refused = {peer: sum(not trial[peer] for trial in trials) for peer in PEERS}
+        refused["saji"] = sum(trial["verdict"] == "fail" for trial in trials)
+        totals = {peer: totals[peer] + refused[peer] for peer in PEERS}
+        cells = (f"{refused[peer]} of {len(trials)}" for peer in PEERS)
+        lines.append((name, f"{precision}, {backend}", _span(trials), *cells))
+    n = sum(len(trials) for trials in _trials(rows, healthy=False).values())
+    lines.append(("**all**", "", "", *(f"**{total} of {n}**" for total in totals.values())))
+    return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
+
+
+def healthy(rows: list[Row]) -> str:
+    """Healthy exports: how many of each kind every check lets pass, and our verdicts apart."""
+    head = "healthy file", "logit shift", "pass, inconclusive, fail", *(PEERS[peer] for peer in PEERS if peer != "saji")
+    lines = []
+    for (_, precision, backend), trials in _trials(rows, healthy=True).items():
+        verdicts = [
+            sum(trial["verdict"] == verdict for trial in trials) for verdict in ("pass", "inconclusive", "fail")
+        ]
+        passed = (f"{sum(trial[peer] for trial in trials)} of {len(trials)}" for peer in PEERS if peer != "saji")
+        lines.append((f"{precision}, {backend}", _span(trials), ", ".join(map(str, verdicts)), *passed))
+    return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
+
+
+def _span(trials: list[Row]) -> str:
+    shifts = [trial["shift"] for trial in trials if trial["shift"] is not None]
+    return f"{min(shifts):.2g} to {max(shifts):.2g}" if shifts else ""
+
+
+def _mutant_conditions(rows: list[Row]) -> str:
+    networks = ", ".join(f"{sum(r['architecture'] == name for r in rows)} × {NAMES[name]}" for name in NAMES)
+    row = rows[-1]
+    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "onnxruntime", "openvino"))
+    return (
+        f"{networks}, {row['image_size']} px, judged on {min(r['photos'] for r in rows)} "
+        f"{'drawn' if row['drawn'] else 'real'} photos or more; {versions}; commit {row['commit']}."
+    )
+
+
 def _joined(runs: Sequence[Row], what: str) -> np.ndarray:
     """The classes of all photos of several runs, which `training.study` writes as digits of base 36."""
     return np.array([int(digit, 36) for run in runs for digit in run[what]])
@@ -228,6 +283,8 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "suspects": suspects,
     "unseen": unseen.table,
     "engine_sizes": engine_sizes.table,
+    "mutants": mutants,
+    "healthy": healthy,
 }
 
 

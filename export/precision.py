@@ -61,8 +61,8 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path, r
             import nncf
         except ImportError:
             raise missing_extra("nncf", "export") from None
-        # The whole range that calibration saw. NNCF's default averages each photo's range and clips the others: on
-        # nine networks and 268 photos logits then shifted 2 to 7 times as far
+        # The whole range that calibration saw. NNCF's default averages the ranges of all photos and clips the rarer
+        # ones: the logits of our networks then shifted twice as far and more, Plain-34's beyond the gate
         ranges = nncf.AdvancedQuantizationParameters(
             activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
         )

@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 
 import runtime
+from runtime.benchmark.rows import read_rows
+from runtime.files import sha256_file
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -33,6 +35,20 @@ def test_tables_are_generated_from_the_committed_rows() -> None:
     command = [sys.executable, str(ROOT / "docs" / "tables.py"), "--check", *map(str, documents)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_picture_of_the_gate_is_drawn_from_the_committed_rows() -> None:
+    digest = sha256_file(ROOT / "results" / "mutants.jsonl")
+    assert digest in (ROOT / "docs" / "gate.svg").read_text(encoding="utf-8"), "stale; run: make readme"
+
+
+def test_the_gate_caught_every_broken_file_and_failed_no_healthy_one() -> None:
+    rows = read_rows(ROOT / "results" / "mutants.jsonl")
+    trials = [trial for row in rows for trial in row["outcomes"]]
+    broken = {trial["name"] for trial in trials} - {"healthy"}
+    assert len(rows) == 9 and len({row["architecture"] for row in rows}) == 3 and len(broken) >= 15
+    assert {trial["verdict"] for trial in trials if trial["name"] in broken} == {"fail"}
+    assert "fail" not in {trial["verdict"] for trial in trials if trial["name"] == "healthy"}
 
 
 @pytest.mark.parametrize("command", ["training", "export", "runtime", "demo"])

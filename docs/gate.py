@@ -1,0 +1,49 @@
+"""Draw docs/gate.svg, healthy and broken files by their logit shift, from results/mutants.jsonl: `python docs/gate.py`.
+
+The sha256 of the rows is kept in the picture; a test fails when it is not that of the rows any more.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # run as a plain path: Python put docs/ first
+
+import matplotlib
+
+matplotlib.use("svg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from runtime.benchmark.rows import read_rows
+from runtime.evaluation import GATES
+from runtime.files import sha256_file
+
+ROWS = ROOT / "results" / "mutants.jsonl"
+
+
+def main() -> None:
+    """One line of points for each precision: healthy files above, broken ones below, the gate's bound across."""
+    trials = [trial for row in read_rows(ROWS) for trial in row["outcomes"] if trial["shift"] is not None]
+    scatter = np.random.default_rng(0)
+    figure, axes = plt.subplots(figsize=(8, 4))
+    for place, (precision, gate) in enumerate(GATES.items()):
+        for healthy, colour, height in ((True, "#2a7f62", 0.15), (False, "#c0392b", -0.15)):
+            shifts = [t["shift"] for t in trials if (t["name"] == "healthy", t["precision"]) == (healthy, precision)]
+            heights = place + height + scatter.uniform(-0.1, 0.1, len(shifts))
+            label = ("healthy" if healthy else "broken") if place == 0 else None
+            axes.scatter(np.maximum(shifts, 1e-7), heights, s=12, color=colour, alpha=0.6, label=label)
+        axes.plot([gate.shift] * 2, [place - 0.4, place + 0.4], color="black", label="bound" if place == 0 else None)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(GATES)), list(GATES))
+    axes.invert_yaxis()
+    axes.set_xlabel("logit shift (RMS of the change over RMS of the reference)")
+    axes.legend(loc="upper left")
+    figure.tight_layout()
+    plt.rcParams["svg.hashsalt"] = "saji"
+    figure.savefig(ROOT / "docs" / "gate.svg", metadata={"Date": None, "Description": sha256_file(ROWS)})
+
+
+if __name__ == "__main__":
+    main()
