@@ -190,6 +190,26 @@ def suspects(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def cost(rows: list[Row]) -> str:
+    """What an export takes."""
+    head = "export of", "size", "files", "candidates judged", "validation photos", "seconds", "peak memory, MiB"
+    lines = [
+        (
+            NAMES[row["architecture"]],
+            f"{row['image_size']} px",
+            str(row["files"]),
+            str(row["judged"]),
+            str(row["photos"]),
+            f"{row['seconds']:.0f}",
+            f"{row['peak_memory_mib']:,}",
+        )
+        for row in rows
+    ]
+    row = rows[-1]
+    machine = f"{row['machine_cores']} cores of {row['machine_cpu']}"
+    return f"{markdown(head, lines)}\n\n{machine}, with recovery and engines for all targets; commit {row['commit']}."
+
+
 PEERS = {"saji": "saji's gate", "polygraphy": "Polygraphy", "optimum": "optimum", "finite": "finite output"}
 
 
@@ -284,6 +304,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "unseen": unseen.table,
     "engine_sizes": engine_sizes.table,
     "mutants": mutants,
+    "cost": cost,
     "healthy": healthy,
 }
 

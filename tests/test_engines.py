@@ -27,7 +27,8 @@ from runtime.errors import NotAsAsked, SajiError, Unavailable
 from runtime.files import sha256_file
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
-from training.classifier import Normalise, PhotoClassifier
+from training.architectures import ACTIVATIONS
+from training.classifier import Normalise, PhotoClassifier, reference_logits
 
 OURS = ("plain34", "resnet34", "se_resnet34")
 RELEASED = {version: release["names"] for version, release in json.loads(tensorrt_names.FILE.read_text()).items()}
@@ -296,6 +297,25 @@ class TestBuilder:
             assert built.precision_share[name] > 0.95
             size[name] = (tmp_path / "x.engine").stat().st_size
         assert size["fp32"] > 1.8 * size["fp16"] and size["fp16"] > 1.5 * size["int8"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    def test_every_activation_of_the_experiments_exports_and_is_read(
+        self, trt, activation: str, tmp_path: Path
+    ) -> None:
+        torch.manual_seed(0)
+        network = PhotoClassifier("se_resnet34", 5, {"activation": activation, "head_dropout": 0.2}).eval()
+        spec = replace(SPEC, architecture="se_resnet34")
+        export_onnx(network, spec, tmp_path / "model.onnx")
+        photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+        opened = open_backend("ort-cpu", tmp_path / "model.onnx", "fp32")
+        assert np.allclose(opened.run(photos), reference_logits(network, photos), atol=1e-4)
+        opened.close()
+        export_onnx(precision.HalfPrecision(network), spec, tmp_path / "model.fp16.onnx")
+        logger = collecting_logger(trt)
+        builder = trt.Builder(logger)
+        for file in ("model.onnx", "model.fp16.onnx"):
+            assert parse(trt, builder, logger, tmp_path / file).num_outputs == 1
 
     def test_a_second_build_is_the_same_size_if_not_the_same_bytes(self, trt, model: Path, tmp_path: Path) -> None:
         """RTX 1.7.1 numbers its tensors anew in each build, so every built file is judged and known by its sha256."""
