@@ -39,7 +39,7 @@ def main() -> None:
     axes.set_yticks(range(len(GATES)), list(GATES))
     axes.invert_yaxis()
     axes.set_xlabel("logit shift (RMS of the change over RMS of the reference)")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower left")
     figure.tight_layout()
     plt.rcParams["svg.hashsalt"] = "saji"
     figure.savefig(ROOT / "docs" / "gate.svg", metadata={"Date": None, "Description": sha256_file(ROWS)})
