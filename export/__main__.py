@@ -63,7 +63,7 @@ class Command:
     force: bool = False
     """Export again even when nothing has changed."""
     gates: Path | None = None
-    """A TOML file with other bounds for the verdicts, such as: [int8] shift = 0.2"""
+    """A TOML file with other bounds for the verdicts, such as: int8.shift = 0.2"""
     foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
 
     @property

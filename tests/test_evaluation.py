@@ -152,7 +152,7 @@ def test_a_changed_decision_is_another_class_or_another_not_sure(reference: tupl
 def test_own_bounds_replace_those_of_the_table_and_say_so(tmp_path, reference: tuple) -> None:
     logits, labels = reference
     noise = np.random.default_rng(1).normal(0, logits.std() * GATES["fp32"].shift, logits.shape)
-    (tmp_path / "own.toml").write_text("[fp32]\nshift = 0.02\nworst_shift = 0.1\nflip_margin = 0.1\n")
+    (tmp_path / "own.toml").write_text("fp32.shift = 0.02\nfp32.worst_shift = 0.1\nfp32.flip_margin = 0.1\n")
     gates = read_gates(tmp_path / "own.toml")
     assert judge(logits, logits + 10 * noise, labels, GATES["fp32"]).verdict == "fail"
     assert judge(logits, logits + 10 * noise, labels, gates["fp32"]).verdict == "pass"

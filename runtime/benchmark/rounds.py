@@ -1,5 +1,6 @@
 """Interleaved rounds: every candidate takes a turn in each, in random order, so that drift hits all alike."""
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -43,11 +44,9 @@ class Entrant:
         """Send one order to the candidate's process, which is started when needed, and wait for the answer."""
         process = self.start()
         assert process.stdin and process.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died: the empty answer below says so
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died: the empty answer below says so
         line = process.stdout.readline()
         if not line:
             raise SajiError(f"the process of {self.candidate.name} died with status {process.wait()}")
