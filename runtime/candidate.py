@@ -48,14 +48,19 @@ class Candidate:
         """How people see it, e.g. "resnet34 · openvino · int8"."""
         return " · ".join(part for part in (self.architecture, self.backend, self.precision, self.variant) if part)
 
+    def name_with(self, threads: int = 0, streams: int = 1) -> str:
+        """The name with the engine's settings, where they are not its own: "resnet34 · ort-cpu · fp32 · 1 thread"."""
+        settings = [f"{threads} thread{'s' * (threads > 1)}"] * bool(threads) + [f"{streams} streams"] * (streams > 1)
+        return " · ".join([self.name, *settings])
+
     def key(self) -> tuple[str, str, str, str, str]:
         """What identifies a candidate, whatever its verdict."""
         return self.architecture, self.file, self.backend, self.precision, self.variant
 
-    def open(self, folder: Path, threads: int = 0) -> Backend:
+    def open(self, folder: Path, threads: int = 0, streams: int = 1) -> Backend:
         """Open the candidate's file in the model folder `folder`; see `runtime.backends.open_backend`."""
         precision, facts = (self.precision, self.facts) if self.servable else ("fp32", {})
-        return open_backend(self.backend, folder / self.file, precision, self.variant, threads, facts)
+        return open_backend(self.backend, folder / self.file, precision, self.variant, threads, facts, streams)
 
 
 def candidates_in(

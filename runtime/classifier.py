@@ -126,7 +126,7 @@ def _from_deployment(path: Path, threads: int) -> Classifier:
             receipt.verify(folder, place.candidate.file)
             if receipt.files[place.candidate.file]["sha256"] != place.sha256:
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
-            engine = _opened(place.candidate, folder, receipt.spec, threads)
+            engine = _opened(place.candidate, folder, receipt.spec, threads or place.threads, place.streams)
         except SajiError as error:
             passed_over.append(f"{place.candidate.name}: {error}")
             print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)
@@ -154,9 +154,9 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int) -> Cl
     return Classifier(receipt.spec, engine, candidate, "asked for by name")
 
 
-def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int) -> Backend:
+def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int = 1) -> Backend:
     """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
-    engine = candidate.open(folder, threads)
+    engine = candidate.open(folder, threads, streams)
     try:
         golden.check(engine, folder, spec, candidate)
     except SajiError:

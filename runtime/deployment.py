@@ -6,37 +6,62 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.benchmark.verdict import TIE, compared
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, GateFailed
 from runtime.files import write_json
 from runtime.receipt import candidate_from
 
-SCHEMA_VERSION = 1
-TIE = 0.03  # candidates within 3 % of each other's latency tie: medians of one run do not tell them apart
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What "about as accurate" and "fast" mean: accuracy drop as a fraction of 1, the batch that is served."""
+    """What "about as accurate" and "fast" mean, and what else must hold.
+
+    `max_accuracy_drop` below the best model, as a fraction of 1; `batch` is the one that is served; `percentile` of the
+    latency is what counts, 50 being the median; peak memory in MiB and file size in MB, None without a bound.
+    """
 
     max_accuracy_drop: float = 0.01
     batch: int = 1
+    percentile: float = 50
+    max_memory: float | None = None
+    max_size: float | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate with its measured place in the race."""
+    """A candidate with its measured place in the race.
+
+    `milliseconds` at the policy's percentile over all calls, `rounds` the same of each round; `threads` and `streams`
+    are those it was measured with and is served with.
+    """
 
     candidate: Candidate
     folder: str
     sha256: str
     file_bytes: int
     milliseconds: float
+    rounds: tuple[float, ...] = ()
+    peak_memory_mib: float | None = None
+    threads: int = 0
+    streams: int = 1
 
     @property
     def accuracy(self) -> float:
         """Accuracy on the validation photos, as judged on this machine."""
         return float(self.candidate.figures.get("accuracy", 0.0))
+
+    @property
+    def name(self) -> str:
+        """The candidate's name, with threads and streams where they are not the engine's own."""
+        return self.candidate.name_with(self.threads, self.streams)
+
+    def ties_with(self, fastest: "Measured") -> bool:
+        """Whether the race did not tell this one from the fastest, and puts it at most TIE behind."""
+        ratio = compared(fastest.rounds, self.rounds)
+        return ratio.verdict in ("tie", "inconclusive") and ratio.ratio <= 1 + TIE
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,8 @@ class Deployment:
 
 
 def _measured(values: dict[str, Any]) -> Measured:
-    return Measured(**{**values, "candidate": candidate_from(values["candidate"])})
+    candidate, rounds = candidate_from(values["candidate"]), tuple(values["rounds"])
+    return Measured(**{**values, "candidate": candidate, "rounds": rounds})
 
 
 def choose(
@@ -91,46 +117,67 @@ def choose(
     with their reasons.
     """
     rejected = [{"candidate": c.name, "reason": _why_not(c)} for c in unmeasured]
-    passed = [m for m in measured if m.candidate.verdict == "pass" and m.candidate.servable]
-    for m in measured:
-        if m not in passed:
-            rejected.append({"candidate": m.candidate.name, "reason": _why_not(m.candidate)})
-    if not passed:
+    allowed = _allowed(measured, policy, rejected)
+    if not allowed:
         why = "; ".join(
             sorted({entry["reason"] for entry in rejected if "verdict unjudged" not in entry["reason"]})[:2]
         )
         raise GateFailed(
-            f"no candidate passed parity on this machine, so nothing is served ({why or 'none was judged'})"
+            f"no candidate may be served on this machine, so nothing is chosen ({why or 'none was judged'})"
         )
-    best = max(m.accuracy for m in passed)
-    accurate, floor = [], best - policy.max_accuracy_drop
-    for m in passed:
+    best = max(m.accuracy for m in allowed)
+    accurate = _accurate(allowed, best - policy.max_accuracy_drop, best, rejected)
+    fastest = min(accurate, key=lambda m: m.milliseconds)
+    tied = [m for m in accurate if m is fastest or m.ties_with(fastest)]
+    choice = min(tied, key=lambda m: (-m.accuracy, m.file_bytes, m.milliseconds))
+    others = sorted((m for m in accurate if m is not choice), key=lambda m: m.milliseconds)
+    rejected += [{"candidate": m.name, "reason": _why_second(m, choice, m in tied)} for m in others]
+    points = f"{100 * policy.max_accuracy_drop:g} point{'' if policy.max_accuracy_drop == 0.01 else 's'}"
+    reason = (
+        f"fastest of {len(accurate)} candidates that passed parity on this machine within {points} of the best "
+        f"accuracy ({best:.3f}): {choice.milliseconds:.2f} ms{_at(policy)}, accuracy {choice.accuracy:.3f}"
+    )
+    if len(tied) > 1:
+        reason += f"; {len(tied)} are not told apart by the race, the more accurate, then smaller one wins"
+    return Deployment(choice, reason, tuple(others), tuple(rejected), policy, machine, inputs)
+
+
+def _allowed(measured: list[Measured], policy: Policy, rejected: list[dict[str, str]]) -> list[Measured]:
+    """Those that passed and keep the policy's bounds; the others go to `rejected`."""
+    allowed = []
+    for m in measured:
+        memory, size = m.peak_memory_mib or 0.0, m.file_bytes / 1e6
+        if m.candidate.verdict != "pass" or not m.candidate.servable:
+            rejected.append({"candidate": m.name, "reason": _why_not(m.candidate)})
+        elif policy.max_memory is not None and memory > policy.max_memory:
+            rejected.append({"candidate": m.name, "reason": f"takes {memory:.0f} MiB, more than {policy.max_memory:g}"})
+        elif policy.max_size is not None and size > policy.max_size:
+            rejected.append({"candidate": m.name, "reason": f"is {size:.1f} MB large, more than {policy.max_size:g}"})
+        else:
+            allowed.append(m)
+    return allowed
+
+
+def _accurate(allowed: list[Measured], floor: float, best: float, rejected: list[dict[str, str]]) -> list[Measured]:
+    accurate = []
+    for m in allowed:
         if m.accuracy >= floor - 1e-9:
             accurate.append(m)
         else:
             drop = f"{100 * (best - m.accuracy):.1f} points below the best ({best:.3f})"
-            rejected.append({"candidate": m.candidate.name, "reason": f"accuracy {m.accuracy:.3f} is {drop}"})
-    fastest = min(m.milliseconds for m in accurate)
-    tied = [m for m in accurate if m.milliseconds <= fastest * (1 + TIE)]
-    choice = min(tied, key=lambda m: (-m.accuracy, m.file_bytes, m.milliseconds))
-    others = sorted((m for m in accurate if m is not choice), key=lambda m: m.milliseconds)
-    rejected += [
-        {
-            "candidate": m.candidate.name,
-            "reason": f"slower: {m.milliseconds:.2f} ms against {choice.milliseconds:.2f} ms",
-        }
-        if m.milliseconds > choice.milliseconds
-        else {"candidate": m.candidate.name, "reason": "ties in speed, the choice is more accurate or smaller"}
-        for m in others
-    ]
-    points = f"{100 * policy.max_accuracy_drop:g} point{'' if policy.max_accuracy_drop == 0.01 else 's'}"
-    reason = (
-        f"fastest of {len(accurate)} candidates that passed parity on this machine within {points} of the best "
-        f"accuracy ({best:.3f}): {choice.milliseconds:.2f} ms at batch {policy.batch}, accuracy {choice.accuracy:.3f}"
-    )
-    if len(tied) > 1:
-        reason += f"; {len(tied)} tie within {100 * TIE:.0f} %, the more accurate, then smaller one wins"
-    return Deployment(choice, reason, tuple(others), tuple(rejected), policy, machine, inputs)
+            rejected.append({"candidate": m.name, "reason": f"accuracy {m.accuracy:.3f} is {drop}"})
+    return accurate
+
+
+def _why_second(m: Measured, choice: Measured, tied: bool) -> str:
+    if tied:
+        return "not told apart in speed, the choice is more accurate or smaller"
+    return f"slower: {m.milliseconds:.2f} ms against {choice.milliseconds:.2f} ms"
+
+
+def _at(policy: Policy) -> str:
+    percentile = "" if policy.percentile == 50 else f" (p{policy.percentile:g})"
+    return f"{percentile} at batch {policy.batch}"
 
 
 def _why_not(candidate: Candidate) -> str:

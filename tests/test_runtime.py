@@ -151,7 +151,8 @@ def test_a_candidate_that_did_not_pass_is_not_served(model: Path) -> None:
 
 def measured(name: str, milliseconds: float, accuracy: float, size: int = 10, verdict: str = "pass") -> Measured:
     candidate = Candidate(name, "model.onnx", "ort-cpu", "fp32", verdict=verdict, figures={"accuracy": accuracy})
-    return Measured(candidate, f"models/{name}", "0" * 64, size, milliseconds)
+    rounds = tuple(milliseconds * wobble for wobble in (1, 1.01, 0.99, 1.002, 1, 0.998))
+    return Measured(candidate, f"models/{name}", "0" * 64, size, milliseconds, rounds, peak_memory_mib=size)
 
 
 def chosen(*entries: Measured, policy: Policy = Policy()) -> Deployment:  # noqa: B008  # frozen
@@ -169,8 +170,18 @@ def test_the_choice_is_the_fastest_accurate_enough() -> None:
 
 def test_ties_go_to_accuracy_then_size() -> None:
     tie = chosen(measured("a", 3.00, 0.940), measured("b", 3.05, 0.945))
-    assert tie.choice.candidate.architecture == "b" and "tie" in tie.reason
+    assert tie.choice.candidate.architecture == "b" and "not told apart" in tie.reason
     assert chosen(measured("a", 3.00, 0.94, 20), measured("b", 3.05, 0.94, 5)).choice.candidate.architecture == "b"
+
+
+def test_bounds_on_memory_and_size_reject_with_the_figure() -> None:
+    entries = measured("large", 1, 0.95, 30_000_000), measured("small", 3, 0.95, 10)
+    for policy in (Policy(max_size=20), Policy(max_memory=1000)):
+        deployment = chosen(*entries, policy=policy)
+        assert deployment.choice.candidate.architecture == "small"
+        assert "more than" in deployment.rejected[0]["reason"]
+    with pytest.raises(GateFailed, match="MB large, more than 20"):
+        chosen(entries[0], policy=Policy(max_size=20))
 
 
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive", "unjudged"])
@@ -178,7 +189,7 @@ def test_only_a_pass_is_ever_served(verdict: str) -> None:
     deployment = chosen(measured("good", 9, 0.9), measured("bad", 1, 0.99, verdict=verdict))
     assert deployment.choice.candidate.architecture == "good"
     with pytest.raises(
-        GateFailed, match=f"nothing is served .parity verdict {verdict}" if verdict != "unjudged" else "none was judged"
+        GateFailed, match=f"nothing is chosen .parity verdict {verdict}" if verdict != "unjudged" else "none was judged"
     ):
         chosen(measured("bad", 1, 0.99, verdict=verdict))
 
@@ -202,6 +213,8 @@ def test_bench_rows_carry_their_conditions(out: Path, model: Path) -> None:
         assert row["rounds"] >= 3 and all(len(turn) >= 3 for turn in row["samples"])
         assert row["machine_cores"] and row["versions"]["python"] and row["scenario"]
         assert row["p25"] <= row["milliseconds"] <= row["p75"] and row["drawn"] is False
+        calls = sum(len(turn) for turn in row["samples"])
+        assert (row["p99"] is None) == (calls < 368) and row["unstable"] in (True, False)
 
 
 def test_a_second_bench_is_up_to_date_and_force_races_again(out: Path) -> None:
@@ -247,7 +260,7 @@ def test_a_candidate_whose_process_dies_is_left_out_with_its_reason(model: Path)
     good, broken = Entrant(onnx, model), Entrant(replace(onnx, file="gone.onnx"), model)
     said: list[str] = []
     try:
-        assert race([good, broken], [1], 0.5, 0, said.append) == [good]
+        assert race([good, broken], [("single-stream", 1)], 0.5, 0, said.append) == [good]
     finally:
         good.close()
         broken.close()
@@ -260,7 +273,7 @@ def test_engine_idles_between_turns(model: Path) -> None:
     entrants = [Entrant(c, model) for c in {c.backend: c for c in servable_here(model)}.values()]
     try:
         for entrant in entrants:
-            entrant.ask({"do": "time", "batch": 1, "seconds": 0})
+            entrant.ask({"do": "time", "scenario": "single-stream", "batch": 1, "seconds": 0})
         time.sleep(0.5)  # engines keep spinning for a moment after a call
         for entrant in entrants:
             process = psutil.Process(entrant.process.pid)

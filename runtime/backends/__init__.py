@@ -100,11 +100,13 @@ def open_backend(
     variant: str = "",
     threads: int = 0,
     facts: dict[str, Any] | None = None,
+    streams: int = 1,
 ) -> Backend:
     """Open a model file and prove provider and precision, or raise.
 
-    `threads` 0 leaves the count to the engine, which takes all cores it may use. `facts` are the candidate's: what
-    an engine was built for, which layers keep a higher precision. Raises Unavailable (library or
+    `threads` are the processor threads of one call; 0 leaves the count to the engine, which takes all cores it may use.
+    `streams` are the calls from several threads that it should be ready to compute side by side. `facts` are the
+    candidate's: what an engine was built for, which layers keep a higher precision. Raises Unavailable (library or
     device missing), NotAsAsked (another provider or precision than asked), BadModel (file damaged).
     """
     reason = unavailable_because(backend)
@@ -112,7 +114,7 @@ def open_backend(
         raise Unavailable(reason)
     if not path.is_file():
         raise SajiError(f"{path} does not exist; write it with: make export")
-    opened: Backend = _module(backend).open_engine(backend, path, precision, variant, threads, facts or {})
+    opened: Backend = _module(backend).open_engine(backend, path, precision, variant, threads, facts or {}, streams)
     return opened
 
 

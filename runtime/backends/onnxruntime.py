@@ -31,7 +31,7 @@ def check_available(backend: str) -> None:
 
 
 def open_engine(
-    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any], streams: int = 1
 ) -> "OnnxRuntime":
     """Open a session on exactly the provider asked for; variant "as written" computes each layer in its own type."""
     return OnnxRuntime(_PROVIDERS[backend], path, precision, threads, facts, rewrite=variant != "as written")

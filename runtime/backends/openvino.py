@@ -26,24 +26,26 @@ def check_available(backend: str) -> None:
 
 
 def open_engine(
-    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any], streams: int = 1
 ) -> "OpenVino":
     """Compile a model for the CPU in the precision asked for."""
     if precision == "bf16" and not {"avx512_bf16", "amx_bf16", "bf16"} & set(machine()["cpu_features"]):
         raise Unavailable(f"this processor ({machine()['cpu']}) has no bf16 arithmetic; use fp32 or int8")
-    return OpenVino(path, precision, threads, facts)
+    return OpenVino(path, precision, threads, facts, streams)
 
 
 class OpenVino:
     """A compiled model with one inference request per calling thread."""
 
-    def __init__(self, path: Path, precision: str, threads: int, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, precision: str, threads: int, facts: dict[str, Any], streams: int = 1) -> None:
         import openvino
 
         self.path, self.precision, self.facts = path, precision, facts
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        if streams > 1:  # each has its share of the threads; one call alone is slower for it
+            settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+            settings["INFERENCE_NUM_THREADS"] = threads * streams
         try:
             self.model = openvino.Core().read_model(path)
             self.compiled = openvino.Core().compile_model(self.model, "CPU", settings)

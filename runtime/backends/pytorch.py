@@ -19,7 +19,7 @@ def check_available(backend: str) -> None:
 
 
 def open_engine(
-    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any], streams: int = 1
 ) -> "PyTorch":
     """Load a `torch.export` program; variant "channels-last" lays its filters out as NHWC."""
     return PyTorch(path, precision, variant, threads)

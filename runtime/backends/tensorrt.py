@@ -31,7 +31,7 @@ def check_available(backend: str) -> None:
 
 
 def open_engine(
-    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any]
+    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any], streams: int = 1
 ) -> "TensorRt":
     """Deserialise a plan, unless its `facts` already say that it was built for something else.
 

@@ -19,20 +19,22 @@ def compare(
     target: float,
     rounds: int,
     measure: str,
+    less_is_better: bool = False,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
     """Run both commands `rounds` times by turns and return a row with the ratio that says how much better ours is.
 
-    `measure` is "wall" (seconds of the whole process, less is better) or the key of a number in the JSON on the last
-    line of stdout (more is better). A first pair is run and not counted, so that both find warm file caches.
+    `measure` is "wall" (seconds of the whole process) or the key of a number in the JSON on the last line of stdout.
+    A first pair is run and not counted, so that both find warm file caches.
     """
     values: list[tuple[float, float]] = []
     for turn in range(rounds + 1):
-        pair = _value(ours, measure), _value(theirs, measure)
+        said = _told(ours), _told(theirs)
+        pair = said[0][measure], said[1][measure]
         say(f"{claim}: {'warm-up' if turn == 0 else f'round {turn}'}: {pair[0]:.3g} against {pair[1]:.3g}")
         if turn:
             values.append(pair)
-    ratios = sorted(b / a if measure == "wall" else a / b for a, b in values)
+    ratios = sorted(b / a if less_is_better else a / b for a, b in values)
     return {
         "experiment": "ratio",
         "claim": claim,
@@ -44,15 +46,18 @@ def compare(
         "ours": [round(a, 4) for a, _ in values],
         "theirs": [round(b, 4) for _, b in values],
         "rounds": rounds,
+        "last_said": said,
         **environment.stamp(),
     }
 
 
-def _value(command: list[str], measure: str) -> float:
+def _told(command: list[str]) -> dict[str, Any]:
+    """The JSON on the last line of stdout, if it is any, and under "wall" the seconds that the process took."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise SajiError(f"the command to measure failed with status {done.returncode}: {last}")
-    return seconds if measure == "wall" else float(json.loads(done.stdout.splitlines()[-1])[measure])
+    last = (done.stdout.splitlines() or [""])[-1]
+    return {**(json.loads(last) if last.startswith("{") else {}), "wall": seconds}

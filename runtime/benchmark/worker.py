@@ -1,6 +1,7 @@
 """One candidate in a process of its own: engines in one process disturb each other's threads and caches.
 
-Speaks JSON lines. Commands on stdin: {"do": "judge"}, {"do": "time", "batch": N, "seconds": S}; it idles in between.
+Speaks JSON lines. Commands on stdin: {"do": "judge"}, {"do": "time", "scenario": …, "batch": N, "seconds": S} and
+{"do": "serve", "rate": R, "queries": N, "seed": I}; it idles in between.
 """
 
 import dataclasses
@@ -11,20 +12,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from runtime import golden
 from runtime.backends import unavailable_because
+from runtime.benchmark.disturbance import Watch
+from runtime.benchmark.scenarios import SCENARIOS, Bench, server, settle
 from runtime.candidate import Candidate, judged
+from runtime.classifier import Classifier
 from runtime.errors import SajiError
 from runtime.evaluation import JudgingSet
 from runtime.receipt import Receipt, candidate_from
 
-WARM_UP_CALLS = 5
-
 
 def main() -> None:
-    """Serve one candidate until stdin closes. Arguments: model folder, candidate as JSON, threads."""
-    folder, candidate = Path(sys.argv[1]), candidate_from(json.loads(sys.argv[2]))
+    """Serve one candidate until stdin closes. Arguments: model folder; as JSON candidate, threads, streams, photo."""
+    folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
+    candidate = candidate_from(asked.pop("candidate"))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not break the protocol
     unavailable_because(candidate.backend)  # imports the library while other processes start too, before any clock
@@ -36,8 +38,8 @@ def main() -> None:
                 judging = JudgingSet.load(folder / "judging.npz")
                 answer = dataclasses.asdict(judged(candidate, folder, judging, Receipt.read(folder).spec))
             else:
-                worker = worker or Worker(folder, candidate, int(sys.argv[3]))
-                answer = worker.time(order["batch"], order["seconds"])
+                worker = worker or Worker(folder, candidate, **asked)
+                answer = worker.answer(order)
         except SajiError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
@@ -46,29 +48,31 @@ def main() -> None:
 class Worker:
     """The candidate's engine, opened once, with photos to feed it."""
 
-    def __init__(self, folder: Path, candidate: Candidate, threads: int) -> None:
+    def __init__(self, folder: Path, candidate: Candidate, threads: int, streams: int, photo: str) -> None:
         started = time.perf_counter()
-        self.backend = candidate.open(folder, threads)
+        engine = candidate.open(folder, threads, streams)
         self.load_seconds = time.perf_counter() - started
-        self.images = JudgingSet.load(folder / "judging.npz").images
-        self.warm: set[int] = set()
+        classifier = Classifier(Receipt.read(folder).spec, engine, candidate)
+        encoded = Path(photo or folder / golden.PHOTO).read_bytes()
+        self.bench = Bench(classifier, JudgingSet.load(folder / "judging.npz").images, encoded, streams)
+        self.warm: set[tuple[str, int]] = set()
 
-    def time(self, batch: int, seconds: float) -> dict[str, Any]:
-        """One turn of about `seconds`, at least 3 calls: milliseconds of each call, peak memory, load time.
-
-        A call: a uint8 batch in host memory in, float32 logits in host memory out.
-        """
-        photos = np.ascontiguousarray(self.images[np.arange(batch) % len(self.images)])
-        for _ in range(1 if batch in self.warm else WARM_UP_CALLS):
-            self.backend.run(photos)
-        self.warm.add(batch)
-        samples: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(samples) < 3 or time.perf_counter() < end:
-            started = time.perf_counter()
-            self.backend.run(photos)
-            samples.append(1000 * (time.perf_counter() - started))
-        return {"samples": samples, "load_seconds": self.load_seconds, "peak_memory_mib": peak_memory_mib()}
+    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        """One turn of a scenario, with peak memory, load time and what else the machine did meanwhile."""
+        watch = Watch()
+        if order["do"] == "serve":
+            measured: dict[str, Any] = {"samples": server(self.bench, order["rate"], order["queries"], order["seed"])}
+        else:
+            scenario, batch = order["scenario"], order["batch"]
+            turn = SCENARIOS[scenario].turn
+            if (scenario, batch) not in self.warm:
+                settle(lambda: turn(self.bench, batch, 0))
+                self.warm.add((scenario, batch))
+            turn(self.bench, batch, 0)  # the others' turns have cooled the caches
+            watch = Watch()
+            measured = turn(self.bench, batch, order["seconds"])
+        facts = {"load_seconds": self.load_seconds, "peak_memory_mib": peak_memory_mib()}
+        return {**measured, **facts, "meanwhile": watch.stop()}
 
 
 def peak_memory_mib() -> float | None:

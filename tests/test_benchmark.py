@@ -1,0 +1,184 @@
+"""The benchmark: what may be said of a figure, what disturbed it, and what a race of two files shows."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from runtime.benchmark import disturbance, pareto, scenarios
+from runtime.benchmark.table import comparison, table
+from runtime.benchmark.verdict import compared, percentile, samples_needed
+from runtime.candidate import Candidate
+from runtime.classifier import Classifier
+from runtime.spec import Geometry, ModelSpec
+
+DRIFT = np.array([1.0, 1.3, 0.9, 2.0, 1.1, 1.0, 1.6, 0.95])  # what a shared machine does from round to round
+
+
+def test_a_pair_is_told_apart_by_its_rounds_though_the_machine_drifts() -> None:
+    ratio = compared(2.0 * DRIFT, 3.0 * DRIFT)
+    assert ratio.verdict == "faster" and ratio.ratio == pytest.approx(1.5) and ratio.low > 1.49
+    assert compared(3.0 * DRIFT, 2.0 * DRIFT).verdict == "slower"
+    assert compared(DRIFT, DRIFT * 1.01).verdict == "tie"
+
+
+def test_what_the_rounds_do_not_show_is_inconclusive() -> None:
+    lots = np.random.default_rng(1)
+    assert compared(DRIFT, DRIFT * lots.choice([0.5, 2.0], len(DRIFT))).verdict == "inconclusive"
+    assert compared([1.0, 1.0, 1.0], [5.0, 5.0, 5.0]).verdict == "inconclusive"  # three rounds are too few
+    assert compared(DRIFT, 1.2 * DRIFT, paired=False).verdict == "inconclusive"  # two runs, each with its own drift
+
+
+def test_verdicts_hold_the_error_rate_they_claim() -> None:
+    """Of two equal candidates, at most about one pair in twenty is called faster or slower."""
+    lots = np.random.default_rng(0)
+    said = [compared(*lots.lognormal(0, 0.2, (2, 15))).verdict for _ in range(100)]
+    assert sum(verdict in ("faster", "slower") for verdict in said) <= 10
+
+
+def test_a_percentile_is_given_only_where_the_sample_bounds_it() -> None:
+    assert [samples_needed(percent) for percent in (50, 90, 95, 99)] == [6, 36, 72, 368]
+    samples = list(np.random.default_rng(0).normal(10, 1, 367))
+    assert percentile(samples, 99) is None
+    assert percentile([*samples, 10.0], 99) == pytest.approx(12.3, abs=1)
+
+
+def test_causes_are_named_from_what_the_machine_did() -> None:
+    quiet = {"seconds": 2.0, "steal": 0.0, "others": 0.01, "mhz": 3000.0, "celsius": 60.0}
+    assert disturbance.disturbed_by([quiet] * 5) == []
+    said = disturbance.disturbed_by([quiet, quiet | {"others": 1.2, "steal": 0.5, "mhz": 2000.0, "celsius": 97.0}])
+    assert said == [
+        "other processes took 30% of the processors",
+        "the hypervisor gave 12% of the processors to others",
+        "the clock moved between 2000 and 3000 MHz",
+        "the processor reached 97 °C",
+    ]
+    assert disturbance.disturbed_by([{"seconds": 1.0, "gpu": ["the GPU was slowed down by heat"]}] * 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat is Linux's")
+def test_a_busy_neighbour_is_seen() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        watch = disturbance.Watch()
+        busy.wait(0.4)
+    except subprocess.TimeoutExpired:
+        assert watch.stop()["others"] > 0.05
+    finally:
+        busy.kill()
+
+
+class Steady:
+    """An engine whose call takes as long as it is told."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        scenarios.time.sleep(self.seconds)
+        return np.zeros((len(images), 2), np.float32)
+
+    def precision_share(self) -> dict[str, float]:
+        return {"fp32": 1.0}
+
+    def close(self) -> None: ...
+
+
+def bench(seconds: float, streams: int = 1) -> scenarios.Bench:
+    spec = ModelSpec("steady", "resnet34", ("a", "b"), Geometry.for_size(8))
+    classifier = Classifier(spec, Steady(seconds), Candidate("resnet34", "model.onnx", "ort-cpu", "fp32"))
+    photo = io.BytesIO()
+    Image.new("RGB", (20, 16), "red").save(photo, "PNG")
+    return scenarios.Bench(classifier, np.zeros((3, 8, 8, 3), np.uint8), photo.getvalue(), streams)
+
+
+def test_offline_streams_work_side_by_side() -> None:
+    (alone,) = scenarios.offline(bench(0.02), 4, 0.2)["samples"]
+    (together,) = scenarios.offline(bench(0.02, streams=4), 4, 0.2)["samples"]
+    assert alone > 15 and together < 0.5 * alone
+
+
+def test_end_to_end_tells_its_parts() -> None:
+    turn = scenarios.end_to_end(bench(0.01), 1, 0.05)
+    assert set(turn["parts"]) == {"decode", "geometry", "inference"} and turn["parts"]["inference"] >= 10
+    assert min(turn["samples"]) >= 10
+
+
+def test_in_the_server_scenario_waiting_counts() -> None:
+    """A queue: at half the capacity answers come soon, above it they wait ever longer (the arrivals do not)."""
+    relaxed, swamped = (scenarios.server(bench(0.01), rate, 60, 0) for rate in (20, 300))
+    assert np.median(relaxed) < 30 and swamped[-1] > 200 and swamped[-1] > 3 * swamped[5]
+
+
+def test_the_highest_rate_is_found_by_halving() -> None:
+    held = scenarios.highest_rate(lambda rate: [10.0 if rate <= 70 else 99.0], bound=50, percent=99, capacity=100)
+    assert 65 <= held["rate"] <= 70 and len(held["tried"]) == 6
+    assert scenarios.highest_rate(lambda rate: [99.0], 50, 99, 100)["rate"] == 0
+
+
+def row(candidate: str, milliseconds: float, accuracy: float, **others: object) -> dict:
+    samples = [[milliseconds * drift] * 3 for drift in DRIFT]
+    figures = {"milliseconds": milliseconds, "p25": 1, "p75": 9, "p90": None, "p95": 7.5, "p99": None}
+    figures |= {"images_per_second": 1000 / milliseconds, "unstable": True, "causes": ["steal"], "parts": {}}
+    machine = {"machine_cpu": "Test", "machine_cores": 2, "machine_cpu_features": ["avx2"], "machine_gpu": None}
+    about = {"verdict": "pass", "file_bytes": 1e6, "photos": 99, "accuracy": accuracy, "sha256": "0", "versions": {}}
+    kind = {"candidate": candidate, "backend": candidate.split()[0], "scenario": "single-stream", "timed": "it"}
+    made = {"commit": "c", "dirty": False, "time": "2026-01-01", "drawn": True, "image_size": 8, "rounds": 8}
+    interval = {"accuracy_interval": [accuracy - 0.02, accuracy + 0.02], "samples": samples, "batch": 1}
+    return {**figures, **machine, **about, **kind, **made, **interval, **others}
+
+
+def test_the_table_gives_ratios_with_intervals_and_only_supported_tails() -> None:
+    text = table([row("pytorch a", 9.0, 0.9), row("openvino b", 3.0, 0.9)])
+    first, second = text.splitlines()[2:4]
+    assert first.startswith("| openvino b") and "3.00× (3.00–3.00)" in first and "p95 7.50" in first
+    assert "slower, 3.00×" in second and "p99" not in text and "openvino b: steal" in text
+
+
+def test_comparing_two_files_says_what_differs_besides() -> None:
+    before, after = row("a", 4.0, 0.9), row("a", 2.0, 0.9, sha256="1", versions={"torch": "3"})
+    lines = comparison([before, row("gone", 1.0, 0.9)], [after, row("new", 1.0, 0.9)]).splitlines()
+    assert len(lines) == 3 and "faster, 2.00×" in lines[2] and "other file, other versions" in lines[2]
+    assert "tie" in comparison([before], [before]) or "inconclusive" in comparison([before], [before])
+
+
+def test_the_frontier_holds_whom_nobody_beats_in_both(tmp_path: Path) -> None:
+    rows = [row(n, ms, acc) for n, ms, acc in (("a", 1, 0.8), ("b", 2, 0.9), ("c", 3, 0.85), ("d", 4, 0.95))]
+    assert [r["candidate"] for r in pareto.frontier(rows)] == ["a", "b", "d"]
+    pareto.draw(rows, tmp_path / "race.svg")
+    text = (tmp_path / "race.svg").read_text(encoding="utf-8")
+    assert all(f">{name}<" in text for name in "abd")
+
+
+def bench_py(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "runtime" / "bench.py"), *arguments], capture_output=True, text=True
+    )
+
+
+def test_bench_compares_files_without_racing(tmp_path: Path) -> None:
+    for name, milliseconds in (("before", 4.0), ("after", 2.0)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row("a", milliseconds, 0.9)) + "\n")
+    done = bench_py("--compare", str(tmp_path / "before.jsonl"), str(tmp_path / "after.jsonl"))
+    assert done.returncode == 0 and "faster, 2.00×" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["compared"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--compare", "gone.jsonl", "gone.jsonl"], "gone.jsonl does not exist"),
+        (["--percentile", "100"], "between 0 and 100"),
+        (["--scenario", "server", "--batch", "8"], "add 1 to --batch"),
+        (["--photo", "gone.jpg"], "gone.jpg cannot be opened"),
+    ],
+)
+def test_bench_refuses_nonsense_in_one_sentence(arguments: list[str], words: str) -> None:
+    done = bench_py(*arguments)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
