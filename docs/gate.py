@@ -16,6 +16,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from export import mutants
 from runtime.benchmark.rows import read_rows
 from runtime.evaluation import GATES
 from runtime.files import sha256_file
@@ -25,7 +26,7 @@ ROWS = ROOT / "results" / "mutants.jsonl"
 
 def main() -> None:
     """One line of points for each precision: healthy files above, broken ones below, the gate's bound across."""
-    trials = [trial for row in read_rows(ROWS) for trial in row["outcomes"] if trial["shift"] is not None]
+    trials = [trial for trial in mutants.trials(read_rows(ROWS)) if trial["shift"] is not None]
     scatter = np.random.default_rng(0)
     figure, axes = plt.subplots(figsize=(8, 4))
     for place, (precision, gate) in enumerate(GATES.items()):

@@ -17,6 +17,7 @@ sys.path[0] = str(ROOT)  # run as a plain path: Python put docs/ first
 import numpy as np
 from sklearn.metrics import f1_score
 
+import export.mutants
 from export import engine_sizes
 from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import best, table
@@ -213,26 +214,36 @@ def cost(rows: list[Row]) -> str:
 PEERS = {"saji": "saji's gate", "polygraphy": "Polygraphy", "optimum": "optimum", "finite": "finite output"}
 
 
-def _trials(rows: list[Row], healthy: bool) -> dict[tuple[str, str, str], list[Row]]:
-    """What was judged, by name, precision and backend; the others' checks beside ours, True for what they let pass."""
+def _trials(rows: list[Row], kind: str) -> dict[tuple[str, str, str], list[Row]]:
+    """What was judged, by name, precision and backend; the others' checks beside ours, True for what they let pass.
+
+    `kind` is "healthy", "faint" (of `export.faults.FAINT_FAULTS`) or "broken".
+    """
     by_name: dict[tuple[str, str, str], list[Row]] = {}
-    for trial in (trial | {"saji": trial["verdict"] == "pass"} for row in rows for trial in row["outcomes"]):
-        if (trial["name"] == "healthy") == healthy:
-            by_name.setdefault((trial["name"], trial["precision"], trial["backend"]), []).append(trial)
+    kinds = {"healthy": "healthy", **dict.fromkeys(export.mutants.FAINT, "faint")}
+    for trial in export.mutants.trials(rows):
+        if kinds.get(trial["name"], "broken") == kind:
+            said = trial | {"saji": trial["verdict"] == "pass"}
+            by_name.setdefault((trial["name"], trial["precision"], trial["backend"]), []).append(said)
     return by_name
 
 
-def mutants(rows: list[Row]) -> str:
+def faint(rows: list[Row]) -> str:
+    """Broken exports that shift the logits hardly more than rounding does."""
+    return mutants(rows, "faint")
+
+
+def mutants(rows: list[Row], kind: str = "broken") -> str:
     """Broken exports: how many of each kind every check refuses."""
     head = "broken file", "judged as", "logit shift", *PEERS.values()
     lines, totals = [], dict.fromkeys(PEERS, 0)
-    for (name, precision, backend), trials in _trials(rows, healthy=False).items():
+    for (name, precision, backend), trials in _trials(rows, kind).items():
         refused = {peer: sum(not trial[peer] for trial in trials) for peer in PEERS}
         refused["saji"] = sum(trial["verdict"] == "fail" for trial in trials)
         totals = {peer: totals[peer] + refused[peer] for peer in PEERS}
         cells = (f"{refused[peer]} of {len(trials)}" for peer in PEERS)
         lines.append((name, f"{precision}, {backend}", _span(trials), *cells))
-    n = sum(len(trials) for trials in _trials(rows, healthy=False).values())
+    n = sum(len(trials) for trials in _trials(rows, kind).values())
     lines.append(("**all**", "", "", *(f"**{total} of {n}**" for total in totals.values())))
     return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
 
@@ -241,7 +252,7 @@ def healthy(rows: list[Row]) -> str:
     """Healthy exports: how many of each kind every check lets pass, and our verdicts apart."""
     head = "healthy file", "logit shift", "pass, inconclusive, fail", *(PEERS[peer] for peer in PEERS if peer != "saji")
     lines = []
-    for (_, precision, backend), trials in _trials(rows, healthy=True).items():
+    for (_, precision, backend), trials in _trials(rows, "healthy").items():
         verdicts = [
             sum(trial["verdict"] == verdict for trial in trials) for verdict in ("pass", "inconclusive", "fail")
         ]
@@ -256,12 +267,13 @@ def _span(trials: list[Row]) -> str:
 
 
 def _mutant_conditions(rows: list[Row]) -> str:
-    networks = ", ".join(f"{sum(r['architecture'] == name for r in rows)} × {NAMES[name]}" for name in NAMES)
-    row = rows[-1]
+    runs = {r["run"]: r["architecture"] for r in rows}
+    networks = ", ".join(f"{sum(a == name for a in runs.values())} × {NAMES[name]}" for name in NAMES)
+    row, commits = rows[-1], ", ".join(dict.fromkeys(r["commit"] for r in rows))
     versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "onnxruntime", "openvino"))
     return (
         f"{networks}, {row['image_size']} px, judged on {min(r['photos'] for r in rows)} "
-        f"{'drawn' if row['drawn'] else 'real'} photos or more; {versions}; commit {row['commit']}."
+        f"{'drawn' if row['drawn'] else 'real'} photos or more; {versions}; commit {commits}."
     )
 
 
@@ -304,6 +316,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "unseen": unseen.table,
     "engine_sizes": engine_sizes.table,
     "mutants": mutants,
+    "faint": faint,
     "cost": cost,
     "healthy": healthy,
 }
