@@ -11,11 +11,12 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from runtime.benchmark import disturbance, pareto, scenarios
+from runtime.benchmark import disturbance, loops, pareto, scenarios
 from runtime.benchmark.table import comparison, table
 from runtime.benchmark.verdict import compared, percentile, samples_needed
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
+from runtime.errors import SajiError
 from runtime.spec import Geometry, ModelSpec
 
 DRIFT = np.array([1.0, 1.3, 0.9, 2.0, 1.1, 1.0, 1.6, 0.95])  # what a shared machine does from round to round
@@ -154,6 +155,16 @@ def test_the_frontier_holds_whom_nobody_beats_in_both(tmp_path: Path) -> None:
     pareto.draw(rows, tmp_path / "race.svg")
     text = (tmp_path / "race.svg").read_text(encoding="utf-8")
     assert all(f">{name}<" in text for name in "abd")
+
+
+def test_trtexecs_latency_is_read_from_what_it_prints() -> None:
+    text = (
+        "[I] Latency: min = 0.9 ms, max = 1.8 ms, mean = 1.1 ms, median = 1.05 ms, percentile(90%) = 1.2 ms\n"
+        "[I] GPU Compute Time: min = 0.5 ms, max = 1 ms, mean = 0.6 ms, median = 0.55 ms, percentile(90%) = 0.7 ms\n"
+    )
+    assert loops.latency_median(text) == 1.05
+    with pytest.raises(SajiError, match="no median latency"):
+        loops.latency_median("&&&& FAILED TensorRT.trtexec")
 
 
 def bench_py(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -156,6 +156,60 @@ class TestMismatch:
             serving.open_engine("tensorrt-rtx", Path("gone.engine"), "fp16", "", 0, facts)
 
 
+class Recorder:
+    """Stands for the CUDA runtime and an execution context: notes what is called, in order."""
+
+    class cudaError_t:
+        cudaSuccess = 0
+
+    class cudaStreamCaptureMode:
+        cudaStreamCaptureModeThreadLocal = 1
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str):
+        def call(*arguments: object) -> tuple[int, str]:
+            self.calls.append(name)
+            return 0, name
+
+        return call
+
+
+class TestCudaGraph:
+    """A graph is captured after the first call of a shape and launched from then on; TensorRT-RTX does it by itself."""
+
+    @pytest.fixture
+    def cuda(self, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+        bindings = pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
+        recorder = Recorder()
+        monkeypatch.setattr(bindings, "runtime", recorder)
+        return recorder
+
+    @pytest.mark.parametrize("capture", [True, False])
+    def test_the_order_of_calls(self, cuda: Recorder, capture: bool) -> None:
+        worker = serving._Worker(cuda, 8, 8, capture)
+        cuda.calls.clear()
+        assert worker.execute() and worker.execute()
+        run, launch = "execute_async_v3", "cudaGraphLaunch"
+        captured = ["cudaStreamBeginCapture", run, "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy"]
+        assert cuda.calls == ([run, "cudaStreamSynchronize", *captured, launch] if capture else [run, run])
+        worker.close()
+        assert ("cudaGraphExecDestroy" in cuda.calls) == capture
+
+    def test_rtx_is_told_to_capture_by_itself(self, trt) -> None:
+        class Engine:
+            def create_runtime_config(self) -> Recorder:
+                return Recorder()
+
+            def create_execution_context(self, config: Recorder | None = None) -> Recorder | None:
+                return config
+
+        assert serving.context_of(trt, Engine(), graphs=False) is None
+        strategy = serving.context_of(trt, Engine(), graphs=True).cuda_graph_strategy
+        assert strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+
+
 class TestProof:
     def test_declared_layers_are_set_apart_and_others_are_named(self) -> None:
         layers = [("a", "int8", 60.0), ("b", "fp32", 30.0), ("c", "int8", 10.0)]

@@ -90,6 +90,19 @@ def test_an_interrupted_run_is_not_up_to_date(straight: Path, data: Data) -> Non
     (straight / "last.ckpt").unlink()
 
 
+def test_tensorboard_gets_loss_and_accuracy_of_each_epoch(data: Data, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="pip install 'saji[tensorboard]'"
+    )
+    recipe = replace(TINY, epochs=1, warmup_epochs=0)
+    train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu", tensorboard=True))
+    log = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    log.Reload()
+    logged = {tag: [event.value for event in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+    row = next(csv.DictReader((tmp_path / "run" / "history.csv").open()))
+    assert logged["val_accuracy"] == pytest.approx([float(row["val_accuracy"])], abs=1e-4)
+
+
 def test_the_released_weights_are_the_averaged_ones_that_were_validated(straight: Path) -> None:
     _, spec = load_checkpoint(straight / "checkpoint.pt")
     facts = spec.validation

@@ -62,7 +62,8 @@ _INT8_CHECK = Offer("model.int8-trt.onnx", "int8", variant="as written", servabl
 
 
 def _engines(backend: str) -> tuple[Offer, ...]:
-    return tuple(Offer(f"engines/{backend}.{precision}.engine", precision) for precision in ("fp16", "int8"))
+    files = {precision: f"engines/{backend}.{precision}.engine" for precision in ("fp16", "int8")}
+    return tuple(Offer(file, precision, variant) for precision, file in files.items() for variant in ("", "CUDA graph"))
 
 
 BACKENDS: dict[str, Row] = {

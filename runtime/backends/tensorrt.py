@@ -35,6 +35,7 @@ def open_engine(
 ) -> "TensorRt":
     """Deserialise a plan, unless its `facts` already say that it was built for something else.
 
+    Variant "CUDA graph" replays the kernels of a batch size as one graph instead of launching each.
     Only call this on a file whose sha256 is in its receipt: a plan is executable code.
     """
     from runtime.backends.cuda import compute_capability
@@ -43,7 +44,7 @@ def open_engine(
     reason = mismatch(facts, trt.__name__, trt.__version__, compute_capability(), machine()["system"])
     if reason:
         raise Unavailable(f"{path.name} {reason}; build it here with: make export")
-    return TensorRt(trt, path, precision, facts)
+    return TensorRt(trt, path, precision, facts, graphs=variant == "CUDA graph")
 
 
 def mismatch(facts: dict[str, Any], flavour: str, version: str, target: str, system: str) -> str | None:
@@ -77,13 +78,14 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 class TensorRt:
-    """A deserialised engine with one execution context and stream per thread.
+    """A deserialised engine with one execution context and stream per thread, with `graphs` also per batch size.
 
-    Each call copies the photos to the GPU, runs, copies the logits back and waits for the stream.
+    Each call copies the photos to the GPU, runs, copies the logits back and waits for the stream; only what runs is in
+    a graph, because copies from memory that is not pinned cannot be.
     """
 
-    def __init__(self, trt: Any, path: Path, precision: str, facts: dict[str, Any]) -> None:
-        self.trt, self.path, self.precision, self.facts = trt, path, precision, facts
+    def __init__(self, trt: Any, path: Path, precision: str, facts: dict[str, Any], graphs: bool = False) -> None:
+        self.trt, self.path, self.precision, self.facts, self.graphs = trt, path, precision, facts, graphs
         self.logger = collecting_logger(trt)
         self.runtime = trt.Runtime(self.logger)
         if facts.get("version_compatible"):  # such a plan brings its own runtime, which is code: see open_engine
@@ -103,21 +105,26 @@ class TensorRt:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _run(self, images: np.ndarray) -> np.ndarray:
-        worker = self._worker(images.shape[1:])
+        worker = self._worker(images.shape)
         images = np.ascontiguousarray(images)
         logits = np.empty((len(images), self.classes), np.float32)
         worker.context.set_input_shape("images", images.shape)
         worker.upload(images)
-        if not worker.context.execute_async_v3(worker.stream):
+        if not worker.execute():
             raise SajiError(f"{self.trt.__name__} could not run {self.path.name}: {self.logger.reason()}")
         worker.download(logits)
         return logits
 
-    def _worker(self, image_shape: tuple[int, ...]) -> "_Worker":
-        if not hasattr(self.local, "worker"):
-            nbytes = self.largest * int(np.prod(image_shape))
-            self.local.worker = _Worker(self.engine, nbytes, 4 * self.largest * self.classes)
-        return self.local.worker
+    def _worker(self, shape: tuple[int, ...]) -> "_Worker":
+        workers: dict[int, _Worker] = self.local.__dict__.setdefault("workers", {})
+        batch = shape[0] if self.graphs else self.largest  # a captured graph holds on to its context's shape
+        if batch not in workers:
+            context = context_of(self.trt, self.engine, self.graphs)
+            # TensorRT-RTX captures by itself, once its kernels for a shape are compiled; TensorRT is captured by us
+            capture = self.graphs and not hasattr(self.trt, "CudaGraphStrategy")
+            nbytes = batch * int(np.prod(shape[1:]))
+            workers[batch] = _Worker(context, nbytes, 4 * batch * self.classes, capture)
+        return workers[batch]
 
     def precision_share(self) -> dict[str, float]:
         """Share of the work per number format, from the engine inspector; see `inspected`."""
@@ -128,9 +135,18 @@ class TensorRt:
 
     def close(self) -> None:
         """Free the engine and this thread's buffers."""
-        if hasattr(self.local, "worker"):
-            self.local.worker.close()
+        for worker in self.local.__dict__.pop("workers", {}).values():
+            worker.close()
         del self.engine, self.runtime
+
+
+def context_of(trt: Any, engine: Any, graphs: bool) -> Any:
+    """An execution context; TensorRT-RTX's is told to capture CUDA graphs when `graphs` asks for them."""
+    if not (graphs and hasattr(trt, "CudaGraphStrategy")):
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
 
 
 def inspected(information: dict[str, Any], multiply_adds: dict[str, int]) -> list[Layer]:
@@ -158,13 +174,13 @@ _FORMATS = {"fp16": "fp16", "half": "fp16", "int8": "int8", "bf16": "bf16", "fp3
 
 
 class _Worker:
-    """One thread's execution context, stream and device buffers."""
+    """One thread's execution context, stream and device buffers; with `capture`, the graph of one batch size."""
 
-    def __init__(self, engine: Any, input_bytes: int, output_bytes: int) -> None:
+    def __init__(self, context: Any, input_bytes: int, output_bytes: int, capture: bool) -> None:
         from cuda.bindings import runtime as cuda
 
-        self.cuda = cuda
-        self.context = engine.create_execution_context()
+        self.cuda, self.context, self.capture = cuda, context, capture
+        self.graph: Any = None
         self.stream = self._check(cuda.cudaStreamCreate())
         self.images, self.logits = self._check(cuda.cudaMalloc(input_bytes)), self._check(cuda.cudaMalloc(output_bytes))
         self.context.set_tensor_address("images", self.images)
@@ -173,6 +189,27 @@ class _Worker:
     def upload(self, images: np.ndarray) -> None:
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._check(self.cuda.cudaMemcpyAsync(self.images, images.ctypes.data, images.nbytes, kind, self.stream))
+
+    def execute(self) -> bool:
+        """Run what was uploaded, on the stream; False when TensorRT refuses."""
+        if self.graph is not None:
+            self._check(self.cuda.cudaGraphLaunch(self.graph, self.stream))
+            return True
+        done = bool(self.context.execute_async_v3(self.stream))
+        if done and self.capture:  # only now: the first call of a shape allocates, which a capture must not
+            self.graph = self._captured()
+        return done
+
+    def _captured(self) -> Any:
+        cuda = self.cuda
+        self._check(cuda.cudaStreamSynchronize(self.stream))
+        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._check(cuda.cudaStreamBeginCapture(self.stream, mode))
+        self.context.execute_async_v3(self.stream)
+        graph = self._check(cuda.cudaStreamEndCapture(self.stream))
+        executable = self._check(cuda.cudaGraphInstantiate(graph, 0))
+        self._check(cuda.cudaGraphDestroy(graph))
+        return executable
 
     def download(self, logits: np.ndarray) -> None:
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -186,6 +223,8 @@ class _Worker:
 
     def close(self) -> None:
         self.cuda.cudaStreamSynchronize(self.stream)
+        if self.graph is not None:
+            self.cuda.cudaGraphExecDestroy(self.graph)
         self.cuda.cudaFree(self.images)
         self.cuda.cudaFree(self.logits)
         self.cuda.cudaStreamDestroy(self.stream)

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import SajiError
+
 SECONDS = 3.0  # of calls, after the warm-up
 HARNESS_SECONDS, HARNESS_QUERIES = 5.0, 1024  # beside MLPerf's LoadGen, whose single stream asks for 1,024 queries
 
@@ -82,6 +84,33 @@ def loadgen(folder: str, candidate: str) -> dict[str, Any]:
         summary = (Path(logs) / "mlperf_log_summary.txt").read_text(encoding="utf-8")
     told = {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in summary.splitlines())}
     return {"p90_ms": float(told["90.00 percentile latency (ns)"]) / 1e6, "result": told["Result is"]}
+
+
+TRTEXEC = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def trtexec(folder: str, candidate: str) -> dict[str, float]:
+    """The same engine by NVIDIA's own tool: host to host, transfers included as in `engine`, but from pinned memory."""
+    import subprocess
+
+    from runtime.receipt import Receipt
+
+    chosen, size = _candidate(folder, candidate), Receipt.read(Path(folder)).spec.geometry.size
+    command = [TRTEXEC[chosen.backend], f"--loadEngine={Path(folder) / chosen.file}"]
+    command += [f"--shapes=images:1x{size}x{size}x3", f"--duration={SECONDS:g}"]
+    command += ["--useCudaGraph"] if chosen.variant == "CUDA graph" else []
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {"per_second": 1000 / latency_median(said)}
+
+
+def latency_median(text: str) -> float:
+    """The median of trtexec's "Latency" in milliseconds: transfer in, compute and transfer out."""
+    import re
+
+    found = re.search(r"\bLatency: .*?median = ([\d.]+) ms", text)
+    if not found:
+        raise SajiError("trtexec printed no median latency; run it by hand to see why")
+    return float(found[1])
 
 
 def int8_peak() -> dict[str, float]:
@@ -177,6 +206,7 @@ LOOPS: dict[str, Callable[..., dict[str, float]]] = {
         engine,
         single_stream,
         loadgen,
+        trtexec,
         int8_peak,
         photo,
         torchvision_photo,

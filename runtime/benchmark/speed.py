@@ -5,6 +5,7 @@ It takes an OUT folder with a race of `resnet34`, at 224 px for the claims as th
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from runtime import golden
+from runtime.benchmark.loops import TRTEXEC
 from runtime.benchmark.ratio import compare
 from runtime.benchmark.rows import Row, append_rows, read_rows
 from runtime.deployment import Deployment
@@ -91,6 +93,7 @@ def _claims(out: Path, scratch: Path) -> Iterator[Claim]:
     text = f"{where}, p90 of a single stream by our loop, against MLPerf's LoadGen"
     loops = [*_LOOP, "single_stream", *harness], [*_LOOP, "loadgen", *harness]
     yield Claim("loadgen", text, 0.9, *loops, "p90_ms", less_is_better=True)
+    yield from _beside_trtexec(out, of_network)
     peak = "multiply_adds_per_second"
     text = f"{where}, share of an INT8 matrix product's multiply-adds a second"
     yield Claim("limit", text, 0.75, ours, [*_LOOP, "int8_peak"], peak)
@@ -103,6 +106,15 @@ def _claims(out: Path, scratch: Path) -> Iterator[Claim]:
         loop = [*_LOOP, "photo", folder, best["candidate"], str(path)]
         yield Claim(name, text, target, loop, [*_LOOP, "torchvision_photo", folder, str(path)])
     yield from _starts(out)
+
+
+def _beside_trtexec(out: Path, rows: list[Row]) -> Iterator[Claim]:
+    """Each engine's rate by our loop against NVIDIA's tool, where the tool is found."""
+    for row in rows:
+        if (tool := TRTEXEC.get(row["backend"])) and shutil.which(tool):
+            command = _engine(out, row)
+            theirs = [*_LOOP, "trtexec", *command[-2:]]
+            yield Claim("trtexec", f"{row['candidate']} by our loop, against {tool}", 0.9, command, theirs)
 
 
 def _starts(out: Path) -> Iterator[Claim]:
