@@ -252,11 +252,14 @@ def unantialiased(subject: Subject, source: Path) -> Iterator[Row]:
 
 
 def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequence[str] = ()) -> Row:
-    """The row of one run: every healthy candidate and every mutant, or `only` some, judged by us and by the others."""
+    """The row of one run: every healthy candidate and every mutant, judged by us and by the others.
+
+    `only` these, by name, among them "healthy".
+    """
     with tempfile.TemporaryDirectory() as folder:
         subject = opened(run, Path(folder))
         files = list(healthy(subject))  # written even where only the broken ones are judged: those are made of them
-        outcomes = [outcome(subject, *trial) for trial in files if not only]
+        outcomes = [outcome(subject, *trial) for trial in files if not only or "healthy" in only]
         for name, broken_file in mutants(subject, stranger):
             if not only or name in only:
                 with suppress(NotApplicable):
@@ -284,7 +287,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders with a checkpoint.pt, of one or more networks")
     parser.add_argument("--data", type=Path, help="the photo set they were trained on, for the resize filter")
     parser.add_argument("--rows", type=Path, default=Path("results/mutants.jsonl"), help="append rows to this .jsonl")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="judge these broken files alone")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help='judge these alone, broken files or "healthy"'
+    )
     arguments = parser.parse_args()
     missing = [run for run in arguments.runs if not (run / "checkpoint.pt").is_file()]
     if missing:
