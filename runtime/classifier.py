@@ -13,7 +13,7 @@ from runtime import golden
 from runtime.backends import Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.preprocess import Source, decode, fit
+from runtime.preprocess import Source, decode_for, fit
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
@@ -63,7 +63,7 @@ class Classifier:
             return []
         geometry = self.spec.geometry
         clock = [time.perf_counter()]
-        pictures = [decode(photo, geometry.resize if geometry.decode == "draft" else None) for photo in photos]
+        pictures = [decode_for(photo, geometry) for photo in photos]
         clock.append(time.perf_counter())
         images = np.stack([fit(picture, geometry) for picture in pictures])
         clock.append(time.perf_counter())
