@@ -5,9 +5,9 @@ import io
 import sys
 from pathlib import Path
 
-from runtime import environment, golden
-from runtime.backends import available_backends
+from runtime import golden
 from runtime.classify import classify as classify_photos
+from runtime.doctor import doctor
 from runtime.errors import GateFailed, SajiError, exit_with_one_sentence
 from runtime.preprocess import MAX_PIXELS
 from runtime.receipt import Receipt
@@ -28,7 +28,8 @@ def main() -> None:
     show.add_argument("model", type=Path, help="a folder with model.json")
     selftest = verbs.add_parser("selftest", help="let every candidate that passed answer the golden picture")
     selftest.add_argument("model", type=Path, help="a folder with model.json")
-    verbs.add_parser("doctor", help="say which backends this machine can run, and what the others need")
+    examined = verbs.add_parser("doctor", help="say what this machine can run, why not the rest, and what to type next")
+    examined.add_argument("--json", action="store_true", help="everything found, as one JSON object")
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks are escaped, not a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -40,7 +41,7 @@ def main() -> None:
     elif arguments.verb == "selftest":
         _selftest(arguments.model)
     else:
-        _doctor()
+        doctor(arguments.json)
 
 
 _PHOTOS_HELP = (
@@ -85,14 +86,6 @@ def _selftest(folder: Path) -> None:
             print(f"wrong: {candidate.name}: {error}")
     if failed:
         raise GateFailed(f"{failed} of {len(passed)} candidates do not answer the golden picture as they should")
-
-
-def _doctor() -> None:
-    machine = environment.machine()
-    features = ", ".join(machine["cpu_features"]) or "no vector features that matter here"
-    print(f"{machine['cores']} cores of {machine['cpu']} ({features}), {machine['gpu'] or 'no GPU'}")
-    for name, reason in available_backends().items():
-        print(f"{name:13} {'ready' if reason is None else f'not here: {reason}'}")
 
 
 if __name__ == "__main__":
