@@ -11,6 +11,7 @@ from runtime.doctor import doctor
 from runtime.errors import GateFailed, SajiError, exit_with_one_sentence
 from runtime.preprocess import MAX_PIXELS
 from runtime.receipt import Receipt
+from runtime.show import show
 
 
 def main() -> None:
@@ -24,8 +25,9 @@ def main() -> None:
     forms.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
     forms.add_argument("--csv", action="store_true", help="comma-separated values, with a header")
     classify.add_argument("--output", type=Path, metavar="FILE", help=_OUTPUT_HELP)
-    show = verbs.add_parser("show", help="print a model folder's receipt: spec, files, verdicts")
-    show.add_argument("model", type=Path, help="a folder with model.json")
+    described = verbs.add_parser("show", aliases=["inspect"], help="say what a model is, and check it by its receipt")
+    described.add_argument("model", type=Path, help="a model folder, a deployment.json or an .onnx file")
+    described.add_argument("--json", action="store_true", help="everything known, as one JSON object")
     selftest = verbs.add_parser("selftest", help="let every candidate that passed answer the golden picture")
     selftest.add_argument("model", type=Path, help="a folder with model.json")
     examined = verbs.add_parser("doctor", help="say what this machine can run, why not the rest, and what to type next")
@@ -36,8 +38,8 @@ def main() -> None:
     if arguments.verb == "classify":
         form = "json" if arguments.json else "csv" if arguments.csv else ""
         classify_photos(arguments.photos, arguments.model, form, arguments.output)
-    elif arguments.verb == "show":
-        _show(arguments.model)
+    elif arguments.verb in ("show", "inspect"):
+        show(arguments.model, arguments.json)
     elif arguments.verb == "selftest":
         _selftest(arguments.model)
     else:
@@ -53,22 +55,6 @@ _OUTPUT_HELP = (
     "skipped, so the same command goes on after a stop"
 )
 _MODEL_HELP = "a deployment.json, a model folder or an .onnx file (default: artifacts/deployment.json)"
-
-
-def _show(folder: Path) -> None:
-    receipt = Receipt.read(folder)
-    for file in receipt.files:
-        receipt.verify(folder, file)
-    spec = receipt.spec
-    print(f"{spec.name}: {spec.architecture}, {spec.geometry.size} px, classes {', '.join(spec.classes)}")
-    if validation := spec.validation:  # an imported model without photos to judge it by has none
-        print(f"checkpoint: accuracy {validation['accuracy']:.3f} on {validation['photos']} validation photos")
-    for name, facts in receipt.files.items():
-        print(f"  {name}  {facts['bytes'] / 1e6:.1f} MB  sha256 {facts['sha256'][:12]}… as in the receipt")
-    for candidate in receipt.candidates:
-        print(
-            f"  {candidate.name}: {candidate.verdict}{'; ' if candidate.reasons else ''}{'; '.join(candidate.reasons)}"
-        )
 
 
 def _selftest(folder: Path) -> None:

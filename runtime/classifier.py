@@ -175,13 +175,14 @@ def _from_file(path: Path, backend: str, precision: str, threads: int) -> Classi
     reason = unavailable_because(backend)
     if reason:
         raise Unavailable(reason)
-    spec = _spec_of(path)
+    spec = spec_of(path)
     engine = open_backend(backend, path, precision, threads=threads)
     candidate = Candidate(spec.architecture, path.name, backend, precision)
     return Classifier(spec, engine, candidate, "opened as a bare file, without a verdict")
 
 
-def _spec_of(path: Path) -> ModelSpec:
+def spec_of(path: Path) -> ModelSpec:
+    """The spec that a bare `.onnx` or `.pt2` file carries. Raises BadModel where there is none."""
     if path.suffix == ".pt2":
         import torch
 
