@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from runtime import golden
 from runtime.backends import Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.preprocess import Source, decode, fit
+from runtime.preprocess import Source, decode_for, fit
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
@@ -63,14 +63,20 @@ class Classifier:
             return []
         geometry = self.spec.geometry
         clock = [time.perf_counter()]
-        pictures = [decode(photo, geometry.resize if geometry.decode == "draft" else None) for photo in photos]
+        pictures = [decode_for(photo, geometry) for photo in photos]
         clock.append(time.perf_counter())
         images = np.stack([fit(picture, geometry) for picture in pictures])
         clock.append(time.perf_counter())
+        parts = zip(("decode", "geometry"), np.diff(clock), strict=True)
+        before = {part: round(1000 * float(seconds) / len(photos), 3) for part, seconds in parts}
+        answers = self.predict(images)
+        return [replace(answer, milliseconds={**before, **answer.milliseconds}) for answer in answers]
+
+    def predict(self, images: np.ndarray) -> list[Prediction]:
+        """Answers to preprocessed photos, uint8 `[N, size, size, 3]` RGB; their milliseconds are of inference alone."""
+        start = time.perf_counter()
         logits = self.logits(images)
-        clock.append(time.perf_counter())
-        parts = zip(("decode", "geometry", "inference"), np.diff(clock), strict=True)
-        milliseconds = {part: round(1000 * float(seconds) / len(photos), 3) for part, seconds in parts}
+        milliseconds = {"inference": round(1000 * (time.perf_counter() - start) / len(images), 3)}
         answers = zip(self.spec.probabilities(logits), self.spec.sure(logits), strict=True)
         return [self._prediction(row, bool(sure), milliseconds) for row, sure in answers]
 
@@ -169,13 +175,14 @@ def _from_file(path: Path, backend: str, precision: str, threads: int) -> Classi
     reason = unavailable_because(backend)
     if reason:
         raise Unavailable(reason)
-    spec = _spec_of(path)
+    spec = spec_of(path)
     engine = open_backend(backend, path, precision, threads=threads)
     candidate = Candidate(spec.architecture, path.name, backend, precision)
     return Classifier(spec, engine, candidate, "opened as a bare file, without a verdict")
 
 
-def _spec_of(path: Path) -> ModelSpec:
+def spec_of(path: Path) -> ModelSpec:
+    """The spec that a bare `.onnx` or `.pt2` file carries. Raises BadModel where there is none."""
     if path.suffix == ".pt2":
         import torch
 

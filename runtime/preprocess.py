@@ -3,31 +3,44 @@
 Geometry only; the arithmetic (cast, mean, std) is the first layer of every exported graph.
 """
 
+import functools
+import importlib
+import importlib.util
 import io
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
-from runtime.errors import BadPhoto
-from runtime.spec import Geometry
+from runtime.errors import BadPhoto, SajiError, Unavailable
+from runtime.spec import PREPROCESS_VERSION, Geometry
 
 Source = str | os.PathLike | bytes | Image.Image | np.ndarray
 
-# A 43-megapixel photo is honest; at 3 bytes a pixel this bound keeps one request below 600 MB.
-MAX_PIXELS = 200_000_000
+# A 43-megapixel photo is honest, and a phone takes 108. Pillow itself refuses a little above this; to raise its bound
+# would raise it for the whole process.
+MAX_PIXELS = 178_000_000
+
+# How photos are named, in lower case. Pillow reads more than photos: stubs for scientific data, PostScript (by running
+# Ghostscript), icons, fonts.
+SUFFIXES = frozenset((
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd"),
+))  # fmt: skip
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def decode(source: Source, shorter_side: int | None = None) -> Image.Image:
-    """Decode a photo to an upright 8-bit RGB picture.
+def decode(source: Source, shorter_side: int | None = None, version: int = PREPROCESS_VERSION) -> Image.Image:
+    """Decode a photo to an upright 8-bit sRGB picture, mode "RGB".
 
     `source` is a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]` in RGB order. With `shorter_side`,
     a JPEG may be decoded at the smallest DCT scale that leaves its shorter side at least that long. EXIF
-    orientation is applied, transparency is laid on white, of an animation the first frame is taken.
+    orientation is applied, transparency is laid on white, of an animation the first frame is taken, and the colours
+    of an embedded profile are converted to sRGB (in preprocessing `version` 1 they were not; see runtime.spec).
     Raises BadPhoto when it is no picture, is truncated or has more than `MAX_PIXELS` pixels.
     """
     if isinstance(source, np.ndarray):
@@ -35,28 +48,59 @@ def decode(source: Source, shorter_side: int | None = None) -> Image.Image:
             raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return _upright_rgb(source)
+        return _upright_rgb(source, version)
     name = "the bytes" if isinstance(source, bytes) else Path(source).name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF or palettes that it nevertheless reads
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            with image:
+            with _opened(source) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise BadPhoto(f"{name} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
+                    raise Image.DecompressionBombError
                 if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
                     _draft(image, shorter_side)
-                return _upright_rgb(image)
-    except UnidentifiedImageError:
-        raise BadPhoto(f"{name} is no picture that can be read (send a JPEG, PNG or WEBP photo)") from None
-    except BadPhoto:
+                return _upright_rgb(image, version)
+    except SajiError:
         raise
+    except UnidentifiedImageError:
+        raise BadPhoto(f"{name} {_why_unidentified(source)}") from None
+    except Image.DecompressionBombError:
+        raise BadPhoto(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; send a smaller copy") from None
     except OSError as error:
         if error.errno is not None:  # the file system, not the picture: missing, a folder, no permission
             raise BadPhoto(f"{name} cannot be opened: {error.strerror}") from None
         raise BadPhoto(f"{name} is damaged ({error}); send a complete file") from None
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError) as error:
+    except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to, also RuntimeError
         raise BadPhoto(f"{name} is damaged ({error}); send a complete file") from None
+
+
+def _opened(source: str | os.PathLike | bytes) -> Image.Image:
+    """The photo, identified and not yet decoded; pillow-heif is asked in once a HEIC photo needs it."""
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except UnidentifiedImageError:
+        if _brand(source) != "HEIC" or not importlib.util.find_spec("pillow_heif"):
+            raise
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _brand(source: str | os.PathLike | bytes) -> str:
+    """By the brands in a photo's first box, whatever its name: "AVIF", "HEIC" or ""."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp":
+        return ""
+    brands = {head[i : i + 4] for i in range(8, min(len(head), int.from_bytes(head[:4], "big")), 4)}
+    return "AVIF" if b"avif" in brands else "HEIC" if brands & {b"heic", b"heix", b"hevc", b"mif1"} else ""
+
+
+def _why_unidentified(source: str | os.PathLike | bytes) -> str:
+    brand = _brand(source)
+    if brand == "AVIF" and not features.check("avif"):
+        return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"
+    if brand == "HEIC" and not importlib.util.find_spec("pillow_heif"):
+        return "is a HEIC photo, as iPhones take them; to read those type: pip install pillow-heif"
+    return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
 
 
 def _draft(image: ImageFile.ImageFile, shorter_side: int) -> None:
@@ -66,14 +110,58 @@ def _draft(image: ImageFile.ImageFile, shorter_side: int) -> None:
         image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, version: int) -> Image.Image:
     image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile") if version > 1 else None
+    grey = image.mode in ("L", "LA", "La") or image.mode.startswith("I")
+    rgb = _rgb(image)
+    transform = _to_srgb(profile, "CMYK" if image.mode == "CMYK" else "L" if grey else "RGB") if profile else None
+    if transform is None:
+        return rgb
+    # On all pixels that were decoded, though fewer are left after resizing: where colours are clipped, resizing first
+    # would give others, up to 33/255 apart. Draft decoding leaves few.
+    return transform.apply(image if image.mode == "CMYK" else rgb.convert("L") if grey else rgb)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB in its own colour space, transparency on white."""
+    if image.mode.startswith("I"):  # 16-bit samples ("I": of a PGM), which Pillow's own conversion clips to white
+        return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit samples to white instead of scaling
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=16)  # a camera writes the same profile into each photo; a transform takes 5 ms to build
+def _to_srgb(profile: bytes, mode: str) -> Any:
+    """The ImageCmsTransform from an embedded profile to sRGB, by perceptual intent; None leaves the colours alone.
+
+    They are left alone where the profile is broken, is for another `mode` ("RGB", "L" or "CMYK"), or is sRGB under
+    whatever name: one that moves no colour by more than 2/255.
+    """
+    from PIL import ImageCms
+
+    try:
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB")  # type: ignore[arg-type]
+    except ImportError:
+        raise Unavailable(
+            "this Pillow cannot convert colour profiles (no LittleCMS); type: pip install --force-reinstall pillow"
+        ) from None
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    if mode == "CMYK":
+        return transform
+    steps = np.linspace(0, 255, 16).astype(np.uint8)
+    probe = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(16, -1, 3)).convert(mode)
+    moved = np.asarray(transform.apply(probe), int) - np.asarray(probe.convert("RGB"), int)
+    return transform if np.abs(moved).max() > 2 else None
+
+
+def decode_for(source: Source, geometry: Geometry) -> Image.Image:
+    """Decode a photo as a model's geometry asks for: `decode` at its scale, in its version. Raises BadPhoto."""
+    return decode(source, geometry.resize if geometry.decode == "draft" else None, geometry.version)
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
@@ -90,4 +178,4 @@ def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
 
 def pixels(source: Source, geometry: Geometry) -> np.ndarray:
     """A photo as the network sees it: uint8 `[size, size, 3]`, RGB order. Raises BadPhoto."""
-    return fit(decode(source, geometry.resize if geometry.decode == "draft" else None), geometry)
+    return fit(decode_for(source, geometry), geometry)

@@ -11,7 +11,9 @@ import numpy as np
 from runtime.errors import BadModel
 
 SCHEMA_VERSION = 1
-PREPROCESS_VERSION = 1
+# What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
+# the same pixels: 1 ignored colour profiles, 2 converts what is not sRGB. Photos in sRGB are the same bits in both.
+PREPROCESS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,10 @@ class ModelSpec:
             raise BadModel(f"{origin} carries a damaged saji spec ({error!r}); export the model again") from None
         if version != SCHEMA_VERSION:
             raise BadModel(f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again")
-        if geometry.version != PREPROCESS_VERSION:
+        if geometry.version not in range(1, PREPROCESS_VERSION + 1):
             raise BadModel(
-                f"{origin} expects preprocessing version {geometry.version}, this saji has {PREPROCESS_VERSION}; "
-                "export it again"
+                f"{origin} expects preprocessing version {geometry.version}, this saji has 1 to {PREPROCESS_VERSION}; "
+                "update saji, or train again"
             )
         _check_rejection(spec.rejection, origin)
         return spec

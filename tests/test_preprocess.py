@@ -1,18 +1,29 @@
 """A photo becomes the same pixels everywhere, and a bad one becomes one sentence."""
 
+import hashlib
 import io
+import struct
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
-from PIL import Image
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
-from runtime.errors import BadPhoto
-from runtime.preprocess import decode, fit, pixels
-from runtime.spec import Geometry
+from runtime.errors import BadModel, BadPhoto
+from runtime.preprocess import MAX_PIXELS, SUFFIXES, decode, fit, pixels
+from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
 
 GEOMETRY = Geometry.for_size(64)
+# A PNG of one 16-bit RGB pixel in mid-grey, which Pillow can read and cannot write
+DEEP_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000011002000000c0e78f9d000"
+    "0000c49444154789c63681002410006a901b7f66039cf0000000049454e44ae426082"
+)
 
 
 def picture(width: int = 120, height: int = 90) -> Image.Image:
@@ -60,6 +71,19 @@ def test_every_colour_mode_becomes_rgb(mode: str) -> None:
 
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
     assert np.asarray(decode(encoded(Image.new("I;16", (4, 4), 0x8000))))[0, 0].tolist() == [128, 128, 128]
+
+
+def test_16_bit_samples_of_any_file_are_scaled_not_clipped() -> None:
+    pgm = b"P5 4 4 65535\n" + b"\x80\x00" * 16
+    transparent = encoded(Image.new("I;16", (4, 4), 0x8000), transparency=5)
+    for data in (pgm, transparent, DEEP_PNG):
+        assert np.asarray(decode(data))[0, 0].tolist() == [128, 128, 128]
+
+
+def test_an_inverted_cmyk_jpeg_as_adobe_writes_it_keeps_its_colours() -> None:
+    data = encoded(Image.new("CMYK", (16, 16), (0, 200, 200, 0)), "JPEG")
+    assert b"Adobe" in data and Image.open(io.BytesIO(data)).mode == "CMYK"
+    assert np.abs(np.asarray(decode(data))[8, 8].astype(int) - [255, 55, 55]).max() <= 3
 
 
 def test_transparency_is_laid_on_white() -> None:
@@ -117,10 +141,175 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         pixels(tmp_path, GEOMETRY)
 
 
+# What a pixel is, pinned: a change here changes every model's answers, so it needs a new PREPROCESS_VERSION. Pillow
+# resizes in integers and decodes these losslessly, so nothing but a major change of Pillow may move them.
+GOLDEN = {
+    "1": "bd406db57cb49420",
+    "L": "cc536b8da7974f19",
+    "LA": "cc536b8da7974f19",
+    "P": "62104f3b67782b46",
+    "RGB": "c0a767d07424841b",
+    "RGBA": "2438dd6b55847642",
+    "CMYK": "c0a767d07424841b",
+}
+
+
+@pytest.mark.parametrize("mode", GOLDEN)
+def test_the_crop_of_a_drawn_picture_is_bit_for_bit_what_it_was(mode: str) -> None:
+    drawn = picture(150, 100).convert(mode)
+    if mode == "RGBA":
+        drawn.putalpha(picture(150, 100).convert("L"))
+    found = pixels(encoded(drawn, "TIFF" if mode == "CMYK" else "PNG"), GEOMETRY)
+    assert hashlib.sha256(found.tobytes()).hexdigest()[:16] == GOLDEN[mode]
+
+
+P3 = {"rXYZ": (0.51512, 0.24120, -0.00105), "gXYZ": (0.29198, 0.69225, 0.04189), "bXYZ": (0.15710, 0.06657, 0.78407)}
+
+
+def profile(**primaries: tuple[float, float, float]) -> bytes:
+    """An ICC profile: that of sRGB with other primaries, each XYZ at the white D50."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for i in range(struct.unpack(">I", content[128:132])[0]):
+        name, offset, _ = struct.unpack(">4sII", content[132 + 12 * i : 144 + 12 * i])
+        if xyz := primaries.get(name.decode()):
+            content[offset + 8 : offset + 20] = struct.pack(">3i", *(round(value * 65536) for value in xyz))
+    return bytes(content)
+
+
+def from_p3(colour: list[int]) -> np.ndarray:
+    """Display P3 → sRGB by the definition of both: linear light, another basis, gamma, clipped."""
+    light = np.array(colour) / 255
+    light = np.where(light > 0.04045, ((light + 0.055) / 1.055) ** 2.4, light / 12.92)
+    srgb = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+    light = np.clip(np.linalg.solve(srgb, np.array([*P3.values()]).T @ light), 0, 1)
+    return 255 * np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_colours_of_a_wide_profile_become_srgb(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    for colour in ([200, 100, 50], [10, 128, 240], [128, 128, 128]):
+        data = encoded(Image.new("RGB", (64, 64), tuple(colour)), kind, icc_profile=profile(**P3), **options)
+        found = np.asarray(decode(data))[8, 8]
+        assert np.abs(found - from_p3(colour)).max() <= 2.5, colour
+        assert np.array_equal(np.asarray(decode(Image.open(io.BytesIO(data))))[8, 8], found)
+        assert np.array_equal(np.asarray(decode(decode(data)))[8, 8], found), "converted twice"
+
+
+def test_a_profile_counts_with_transparency_and_after_draft_decoding() -> None:
+    clear = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
+    clear.paste((200, 100, 50, 255), (0, 0, 4, 8))
+    found = np.asarray(decode(encoded(clear, icc_profile=profile(**P3))))
+    assert np.abs(found[0, 0] - from_p3([200, 100, 50])).max() <= 2 and found[0, 7].tolist() == [255, 255, 255]
+    large = encoded(Image.new("RGB", (1600, 1200), (200, 100, 50)), "JPEG", icc_profile=profile(**P3))
+    assert np.abs(pixels(large, GEOMETRY)[0, 0] - from_p3([200, 100, 50])).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
+def test_profiles_of_srgb_broken_ones_and_those_of_another_mode_change_no_bit(mode: str) -> None:
+    image = picture().convert(mode)
+    plain, other = decode(encoded(image, "TIFF")), {"RGB": "LAB", "P": "LAB"}.get(mode, "sRGB")
+    mismatched = ImageCms.ImageCmsProfile(ImageCms.createProfile(other)).tobytes()
+    nearly = profile(rXYZ=(0.4385, 0.2235, 0.0145))  # as camera makers write it
+    for icc in (profile(), nearly, mismatched, b"", b"junk", profile(**P3)[:200]):
+        assert np.array_equal(decode(encoded(image, "TIFF", icc_profile=icc)), plain)
+
+
+def test_inks_are_converted_by_their_profile() -> None:
+    """By the profile of a printer whose colours all are the grey of L* 50, which in sRGB is 119, and darker with K."""
+    straight, grey, black = bytes(range(256)), bytes([128, 128, 128]), bytes([0, 128, 128])
+    table = b"mft1" + struct.pack(">4x4B9i", 4, 3, 2, 0, 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table += straight * 4 + (grey + black) * 8 + straight * 3
+    kinds, white = (b"prtr", b"CMYK", b"Lab ", b"acsp"), (63190, 65536, 54061)
+    header = struct.pack(">I4xI4s4s4s12x4s28x3i48x", 144 + len(table), 2 << 24, *kinds, *white)
+    printer = header + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+    photo = Image.new("CMYK", (8, 8), (0, 200, 200, 0))
+    for kind in ("JPEG", "TIFF"):
+        found = np.asarray(decode(encoded(photo, kind, icc_profile=printer)))[4, 4]
+        assert np.abs(found.astype(int) - 119).max() <= 2, kind
+
+
+def test_a_model_of_preprocessing_version_1_keeps_its_pixels() -> None:
+    data = encoded(picture(), icc_profile=profile(**P3))
+    first = Geometry(64, 73, version=1)
+    assert np.array_equal(pixels(data, first), pixels(encoded(picture()), first))
+    assert not np.array_equal(pixels(data, GEOMETRY), pixels(data, first)) and GEOMETRY.version == 2
+    spec = ModelSpec("old", "resnet18", ("a", "b"), first)
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    newer = spec.to_json().replace('"version": 1}', f'"version": {PREPROCESS_VERSION + 1}}}')
+    with pytest.raises(BadModel, match=r"preprocessing version 3, this saji has 1 to 2; update saji"):
+        ModelSpec.from_json(newer)
+
+
+def test_16_threads_convert_colours_as_one_does() -> None:
+    photos = [encoded(picture(90 + i, 80), "JPEG", icc_profile=profile(**P3)) for i in range(8)] * 8
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda photo: pixels(photo, GEOMETRY), photos))
+    assert all(np.array_equal(found, pixels(photo, GEOMETRY)) for photo, found in zip(photos, together, strict=True))
+
+
+def test_every_suffix_is_one_that_pillow_reads() -> None:
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    # .mpo is opened as the JPEG that it begins with, .heic by pillow-heif, .avif by Pillow from 11.3 on
+    assert SUFFIXES - readable <= {".mpo", ".heic", ".heif", ".hif", ".avif"}
+
+
+HEIC = bytes.fromhex("0000001c66747970") + b"heic\0\0\0\0mif1heicmiaf" + bytes(40)
+
+
+def test_heic_and_avif_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "photo.jpg").write_bytes(HEIC)  # as some programs name it
+    for source in (HEIC, tmp_path / "photo.jpg"):
+        with pytest.raises(BadPhoto, match=r"is a HEIC photo, .* type: pip install pillow-heif"):
+            decode(source)
+    assert features.check("avif")
+    avif = encoded(picture(), "AVIF")
+    assert decode(avif).size == (120, 90)
+
+    def unidentified(*_: object) -> Image.Image:
+        raise UnidentifiedImageError
+
+    monkeypatch.setattr(Image, "open", unidentified)
+    monkeypatch.setattr(features, "check", lambda name: False)
+    with pytest.raises(BadPhoto, match=r"is an AVIF photo, .* type: pip install --upgrade 'pillow>=11.3'"):
+        decode(avif)
+
+
+def test_heic_opens_where_pillow_heif_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    opened = Image.open
+    plugin = SimpleNamespace(register_heif_opener=lambda: monkeypatch.setattr(Image, "open", lambda _: picture()))
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "pillow_heif")
+    assert decode(HEIC).size == (120, 90) and Image.open is not opened
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    for side in (13_400, 60_000):  # just above our bound, and above Pillow's own
+        bomb = bytearray(encoded(Image.new("1", (8, 8))))
+        bomb[16:24] = struct.pack(">II", side, side)
+        bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+        with pytest.raises(BadPhoto, match=f"has more than {MAX_PIXELS // 10**6} megapixels; send a smaller copy"):
+            decode(bytes(bomb))
+
+
+def test_a_damaged_avif_is_one_sentence_too() -> None:
+    data = bytearray(encoded(picture(), "AVIF"))
+    data[data.index(b"mdat") + 4 :] = b""
+    data += bytes(400)  # libavif fails while decoding, with a RuntimeError
+    with pytest.raises(BadPhoto, match="is damaged"):
+        decode(bytes(data))
+
+
 @needs_shared
 def test_odd_files_of_real_users() -> None:
-    for file in sorted((SHARED / "odd_files" / "format").iterdir()):
-        if file.name == "git_lfs_pointer.png":
+    files = [file for file in sorted((SHARED / "odd_files").rglob("*")) if file.is_file()]
+    assert len(files) > 50
+    for file in files:
+        if file.name == "git_lfs_pointer.png" or file.suffix in (".csv", ".md"):
             with pytest.raises(BadPhoto):
                 pixels(file, GEOMETRY)
         else:

@@ -19,6 +19,11 @@ def check_available(backend: str) -> None:
         import onnxruntime
     except ImportError:
         raise missing_extra("onnxruntime", "gpu" if backend == "ort-cuda" else "cpu") from None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise Unavailable(
+            "the folder of onnxruntime is half empty, as after uninstalling either of onnxruntime and onnxruntime-gpu; "
+            f"type: {install_line('gpu' if backend == 'ort-cuda' else 'cpu')} --force-reinstall"
+        )
     provider = _PROVIDERS[backend]
     if provider not in onnxruntime.get_available_providers():
         raise Unavailable(

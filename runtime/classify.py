@@ -1,0 +1,230 @@
+"""`python -m runtime classify`: say what photos show, a row each and as they come, from one photo to any number."""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import TypeVar
+
+import numpy as np
+
+from runtime.classifier import Prediction, load
+from runtime.environment import usable_cores
+from runtime.errors import BadPhoto, GateFailed, SajiError
+from runtime.preprocess import SUFFIXES, decode_for, fit
+from runtime.rowfile import RowFile
+from runtime.spec import Geometry, ModelSpec
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Say = Callable[[str], None]
+
+COLUMNS = ("photo", "label", "probability", "sure", "milliseconds")  # of CSV; JSON has all probabilities
+
+
+def classify(places: list[str], model: Path, form: str = "", output: Path | None = None) -> None:
+    """Classify the photos of `places` (see `Photos`) and print a row each, or append it to `output`.
+
+    `form` is "json", "csv", or "" for what suits where the rows go. Photos that `output` already holds are skipped.
+    What cannot be read is reported on stderr and skipped; in the end that raises GateFailed.
+    """
+    if output:
+        form = form or ("csv" if output.suffix.lower() == ".csv" else "json")
+    counter, rows, unread = _Counter(sys.stderr.isatty() and bool(output or not sys.stdout.isatty())), 0, 0
+    with RowFile(output, form, COLUMNS) as file, load(model) as classifier:
+        counter.say(f"{classifier.candidate.name}: {classifier.reason}")
+        write, photos = _writer(form, classifier.spec, file), Photos(places, counter.say, file)
+        for photo, seen in in_order(lambda photo: (photo, _look(photo, classifier.spec.geometry)), photos):
+            if isinstance(seen, BadPhoto):
+                unread += 1
+                counter.say(f"saji: {printable(photo)}: {printable(str(seen))}")
+            else:
+                rows += 1
+                [prediction] = classifier.predict(seen[0][None])
+                write(photo, replace(prediction, milliseconds={**seen[1], **prediction.milliseconds}))
+            counter.show(rows, unread)
+    facts = [f"{photos.known} already in {output}"] * bool(photos.known)
+    facts += [f"{photos.left_alone} files left alone that are no photos by suffix"] * bool(photos.left_alone)
+    if output or facts:
+        counter.say(f"saji: {'; '.join([f'{rows} photos classified', *facts])}")
+    counter.clear()
+    skipped = [f"{unread} of {rows + unread} photos"] * bool(unread) + [f"{photos.closed} folders"] * bool(
+        photos.closed
+    )
+    if skipped:
+        raise GateFailed(f"{' and '.join(skipped)} could not be read and were skipped")
+
+
+class Photos:
+    """Paths of the photos in `places`: files, folders, and for "-" the files and folders that stdin lists, one a line.
+
+    They are found while iterating, folder by folder and sorted within each, so that a folder may hold any number. In
+    folders only regular files with a photo's suffix count; hidden ones are ignored, `left_alone` counts the others,
+    `closed` the folders that may not be read, and `known` the photos that are passed over because `done` has them.
+    Raises SajiError at the end of a folder without any photo.
+    """
+
+    def __init__(self, places: list[str], say: Say, done: Container[str] = ()) -> None:
+        self.places, self.say, self.done = places, say, done
+        self.left_alone = self.closed = self.known = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for place in self.places:
+            for photo in self._listed() if place == "-" else self._in(place):
+                if photo in self.done:
+                    self.known += 1
+                else:
+                    yield photo
+
+    def _listed(self) -> Iterator[str]:
+        with open(0, "rb", closefd=False) as lines:  # not sys.stdin: names are bytes, in whatever encoding
+            for line in lines:
+                if name := os.fsdecode(line.rstrip(b"\r\n")):
+                    yield from self._in(name)
+
+    def _in(self, place: str) -> Iterator[str]:
+        if not Path(place).is_dir():
+            yield place  # whatever its suffix: it was named
+            return
+        found, others, closed = 0, self.left_alone, self.closed
+        for folder, folders, files in os.walk(place, onerror=self._closed):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for path in (Path(folder, name) for name in sorted(files) if not name.startswith(".")):
+                if path.suffix.lower() in SUFFIXES and path.is_file():  # not a pipe, which would never end
+                    found += 1
+                    yield str(path)
+                else:
+                    self.left_alone += 1
+        if not found and self.closed == closed:
+            others = self.left_alone - others
+            raise SajiError(f"{place} holds no photo, {others} other files; photos end with .jpg, .png, .webp, .heic …")
+
+    def _closed(self, error: OSError) -> None:
+        self.closed += 1
+        self.say(f"saji: {printable(str(error.filename))}: {error.strerror}, so this folder is skipped")
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int = 0) -> Iterator[Result]:
+    """`work` of each item, in order, done in threads ahead of the consumer and never more than a few items ahead.
+
+    A result is there as soon as it is done, also where the next item is long in coming. `workers` 0: one a core.
+    """
+    workers = workers or min(8, usable_cores())  # no engine takes photos faster than eight cores decode them
+    ahead: Queue[Future[Result] | None] = Queue(2 * workers)
+    pool = ThreadPoolExecutor(workers)
+
+    def feed() -> None:
+        try:
+            for item in items:
+                ahead.put(pool.submit(work, item))
+        except BaseException as error:  # of finding the next item: it is the consumer's to handle, in its turn
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            ahead.put(failed)
+        ahead.put(None)
+
+    Thread(target=feed, daemon=True).start()  # a daemon: it may wait for a line of stdin that never comes
+    try:
+        while (done := ahead.get()) is not None:
+            yield done.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _look(photo: str, geometry: Geometry) -> tuple[np.ndarray, dict[str, float]] | BadPhoto:
+    """A photo's pixels, uint8 `[size, size, 3]` RGB, and the milliseconds they took; or what is wrong with it."""
+    start = time.perf_counter()
+    try:
+        picture = decode_for(photo, geometry)
+    except BadPhoto as error:
+        return error
+    decoded = time.perf_counter()
+    pixels = fit(picture, geometry)
+    seconds = {"decode": decoded - start, "geometry": time.perf_counter() - decoded}
+    return pixels, {part: round(1000 * value, 3) for part, value in seconds.items()}
+
+
+def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Prediction], None]:
+    """What writes a photo's row: to the file, or to stdout in the form that suits it."""
+    if form:
+        to_row = {"csv": csv_row, "json": json_row}[form]
+        if file.path:
+            return lambda photo, found: file.append(to_row(photo, found))
+        if form == "csv":
+            print(csv_line(COLUMNS), end="", flush=True)
+        return lambda photo, found: print(to_row(photo, found), end="", flush=True)
+    if not sys.stdout.isatty():
+        return lambda photo, found: print("\t".join(_cells(photo, found)), flush=True)
+    # The photo stands last: nobody knows how long the longest name of a folder will be
+    width = max(len(_answer(label, not spec.rejection)) for label in spec.classes)
+    print(f"{'label':{width}}  probability        time  photo")
+
+    def line(photo: str, found: Prediction) -> None:
+        name, answer, probability, milliseconds = _cells(photo, found)
+        print(f"{answer:{width}}  {probability:>11}  {milliseconds:>10}  {name}", flush=True)
+
+    return line
+
+
+def _answer(label: str, sure: bool) -> str:
+    return label if sure else f"not sure (perhaps {label})"
+
+
+def _cells(photo: str, found: Prediction) -> tuple[str, str, str, str]:
+    milliseconds = f"{sum(found.milliseconds.values()):.1f} ms"
+    return printable(photo), _answer(found.label, found.sure), f"{found.probability:.3f}", milliseconds
+
+
+def json_row(photo: str, found: Prediction) -> str:
+    """A line of JSON in ASCII, which holds every file name, also one that is no text."""
+    return json.dumps({"photo": photo, "label": found.label, **asdict(found)}) + "\n"
+
+
+def csv_row(photo: str, found: Prediction) -> str:
+    """A row of COLUMNS; a name with quotes, commas or line ends is quoted."""
+    milliseconds = round(sum(found.milliseconds.values()), 3)
+    return csv_line((photo, found.label, round(found.probability, 6), str(found.sure).lower(), milliseconds))
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """One record of a CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def printable(text: str) -> str:
+    """Text for one line of a terminal: what would break the line, colour it or is no text is escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+class _Counter:
+    """A line on stderr that counts, rewritten in place; nothing unless `live`, but `say` always speaks."""
+
+    def __init__(self, live: bool) -> None:
+        self.live, self.line, self.start, self.next = live, "", time.monotonic(), 0.0
+
+    def show(self, rows: int, unread: int) -> None:
+        seconds = time.monotonic() - self.start
+        if self.live and seconds > self.next:
+            self.clear()
+            self.next = seconds + 0.2
+            self.line = f"{rows} photos, {rows / seconds:.0f}/s{f', {unread} unreadable' if unread else ''}"
+            print(self.line, end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self.line:
+            print(f"\r{' ' * len(self.line)}\r", end="", file=sys.stderr, flush=True)
+        self.line = ""
+
+    def say(self, sentence: str) -> None:
+        self.clear()
+        print(sentence, file=sys.stderr, flush=True)

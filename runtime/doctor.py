@@ -1,0 +1,336 @@
+"""`python -m runtime doctor`: what this machine can run, and for everything else why not and what to type next.
+
+`examine` looks at the machine once; what follows from those facts is decided by functions that any facts can be fed.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from PIL import features
+
+from runtime import environment
+from runtime.backends import BACKENDS, cuda, unavailable_because
+from runtime.errors import GateFailed, install_line
+
+# What a processor's number formats are good for, on x86 and on ARM
+GOOD_FOR = {
+    "avx2": "FP32 eight numbers at a time",
+    "avx512f": "FP32 sixteen numbers at a time",
+    "avx512_vnni": "INT8 products summed in one step: INT8 files run much faster than FP32",
+    "avx_vnni": "INT8 products summed in one step: INT8 files run much faster than FP32",
+    "avx512_bf16": "OpenVINO in bf16, faster than FP32 where INT8 loses too much",
+    "amx_int8": "INT8 in tiles, best with large batches",
+    "amx_bf16": "bf16 in tiles, best with large batches",
+    "asimddp": "INT8 products summed in one step: INT8 files run much faster than FP32",
+    "i8mm": "INT8 matrix products, faster still",
+    "bf16": "bf16 matrix products",
+}
+_FASTER_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+_NEEDS_GPU = ("ort-cuda", "tensorrt", "tensorrt-rtx")
+LOW_MEMORY_GIB = 2.0
+
+# The smallest network: Relu of one number, y = max(x, 0), as an ONNX file of opset 13
+PROBE = bytes.fromhex(
+    "08083a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a0208014204"
+    "0a00100d"
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found on a machine; None where the system does not tell.
+
+    `backends`: by name, why it cannot be used, None if it can. `probes`: by ONNX Runtime's provider or by backend, why
+    a tiny network does not run on it, None if it does. `quota`: cores' worth of time that a container grants.
+    `memory_gib`: what may be used. `on_bus`: an NVIDIA GPU is plugged in, whether or not a driver sees it. `cuda`:
+    versions of the installed CUDA and of the highest that the driver serves. `onnxruntimes`: the distributions that
+    own the folder onnxruntime. `pillow`: features, and whether pillow-heif is there.
+    """
+
+    cpu: str
+    system: str
+    cores: int
+    backends: dict[str, str | None]
+    probes: dict[str, str | None] = field(default_factory=dict)
+    cpu_features: tuple[str, ...] = ()
+    cores_seen: int = 0
+    quota: float | None = None
+    memory_gib: float | None = None
+    gpu: str | None = None
+    on_bus: bool = False
+    container: bool = False
+    cuda: dict[str, str] = field(default_factory=dict)
+    onnxruntimes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    pillow: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is missing or in the way: what it is about, what is the matter, what to type next."""
+
+    about: str
+    says: str
+    next: str
+
+
+def doctor(as_json: bool) -> None:
+    """Print the findings on this machine. Raises GateFailed when no backend runs here."""
+    facts = examine()
+    found, backends = findings(facts), states(facts)
+    ready = [name for name, reason in backends.items() if reason is None]
+    if as_json:
+        report = {"ready": ready, "backends": backends, "findings": [dataclasses.asdict(finding) for finding in found]}
+        print(json.dumps({**report, "facts": dataclasses.asdict(facts)}, ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(lines(facts, backends, found)))
+    if not ready:
+        raise GateFailed(f"no backend runs here; install the smallest with: {install_line('cpu')}")
+
+
+def lines(facts: Facts, backends: dict[str, str | None], found: list[Finding]) -> Iterator[str]:
+    """The report for people."""
+    memory = f", {facts.memory_gib:.1f} GiB of memory" if facts.memory_gib else ""
+    yield f"{facts.cores} of {facts.cores_seen} cores of {facts.cpu}{memory}, {facts.gpu or 'no GPU'}, {facts.system}"
+    yield ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    yield from (f"  {name:12} {GOOD_FOR[name]}" for name in facts.cpu_features if name in GOOD_FOR)
+    yield "\nbackends"
+    yield from (f"  {name:12} {reason or 'ready'}" for name, reason in backends.items())
+    yield "\nwhat could be better" if found else "\nnothing is in the way"
+    yield from (f"  {finding.about}: {finding.says}\n      {finding.next}" for finding in found)
+
+
+def states(facts: Facts) -> dict[str, str | None]:
+    """Every backend with the reason why it does not run here, None when it does: installed, and seen running."""
+    probe_of = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+    found: dict[str, str | None] = {}
+    for name, reason in facts.backends.items():
+        if name in _NEEDS_GPU and not facts.gpu and not facts.on_bus:
+            found[name] = "needs an NVIDIA GPU, and this machine has none"  # whatever else is missing: no use here
+        elif reason is None and (broken := facts.probes.get(probe_of.get(name, name))):
+            found[name] = f"is installed, but a tiny network does not run on it ({broken})"
+        else:
+            found[name] = reason
+    return found
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """What to change on a machine with these facts, the gravest first."""
+    rules = (_onnxruntimes, _broken_probes, _gpu, _threads, _memory, _number_formats, _pillow)
+    return [finding for rule in rules for finding in rule(facts)]
+
+
+def _onnxruntimes(facts: Facts) -> Iterator[Finding]:
+    if len(facts.onnxruntimes) > 1:
+        names = " and ".join(facts.onnxruntimes)
+        yield Finding("onnxruntime", f"{names} are installed together: they own the same folder and break each other",
+                      f"pip uninstall -y {' '.join(facts.onnxruntimes)} && {_onnxruntime_for(facts)}")  # fmt: skip
+
+
+def _onnxruntime_for(facts: Facts) -> str:
+    return install_line("gpu" if facts.gpu else "cpu")
+
+
+def _broken_probes(facts: Facts) -> Iterator[Finding]:
+    for name, reason in facts.probes.items():
+        if reason and name in BACKENDS:
+            yield Finding(name, f"is installed, but a tiny network does not run on it ({reason})",
+                          f"{install_line(BACKENDS[name].extra)} --force-reinstall")  # fmt: skip
+        elif reason:
+            owners = " ".join(facts.onnxruntimes) or "onnxruntime"
+            yield Finding(name, f"onnxruntime lists it, but a tiny network does not run on it ({reason})",
+                          f"pip uninstall -y {owners} && {_onnxruntime_for(facts)}")  # fmt: skip
+
+
+def _gpu(facts: Facts) -> Iterator[Finding]:
+    installed, driver = facts.cuda.get("cuda", "none"), facts.cuda.get("driver", "none")
+    if facts.on_bus and not facts.gpu and facts.container:
+        yield Finding(
+            "gpu", "the machine has an NVIDIA GPU that this container was not given", "docker run --gpus all …"
+        )
+    elif facts.on_bus and not facts.gpu:
+        yield Finding(
+            "gpu", "there is an NVIDIA GPU, but no driver that works", "sudo ubuntu-drivers install && reboot"
+        )
+    elif facts.gpu and not facts.cuda:
+        yield Finding("gpu", "cuda-bindings is missing, by which TensorRT is run", install_line("tensorrt-rtx"))
+    elif facts.gpu and "none" not in (installed, driver) and int(driver.split(".")[0]) < int(installed.split(".")[0]):
+        says = f"the driver serves CUDA up to {driver}, installed is CUDA {installed}, whose programs it refuses"
+        yield Finding("gpu", says, "sudo ubuntu-drivers install && reboot")
+
+
+def _threads(facts: Facts) -> Iterator[Finding]:
+    if facts.quota and facts.quota < facts.cores:
+        whole = max(1, int(facts.quota))
+        says = (
+            f"this container may use {facts.quota:g} cores' worth of time but sees {facts.cores}: "
+            "engines start a thread for each and are halted in between"
+        )
+        yield Finding("threads", says, f"taskset -c 0-{whole - 1} …  (or docker run --cpuset-cpus=0-{whole - 1} …)")
+
+
+def _memory(facts: Facts) -> Iterator[Finding]:
+    if facts.memory_gib and facts.memory_gib < LOW_MEMORY_GIB:
+        says = (
+            f"{facts.memory_gib:.1f} GiB serve with ONNX Runtime or OpenVINO (0.2 GiB and the photo), not with PyTorch"
+        )
+        yield Finding("memory", says, "docker run --memory 4g …" if facts.container else install_line("cpu"))
+
+
+def _number_formats(facts: Facts) -> Iterator[Finding]:
+    if facts.cpu_features and not _FASTER_INT8 & set(facts.cpu_features):
+        says = "no INT8 arithmetic (VNNI, AMX, dot product): INT8 files are smaller here, but hardly faster than FP32"
+        yield Finding("processor", says, "make bench  (it measures which is fastest)")
+
+
+def _pillow(facts: Facts) -> Iterator[Finding]:
+    rules = {
+        "jpg": ("cannot read JPEG", "pip install --force-reinstall pillow"),
+        "webp": ("cannot read WEBP photos", "pip install --force-reinstall pillow"),
+        "avif": ("cannot read AVIF photos", "pip install --upgrade 'pillow>=11.3'"),
+        "littlecms2": ("cannot convert colour profiles to sRGB", "pip install --force-reinstall pillow"),
+        "heif": ("cannot read the HEIC photos of iPhones", "pip install pillow-heif"),
+    }
+    for feature, (says, command) in rules.items():
+        if not facts.pillow.get(feature, True):
+            yield Finding("pillow", says, command)
+
+
+def examine() -> Facts:
+    """Look at this machine; takes seconds where PyTorch is installed. Raises nothing, whatever is broken."""
+    machine = environment.machine()
+    quota, limit = cgroup_limits()
+    backends = {name: _why_not(functools.partial(unavailable_because, name)) for name in BACKENDS}
+    return Facts(
+        cpu=machine["cpu"],
+        system=machine["system"],
+        cores=machine["cores"],
+        backends=backends,
+        probes=_probes(backends),
+        cpu_features=tuple(machine["cpu_features"]),
+        cores_seen=os.cpu_count() or machine["cores"],
+        quota=quota,
+        memory_gib=min((gib for gib in (machine["memory_gib"], limit) if gib), default=None),
+        gpu=machine["gpu"],
+        on_bus=_nvidia_on_bus(),
+        container=any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")),
+        cuda=_cuda_versions(),
+        onnxruntimes=tuple(sorted(set(metadata.packages_distributions().get("onnxruntime", [])))),
+        versions=environment.versions(),
+        pillow={name: bool(features.check(name)) for name in ("jpg", "webp", "avif", "littlecms2")}
+        | {"heif": importlib.util.find_spec("pillow_heif") is not None},
+    )
+
+
+def _probes(backends: dict[str, str | None]) -> dict[str, str | None]:
+    """Run the smallest network wherever a library says that it could."""
+    found: dict[str, str | None] = {}
+    for name, probe in (("pytorch", _run_pytorch), ("openvino", _run_openvino)):
+        if backends[name] is None:
+            found[name] = _why_not(probe)
+    if backends["ort-cpu"] is None:
+        import onnxruntime
+
+        for provider in onnxruntime.get_available_providers():
+            if provider != "AzureExecutionProvider":  # a client of a service elsewhere
+                found[provider] = _why_not(functools.partial(_run_onnxruntime, provider))
+    return found
+
+
+def _why_not(probe: Callable[[], str | None]) -> str | None:
+    """What a probe returns, or in one line what it raises: a broken library may raise anything."""
+    try:
+        return probe()
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def _run_pytorch() -> None:
+    import torch
+
+    assert torch.relu(torch.tensor([-1.0])).item() == 0
+
+
+def _run_openvino() -> None:
+    import openvino
+
+    core = openvino.Core()
+    assert core.compile_model(core.read_model(PROBE), "CPU")(np.array([-1], np.float32))[0] == 0
+
+
+def _run_onnxruntime(provider: str) -> str | None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is told by us, in one line
+    session = onnxruntime.InferenceSession(PROBE, options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        return f"it silently falls back to {session.get_providers()[0]}: a library or the device is missing"
+    assert session.run(None, {"x": np.array([-1], np.float32)})[0] == 0
+    return None
+
+
+def _cuda_versions() -> dict[str, str]:
+    try:
+        return cuda.versions()
+    except RuntimeError:  # the driver's library is missing
+        return {"cuda": "installed", "driver": "none"}
+
+
+def _nvidia_on_bus() -> bool:
+    """Whether a display or 3D controller of NVIDIA is plugged in; Linux tells, elsewhere it is False."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            kind, vendor = (device / "class").read_text(), (device / "vendor").read_text()
+        except OSError:
+            continue
+        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
+def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, float | None]:
+    """What Linux's control groups (version 2 or 1) grant this process: cores' worth of time, and memory in GiB.
+
+    None where there is no limit, and on other systems.
+    """
+    cores, memory = [], []
+    for folder in _cgroups(root):
+        quota = _numbers(folder / "cpu.max") or [
+            *_numbers(folder / "cpu.cfs_quota_us"),
+            *_numbers(folder / "cpu.cfs_period_us"),
+        ]
+        if len(quota) == 2 and quota[0] > 0:  # "max" is no number, and version 1 says -1
+            cores.append(quota[0] / quota[1])
+        memory += _numbers(folder / "memory.max") + _numbers(folder / "memory.limit_in_bytes")
+    return min(cores, default=None), min(memory) / 2**30 if memory else None
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's control groups and of all above them; a container sees its own as the top."""
+    try:
+        text = (root / "proc/self/cgroup").read_text()
+    except OSError:
+        return
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):  # none in version 2
+            top = root / "sys/fs/cgroup" / controller
+            group = top / path.strip("/")
+            yield from [group, *group.parents][: len(group.parts) - len(top.parts) + 1]
+
+
+def _numbers(file: Path) -> list[float]:
+    try:
+        words = file.read_text().split()
+    except OSError:
+        return []
+    return [float(word) for word in words if word.lstrip("-").isdigit()]

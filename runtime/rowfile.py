@@ -1,0 +1,88 @@
+"""A file of rows that is appended to as they come, and taken up again after a stop or a kill."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from runtime.errors import SajiError
+
+
+class RowFile:
+    """JSON lines or CSV, each row about the photo that its first field names. Use it as a context manager.
+
+    `photo in rows` says whether the file holds a row of that photo. Each row is handed to the system before the next
+    is made; of a file whose writer was killed, the half-written last row is dropped. Without a `path` it holds nothing.
+    Raises SajiError when the file holds something else, which is then left as it is.
+    """
+
+    def __init__(self, path: Path | None, form: str, columns: tuple[str, ...]) -> None:
+        self.path, self.form, self.header = path, form, ",".join(columns).encode() + b"\n"
+        self.photos: set[str] = set()
+        self.file: BinaryIO | None = None
+
+    def __enter__(self) -> "RowFile":
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a+b")
+            whole = self._taken_up(self.file)
+            self.file.truncate(whole)
+            if self.form == "csv" and not whole:
+                self.append(self.header.decode())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def __contains__(self, photo: object) -> bool:
+        return isinstance(photo, str) and _as_text(photo) in self.photos
+
+    def append(self, row: str) -> None:
+        """Write a row, which ends with a line end, and flush it."""
+        assert self.file
+        self.file.write(_as_text(row).encode())
+        self.file.flush()
+
+    def _taken_up(self, file: BinaryIO) -> int:
+        """Note the photos of all complete rows; the bytes that these take."""
+        file.seek(0)
+        whole = 0
+        for record in _records(file, self.form):
+            start = b'{"photo": ' if self.form == "json" else b"" if whole else self.header
+            try:
+                if not record.startswith(start[: len(record)]):
+                    raise ValueError
+                if not record.endswith(b"\n"):
+                    break
+                if record != self.header:
+                    self.photos.add(_as_text(_photo_of(record.decode(), self.form)))
+            except (ValueError, KeyError, IndexError, csv.Error):
+                raise SajiError(
+                    f"{self.path} holds something else than {self.form.upper()} rows of photos; name another file"
+                ) from None
+            whole += len(record)
+        return whole
+
+
+def _records(file: BinaryIO, form: str) -> Iterator[bytes]:
+    """A file's records, the last perhaps torn (then it ends without a line end); in CSV, quotes may hold line ends."""
+    record, quotes = b"", 0
+    for line in file:
+        record, quotes = record + line, quotes + line.count(b'"')
+        if form == "json" or quotes % 2 == 0:
+            yield record
+            record, quotes = b"", 0
+    if record:
+        yield record.rstrip(b"\n")
+
+
+def _photo_of(record: str, form: str) -> str:
+    return json.loads(record)["photo"] if form == "json" else next(csv.reader(io.StringIO(record, newline="")))[0]
+
+
+def _as_text(name: str) -> str:
+    """The name as a UTF-8 file can hold it: bytes that are no text are escaped."""
+    return name.encode(errors="backslashreplace").decode()

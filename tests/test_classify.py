@@ -1,0 +1,201 @@
+"""`python -m runtime classify`: any number of photos, rows as they come, in order, whatever the files are called."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import runtime
+from runtime import classify as verb
+from runtime.classify import COLUMNS, Photos, classify, in_order, printable
+from runtime.errors import GateFailed, SajiError
+from runtime.rowfile import RowFile
+
+COMMAND = [sys.executable, "-m", "runtime", "classify"]
+ODD = ["a'b.png", 'qu"ote.png', "new\nline.png", "com,ma.png", "tab\t.png", "é🍜.png", os.fsdecode(b"caf\xe9.png")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos with odd names, one in a folder below; a hidden file, a note, and a text named as a photo."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "below").mkdir()
+    for i, name in enumerate([*ODD, "below/last.PNG"]):
+        Image.new("RGB", (40 + i, 40), (30 * i, 90, 200)).save(folder / name, "PNG")
+    for name in (".hidden.png", "notes.txt", "broken.jpg"):
+        (folder / name).write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run_here(model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Classify with the tiny model; stdout and stderr."""
+
+    def run_here(*places: object, form: str = "", output: Path | None = None) -> tuple[str, str]:
+        with pytest.raises(GateFailed, match="1 of 9 photos could not be read and were skipped"):
+            classify([str(place) for place in places], model, form, output)
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return run_here
+
+
+def names(folder: Path) -> list[str]:
+    return [*(str(folder / name) for name in sorted(ODD)), str(folder / "below" / "last.PNG")]
+
+
+def test_json_holds_every_name_and_every_probability(run_here: Callable, folder: Path, model: Path) -> None:
+    out, err = run_here(folder, form="json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["photo"] for row in rows] == names(folder) and out.isascii()
+    with runtime.load(model) as classifier:
+        alone = classifier(rows[0]["photo"])
+    assert rows[0]["probabilities"] == alone.probabilities and rows[0]["label"] == alone.label
+    assert set(rows[0]["milliseconds"]) == {"decode", "geometry", "inference"}
+    assert "broken.jpg is no picture" in err and "1 files left alone that are no photos by suffix" in err
+
+
+def test_csv_holds_every_name(run_here: Callable, folder: Path, tmp_path: Path) -> None:
+    run_here(folder, output=tmp_path / "rows.csv")
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open(encoding="utf-8", newline="")))
+    escaped = [name.encode(errors="backslashreplace").decode() for name in names(folder)]
+    assert [row["photo"] for row in rows] == escaped and tuple(rows[0]) == COLUMNS
+    assert all(0 < float(row["probability"]) <= 1 and row["sure"] in ("true", "false") for row in rows)
+
+
+def test_lines_for_people_are_one_a_photo(run_here: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = run_here(folder)
+    assert len(out.splitlines()) == 8 and {line.count("\t") for line in out.splitlines()} == {3}
+    assert r"new\nline.png" in out and r"caf\udce9.png" in out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    head, *lines = run_here(folder)[0].splitlines()
+    at = head.index("photo")
+    assert len(lines) == 8 and all(line[at:].startswith(printable(str(folder))) for line in lines)
+
+
+def test_the_progress_line_shows_only_where_it_disturbs_no_row(
+    run_here: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "photos, " not in run_here(folder)[1]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "1 photos, " in run_here(folder, form="json")[1]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "photos, " not in run_here(folder)[1]
+    assert "1 photos, " in run_here(folder, output=tmp_path / "rows.jsonl")[1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_second_run_goes_on_where_a_kill_stopped_the_first(
+    kind: str, run_here: Callable, folder: Path, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / f"rows.{kind}"
+    run_here(folder, output=output)
+    whole = output.read_bytes()
+    for cut in (1, 40, len(whole) // 2, whole.index(b"new") + 4):  # the last within the quotes of a CSV's line end
+        output.write_bytes(whole[:-cut] if cut < len(whole) // 2 else whole[:cut])
+        with pytest.raises(GateFailed, match=r"1 of \d photos"):
+            classify([str(folder)], model, "", output)
+        assert f"already in {output}" in capsys.readouterr().err or cut == whole.index(b"new") + 4
+        assert _without_times(output) == _without_times(output, whole)
+    Path(folder / "broken.jpg").rename(tmp_path / "broken.jpg")
+    classify([str(folder)], model, "", output)
+    Path(tmp_path / "broken.jpg").rename(folder / "broken.jpg")
+    assert f"0 photos classified; 8 already in {output}" in capsys.readouterr().err
+
+
+def _without_times(path: Path, content: bytes | None = None) -> list:
+    text = (content or path.read_bytes()).decode()
+    if path.suffix == ".csv":
+        return [row[:-1] for row in csv.reader(io.StringIO(text, newline=""))]
+    return [json.loads(line) | {"milliseconds": None} for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("content", [b"dear diary", b"dear diary\n", b'{"a": 1}\n', b'{"photo": \n', b"a,b\n1,2\n"])
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_file_of_something_else_is_not_touched(content: bytes, form: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(content)
+    with (
+        pytest.raises(SajiError, match=rf"holds something else than {form.upper()} rows"),
+        RowFile(tmp_path / "mine", form, COLUMNS),
+    ):
+        pass
+    assert (tmp_path / "mine").read_bytes() == content
+
+
+def test_each_row_is_in_the_file_before_the_next_photo(tmp_path: Path) -> None:
+    with RowFile(tmp_path / "new" / "rows.jsonl", "json", COLUMNS) as rows:
+        for i in (1, 2):
+            rows.append(json.dumps({"photo": "a"}) + "\n")
+            assert (tmp_path / "new" / "rows.jsonl").read_bytes().count(b"\n") == i
+
+
+def test_a_hundred_thousand_photos_are_never_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    visited: list[str] = []
+
+    def endless(place: str, onerror: object) -> object:
+        for i in range(10**9):
+            visited.append(f"{place}/{i}")
+            yield visited[-1], [], ["a.jpg"]
+
+    monkeypatch.setattr(verb.os, "walk", endless)
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    found = in_order(lambda photo: photo, Photos(["many"], print), workers=2)
+    assert [next(found) for _ in range(3)] == [str(Path("many", str(i), "a.jpg")) for i in range(3)]
+    found.close()
+    assert len(visited) < 20
+
+
+def test_results_keep_their_order_and_do_not_wait_for_the_next_item() -> None:
+    more = threading.Event()
+
+    def items() -> object:
+        yield from (0.05, 0.0, 0.02)
+        assert more.wait(10)
+        yield 0.01
+        raise SajiError("the source broke")
+
+    def work(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    results = in_order(work, items(), workers=2)
+    assert [next(results) for _ in range(3)] == [0.05, 0.0, 0.02]
+    more.set()
+    assert next(results) == 0.01
+    with pytest.raises(SajiError, match="the source broke"):
+        next(results)
+
+
+def test_a_folder_without_photos_and_one_that_is_closed_are_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".hidden.jpg").touch()
+    with pytest.raises(SajiError, match=r"holds no photo, 1 other files; photos end with \.jpg"):
+        list(Photos([str(tmp_path)], print))
+    said: list[str] = []
+    photos = Photos([str(tmp_path)], said.append)
+    photos._closed(PermissionError(13, "Permission denied", "secret\n"))
+    assert photos.closed == 1 and said == [r"saji: secret\n: Permission denied, so this folder is skipped"]
+
+
+def test_names_from_standard_input_and_the_exit_status(folder: Path, model: Path) -> None:
+    listed = b"\r\n".join([os.fsencode(folder / ODD[-1]), b"", os.fsencode(folder / "below"), b"gone.jpg"])
+    done = subprocess.run(
+        [*COMMAND, "-", "--csv", "--model", str(model)], input=listed, capture_output=True, cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    lines = done.stdout.decode("ascii").splitlines()
+    assert done.returncode == 1 and lines[0] == ",".join(COLUMNS) and len(lines) == 3
+    assert r"caf\udce9.png" in lines[1] and "last.PNG" in lines[2]
+    assert b"gone.jpg cannot be opened: No such file" in done.stderr
+    assert b"saji: 1 of 3 photos could not be read" in done.stderr and b"Traceback" not in done.stderr
