@@ -173,7 +173,7 @@ def answer_originals(
     images = []
     answers: dict[str, list[list[np.ndarray]]] = {name: [] for name in runs}
     for path in paths:
-        photo = decode(path)
+        photo = decode(path, version=geometry.version)
         images.append(fit(photo, geometry))
         for name, run in runs.items():
             answers[name].append(run(np.asarray(photo)))

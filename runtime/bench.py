@@ -47,7 +47,9 @@ def main() -> None:
         arguments.max_memory,
         arguments.max_size,
     )
-    settings = {name: getattr(arguments, name) for name in ("seconds", "batch", "threads", "streams", "scenario")}
+    settings = {
+        name: getattr(arguments, name) for name in ("seconds", "batch", "threads", "streams", "scenario", "candidates")
+    }
     inputs = {
         "receipts": {name: sha256_file(models / name / "model.json") for name in receipts},
         "settings": {**settings, "latency_bound": arguments.latency_bound},
@@ -87,6 +89,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     parser.add_argument("--archs", nargs="*", default=[], help="architectures; all exported ones by default")
+    parser.add_argument(
+        "--candidates", nargs="+", default=[], metavar="WORDS", help='only those with, e.g. "openvino int8"'
+    )
     parser.add_argument("--seconds", type=float, default=180, help="length of the race")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes; the smallest is the served one")
     parser.add_argument(
@@ -172,14 +177,23 @@ def _entrants(receipts: dict[str, Receipt], models: Path, arguments: argparse.Na
     entrants, photo = [], str(arguments.photo.resolve()) if arguments.photo else ""
     for name, receipt in receipts.items():
         for candidate in receipt.candidates:
+            if arguments.candidates and not any(_named(candidate, words) for words in arguments.candidates):
+                continue
             receipt.verify(models / name, candidate.file)
             for threads, streams in itertools.product(arguments.threads, arguments.streams):
                 entrants.append(Entrant(candidate, models / name, threads, streams, photo))
+    if not entrants:
+        there = "; ".join(candidate.name for receipt in receipts.values() for candidate in receipt.candidates)
+        raise SajiError(f"no candidate is named {' or '.join(arguments.candidates)}; there are {there}")
     try:
         yield entrants
     finally:
         for entrant in entrants:
             entrant.close()
+
+
+def _named(candidate: Candidate, words: str) -> bool:
+    return set(words.replace("·", " ").split()) <= set(candidate.name.replace("·", " ").split())
 
 
 def _judge_here(entrants: list[Entrant], receipts: dict[str, Receipt]) -> None:

@@ -17,6 +17,7 @@ import onnx
 import pytest
 from conftest import ROOT, SHARED, needs_shared
 from PIL import Image
+from test_preprocess import P3, profile
 
 import runtime
 from export.embed import (
@@ -152,10 +153,14 @@ def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, s
     script, photo = EMBED / "python" / "classify.py", next((sample / "rendang").glob("*.jpg"))
     done = example(sys.executable, script, model, photo, "--check", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("right: golden.") == 2, done.stderr
+    wide = tmp_path / "wide.jpg"  # as an iPhone's: its colours are Display P3
+    Image.open(photo).save(wide, icc_profile=profile(**P3), quality=95)
+    done = example(sys.executable, script, model, photo, wide, cwd=tmp_path)
     with runtime.load(model) as classifier:
-        ours = classifier(photo)
-    _, label, probability, _ = done.stdout.splitlines()[-1].split("\t")
-    assert label == ours.label and float(probability) == pytest.approx(ours.probability, abs=0.01)
+        ours = [classifier(path) for path in (photo, wide)]
+    for line, answer in zip(done.stdout.splitlines(), ours, strict=True):
+        _, label, probability, _ = line.split("\t")
+        assert label == answer.label and float(probability) == pytest.approx(answer.probability, abs=0.01)
     wrong = example(sys.executable, script, spoilt(model, tmp_path / "model"), "--check")
     assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stderr
 

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,6 +238,29 @@ def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsy
     replace(stale, fallbacks=()).write(out / "stale.json")
     with pytest.raises(Unavailable, match="none of the 1 choices"):
         runtime.load(out / "stale.json")
+
+
+def test_a_race_of_some_candidates_with_threads_and_streams(model: Path) -> None:
+    from runtime.bench import _entrants
+
+    asked = Namespace(candidates=["openvino fp32"], threads=[1, 2], streams=[1, 2], photo=None)
+    with _entrants({"resnet18": Receipt.read(model)}, model.parent, asked) as entrants:
+        names = [entrant.name for entrant in entrants]
+    first = "resnet18 · openvino · fp32 · 1 thread"
+    assert names[:2] == [first, f"{first} · 2 streams"] and len(names) == 4
+    asked.candidates = ["tpu"]
+    with pytest.raises(SajiError, match=r"no candidate is named tpu; there are resnet18 · pytorch"):
+        _entrants({"resnet18": Receipt.read(model)}, model.parent, asked).__enter__()
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_streams_answer_as_one_stream_does(backend: str, model: Path) -> None:
+    images = JudgingSet.load(model / "judging.npz").images[:6]
+    file = BACKENDS[backend].offers[0].file
+    one, two = (open_backend(backend, model / file, "fp32", threads=1, streams=n) for n in (1, 2))
+    with ThreadPoolExecutor(2) as callers:
+        answers = np.concatenate([*callers.map(two.run, (images[:3], images[3:]))])
+    assert np.allclose(answers, one.run(images), atol=1e-4)
 
 
 def test_bench_refuses_what_cannot_be_compared(out: Path, model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ them, because two loops are about how long a start takes.
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -167,6 +168,46 @@ def first_label(deployment: str, path: str) -> dict[str, float]:
         return _memory()
 
 
+def folder(folder: str, candidate: str, photos: str) -> dict[str, float]:
+    """Photos a second of a folder as `python -m runtime classify` takes them: decoded in threads beside inference."""
+    from runtime.classifier import Classifier
+    from runtime.classify import Photos, in_order
+    from runtime.preprocess import pixels
+    from runtime.receipt import Receipt
+
+    chosen, spec = _candidate(folder, candidate), Receipt.read(Path(folder)).spec
+    with Classifier(spec, chosen.open(Path(folder)), chosen) as classifier:
+        classifier.predict(pixels(Path(folder) / "golden.png", spec.geometry)[None])
+        found, started = 0, time.perf_counter()
+        for image in in_order(lambda path: pixels(path, spec.geometry), Photos([photos], print)):
+            found += len(classifier.predict(image[None]))
+        return {"per_second": found / (time.perf_counter() - started), **_memory()}
+
+
+def dataloader(folder: str, photos: str) -> dict[str, float]:
+    """Photos a second of a folder through a DataLoader with a worker per core and eager PyTorch, 32 at a time."""
+    import torch
+    from torchvision.io import decode_image
+
+    from runtime.environment import usable_cores
+
+    module, transform, classes = _eager(folder)
+    paths = sorted(Path(photos).iterdir())
+
+    class Photos(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return transform(decode_image(str(paths[i]), mode="RGB")).permute(1, 2, 0)
+
+    started, labels = time.perf_counter(), []
+    for batch in torch.utils.data.DataLoader(Photos(), 32, num_workers=usable_cores()):
+        with torch.inference_mode():
+            labels += [classes[i] for i in module(batch).argmax(1).tolist()]
+    return {"per_second": len(labels) / (time.perf_counter() - started), **_memory()}
+
+
 def _candidate(folder: str, name: str) -> Any:
     from runtime.receipt import Receipt
 
@@ -211,6 +252,8 @@ LOOPS: dict[str, Callable[..., dict[str, float]]] = {
         photo,
         torchvision_photo,
         first_label,
+        folder,
+        dataloader,
     )
 }
 

@@ -24,6 +24,7 @@ from runtime.files import sha256_file
 from runtime.receipt import Receipt
 
 NETWORK = "resnet34"
+PHOTOS = 1000
 _LOOP = ["-m", "runtime.benchmark.loops"]
 # PyTorch's start: import, checkpoint, first label; training is not imported here, because runtime knows nothing of it
 _CHECKPOINT = (
@@ -106,6 +107,13 @@ def _claims(out: Path, scratch: Path) -> Iterator[Claim]:
         loop = [*_LOOP, "photo", folder, best["candidate"], str(path)]
         yield Claim(name, text, target, loop, [*_LOOP, "torchvision_photo", folder, str(path)])
     yield from _starts(out)
+    photos = scratch / "photos"
+    photos.mkdir()
+    for number in range(PHOTOS):
+        _photo(Path(folder), photos / f"{number:04}.jpg", 512, 384, number)
+    text = f"{PHOTOS:,} JPEGs of 512×384 with {best['candidate']}, against a DataLoader and eager PyTorch"
+    loop = [*_LOOP, "folder", folder, best["candidate"], str(photos)]
+    yield Claim("offline", text, 4, loop, [*_LOOP, "dataloader", folder, str(photos)])
 
 
 def _beside_trtexec(out: Path, rows: list[Row]) -> Iterator[Claim]:

@@ -6,9 +6,9 @@ import { parseArgs } from 'node:util'
 import ort from 'onnxruntime-node'
 import sharp from 'sharp'
 
-// Upright 8-bit RGB on white, the colour profile ignored: uint8 [height, width, 3]
+// Upright 8-bit sRGB on white (sharp converts by an embedded profile): uint8 [height, width, 3]
 async function decode(file) {
-  const photo = sharp(file, { ignoreIcc: true }).autoOrient().flatten({ background: 'white' }).toColourspace('srgb')
+  const photo = sharp(file).autoOrient().flatten({ background: 'white' }).toColourspace('srgb')
   const { data, info } = await photo.removeAlpha().raw().toBuffer({ resolveWithObject: true })
   return new ort.Tensor('uint8', data, [info.height, info.width, info.channels])
 }

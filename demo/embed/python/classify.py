@@ -5,6 +5,7 @@ python classify.py MODEL_FOLDER photo.jpg …      python classify.py MODEL_FOLD
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 
 class Model:
@@ -26,7 +27,7 @@ class Model:
     def pixels(self, path: Path) -> np.ndarray:
         """The photo as the network sees it: upright, RGB, shorter side resized, centre cut out; uint8 [S, S, 3]."""
         size, resize = self.spec["geometry"]["size"], self.spec["geometry"]["resize"]
-        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        photo = srgb(ImageOps.exif_transpose(Image.open(path)))
         photo = ImageOps.scale(photo, resize / min(photo.size), Image.Resampling.BILINEAR)
         left, top = (photo.width - size) // 2, (photo.height - size) // 2
         return np.asarray(photo.crop((left, top, left + size, top + size)))
@@ -36,6 +37,14 @@ class Model:
         logits = self.session.run(None, {"images": pixels[None]})[0][0] / self.spec["temperature"]
         exponents = np.exp(logits - logits.max())
         return exponents / exponents.sum()
+
+
+def srgb(photo: Image.Image) -> Image.Image:
+    """RGB, converted by an embedded colour profile where there is one, such as an iPhone's."""
+    profile, rgb = photo.info.get("icc_profile"), photo.convert("RGB")
+    if not profile or photo.mode not in ("RGB", "RGBA"):
+        return rgb
+    return ImageCms.profileToProfile(rgb, io.BytesIO(profile), ImageCms.createProfile("sRGB")) or rgb
 
 
 def check(model: Model, folder: Path, precision: str) -> None:
