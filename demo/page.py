@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from demo.metrics import ERRORS
 from demo.problem import Problem
@@ -44,6 +46,8 @@ DRAWN = (
     "examples, and its answers on real photos mean nothing.</p>"
 )
 HINT = '<p class="quiet">Upload, take or paste a photo, or click an example.</p>'
+# Below /v1 is the API, found or not; and Gradio would fetch any address of the internet for whoever asks
+NOT_OF_THE_PAGE = re.compile(r"/v1/|/gradio_api/(file|proxy)[=/]+https?:", re.IGNORECASE)
 # Gradio's example buttons hold a picture alone: a screen reader would call each one "button"
 NAME_EXAMPLES = "() => document.querySelectorAll('.gallery-item').forEach((b, i) => b.ariaLabel = `Example ${i + 1}`)"
 
@@ -62,8 +66,13 @@ def mount(page: gr.Blocks, app: FastAPI, max_bytes: int) -> None:
         max_file_size=max_bytes,
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
+    not_found = app.router.default
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        await (not_found if NOT_OF_THE_PAGE.match(scope["path"]) else gradio)(scope, receive, send)
+
     # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
-    app.router.default = gradio
+    app.router.default = elsewhere
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
     # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
     page.has_launched = True

@@ -93,10 +93,11 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _BINARY = {"type": "string", "format": "binary"}
+_BINARIES = {"type": "array", "items": _BINARY, "minItems": 1}
 _PHOTOS_BODY = {
     "required": True,
     "content": {
-        FORM: {"schema": {"type": "object", "properties": {"photo": {"type": "array", "items": _BINARY}}}},
+        FORM: {"schema": {"type": "object", "required": ["photo"], "properties": {"photo": _BINARIES}}},
         **{kind: {"schema": _BINARY} for kind in RAW},
     },
 }

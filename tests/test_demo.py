@@ -346,7 +346,16 @@ app.exit_with_one_sentence(app.main)
 """
 
 
-def test_command_serves_until_interrupted_and_asks_no_other_host(deployed: Path) -> None:
+@pytest.mark.parametrize(
+    ("stop", "status", "farewell"),
+    [
+        (signal.SIGINT, 130, ["saji: stopped by Ctrl-C; finished files are kept"]),
+        pytest.param(signal.SIGTERM, 143, [], marks=pytest.mark.slow),
+    ],
+)
+def test_command_serves_until_interrupted_and_asks_no_other_host(
+    deployed: Path, stop: signal.Signals, status: int, farewell: list[str]
+) -> None:
     script = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
     process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed)
     too_long = threading.Timer(PATIENCE, process.kill)
@@ -357,11 +366,11 @@ def test_command_serves_until_interrupted_and_asks_no_other_host(deployed: Path)
         with urllib.request.urlopen(said.split()[-1]) as answer:
             page = answer.read().decode()
         assert "Which dish is this?" in page and "000_green.png" in page
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         out, rest = process.communicate()
-        *logged, last = rest.splitlines()
-        assert (process.returncode, out, last) == (130, "", "saji: stopped by Ctrl-C; finished files are kept")
-        assert {json.loads(line)["event"] for line in logged} == {"request"}
+        said = [line for line in rest.splitlines() if not line.startswith("{")]
+        assert (process.returncode, out, said) == (status, "", farewell)
+        assert [json.loads(line)["route"] for line in rest.splitlines() if line.startswith("{")] == ["/"]
     finally:
         process.kill()
         too_long.cancel()
