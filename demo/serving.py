@@ -4,12 +4,13 @@ import asyncio
 import io
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,72 +46,95 @@ class Answer:
     classifier: Classifier
 
 
-class Engine:
-    """An opened classifier with `workers` threads, each of which takes up to `batch` of the waiting photos at a time.
+@dataclass(eq=False)
+class _Turn:
+    """A preprocessed photo, uint8 `[size, size, 3]`, on its way through the engine."""
 
-    Nobody waits for a batch to fill: only what has queued up while the engine was busy goes through together.
+    image: np.ndarray
+    queued: float = field(default_factory=time.perf_counter)
+    result: "Future[tuple[np.ndarray, float]]" = field(default_factory=Future)
+
+
+class Engine:
+    """An opened classifier on which `workers` threads work at a time, each on up to `batch` of the waiting photos.
+
+    There are no threads of its own, for handing a photo over costs more than a small network: whoever comes to its
+    turn takes along what waits behind it. Nobody waits for a batch to fill.
     """
 
     def __init__(self, classifier: Classifier, deployment: Deployment, sha256: str, workers: int, batch: int) -> None:
-        self.classifier, self.deployment, self.sha256, self.batch = classifier, deployment, sha256, batch
+        self.classifier, self.deployment, self.sha256 = classifier, deployment, sha256
         self.since = datetime.now(UTC)
-        self.users = 0  # requests that hold this engine; counted on the event loop alone
-        self._waiting: deque[tuple[np.ndarray, float, Future]] = deque()
-        self._workers = ThreadPoolExecutor(workers, "engine")
+        self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
+        self._batch, self._free = batch, threading.Semaphore(workers)
+        self._waiting: deque[_Turn] = deque()
+        self._taking = threading.Lock()
 
-    def submit(self, image: np.ndarray) -> "Future[tuple[np.ndarray, float]]":
-        """Queue one preprocessed photo, uint8 `[size, size, 3]`; its logits `[C]` and the engine's seconds."""
-        future: Future[tuple[np.ndarray, float]] = Future()
-        self._waiting.append((image, time.perf_counter(), future))
-        self._workers.submit(self._run_waiting)
-        return future
+    def answer(self, photo: Photo, most_pixels: int, asked: float) -> Prediction:
+        """Name one photo, in the thread of the caller, who `asked` at that `time.perf_counter()`. Raises Problem."""
+        PART_SECONDS.labels("wait").observe(time.perf_counter() - asked)
+        spec = self.classifier.spec
+        image, parts = read(photo, spec.geometry, most_pixels)
+        logits, parts["inference"] = self.run(image)
+        for part, seconds in parts.items():
+            PART_SECONDS.labels(part).observe(seconds)
+        probabilities = spec.probabilities(logits[None])[0]
+        return Prediction(
+            {spec.classes[i]: float(probabilities[i]) for i in np.argsort(-probabilities, kind="stable")},
+            bool(spec.sure(logits[None])[0]),
+            {part: round(1000 * seconds, 3) for part, seconds in parts.items()},
+        )
 
-    def _run_waiting(self) -> None:
-        turns = list(self._take())
-        if not turns:  # an earlier batch took them
-            return
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        """Logits `[C]` of one preprocessed photo, uint8 `[size, size, 3]`, and the seconds that the engine took."""
+        turn = _Turn(image)
+        self._waiting.append(turn)
+        with self._free:
+            together = self._take(turn)
+            if together:
+                self._run_together(together)
+        return turn.result.result()
+
+    def _take(self, own: _Turn) -> list[_Turn]:
+        with self._taking:
+            if own not in self._waiting:  # another took it along
+                return []
+            self._waiting.remove(own)
+            return [own, *(self._waiting.popleft() for _ in range(min(self._batch - 1, len(self._waiting))))]
+
+    def _run_together(self, turns: list[_Turn]) -> None:
         started = time.perf_counter()
         try:
-            logits = self.classifier.logits(np.stack([image for image, *_ in turns]))
-        except BaseException as error:  # the requests report it; the worker has to live on
-            for *_, future in turns:
-                future.set_exception(error)
+            logits = self.classifier.logits(np.stack([turn.image for turn in turns]))
+        except Exception as error:  # for each of them to report
+            for turn in turns:
+                turn.result.set_exception(error)
             return
         seconds = time.perf_counter() - started
         BATCH_SIZE.observe(len(turns))
-        for row, (_, queued, future) in zip(logits, turns, strict=True):
-            PART_SECONDS.labels("queue").observe(started - queued)
-            future.set_result((row, seconds))
-
-    def _take(self) -> Iterator[tuple[np.ndarray, float, Future]]:
-        taken = 0
-        while taken < self.batch:
-            try:
-                turn = self._waiting.popleft()
-            except IndexError:
-                return
-            if turn[-1].set_running_or_notify_cancel():  # not given up by its request meanwhile
-                taken += 1
-                yield turn
+        for turn, row in zip(turns, logits, strict=True):
+            PART_SECONDS.labels("queue").observe(started - turn.queued)
+            turn.result.set_result((row, seconds))
 
     def warm(self) -> None:
         """Answer a few blank photos, so that the first visitor's latency is everybody's."""
         size = self.classifier.spec.geometry.size
         for _ in range(WARM_UP):
-            self.submit(np.zeros((size, size, 3), np.uint8)).result()
+            self.run(np.zeros((size, size, 3), np.uint8))
 
-    def close(self) -> None:
-        """Let the workers finish, then free the classifier."""
-        self._workers.shutdown()
-        self.classifier.close()
+    async def retire(self) -> None:
+        """Close once the last request that holds this engine is done."""
+        if self.requests:
+            await asyncio.wait(self.requests)
+        await asyncio.to_thread(self.classifier.close)
 
 
 class Serving:
     """The queue that page and API share, in front of the engine that `deployment.json` names now.
 
-    `open_classifier` opens what the file at `path` chooses. A photo is decoded in a thread of its own request, as many
-    at a time as there are cores, and only its inference waits for a worker. Raises SajiError when nothing can be
-    opened; use it as a context manager.
+    `open_classifier` opens what the file at `path` chooses. Each photo has a thread, in which it is decoded beside
+    others and then waits for its turn on the engine. Raises SajiError when nothing can be opened; use it as a context
+    manager.
     """
 
     def __init__(
@@ -124,7 +148,8 @@ class Serving:
         self.path, self.limits = path, limits
         self._open_classifier, self._workers, self._batch = open_classifier, workers, batch
         self._taken, self._asked = 0, False
-        self._readers = ThreadPoolExecutor(os.cpu_count(), "reader")
+        # Enough to decode on all cores while the engine is busy and its next batch waits
+        self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + workers * batch, "photo")
         self._stamp = self._stamp_now()
         self.engine = self._open()
 
@@ -146,35 +171,24 @@ class Serving:
 
         Raises Problem: 422 for what is no picture, 413 for too many pixels, 503 when the answer takes too long.
         """
-        engine = self.engine
-        engine.users += 1
+        engine, now = self.engine, time.perf_counter()
+        jobs = [self._threads.submit(engine.answer, photo, self.limits.pixels, now) for photo in photos]
+        done = asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
+        engine.requests.add(done)
+        done.add_done_callback(engine.requests.discard)
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                results = await asyncio.gather(*(self._one(engine, photo) for photo in photos), return_exceptions=True)
+            results = await asyncio.wait_for(asyncio.shield(done), self.limits.seconds)
         except TimeoutError:
+            for job in jobs:
+                job.cancel()  # what has begun cannot be stopped, and holds the engine until it ends
             seconds = self.limits.seconds
             raise busy(503, "too-slow", f"no answer within {seconds} s, so many are waiting; try again soon") from None
-        finally:
-            engine.users -= 1
         for number, result in enumerate(results, 1):
             if isinstance(result, Problem) and len(results) > 1:
                 result.detail = f"photo {number} of {len(results)}: {result.detail}"
             if isinstance(result, BaseException):
                 raise result
         return Answer(list(results), engine.classifier)  # type: ignore[arg-type]  # no exception is left in it
-
-    async def _one(self, engine: Engine, photo: Photo) -> Prediction:
-        spec, loop = engine.classifier.spec, asyncio.get_running_loop()
-        image, parts = await loop.run_in_executor(self._readers, read, photo, spec.geometry, self.limits.pixels)
-        row, parts["inference"] = await asyncio.wrap_future(engine.submit(image))
-        for part, seconds in parts.items():
-            PART_SECONDS.labels(part).observe(seconds)
-        probabilities = spec.probabilities(row[None])[0]
-        return Prediction(
-            {spec.classes[i]: float(probabilities[i]) for i in np.argsort(-probabilities, kind="stable")},
-            bool(spec.sure(row[None])[0]),
-            {part: round(1000 * seconds, 3) for part, seconds in parts.items()},
-        )
 
     def look_again(self) -> None:
         """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
@@ -203,9 +217,7 @@ class Serving:
         old, self.engine = self.engine, fresh
         RELOADS.labels("served").inc()
         log.info("deployment served", extra={"facts": {"serving": fresh.classifier.candidate.name}})
-        while old.users:
-            await asyncio.sleep(0.05)
-        await asyncio.to_thread(old.close)
+        await old.retire()
 
     def _open(self) -> Engine:
         deployment, sha256 = Deployment.read(self.path), sha256_file(self.path)
@@ -213,7 +225,7 @@ class Serving:
         try:
             engine.warm()
         except BaseException:
-            engine.close()
+            engine.classifier.close()
             raise
         candidate = engine.classifier.candidate
         ENGINE.info(
@@ -235,9 +247,9 @@ class Serving:
         return status.st_mtime_ns, status.st_size
 
     def close(self) -> None:
-        """Finish what is being read and answered, then free the engine."""
-        self._readers.shutdown()
-        self.engine.close()
+        """Finish what is being answered, then free the engine."""
+        self._threads.shutdown()
+        self.engine.classifier.close()
 
     def __enter__(self) -> "Serving":
         return self
