@@ -61,7 +61,7 @@ def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Names
     given = arguments.examples
     examples = pictures_in(given) if given else shipped(serving.path, engine.deployment, engine.classifier)
     app = build_api(serving, arguments.top)
-    mount(Page(serving, arguments.top).build(examples), app, serving.limits.bytes)
+    mount(Page(serving, arguments.top).build(examples), app, serving.limits)
     log_as_json()
     # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from demo.limits import Limits
 from demo.metrics import ERRORS
 from demo.problem import Problem
 from demo.serving import Serving
@@ -52,7 +54,7 @@ NOT_OF_THE_PAGE = re.compile(r"/v1/|/gradio_api/(file|proxy)[=/]+https?:", re.IG
 NAME_EXAMPLES = "() => document.querySelectorAll('.gallery-item').forEach((b, i) => b.ariaLabel = `Example ${i + 1}`)"
 
 
-def mount(page: gr.Blocks, app: FastAPI, max_bytes: int) -> None:
+def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
     """Let `page` answer all paths of `app` that are not its own, in our look and without Gradio's footer."""
     gr.mount_gradio_app(
         app,
@@ -63,19 +65,28 @@ def mount(page: gr.Blocks, app: FastAPI, max_bytes: int) -> None:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
-        max_file_size=max_bytes,
+        max_file_size=limits.bytes,
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
     not_found = app.router.default
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
         await (not_found if NOT_OF_THE_PAGE.match(scope["path"]) else gradio)(scope, receive, send)
+        if scope["path"] == "/gradio_api/upload":
+            _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.seconds)
 
     # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
     app.router.default = elsewhere
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
     # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
     page.has_launched = True
+
+
+def _forget_broken_uploads(folder: Path, seconds: float) -> None:
+    """Delete what is left of uploads that broke off, which Gradio (6.31) forgets; none takes longer than `seconds`."""
+    for file in folder.glob("tmp*"):
+        if file.is_file() and time.time() - file.stat().st_mtime > seconds:
+            file.unlink(missing_ok=True)
 
 
 class Page:

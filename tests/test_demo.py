@@ -108,12 +108,13 @@ def serving_of(classifier: Classifier, folder: Path, limits: Limits = LIMITS, **
 @contextmanager
 def running(serving: Any, page: Any = None, token: str = "") -> Iterator[str]:
     """The address of a server of `serving`, with or without a page."""
-    from demo.page import mount
     from demo.service import Server, build_api
 
     api = build_api(serving)
     if page:
-        mount(page, api, serving.limits.bytes)
+        from demo.page import mount
+
+        mount(page, api, serving.limits)
     server = Server(api, serving.limits, token)
     with app.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -1,8 +1,10 @@
 """The service: photos in, labels out; what is refused is refused in one sentence, and the next request is served."""
 
+import base64
 import io
 import itertools
 import json
+import os
 import socket
 import struct
 import sys
@@ -29,6 +31,7 @@ from demo.limits import Limits
 from runtime.errors import SajiError
 
 SMALL = Limits(bytes=200_000, pixels=1_000_000, photos=3, queue=4, seconds=20)
+TOKEN = "sesam öffne"
 PROBLEM = "application/problem+json"
 
 
@@ -245,7 +248,8 @@ def test_a_stream_of_unknown_length_is_cut_at_the_limit(service: httpx.Client) -
         time.sleep(0.1)
         raw.sendall(chunk)
         raw.sendall(b"0\r\n\r\n")
-        assert raw.recv(1) == b""
+        while raw.recv(65536):
+            pass
     assert " 413 " in answer.splitlines()[0] and "connection: close" in answer.lower()
 
 
@@ -253,9 +257,8 @@ def test_a_client_that_goes_in_the_middle_leaves_nothing(service: httpx.Client) 
     with connection(service, "Content-Length: 100000") as raw:
         raw.sendall(bytes(5000))
     assert send(service, photo()).status_code == 200
-    deadline = time.monotonic() + PATIENCE
-    while "\nsaji_queue_depth 0.0" not in service.get("/metrics").text:
-        assert time.monotonic() < deadline
+    wait_until(lambda: '{route="/v1/classify",status="499"}' in service.get("/metrics").text)
+    assert "\nsaji_queue_depth 0.0" in service.get("/metrics").text
 
 
 def test_a_slow_upload_is_cut(tmp_path: Path) -> None:
@@ -359,7 +362,7 @@ def test_what_was_accepted_is_answered_before_the_service_stops(tmp_path: Path) 
     backend, classifier = Held(), colour_classifier()
     backend.free.set()
     classifier.backend = backend  # type: ignore[assignment]
-    with ThreadPoolExecutor() as pool, serving_of(classifier, tmp_path, SMALL) as serving:
+    with ThreadPoolExecutor() as pool, serving_of(classifier, tmp_path, replace(SMALL, seconds=60)) as serving:
         with running(serving, Page(serving).build()) as address:
             opened = pool.submit(httpx.get, f"{address}/gradio_api/heartbeat/x", timeout=PATIENCE)
             backend.free.clear()
@@ -368,7 +371,7 @@ def test_what_was_accepted_is_answered_before_the_service_stops(tmp_path: Path) 
             assert backend.begun.acquire(timeout=PATIENCE)
             threading.Timer(0.5, backend.free.set).start()
             stopping = time.monotonic()
-        assert time.monotonic() - stopping < SMALL.seconds
+        assert time.monotonic() - stopping < 60
         assert accepted.result().status_code == 200 and "ALIVE" in opened.result().text
 
 
@@ -429,10 +432,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     folder = tmp_path_factory.mktemp("guarded")
     with (
+        pytest.MonkeyPatch.context() as patch,
         serving_of(colour_classifier(), folder, SMALL) as serving,
-        running(serving, Page(serving).build(), "sesam öffne") as address,
     ):
-        yield address
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        with running(serving, Page(serving).build(), TOKEN) as address:
+            yield address
 
 
 def test_only_who_knows_the_token_comes_in(guarded: str) -> None:
@@ -441,24 +446,47 @@ def test_only_who_knows_the_token_comes_in(guarded: str) -> None:
         refused(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"].startswith("Basic")
     assert {httpx.get(guarded + path).status_code for path in ("/healthz", "/readyz")} == {200}
-    bearer = {"authorization": "Bearer sesam öffne".encode()}
+    bearer = {"authorization": f"Bearer {TOKEN}".encode()}
     assert httpx.get(f"{guarded}/v1/model", headers=bearer).status_code == 200
-    assert httpx.get(guarded, auth=("anyone", "sesam öffne")).status_code == 200
+    assert httpx.get(guarded, auth=("anyone", TOKEN)).status_code == 200
     for wrong in ("Bearer sesam", "Basic !", "Basic c2VzYW0=", "Bearer", "Digest x"):
         assert httpx.get(guarded, headers={"authorization": wrong}).status_code == 401
+
+
+def test_the_named_endpoint_of_the_page_works_with_a_token(guarded: str, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+
+    with pytest.raises(Exception, match="credentials"):
+        Client(guarded, verbose=False)
+    basic = base64.b64encode(f"anyone:{TOKEN}".encode()).decode()
+    client = Client(guarded, verbose=False, headers={"Authorization": f"Basic {basic}"})
+    answer = client.predict(handle_file(picture(tmp_path / "a.png", RED)), api_name="/classify")
+    assert answer["label"] == "red_rendang"
+
+
+def test_uploads_to_the_page_that_broke_off_are_forgotten(guarded: str) -> None:
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    left, running_now = folder / "tmp_left", folder / "tmp_now"
+    for file in (left, running_now):
+        file.write_bytes(b"half a photo")
+    os.utime(left, (0, 0))
+    sent = httpx.post(f"{guarded}/gradio_api/upload", files={"files": ("a.png", photo())}, auth=("", TOKEN))
+    assert sent.status_code == 200 and Path(sent.json()[0]).is_file()
+    wait_until(lambda: not left.exists())
+    assert running_now.exists()
 
 
 def test_the_page_opens_no_file_of_the_machine_and_no_other_address(guarded: str, tmp_path: Path) -> None:
     private = picture(tmp_path / "private.png", RED)
     for path in (str(private), "/etc/passwd", f"{ROOT}/pyproject.toml", f"{guarded}/healthz", "https://example.org/"):
         for way in ("file=", "file/", "proxy="):
-            answer = httpx.get(f"{guarded}/gradio_api/{way}{path}", auth=("", "sesam öffne"))
+            answer = httpx.get(f"{guarded}/gradio_api/{way}{path}", auth=("", TOKEN))
             assert answer.status_code in (400, 403, 404), (way, path)
 
 
 def test_an_unknown_address_of_the_api_is_a_problem_beside_a_page_too(guarded: str) -> None:
     for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/classify", 405), ("POST", "/readyz", 405)):
-        answer = httpx.request(method, guarded + path, auth=("", "sesam öffne"))
+        answer = httpx.request(method, guarded + path, auth=("", TOKEN))
         refused(answer, status, "not-found" if status == 404 else "method-not-allowed")
 
 
