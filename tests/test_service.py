@@ -137,6 +137,7 @@ def hopeless() -> dict[str, tuple[bytes, str, int, str]]:
         "html as image": (b"<!doctype html><script>alert(1)</script>", "image/jpeg", 422, "not-a-picture"),
         "svg with script": (svg, "image/svg+xml", 422, "not-a-picture"),
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/eps", 422, "not-a-picture"),
+        "a format of no camera": (photo(kind="PCX"), "image/x-pcx", 422, "not-a-picture"),
         "truncated": (photo(kind="PNG", size=(500, 500))[:400], "image/png", 422, "not-a-picture"),
         "bomb": (bomb(), "image/png", 413, "too-many-pixels"),
         "many pixels": (photo(size=(1200, 1200)), "image/jpeg", 413, "too-many-pixels"),
