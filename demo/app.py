@@ -1,53 +1,75 @@
-"""`python demo/app.py`: the page in a browser, served by what `deployment.json` chose."""
+"""`python demo/app.py`: the page in a browser and the HTTP API, served by what `deployment.json` chose."""
 
 import argparse
+import importlib.util
 import os
 import signal
 import socket
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from demo.limits import Limits
 from runtime.classifier import Classifier, load
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, exit_with_one_sentence, missing_extra
 
-WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
+if TYPE_CHECKING:
+    from demo.serving import Serving
+
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def main() -> None:
-    """Read the command line, open and warm the model, serve the page until Ctrl-C."""
+    """Read the command line, open and warm the model, serve page and API until Ctrl-C."""
     arguments = _arguments()
     path = arguments.deployment or arguments.out / "deployment.json"
-    if arguments.top < 1:
-        raise SajiError(f"--top {arguments.top} shows no class; give 1 or more")
-    with load(path) as classifier, listen(arguments.host, arguments.port) as listener:
-        deployment = Deployment.read(path)
-        examples = pictures_in(arguments.examples) if arguments.examples else shipped(path, deployment, classifier)
-        try:  # only now: the import takes seconds, and what is wrong above should be said at once
-            import uvicorn
+    for name in ("top", "workers", "batch"):
+        if getattr(arguments, name) < 1:
+            raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
+    limits = Limits(**{field.name: getattr(arguments, f"max_{field.name}") for field in fields(Limits)})
+    for library in ("gradio", "prometheus_client"):
+        if importlib.util.find_spec(library) is None:
+            raise missing_extra(library, "demo")
+    from demo.serving import Serving
 
-            from demo.page import build_page, web_app
-        except ModuleNotFoundError as error:
-            raise missing_extra(error.name or "gradio", "demo") from None
-        with tempfile.TemporaryDirectory(prefix="saji-demo-", ignore_cleanup_errors=True) as uploads:
-            # Uploads are somebody's photos: they go with this process, and no other user's demo shares the folder
-            os.environ["GRADIO_TEMP_DIR"] = uploads
-            app = web_app(build_page(classifier, examples, arguments.top, deployment))
-            warm(classifier)
-            address = f"http://{arguments.host}:{listener.getsockname()[1]}"
-            print(f"serving {classifier.candidate.name} on {address}", file=sys.stderr, flush=True)
-            # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            # An open page holds a connection: without a bound, Ctrl-C would wait until it is closed
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-            uvicorn.Server(config).run(sockets=[listener])
+    def open_classifier(path: Path) -> Classifier:
+        return load(path, threads=arguments.threads)
+
+    with (
+        Serving(path, open_classifier, limits, arguments.workers, arguments.batch) as serving,
+        listen(arguments.host, arguments.port) as listener,
+        tempfile.TemporaryDirectory(prefix="saji-demo-", ignore_cleanup_errors=True) as uploads,
+    ):
+        # Uploads are somebody's photos: they go with this process, and no other user's demo shares the folder
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        serve(serving, listener, arguments)
+
+
+def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
+    """Serve page and API on `listener` until a signal."""
+    from demo.logs import log_as_json
+    from demo.page import Page, mount  # only now: it takes seconds, and what is wrong before should be said at once
+    from demo.service import Server, build_api
+
+    engine = serving.engine
+    given = arguments.examples
+    examples = pictures_in(given) if given else shipped(serving.path, engine.deployment, engine.classifier)
+    app = build_api(serving, arguments.top)
+    mount(Page(serving, arguments.top).build(examples), app, serving.limits)
+    log_as_json()
+    # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
+    address = f"http://{arguments.host}:{listener.getsockname()[1]}"
+    print(f"serving {engine.classifier.candidate.name} on {address}", file=sys.stderr, flush=True)
+    Server(app, serving.limits, arguments.token).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,13 +79,6 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise SajiError(f"cannot listen on {host} port {port}: {reason}; choose with --port or --host") from None
-
-
-def warm(classifier: Classifier) -> None:
-    """Answer a few blank photos, so that the first visitor's latency is everybody's."""
-    size = classifier.spec.geometry.size
-    for _ in range(WARM_UP):
-        classifier(np.zeros((size, size, 3), np.uint8))
 
 
 def shipped(path: Path, deployment: Deployment, classifier: Classifier) -> list[Path]:
@@ -86,16 +101,24 @@ def pictures_in(folder: Path) -> list[Path]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m demo", description="Serve the chosen model as a page in the browser."
+        prog="python -m demo", description="Serve the chosen model: a page in the browser, and an HTTP API."
     )
-    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
-    parser.add_argument("--deployment", type=Path, help="the choice to serve (OUT/deployment.json)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the network in (127.0.0.1)"
-    )
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes a free one (7860)")
-    parser.add_argument("--examples", type=Path, help="folder of example pictures (those that export wrote)")
-    parser.add_argument("--top", type=int, default=5, help="classes that an answer shows (5)")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
+    add("--deployment", type=Path, help="the choice to serve, looked at again each second (OUT/deployment.json)")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the network in (127.0.0.1)")
+    add("--port", type=int, default=7860, help="port to listen on; 0 takes a free one (7860)")
+    add("--examples", type=Path, help="folder of example pictures (those that export wrote)")
+    add("--top", type=int, default=5, help="classes that an answer shows (5)")
+    token = os.environ.get("SAJI_TOKEN", "")
+    add("--token", default=token, help="only who sends it comes in; better in the variable SAJI_TOKEN, unseen by ps")
+    add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
+    add("--workers", type=int, default=1, help="photos that the engine works on at a time (1)")
+    add("--batch", type=int, default=1, help="waiting photos that go through together; the gate judged 1 (1)")
+    for limit in fields(Limits):
+        add(
+            f"--max-{limit.name}", type=int, default=limit.default, help=f"{limit.metadata['what']} ({limit.default:,})"
+        )
     return parser.parse_args()
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from demo import app
+from demo.limits import Limits
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment, Measured, Policy
@@ -32,6 +34,7 @@ CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first
 CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
 PATIENCE = 300  # seconds; a training beside the tests leaves them a tenth of a processor
 RED, GREEN, BLUE = (200, 40, 30), (30, 180, 60), (30, 60, 200)
+LIMITS = Limits()
 SENTENCE = "photo.jpg is no picture that can be read (send a JPEG, PNG or WEBP photo)."
 
 
@@ -82,20 +85,45 @@ def classifier() -> Classifier:
 @pytest.fixture(scope="module")
 def address(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running demo of `classifier`."""
-    import uvicorn
-
-    from demo.page import build_page, web_app
+    from demo.page import Page
 
     folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch, app.listen("127.0.0.1", 0) as listener:
+    with pytest.MonkeyPatch.context() as patch, serving_of(classifier, folder) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        page = build_page(classifier, [picture(folder / "000_green.png", GREEN)], 2, deployment())
-        server = uvicorn.Server(uvicorn.Config(web_app(page), log_level="warning", timeout_graceful_shutdown=1))
+        page = Page(serving, 2).build([picture(folder / "000_green.png", GREEN)])
+        with running(serving, page) as address:
+            yield address
+
+
+@contextmanager
+def serving_of(classifier: Classifier, folder: Path, limits: Limits = LIMITS, **options: Any) -> Iterator[Any]:
+    """A queue in front of `classifier`, by a deployment in `folder`."""
+    from demo.serving import Serving
+
+    deployment().write(folder / "deployment.json")
+    with Serving(folder / "deployment.json", lambda path: classifier, limits, **options) as serving:
+        yield serving
+
+
+@contextmanager
+def running(serving: Any, page: Any = None, token: str = "") -> Iterator[str]:
+    """The address of a server of `serving`, with or without a page."""
+    from demo.service import Server, build_api
+
+    api = build_api(serving)
+    if page:
+        from demo.page import mount
+
+        mount(page, api, serving.limits)
+    server = Server(api, serving.limits, token)
+    with app.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -241,10 +269,11 @@ def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None
 
 
 @pytest.mark.parametrize("drawn", [True, False])
-def test_page_says_when_the_model_knows_only_drawings(drawn: bool) -> None:
-    from demo.page import build_page
+def test_page_says_when_the_model_knows_only_drawings(drawn: bool, tmp_path: Path) -> None:
+    from demo.page import Page
 
-    config = json.dumps(build_page(colour_classifier(data={"drawn": drawn})).get_config_file(), default=str)
+    with serving_of(colour_classifier(data={"drawn": drawn}), tmp_path) as serving:
+        config = json.dumps(Page(serving).build().get_config_file(), default=str)
     assert ("drawn pictures, not photos" in config) is drawn
 
 
@@ -290,7 +319,7 @@ def deployed(tmp_path: Path) -> Path:
 
 
 def test_missing_gradio_is_said_with_the_line_that_installs_it(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "load", lambda path: colour_classifier())
+    monkeypatch.setattr(app, "load", lambda path, **options: colour_classifier())
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(deployed), "--port", "0"])
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "demo.page", raising=False)
@@ -313,12 +342,21 @@ def telling(host, *rest, **options):
     print("LOOKED UP", host, file=sys.stderr)
     return look_up(host, *rest, **options)
 socket.getaddrinfo = telling
-app.load = lambda path: colour_classifier()
+app.load = lambda path, **options: colour_classifier()
 app.exit_with_one_sentence(app.main)
 """
 
 
-def test_command_serves_until_interrupted_and_asks_no_other_host(deployed: Path) -> None:
+@pytest.mark.parametrize(
+    ("stop", "status", "farewell"),
+    [
+        (signal.SIGINT, 130, ["saji: stopped by Ctrl-C; finished files are kept"]),
+        pytest.param(signal.SIGTERM, 143, [], marks=pytest.mark.slow),
+    ],
+)
+def test_command_serves_until_interrupted_and_asks_no_other_host(
+    deployed: Path, stop: signal.Signals, status: int, farewell: list[str]
+) -> None:
     script = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
     process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed)
     too_long = threading.Timer(PATIENCE, process.kill)
@@ -329,9 +367,17 @@ def test_command_serves_until_interrupted_and_asks_no_other_host(deployed: Path)
         with urllib.request.urlopen(said.split()[-1]) as answer:
             page = answer.read().decode()
         assert "Which dish is this?" in page and "000_green.png" in page
-        process.send_signal(signal.SIGINT)
+        if stop == signal.SIGTERM and hasattr(
+            signal, "SIGHUP"
+        ):  # in the slow one: it serves on, with what is there now
+            process.send_signal(signal.SIGHUP)
+            while "deployment served" not in (line := process.stderr.readline()):  # type: ignore[union-attr]
+                assert line, "stopped by SIGHUP"
+        process.send_signal(stop)
         out, rest = process.communicate()
-        assert (process.returncode, out, rest) == (130, "", "saji: stopped by Ctrl-C; finished files are kept\n")
+        said = [line for line in rest.splitlines() if not line.startswith("{")]
+        assert (process.returncode, out, said) == (status, "", farewell)
+        assert {json.loads(line)["event"] for line in rest.splitlines() if line.startswith("{")} <= {"request"}
     finally:
         process.kill()
         too_long.cancel()

@@ -1,0 +1,193 @@
+"""What stands before page and API alike: the token, the bounds of a body, headers, request ids and the access log."""
+
+import asyncio
+import base64
+import binascii
+import logging
+import re
+import secrets
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from demo.limits import Limits
+from demo.metrics import ERRORS, REQUEST_SECONDS, REQUESTS
+from demo.problem import Problem, problem_response
+
+OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token
+LINGER_SECONDS = 2.0
+CLIENT_GONE = 499  # nginx's number for the log: nobody is there to be answered
+REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+# Gradio writes its configuration and styles into the page itself (unsafe-inline) and evaluates the JavaScript of an
+# event (unsafe-eval); photos are blobs. Nothing is fetched from elsewhere, and no other page may frame this one
+CONTENT_SECURITY_POLICY = {
+    "default-src": "'self'",
+    "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
+    "style-src": "'self' 'unsafe-inline'",
+    "img-src": "'self' data: blob:",
+    "media-src": "'self' data: blob:",
+    "font-src": "'self' data:",
+    "worker-src": "'self' blob:",
+    "object-src": "'none'",
+    "base-uri": "'self'",
+    "form-action": "'self'",
+    "frame-ancestors": "'none'",
+}
+HEADERS = {
+    "content-security-policy": "; ".join(f"{name} {value}" for name, value in CONTENT_SECURITY_POLICY.items()),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+
+log = logging.getLogger("saji.access")
+
+
+class Guard:
+    """ASGI middleware around the whole application; with a `token`, only who knows it comes in."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, token: str = "") -> None:
+        self.app, self.limits, self.token = app, limits, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or answer it with a problem document."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":  # of websockets, which nothing here speaks, none gets past the token
+            await self._exchange(scope, receive, send)
+
+    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, headers = time.perf_counter(), Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        scope["saji.request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        body = _Body(headers, receive, self.limits)
+        reply = _Reply(scope, body, send)
+        try:
+            self._admit(scope, headers)
+            body.check_declared()
+            await self.app(scope, body.receive, reply.send)
+        except ClientDisconnect:
+            reply.status = CLIENT_GONE
+        except Exception as error:
+            problem = body.problem or (error if isinstance(error, Problem) else None)
+            if problem is None:
+                log.exception("request failed", extra={"facts": {"request_id": scope["saji.request_id"]}})
+                problem = Problem(500, "failed", "the service failed at this request; its log says why")
+            if not reply.status:
+                await problem_response(problem, scope)(scope, receive, reply.send)
+        finally:
+            _record(scope, reply.status or CLIENT_GONE, body.taken, time.perf_counter() - started)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        if not self.token or scope["path"] in OPEN_TO_ALL:
+            return
+        if not secrets.compare_digest(_secret(headers.get("authorization", "")), self.token.encode()):
+            detail = "a token is needed; send it as Authorization: Bearer TOKEN, or as the password of any user"
+            raise Problem(401, "unauthorized", detail, www_authenticate='Basic realm="saji", charset="UTF-8"')
+
+
+def _secret(authorization: str) -> bytes:
+    """The token of a Bearer header, or the password of a Basic one, which is what browsers ask their user for."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode("latin-1")
+    try:
+        return base64.b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
+    except binascii.Error:
+        return b""
+
+
+class _Body:
+    """A request's body as it comes in: cut at the bound of bytes, and when it takes too long."""
+
+    def __init__(self, headers: Headers, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._declared = headers.get("content-length", "0")
+        self._deadline = asyncio.get_running_loop().time() + limits.seconds
+        self.taken = 0
+        self.unread = self._declared != "0" or "transfer-encoding" in headers
+        self.problem: Problem | None = None  # kept, for an application may answer its own way to our exception
+
+    def check_declared(self) -> None:
+        """Raise Problem 413 before a byte is read, when the headers announce too many."""
+        if self._declared.isdigit() and int(self._declared) > self._limits.bytes:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """The next part. Raises Problem 413 or 408; once the body is in, waits as long as the application likes."""
+        if not self.unread:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            detail = f"the request was not sent within {self._limits.seconds} s; send a smaller photo"
+            self.problem = Problem(408, "upload-too-slow", detail)
+            raise self.problem from None
+        self.taken += len(message.get("body", b""))
+        self.unread = message["type"] == "http.request" and message.get("more_body", False)
+        if self.taken > self._limits.bytes:
+            self.problem = self._too_large()
+            raise self.problem
+        return message
+
+    async def discard(self) -> None:
+        """Read on for a moment: closed at once, a connection takes our answer with it while the client still sends."""
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while (await self._receive()).get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+        self.unread = False
+
+    def _too_large(self) -> Problem:
+        detail = f"the request is larger than {self._limits.bytes:,} bytes; send a smaller photo, or fewer at a time"
+        return Problem(413, "too-large", detail)
+
+
+class _Reply:
+    """A response on its way out: with our headers, and patient with a client that is still sending."""
+
+    def __init__(self, scope: Scope, body: _Body, send: Send) -> None:
+        self._scope, self._body, self._send = scope, body, send
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers.update({**HEADERS, "x-request-id": self._scope["saji.request_id"]})
+            if self._refused_early:
+                headers["connection"] = "close"
+        elif self._refused_early and not message.get("more_body"):
+            await self._send({**message, "more_body": True})
+            await self._body.discard()
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+    @property
+    def _refused_early(self) -> bool:
+        return self._body.unread and self.status >= 400
+
+
+def _record(scope: Scope, status: int, taken: int, seconds: float) -> None:
+    # The template, for a path as it was sent may hold the name of a file
+    route = getattr(scope.get("route"), "path", "unknown")
+    REQUESTS.labels(route, status).inc()
+    REQUEST_SECONDS.labels(route).observe(seconds)
+    facts = {
+        "request_id": scope["saji.request_id"],
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "bytes": taken,
+        "milliseconds": round(1000 * seconds, 2),
+    }
+    if "saji.cause" in scope:
+        facts["cause"] = scope["saji.cause"]
+        ERRORS.labels(facts["cause"]).inc()
+    log.info("request", extra={"facts": facts})

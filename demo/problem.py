@@ -1,0 +1,40 @@
+"""A request that is refused is answered with one sentence, in a problem document (RFC 9457)."""
+
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class Problem(HTTPException):
+    """A request that is refused. `detail` is one sentence, `cause` the word that logs, metrics and programs go by.
+
+    An HTTPException, because Gradio's own application then answers with the status, too.
+    """
+
+    def __init__(self, status: int, cause: str, detail: str, **headers: str) -> None:
+        super().__init__(status, detail, {name.replace("_", "-"): value for name, value in headers.items()})
+        self.cause = cause
+
+
+def busy(status: int, cause: str, detail: str) -> Problem:
+    """A refusal that a second try may not meet."""
+    return Problem(status, cause, detail, retry_after="1")
+
+
+def problem_response(error: HTTPException, scope: Scope) -> JSONResponse:
+    """The problem document of `error`; leaves its cause in `scope` for the log and the metrics."""
+    cause = getattr(error, "cause", HTTPStatus(error.status_code).name.lower().replace("_", "-"))
+    scope["saji.cause"] = cause
+    document = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status_code).phrase,
+        "status": error.status_code,
+        "detail": error.detail,
+        "cause": cause,
+        "request_id": scope.get("saji.request_id", ""),
+    }
+    return JSONResponse(document, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)
