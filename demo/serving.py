@@ -1,7 +1,6 @@
 """The classifier that serves now: a bounded queue in front of its workers, and another deployment without a pause."""
 
 import asyncio
-import io
 import logging
 import os
 import threading
@@ -15,23 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from demo.limits import Limits
 from demo.metrics import BATCH_SIZE, ENGINE, PART_SECONDS, QUEUE_DEPTH, RELOADS
 from demo.problem import Problem, busy
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
-from runtime.errors import BadPhoto, SajiError
+from runtime.errors import BadPhoto, SajiError, TooManyPixels
 from runtime.files import sha256_file
-from runtime.preprocess import decode, fit
+from runtime.preprocess import decode_for, fit
 from runtime.spec import Geometry
 
 WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
 POLL_SECONDS = 1.0
-# What cameras, phones and browsers write. Pillow knows more, and some of it (EPS) starts other programs
-Image.init()
-FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
 
 log = logging.getLogger("saji.serving")
 
@@ -73,17 +68,12 @@ class Engine:
     def answer(self, photo: Photo, most_pixels: int, asked: float) -> Prediction:
         """Name one photo, in the thread of the caller, who `asked` at that `time.perf_counter()`. Raises Problem."""
         PART_SECONDS.labels("wait").observe(time.perf_counter() - asked)
-        spec = self.classifier.spec
-        image, parts = read(photo, spec.geometry, most_pixels)
+        image, parts = read(photo, self.classifier.spec.geometry, most_pixels)
         logits, parts["inference"] = self.run(image)
         for part, seconds in parts.items():
             PART_SECONDS.labels(part).observe(seconds)
-        probabilities = spec.probabilities(logits[None])[0]
-        return Prediction(
-            {spec.classes[i]: float(probabilities[i]) for i in np.argsort(-probabilities, kind="stable")},
-            bool(spec.sure(logits[None])[0]),
-            {part: round(1000 * seconds, 3) for part, seconds in parts.items()},
-        )
+        milliseconds = {part: round(1000 * seconds, 3) for part, seconds in parts.items()}
+        return self.classifier.predictions(logits[None], milliseconds)[0]
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """Logits `[C]` of one preprocessed photo, uint8 `[size, size, 3]`, and the seconds that the engine took."""
@@ -265,27 +255,12 @@ def read(photo: Photo, geometry: Geometry, most_pixels: int) -> tuple[np.ndarray
     """
     clock = [time.perf_counter()]
     try:
-        _check_header(photo, most_pixels)
-        picture = decode(photo, geometry.resize if geometry.decode == "draft" else None)
+        picture = decode_for(photo, geometry, most_pixels)
         clock.append(time.perf_counter())
         image = fit(picture, geometry)
+    except TooManyPixels as error:
+        raise Problem(413, "too-many-pixels", str(error)) from None
     except BadPhoto as error:
         raise Problem(422, "not-a-picture", str(error)) from None
     clock.append(time.perf_counter())
     return image, {"decode": clock[1] - clock[0], "geometry": clock[2] - clock[1]}
-
-
-def _check_header(photo: Photo, most_pixels: int) -> None:
-    """Refuse by its first bytes what is no photo, or would fill the memory once it is unpacked."""
-    name = "the file" if isinstance(photo, bytes) else Path(photo).name
-    too_many = Problem(413, "too-many-pixels", f"{name} has more than {most_pixels:,} pixels; send a smaller photo")
-    try:
-        with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo, formats=FORMATS) as image:
-            if image.width * image.height > most_pixels:
-                raise too_many
-    except UnidentifiedImageError:
-        raise BadPhoto(f"{name} is no picture that can be read (send a JPEG, PNG or WEBP photo)") from None
-    except Image.DecompressionBombError:
-        raise too_many from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError):
-        return  # decode says what is damaged

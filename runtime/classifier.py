@@ -77,6 +77,10 @@ class Classifier:
         start = time.perf_counter()
         logits = self.logits(images)
         milliseconds = {"inference": round(1000 * (time.perf_counter() - start) / len(images), 3)}
+        return self.predictions(logits, milliseconds)
+
+    def predictions(self, logits: np.ndarray, milliseconds: dict[str, float]) -> list[Prediction]:
+        """What logits `[N, C]` say by the spec: probabilities, and whether the rejection rule is sure."""
         answers = zip(self.spec.probabilities(logits), self.spec.sure(logits), strict=True)
         return [self._prediction(row, bool(sure), milliseconds) for row, sure in answers]
 

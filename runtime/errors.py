@@ -2,6 +2,7 @@
 
 SajiError            a misuse: exit status 2
 ├── BadPhoto         the bytes are no picture that can be read
+│   └── TooManyPixels    or one that would fill the memory
 ├── BadModel         a model file, receipt or spec that cannot be trusted
 ├── Unavailable      this machine lacks the library, device or driver
 ├── NotAsAsked       an engine opened with another provider or precision than asked for
@@ -22,6 +23,10 @@ class SajiError(Exception):
 
 class BadPhoto(SajiError):
     """The bytes are no picture that can be read."""
+
+
+class TooManyPixels(BadPhoto):
+    """A picture with more pixels than are let through, told by its header alone."""
 
 
 class BadModel(SajiError):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
-from runtime.errors import BadPhoto, SajiError, Unavailable
+from runtime.errors import BadPhoto, SajiError, TooManyPixels, Unavailable
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
 Source = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -24,24 +24,34 @@ Source = str | os.PathLike | bytes | Image.Image | np.ndarray
 # would raise it for the whole process.
 MAX_PIXELS = 178_000_000
 
-# How photos are named, in lower case. Pillow reads more than photos: stubs for scientific data, PostScript (by running
-# Ghostscript), icons, fonts.
+# How photos are named, in lower case, and Pillow's names of their formats, the first as it knows them from the start.
+# Pillow reads more than photos: stubs for scientific data, PostScript (by running Ghostscript), icons, fonts.
 SUFFIXES = frozenset((
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif", ".gif"),
     *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd"),
 ))  # fmt: skip
 
+_COMMON, _OTHER = (
+    ("JPEG", "PNG", "GIF", "BMP", "PPM"),
+    ("WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD"),
+)
+
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def decode(source: Source, shorter_side: int | None = None, version: int = PREPROCESS_VERSION) -> Image.Image:
+def decode(
+    source: Source,
+    shorter_side: int | None = None,
+    version: int = PREPROCESS_VERSION,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Decode a photo to an upright 8-bit sRGB picture, mode "RGB".
 
     `source` is a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]` in RGB order. With `shorter_side`,
     a JPEG may be decoded at the smallest DCT scale that leaves its shorter side at least that long. EXIF
     orientation is applied, transparency is laid on white, of an animation the first frame is taken, and the colours
     of an embedded profile are converted to sRGB (in preprocessing `version` 1 they were not; see runtime.spec).
-    Raises BadPhoto when it is no picture, is truncated or has more than `MAX_PIXELS` pixels.
+    Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `max_pixels`.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -49,12 +59,12 @@ def decode(source: Source, shorter_side: int | None = None, version: int = PREPR
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
         return _upright_rgb(source, version)
-    name = "the bytes" if isinstance(source, bytes) else Path(source).name
+    name = "the file" if isinstance(source, bytes) else Path(source).name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF or palettes that it nevertheless reads
             with _opened(source) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError
                 if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
                     _draft(image, shorter_side)
@@ -64,7 +74,8 @@ def decode(source: Source, shorter_side: int | None = None, version: int = PREPR
     except UnidentifiedImageError:
         raise BadPhoto(f"{name} {_why_unidentified(source)}") from None
     except Image.DecompressionBombError:
-        raise BadPhoto(f"{name} has more than {MAX_PIXELS // 10**6} megapixels; send a smaller copy") from None
+        megapixels = f"{min(max_pixels, MAX_PIXELS) / 1e6:g} megapixels"
+        raise TooManyPixels(f"{name} has more than {megapixels}; send a smaller copy") from None
     except OSError as error:
         if error.errno is not None:  # the file system, not the picture: missing, a folder, no permission
             raise BadPhoto(f"{name} cannot be opened: {error.strerror}") from None
@@ -76,12 +87,13 @@ def decode(source: Source, shorter_side: int | None = None, version: int = PREPR
 def _opened(source: str | os.PathLike | bytes) -> Image.Image:
     """The photo, identified and not yet decoded; pillow-heif is asked in once a HEIC photo needs it."""
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_COMMON)
     except UnidentifiedImageError:
-        if _brand(source) != "HEIC" or not importlib.util.find_spec("pillow_heif"):
-            raise
-    importlib.import_module("pillow_heif").register_heif_opener()
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        Image.init()
+        if _brand(source) == "HEIC" and importlib.util.find_spec("pillow_heif"):
+            importlib.import_module("pillow_heif").register_heif_opener()
+    others = [name for name in _OTHER if name in Image.OPEN]
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=others)
 
 
 def _brand(source: str | os.PathLike | bytes) -> str:
@@ -159,9 +171,9 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
     return transform if np.abs(moved).max() > 2 else None
 
 
-def decode_for(source: Source, geometry: Geometry) -> Image.Image:
+def decode_for(source: Source, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a photo as a model's geometry asks for: `decode` at its scale, in its version. Raises BadPhoto."""
-    return decode(source, geometry.resize if geometry.decode == "draft" else None, geometry.version)
+    return decode(source, geometry.resize if geometry.decode == "draft" else None, geometry.version, max_pixels)
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:

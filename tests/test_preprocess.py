@@ -268,7 +268,7 @@ def test_heic_and_avif_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_
     avif = encoded(picture(), "AVIF")
     assert decode(avif).size == (120, 90)
 
-    def unidentified(*_: object) -> Image.Image:
+    def unidentified(*_: object, **__: object) -> Image.Image:
         raise UnidentifiedImageError
 
     monkeypatch.setattr(Image, "open", unidentified)
@@ -281,10 +281,20 @@ def test_heic_opens_where_pillow_heif_is_installed(monkeypatch: pytest.MonkeyPat
     import importlib.util
 
     opened = Image.open
-    plugin = SimpleNamespace(register_heif_opener=lambda: monkeypatch.setattr(Image, "open", lambda _: picture()))
+    plugin = SimpleNamespace(
+        register_heif_opener=lambda: monkeypatch.setattr(Image, "open", lambda *_, **__: picture())
+    )
     monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "pillow_heif")
     assert decode(HEIC).size == (120, 90) and Image.open is not opened
+
+
+def test_what_is_no_photo_is_not_opened_though_pillow_could() -> None:
+    postscript = encoded(picture(), "EPS")  # which Pillow gives to Ghostscript
+    with Image.open(io.BytesIO(postscript)) as opened:
+        assert opened.format == "EPS"
+    with pytest.raises(BadPhoto, match="is no picture that can be read"):
+        decode(postscript)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
