@@ -270,8 +270,11 @@ def _report(deployment: Deployment, path: Path) -> None:
     skipped = [entry for entry in deployment.rejected if "unjudged" in entry["reason"]]
     failed = [entry for entry in deployment.rejected if "verdict fail" in entry["reason"]]
     for what, entries in (("not run here", skipped), ("refused", failed)):
+        by_reason: dict[str, list[str]] = {}
         for entry in entries:
-            print(f"{what}: {entry['candidate']}: {entry['reason'].partition(': ')[2]}")
+            by_reason.setdefault(entry["reason"].partition(": ")[2], []).append(entry["candidate"])
+        for reason, names in by_reason.items():
+            print(f"{what}: {', '.join(names)}: {reason}")
     print(f"\nchoice: {choice.name}\nreason: {deployment.reason}\nopen the demo: make demo")
     print(json.dumps({"choice": choice.name, "milliseconds": deployment.choice.milliseconds, "deployment": str(path)}))
 

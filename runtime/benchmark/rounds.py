@@ -22,6 +22,8 @@ from runtime.receipt import candidate_from
 ROOT = Path(__file__).resolve().parents[2]
 
 
+ROUNDS = 5  # fewer tell no pair apart, see runtime.benchmark.verdict.compared
+
 Load = tuple[str, int]  # a name in runtime.benchmark.scenarios.SCENARIOS, and the batch size
 
 
@@ -109,7 +111,7 @@ def race(
 ) -> list[Entrant]:
     """Time all entrants under all loads in interleaved rounds for about `seconds`; returns those that finished.
 
-    One turn is about 0.3 s, shorter where that would leave fewer than five rounds.
+    One turn is about 0.3 s, shorter where that would leave fewer than ROUNDS, which are run in any case.
     """
     lots = random.Random(seed)
     turns = [(entrant, load) for entrant in entrants for load in loads]
@@ -122,9 +124,9 @@ def race(
             say(f"{entrant.name}: left out of the race: {error}")
             entrants = [other for other in entrants if other is not entrant]
             turns = [turn for turn in turns if turn[0] is not entrant]
-    turn_seconds = min(0.3, seconds / max(1, 5 * len(turns)))
+    turn_seconds = min(0.3, seconds / max(1, ROUNDS * len(turns)))
     started, finished = time.perf_counter(), 0
-    while turns and (finished < 3 or time.perf_counter() - started < seconds):
+    while turns and (finished < ROUNDS or time.perf_counter() - started < seconds):
         lots.shuffle(turns)
         for entrant, (scenario, batch) in turns:
             order = {"do": "time", "scenario": scenario, "batch": batch, "seconds": turn_seconds}
