@@ -45,10 +45,11 @@ HOLDS = {
     **{"trt": "", "builder": "Builder", "config": "IBuilderConfig", "network": "INetworkDefinition"},
     **{"parser": "OnnxParser", "error": "ParserError", "shapes": "IOptimizationProfile", "flags": "BuilderFlag"},
     **{"layer": "ILayer", "maker": "ILayer", "inspector": "EngineInspector", "runtime": "Runtime"},
-    **{"engine": "ICudaEngine", "context": "IExecutionContext"},
+    **{"engine": "ICudaEngine", "context": "IExecutionContext", "settings": "IRuntimeConfig"},
 }
 NOT_TENSORRT = {"name", "ndim"}  # of modules and of our own objects that share a variable's name
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
+RTX_ONLY |= {"CudaGraphStrategy", "cuda_graph_strategy"}
 READERS = ("export/engine.py", "runtime/backends/tensorrt.py", "runtime/backends/tensorrt_logger.py")
 
 
@@ -321,9 +322,11 @@ class TestModelFolder:
             assert built["cuda"][0].isdigit() and built["precision_share"][name] > 0.95
             kinds = {kind for _, kind, _ in built["layers"]}
             assert "CONVOLUTION" in kinds and ("DEQUANTIZE" in kinds) == (name == "int8")
-            (candidate,) = (c for c in receipt.candidates if c.file == file)
-            assert candidate.verdict == "unjudged" or candidate.machine["gpu"]
-            assert candidate.facts["targets"] == ["sm86", "sm89", "sm120"] and candidate.facts["multiply_adds"]
+            launched, graph = (c for c in receipt.candidates if c.file == file)
+            assert (launched.variant, graph.variant) == ("", "CUDA graph")
+            for candidate in (launched, graph):
+                assert candidate.verdict == "unjudged" or candidate.machine["gpu"]
+                assert candidate.facts["targets"] == ["sm86", "sm89", "sm120"] and candidate.facts["multiply_adds"]
 
 
 class TestBuilder:

@@ -53,7 +53,7 @@ def examine(path: Path) -> Facts:
         content = path.read_bytes()
         image = decode(content, shorter_side=32)  # the smallest DCT scale still reads the whole file
     except BadPhoto as error:
-        return Facts(unreadable=str(error).removeprefix("the bytes "))
+        return Facts(unreadable=str(error).removeprefix("the file "))
     except OSError as error:
         return Facts(unreadable=error.strerror or str(error))
     return Facts(hashlib.sha256(content).hexdigest(), "", tuple(_suspicious(path.suffix.lower(), content, image)))

@@ -144,9 +144,9 @@ def context_of(trt: Any, engine: Any, graphs: bool) -> Any:
     """An execution context; TensorRT-RTX's is told to capture CUDA graphs when `graphs` asks for them."""
     if not (graphs and hasattr(trt, "CudaGraphStrategy")):
         return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    return engine.create_execution_context(config)
+    settings = engine.create_runtime_config()
+    settings.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(settings)
 
 
 def inspected(information: dict[str, Any], multiply_adds: dict[str, int]) -> list[Layer]:
