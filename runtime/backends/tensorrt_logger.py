@@ -1,11 +1,15 @@
 """TensorRT reports errors only to its logger: collect them, so that they reach the user as a reason."""
 
+import gc
 from types import ModuleType
 from typing import Any
 
 
 def collecting_logger(trt: ModuleType) -> Any:
     """A logger of `tensorrt` or `tensorrt_rtx` with a list `errors` of what went wrong so far."""
+    # TensorRT calls its logger with a lock held. Were Python to collect its garbage just then, and a builder or engine of
+    # an earlier failure in it, freeing that would wait for the same lock for ever: so it is collected now
+    gc.collect()
 
     class Collecting(trt.ILogger):  # type: ignore[name-defined, misc]  # the base class comes with the module
         def __init__(self) -> None:
