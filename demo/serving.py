@@ -22,7 +22,7 @@ from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.errors import BadPhoto, SajiError, TooManyPixels
 from runtime.files import sha256_file
-from runtime.preprocess import decode_for, fit
+from runtime.preprocess import timed_pixels
 from runtime.spec import Geometry
 
 WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
@@ -68,11 +68,11 @@ class Engine:
     def answer(self, photo: Photo, most_pixels: int, asked: float) -> Prediction:
         """Name one photo, in the thread of the caller, who `asked` at that `time.perf_counter()`. Raises Problem."""
         PART_SECONDS.labels("wait").observe(time.perf_counter() - asked)
-        image, parts = read(photo, self.classifier.spec.geometry, most_pixels)
-        logits, parts["inference"] = self.run(image)
-        for part, seconds in parts.items():
-            PART_SECONDS.labels(part).observe(seconds)
-        milliseconds = {part: round(1000 * seconds, 3) for part, seconds in parts.items()}
+        image, milliseconds = read(photo, self.classifier.spec.geometry, most_pixels)
+        logits, seconds = self.run(image)
+        milliseconds["inference"] = round(1000 * seconds, 3)
+        for part, value in milliseconds.items():
+            PART_SECONDS.labels(part).observe(value / 1000)
         return self.classifier.predictions(logits[None], milliseconds)[0]
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -249,18 +249,13 @@ class Serving:
 
 
 def read(photo: Photo, geometry: Geometry, most_pixels: int) -> tuple[np.ndarray, dict[str, float]]:
-    """A photo as the network sees it, uint8 `[size, size, 3]`, and the seconds that decoding and geometry took.
+    """A photo as the network sees it, uint8 `[size, size, 3]`, and the milliseconds that decoding and geometry took.
 
     Raises Problem 422 when it is no picture, 413 when it has more than `most_pixels` pixels.
     """
-    clock = [time.perf_counter()]
     try:
-        picture = decode_for(photo, geometry, most_pixels)
-        clock.append(time.perf_counter())
-        image = fit(picture, geometry)
+        return timed_pixels(photo, geometry, most_pixels)
     except TooManyPixels as error:
         raise Problem(413, "too-many-pixels", str(error)) from None
     except BadPhoto as error:
         raise Problem(422, "not-a-picture", str(error)) from None
-    clock.append(time.perf_counter())
-    return image, {"decode": clock[1] - clock[0], "geometry": clock[2] - clock[1]}

@@ -13,7 +13,7 @@ from runtime import golden
 from runtime.backends import Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.preprocess import Source, decode_for, fit
+from runtime.preprocess import Source, timed_pixels
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
@@ -61,15 +61,9 @@ class Classifier:
         """Classify several photos in one batch; the milliseconds are those of one photo on average."""
         if not photos:
             return []
-        geometry = self.spec.geometry
-        clock = [time.perf_counter()]
-        pictures = [decode_for(photo, geometry) for photo in photos]
-        clock.append(time.perf_counter())
-        images = np.stack([fit(picture, geometry) for picture in pictures])
-        clock.append(time.perf_counter())
-        parts = zip(("decode", "geometry"), np.diff(clock), strict=True)
-        before = {part: round(1000 * float(seconds) / len(photos), 3) for part, seconds in parts}
-        answers = self.predict(images)
+        images, parts = zip(*(timed_pixels(photo, self.spec.geometry) for photo in photos), strict=True)
+        before = {name: round(sum(part[name] for part in parts) / len(photos), 3) for name in parts[0]}
+        answers = self.predict(np.stack(images))
         return [replace(answer, milliseconds={**before, **answer.milliseconds}) for answer in answers]
 
     def predict(self, images: np.ndarray) -> list[Prediction]:

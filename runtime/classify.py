@@ -19,7 +19,7 @@ import numpy as np
 from runtime.classifier import Prediction, load
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
-from runtime.preprocess import SUFFIXES, decode_for, fit
+from runtime.preprocess import SUFFIXES, timed_pixels
 from runtime.rowfile import RowFile
 from runtime.spec import Geometry, ModelSpec
 
@@ -141,15 +141,10 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
 
 def _look(photo: str, geometry: Geometry) -> tuple[np.ndarray, dict[str, float]] | BadPhoto:
     """A photo's pixels, uint8 `[size, size, 3]` RGB, and the milliseconds they took; or what is wrong with it."""
-    start = time.perf_counter()
     try:
-        picture = decode_for(photo, geometry)
+        return timed_pixels(photo, geometry)
     except BadPhoto as error:
         return error
-    decoded = time.perf_counter()
-    pixels = fit(picture, geometry)
-    seconds = {"decode": decoded - start, "geometry": time.perf_counter() - decoded}
-    return pixels, {part: round(1000 * value, 3) for part, value in seconds.items()}
 
 
 def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Prediction], None]:

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import io
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,16 @@ def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
 def pixels(source: Source, geometry: Geometry) -> np.ndarray:
     """A photo as the network sees it: uint8 `[size, size, 3]`, RGB order. Raises BadPhoto."""
     return fit(decode_for(source, geometry), geometry)
+
+
+def timed_pixels(
+    source: Source, geometry: Geometry, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, dict[str, float]]:
+    """`pixels`, and the milliseconds that decode and geometry took. Raises BadPhoto."""
+    clock = [time.perf_counter()]
+    picture = decode_for(source, geometry, max_pixels)
+    clock.append(time.perf_counter())
+    image = fit(picture, geometry)
+    clock.append(time.perf_counter())
+    parts = zip(("decode", "geometry"), np.diff(clock), strict=True)
+    return image, {part: round(1000 * float(seconds), 3) for part, seconds in parts}
