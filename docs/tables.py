@@ -23,8 +23,8 @@ from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import best, table
 from runtime.errors import GateFailed, exit_with_one_sentence
 from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval
-from training import unseen
-from training.study import SEEDS
+from training.experiments import unseen
+from training.experiments.study import SEEDS
 
 _BLOCK = re.compile(r"(?P<begin><!-- table (?P<file>\S+) (?P<kind>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 ACCURACY = "accuracy (95 % interval)"
@@ -278,7 +278,7 @@ def _mutant_conditions(rows: list[Row]) -> str:
 
 
 def _joined(runs: Sequence[Row], what: str) -> np.ndarray:
-    """The classes of all photos of several runs, which `training.study` writes as digits of base 36."""
+    """The classes of all photos of several runs, which `training.experiments.study` writes as digits of base 36."""
     return np.array([int(digit, 36) for run in runs for digit in run[what]])
 
 
