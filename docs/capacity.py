@@ -84,7 +84,8 @@ def check(rows: list[Row]) -> str:
     """Predictions for all cores, from rows of one core, beside what was measured there."""
     measured = Measured(rows)
     head = ("candidate", "on all cores", *(f"batch {batch}" for batch in measured.batches))
-    lines, errors = [], {what: [] for what in _WAYS}  # type: dict[str, list[float]]
+    lines = []
+    errors: dict[str, list[float]] = {what: [] for what in _WAYS}
     for name in measured.names:
         for what, (scenario, threads, streams, predict) in _WAYS.items():
             cells = []

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # run as a plain path: Python put docs/ first
+if not __package__:  # run as a plain path: Python put docs/ first
+    sys.path[0] = str(ROOT)
 
 from docs import capacity, gate_tables, study_tables
 from docs.markdown import NAMES, markdown
