@@ -109,8 +109,13 @@ def explanation(model: onnx.ModelProto, images: np.ndarray, found: np.ndarray, l
     if order != sorted(order):
         said = f"its classes were in the order {', '.join(map(str, order))}"
         left[said] = compare(logits[:, order], found, labels)["shift"]
+    return _closest(left, compare(logits, found, labels)["shift"])
+
+
+def _closest(left: dict[str, float], shift: float) -> str:
+    """The explanation that leaves least of a shift, by what each leaves; empty where that is most of it still."""
     best = min(left, key=lambda said: left[said], default="")
-    return best if left and left[best] < EXPLAINED * compare(logits, found, labels)["shift"] else ""
+    return best if left and left[best] < EXPLAINED * shift else ""
 
 
 def class_order(found: np.ndarray, logits: np.ndarray) -> list[int]:
@@ -195,8 +200,7 @@ def diagnose_embedded(folder: Path, file: str, photo: Path) -> str:
             onnx.save_model(_resized_by(onnx.load(right), mode, antialias), other)
             said = f"it resized by {mode} {'with' if antialias else 'without'} antialiasing"
             left[said] = _apart(open_embedded(other)(pixels)[0], found)
-    best = min(left, key=lambda said: left[said])
-    return best if left[best] < EXPLAINED * shift else ""
+    return _closest(left, shift)
 
 
 def _resized_by(model: onnx.ModelProto, mode: str, antialias: int) -> onnx.ModelProto:

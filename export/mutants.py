@@ -152,6 +152,7 @@ class InTraining(nn.Module):
 
 class _StridedNormalise(Normalise):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, 3, H, W]`, with the strides of the input."""
         return self.scaled(images.float().permute(0, 3, 1, 2))
 
 

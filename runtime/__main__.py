@@ -52,7 +52,7 @@ _PHOTOS_HELP = (
 )
 _OUTPUT_HELP = (
     "append the rows to this file, as CSV if it ends with .csv, else as JSON lines; photos that it already holds are "
-    "skipped, so the same command goes on after a stop"
+    "skipped, so the same command goes on after a stop; a file that another model wrote is refused"
 )
 _MODEL_HELP = "a deployment.json, a model folder or an .onnx file (default: artifacts/deployment.json)"
 

@@ -13,6 +13,7 @@ from runtime import golden
 from runtime.backends import Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError, Unavailable
+from runtime.files import sha256_file
 from runtime.preprocess import Source, timed_pixels
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
@@ -43,15 +44,26 @@ class Prediction:
 class Classifier:
     """A model ready to answer. Open one with `load`; use it as a context manager or call `close`.
 
-    `candidate` says what serves (architecture, backend, precision), `reason` why it was chosen, `passed_over` which
-    better choices could not be opened here.
+    `candidate` says what serves (architecture, backend, precision) and `sha256` from which very file, `reason` why it
+    was chosen, `passed_over` which better choices could not be opened here.
     """
 
     def __init__(
-        self, spec: ModelSpec, backend: Backend, candidate: Candidate, reason: str = "", passed_over: Sequence[str] = ()
+        self,
+        spec: ModelSpec,
+        backend: Backend,
+        candidate: Candidate,
+        reason: str = "",
+        passed_over: Sequence[str] = (),
+        sha256: str = "",
     ) -> None:
-        self.spec, self.backend, self.candidate = spec, backend, candidate
+        self.spec, self.backend, self.candidate, self.sha256 = spec, backend, candidate, sha256
         self.reason, self.passed_over = reason, tuple(passed_over)
+
+    @property
+    def served_by(self) -> str:
+        """Who answers, for the record: the candidate and the beginning of its file's sha256."""
+        return " · ".join(part for part in (self.candidate.name, self.sha256[:12]) if part)
 
     def __call__(self, photo: Source) -> Prediction:
         """Classify one photo: a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]` RGB. Raises BadPhoto."""
@@ -138,7 +150,7 @@ def _from_deployment(path: Path, threads: int) -> Classifier:
         reason = (
             deployment.reason if not passed_over else f"next in line after {len(passed_over)} that cannot open here"
         )
-        return Classifier(receipt.spec, engine, place.candidate, reason, passed_over)
+        return Classifier(receipt.spec, engine, place.candidate, reason, passed_over, place.sha256)
     raise Unavailable(f"none of the {len(passed_over)} choices in {path} can be opened here; choose again: make bench")
 
 
@@ -155,7 +167,8 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int) -> Cl
         )
     receipt.verify(folder, candidate.file)
     engine = _opened(candidate, folder, receipt.spec, threads)
-    return Classifier(receipt.spec, engine, candidate, "asked for by name")
+    digest = receipt.files[candidate.file]["sha256"]
+    return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=digest)
 
 
 def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int = 1) -> Backend:
@@ -176,7 +189,8 @@ def _from_file(path: Path, backend: str, precision: str, threads: int) -> Classi
     spec = spec_of(path)
     engine = open_backend(backend, path, precision, threads=threads)
     candidate = Candidate(spec.architecture, path.name, backend, precision)
-    return Classifier(spec, engine, candidate, "opened as a bare file, without a verdict")
+    reason = "opened as a bare file, without a verdict"
+    return Classifier(spec, engine, candidate, reason, sha256=sha256_file(path))
 
 
 def spec_of(path: Path) -> ModelSpec:

@@ -27,19 +27,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Say = Callable[[str], None]
 
-COLUMNS = ("photo", "label", "probability", "sure", "milliseconds")  # of CSV; JSON has all probabilities
+COLUMNS = ("photo", "label", "probability", "sure", "served_by", "milliseconds")  # of CSV; JSON has all probabilities
 
 
 def classify(places: list[str], model: Path, form: str = "", output: Path | None = None) -> None:
     """Classify the photos of `places` (see `Photos`) and print a row each, or append it to `output`.
 
-    `form` is "json", "csv", or "" for what suits where the rows go. Photos that `output` already holds are skipped.
+    `form` is "json", "csv", or "" for what suits where the rows go. Photos that `output` already holds are skipped; if
+    another model wrote them, nothing is appended.
     What cannot be read is reported on stderr and skipped; in the end that raises GateFailed.
     """
     if output:
         form = form or ("csv" if output.suffix.lower() == ".csv" else "json")
     counter, rows, unread = _Counter(sys.stderr.isatty() and bool(output or not sys.stdout.isatty())), 0, 0
-    with RowFile(output, form, COLUMNS) as file, load(model) as classifier:
+    with load(model) as classifier, RowFile(output, form, COLUMNS, classifier.served_by) as file:
         counter.say(f"{classifier.candidate.name}: {classifier.reason}")
         write, photos = _writer(form, classifier.spec, file), Photos(places, counter.say, file)
         for photo, seen in in_order(lambda photo: (photo, _look(photo, classifier.spec.geometry)), photos):
@@ -152,10 +153,10 @@ def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Predict
     if form:
         to_row = {"csv": csv_row, "json": json_row}[form]
         if file.path:
-            return lambda photo, found: file.append(to_row(photo, found))
+            return lambda photo, found: file.append(to_row(photo, found, file.served_by))
         if form == "csv":
             print(csv_line(COLUMNS), end="", flush=True)
-        return lambda photo, found: print(to_row(photo, found), end="", flush=True)
+        return lambda photo, found: print(to_row(photo, found, file.served_by), end="", flush=True)
     if not sys.stdout.isatty():
         return lambda photo, found: print("\t".join(_cells(photo, found)), flush=True)
     # The photo stands last: nobody knows how long the longest name of a folder will be
@@ -178,15 +179,16 @@ def _cells(photo: str, found: Prediction) -> tuple[str, str, str, str]:
     return printable(photo), _answer(found.label, found.sure), f"{found.probability:.3f}", milliseconds
 
 
-def json_row(photo: str, found: Prediction) -> str:
+def json_row(photo: str, found: Prediction, served_by: str) -> str:
     """A line of JSON in ASCII, which holds every file name, also one that is no text."""
-    return json.dumps({"photo": photo, "label": found.label, **asdict(found)}) + "\n"
+    return json.dumps({"photo": photo, "label": found.label, **asdict(found), "served_by": served_by}) + "\n"
 
 
-def csv_row(photo: str, found: Prediction) -> str:
+def csv_row(photo: str, found: Prediction, served_by: str) -> str:
     """A row of COLUMNS; a name with quotes, commas or line ends is quoted."""
     milliseconds = round(sum(found.milliseconds.values()), 3)
-    return csv_line((photo, found.label, round(found.probability, 6), str(found.sure).lower(), milliseconds))
+    sure = str(found.sure).lower()
+    return csv_line((photo, found.label, round(found.probability, 6), sure, served_by, milliseconds))
 
 
 def csv_line(cells: Iterable[object]) -> str:
@@ -208,6 +210,7 @@ class _Counter:
         self.live, self.line, self.start, self.next = live, "", time.monotonic(), 0.0
 
     def show(self, rows: int, unread: int) -> None:
+        """Count so many rows and unreadable photos, at most five times a second."""
         seconds = time.monotonic() - self.start
         if self.live and seconds > self.next:
             self.clear()
@@ -216,10 +219,12 @@ class _Counter:
             print(self.line, end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
+        """Take the line off the terminal."""
         if self.line:
             print(f"\r{' ' * len(self.line)}\r", end="", file=sys.stderr, flush=True)
         self.line = ""
 
     def say(self, sentence: str) -> None:
+        """Print a sentence on a line of its own."""
         self.clear()
         print(sentence, file=sys.stderr, flush=True)

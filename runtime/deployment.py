@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime import environment
 from runtime.benchmark.verdict import TIE, compared
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, GateFailed
-from runtime.files import write_json
+from runtime.files import sha256_json, write_json
 from runtime.receipt import candidate_from
 
 SCHEMA_VERSION = 2
@@ -97,6 +98,28 @@ class Deployment:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadModel(f"{path} is damaged ({error!r}); choose again with: make bench") from None
         raise BadModel(f"{path} has version {version}, this saji reads {SCHEMA_VERSION}; choose again with: make bench")
+
+    @classmethod
+    def up_to_date(cls, path: Path, policy: Policy, inputs: dict[str, Any]) -> "Deployment | None":
+        """What was chosen on this machine by the same policy from the same inputs, or None."""
+        try:
+            earlier = cls.read(path)
+        except BadModel:
+            return None
+        same = earlier.policy == policy and sha256_json(earlier.inputs) == sha256_json(inputs)
+        return earlier if same and earlier.machine == environment.machine() else None
+
+    def told(self) -> str:
+        """In words: what was not run here and what the gate refused, by cause, then the choice and its reason."""
+        lines = []
+        for what, verdict in (("not run here", "unjudged"), ("refused", "verdict fail")):
+            by_reason: dict[str, list[str]] = {}
+            for entry in self.rejected:
+                if verdict in entry["reason"]:
+                    by_reason.setdefault(entry["reason"].partition(": ")[2], []).append(entry["candidate"])
+            lines += [f"{what}: {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+        lines += ["", f"choice: {self.choice.name}", f"reason: {self.reason}", "open the demo: make demo"]
+        return "\n".join(lines)
 
 
 def _measured(values: dict[str, Any]) -> Measured:

@@ -15,11 +15,13 @@ class RowFile:
 
     `photo in rows` says whether the file holds a row of that photo. Each row is handed to the system before the next
     is made; of a file whose writer was killed, the half-written last row is dropped. Without a `path` it holds nothing.
-    Raises SajiError when the file holds something else, which is then left as it is.
+    Raises SajiError when the file holds something else, or a row whose column `served_by` is not this one: answers of
+    two models are never mixed. The file is then left as it is.
     """
 
-    def __init__(self, path: Path | None, form: str, columns: tuple[str, ...]) -> None:
-        self.path, self.form, self.header = path, form, ",".join(columns).encode() + b"\n"
+    def __init__(self, path: Path | None, form: str, columns: tuple[str, ...], served_by: str) -> None:
+        self.path, self.form, self.columns, self.served_by = path, form, columns, served_by
+        self.header = ",".join(columns).encode() + b"\n"
         self.photos: set[str] = set()
         self.file: BinaryIO | None = None
 
@@ -58,13 +60,28 @@ class RowFile:
                 if not record.endswith(b"\n"):
                     break
                 if record != self.header:
-                    self.photos.add(_as_text(_photo_of(record.decode(), self.form)))
-            except (ValueError, KeyError, IndexError, csv.Error):
+                    row = self._fields(record.decode())
+                    self._require_same_model(row["served_by"])
+                    self.photos.add(_as_text(row["photo"]))
+            except (ValueError, KeyError, csv.Error):
                 raise SajiError(
                     f"{self.path} holds something else than {self.form.upper()} rows of photos; name another file"
                 ) from None
             whole += len(record)
         return whole
+
+    def _fields(self, record: str) -> dict[str, str]:
+        if self.form == "json":
+            fields: dict[str, str] = json.loads(record)
+            return fields
+        return dict(zip(self.columns, next(csv.reader(io.StringIO(record, newline=""))), strict=True))
+
+    def _require_same_model(self, served_by: str) -> None:
+        if served_by != self.served_by:
+            raise SajiError(
+                f"{self.path} holds answers of {served_by}, which this model ({self.served_by}) would go on with; "
+                "name another file for --output, or that model with --model"
+            )
 
 
 def _records(file: BinaryIO, form: str) -> Iterator[bytes]:
@@ -77,10 +94,6 @@ def _records(file: BinaryIO, form: str) -> Iterator[bytes]:
             record, quotes = b"", 0
     if record:
         yield record.rstrip(b"\n")
-
-
-def _photo_of(record: str, form: str) -> str:
-    return json.loads(record)["photo"] if form == "json" else next(csv.reader(io.StringIO(record, newline="")))[0]
 
 
 def _as_text(name: str) -> str:

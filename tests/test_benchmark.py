@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from runtime.benchmark import disturbance, loops, pareto, scenarios
+from runtime.benchmark import disturbance, loops, pareto, rows, scenarios
 from runtime.benchmark.table import comparison, table
 from runtime.benchmark.verdict import compared, percentile, samples_needed
 from runtime.candidate import Candidate
@@ -103,6 +103,20 @@ def test_offline_streams_work_side_by_side() -> None:
     (alone,) = scenarios.offline(bench(0.02), 4, 0.2)["samples"]
     (together,) = scenarios.offline(bench(0.02, streams=4), 4, 0.2)["samples"]
     assert alone > 15 and together < 0.5 * alone
+
+
+def test_a_row_tells_the_time_on_the_device_where_the_backend_does() -> None:
+    def figures(bench: scenarios.Bench) -> dict:
+        turn = scenarios.single_stream(bench, 1, 0) | {"load_seconds": 1.0, "peak_memory_mib": 1.0}
+        return rows._figures([turn | {"meanwhile": {"seconds": 1.0}}], 1)
+
+    plain, gpu = bench(0.001), bench(0.001)
+    gpu.classifier.backend.device_milliseconds = lambda images: 0.25  # type: ignore[attr-defined]
+    assert figures(plain)["milliseconds_device"] is figures(plain)["timed_device"] is None
+    told = figures(gpu)
+    assert told["milliseconds_device"] == 0.25 < told["milliseconds"] and "CUDA event" in told["timed_device"]
+    head = table([row("tensorrt a", 9.0, 0.9, milliseconds_device=0.25), row("ort-cpu b", 3.0, 0.9)]).splitlines()
+    assert "ms on the GPU alone" in head[0] and "0.25" in head[3] and "0.25" not in head[2]
 
 
 def test_end_to_end_tells_its_parts() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -19,6 +20,7 @@ import runtime
 from runtime import classify as verb
 from runtime.classify import COLUMNS, Photos, classify, in_order, printable
 from runtime.errors import GateFailed, SajiError
+from runtime.files import sha256_file
 from runtime.rowfile import RowFile
 
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
@@ -120,20 +122,38 @@ def _without_times(path: Path, content: bytes | None = None) -> list:
     return [json.loads(line) | {"milliseconds": None} for line in text.splitlines()]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_answers_of_two_models_are_never_mixed(kind: str, folder: Path, tmp_path: Path, model: Path) -> None:
+    """Not of two backends, and not of two files of the same name."""
+    first, second = (str(folder / name) for name in ODD[:2])
+    output, again = tmp_path / f"rows.{kind}", onnx.load(model / "model.onnx")
+    classify([first], model, "", output)
+    written = output.read_bytes()
+    assert f"resnet18 · ort-cpu · fp32 · {sha256_file(model / 'model.onnx')[:12]}" in output.read_text("utf-8")
+    again.doc_string = "exported once more"
+    onnx.save(again, tmp_path / "model.onnx")
+    for other in (tmp_path / "model.onnx", model / "model.pt2"):
+        with pytest.raises(SajiError, match=r"holds answers of resnet18 · ort-cpu · fp32 · \w{12}, which this model"):
+            classify([first, second], other, "", output)
+        assert output.read_bytes() == written
+    classify([first, second], model, "", output)
+    assert output.read_bytes().startswith(written) and len(output.read_bytes()) > len(written)
+
+
 @pytest.mark.parametrize("content", [b"dear diary", b"dear diary\n", b'{"a": 1}\n', b'{"photo": \n', b"a,b\n1,2\n"])
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_a_file_of_something_else_is_not_touched(content: bytes, form: str, tmp_path: Path) -> None:
     (tmp_path / "mine").write_bytes(content)
     with (
         pytest.raises(SajiError, match=rf"holds something else than {form.upper()} rows"),
-        RowFile(tmp_path / "mine", form, COLUMNS),
+        RowFile(tmp_path / "mine", form, COLUMNS, "us"),
     ):
         pass
     assert (tmp_path / "mine").read_bytes() == content
 
 
 def test_each_row_is_in_the_file_before_the_next_photo(tmp_path: Path) -> None:
-    with RowFile(tmp_path / "new" / "rows.jsonl", "json", COLUMNS) as rows:
+    with RowFile(tmp_path / "new" / "rows.jsonl", "json", COLUMNS, "us") as rows:
         for i in (1, 2):
             rows.append(json.dumps({"photo": "a"}) + "\n")
             assert (tmp_path / "new" / "rows.jsonl").read_bytes().count(b"\n") == i

@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 
 import runtime
+from docs import capacity
+from docs.tables import refreshed
 from export.mutants import FAINT, trials
 from runtime.benchmark.rows import read_rows
 from runtime.files import sha256_file
@@ -36,6 +38,35 @@ def test_tables_are_generated_from_the_committed_rows() -> None:
     command = [sys.executable, str(ROOT / "docs" / "tables.py"), "--check", *map(str, documents)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def capacity_row(scenario: str, batch: int, rate: float, threads: int = 1, streams: int = 1) -> dict:
+    about = {"architecture": "resnet34", "backend": "ort-cpu", "precision": "fp32", "variant": "", "file": "model.onnx"}
+    parts = {"decode": 2.0, "geometry": 1.0, "inference": 1000 / rate - 3} if scenario == "end-to-end" else {}
+    made = {"machine_cores": 2, "machine_cpu": "Test", "image_size": 8, "commit": "c", "unstable": False}
+    versions = dict.fromkeys(("torch", "onnxruntime", "openvino"), "1")
+    asked = {"scenario": scenario, "batch": batch, "threads": threads, "streams": streams}
+    return {**about, **made, **asked, "parts": parts, "images_per_second": rate, "peak_memory_mib": 90.0} | {
+        "versions": versions
+    }
+
+
+def test_capacity_is_predicted_from_one_core_and_held_against_two() -> None:
+    ours = [capacity_row("end-to-end", 1, 100), capacity_row("end-to-end", 4, 125)]
+    ours += [capacity_row("offline", 4, 200), capacity_row("offline", 4, 360, streams=2)]
+    ours += [capacity_row("end-to-end", 4, 160, threads=2)]
+    line = capacity.table(ours).splitlines()[2]
+    assert line == "| resnet34 · ort-cpu · fp32 | 4 | 125 | 250 | 90 | 1.11 | 4.0 |"
+    where = capacity.bottleneck(ours).splitlines()[2:4]
+    assert "inference, 70%" in where[0] and where[0].endswith("| 2.3 | 333 |") and "inference, 62%" in where[1]
+    stream, call, label = capacity.check(ours).splitlines()[2:5]
+    assert stream.endswith("| not measured | 400 / 360 (+11%) |") and call.count("not measured") == 2
+    assert label.endswith("| not measured | 182 / 160 (+14%) |")  # 8 ms a photo, 5 of them twice as fast
+
+
+def test_what_has_no_rows_says_so() -> None:
+    block = "<!-- table results/none.jsonl capacity -->\n<!-- end -->"
+    assert "Not measured yet: there is no `results/none.jsonl`." in refreshed(block)
 
 
 def test_the_picture_of_the_gate_is_drawn_from_the_committed_rows() -> None:

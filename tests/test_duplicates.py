@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from runtime.errors import SajiError
 from training.duplicates import Pair, find_duplicates, groups
-from training.duplicates_score import drawn as drawn_search
-from training.duplicates_score import exponent, known, scored
+from training.experiments.duplicates_score import drawn as drawn_search
+from training.experiments.duplicates_score import exponent, known, scored
 
 SIZE = (260, 200)  # width, height
 NEAR = SHARED / "near_duplicates"

@@ -4,6 +4,7 @@ import ast
 import json
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from export import engine, precision
 from export.engine import SOURCES, Options, Profile, build_engine, build_engines, layers_of, parse, serialised
 from export.graph import export_onnx, layer_facts
-from runtime.backends import open_backend
+from runtime.backends import open_backend, unavailable_because
 from runtime.backends import tensorrt as serving
 from runtime.backends.proof import proved
 from runtime.backends.tensorrt_logger import collecting_logger
+from runtime.backends.tensorrt_worker import Worker
+from runtime.benchmark import scenarios
 from runtime.errors import NotAsAsked, SajiError, Unavailable
+from runtime.evaluation import JudgingSet
 from runtime.files import sha256_file
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
@@ -50,7 +54,7 @@ HOLDS = {
 NOT_TENSORRT = {"name", "ndim"}  # of modules and of our own objects that share a variable's name
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 RTX_ONLY |= {"CudaGraphStrategy", "cuda_graph_strategy"}
-READERS = ("export/engine.py", "runtime/backends/tensorrt.py", "runtime/backends/tensorrt_logger.py")
+READERS = ("export/engine.py", *(f"runtime/backends/tensorrt{part}.py" for part in ("", "_logger", "_worker")))
 
 
 class TestNames:
@@ -163,6 +167,9 @@ class Recorder:
     class cudaError_t:
         cudaSuccess = 0
 
+    class cudaMemcpyKind:
+        cudaMemcpyHostToDevice = 1
+
     class cudaStreamCaptureMode:
         cudaStreamCaptureModeThreadLocal = 1
 
@@ -189,7 +196,7 @@ class TestCudaGraph:
 
     @pytest.mark.parametrize("capture", [True, False])
     def test_the_order_of_calls(self, cuda: Recorder, capture: bool) -> None:
-        worker = serving._Worker(cuda, 8, 8, capture)
+        worker = Worker(cuda, 8, 8, capture)
         cuda.calls.clear()
         assert worker.execute() and worker.execute()
         run, launch = "execute_async_v3", "cudaGraphLaunch"
@@ -197,6 +204,36 @@ class TestCudaGraph:
         assert cuda.calls == ([run, "cudaStreamSynchronize", *captured, launch] if capture else [run, run])
         worker.close()
         assert ("cudaGraphExecDestroy" in cuda.calls) == capture
+
+    @pytest.mark.parametrize("capture", [True, False])
+    def test_device_time_is_that_of_what_runs_without_the_copies(
+        self, cuda: Recorder, capture: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = object.__new__(serving.TensorRt)
+        engine.largest, engine.graphs, engine.local = 2, False, threading.local()
+        engine.local.workers = {2: Worker(cuda, 8, 8, capture)}
+        engine.local.workers[2].execute()
+        cuda.calls.clear()
+        monkeypatch.setattr(cuda, "cudaEventElapsedTime", lambda began, ended: (0, 1.5), raising=False)
+        assert engine.device_milliseconds(np.zeros((3, 2, 2, 3), np.uint8)) == 3.0  # two parts
+        runs = "cudaGraphLaunch" if capture else "execute_async_v3"
+        timed = ["cudaEventRecord", runs, "cudaEventRecord", "cudaEventSynchronize", *["cudaEventDestroy"] * 2]
+        part = ["set_input_shape", "cudaMemcpyAsync", *["cudaEventCreate"] * 2, *timed]
+        assert cuda.calls == [*part, *part]
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+    def test_device_time_is_less_than_that_of_a_call(self, backend: str, model: Path) -> None:
+        reason = unavailable_because(backend)
+        if reason:
+            pytest.skip(reason)
+        images = JudgingSet.load(model / "judging.npz").images[:1]
+        for candidate in (c for c in Receipt.read(model).candidates if c.backend == backend):
+            opened = candidate.open(model)
+            calls = scenarios.timed(lambda opened=opened: opened.run(images), 0.2)
+            alone = [opened.device_milliseconds(images) for _ in range(20)]
+            opened.close()
+            assert 0 < np.median(alone) < np.median(calls), candidate.name
 
     def test_rtx_is_told_to_capture_by_itself(self, trt) -> None:
         class Engine:

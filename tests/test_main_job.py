@@ -69,12 +69,12 @@ def claim(*command: str) -> dict:
 
 
 def test_training_is_twice_as_fast_as_a_plain_loop(out: Path) -> None:
-    row = claim("-m", "training.speed", "--out", str(out), "--against", "plain")
+    row = claim("-m", "training.experiments.speed", "--out", str(out), "--against", "plain")
     assert row["ratio"] >= 2, row
 
 
 def test_training_is_not_slower_than_timms_parts(out: Path) -> None:
-    row = claim("-m", "training.speed", "--out", str(out), "--against", "timm")
+    row = claim("-m", "training.experiments.speed", "--out", str(out), "--against", "timm")
     assert row["ratio_high"] >= 1, row  # a tie within what the pairs tell apart
 
 

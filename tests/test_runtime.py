@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 
 import runtime
 from runtime.backends import BACKENDS, open_backend, unavailable_because
+from runtime.benchmark.race import Race, receipts_in
 from runtime.benchmark.rounds import Entrant, race
 from runtime.benchmark.rows import read_rows
 from runtime.candidate import Candidate
@@ -241,16 +241,15 @@ def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsy
 
 
 def test_a_race_of_some_candidates_with_threads_and_streams(model: Path) -> None:
-    from runtime.bench import _entrants
-
-    asked = Namespace(candidates=["openvino fp32"], threads=[1, 2], streams=[1, 2], photo=None)
-    with _entrants({"resnet18": Receipt.read(model)}, model.parent, asked) as entrants:
+    receipts = {"resnet18": Receipt.read(model)}
+    lengths = {"seconds": 1, "batch": [1], "threads": [1, 2], "streams": [1, 2], "scenario": [], "seed": 0}
+    asked = Race(model.parent, receipts, ["openvino fp32"], **lengths, latency_bound=50, photo=None, experiment="x")
+    with asked.entrants() as entrants:
         names = [entrant.name for entrant in entrants]
     first = "resnet18 · openvino · fp32 · 1 thread"
     assert names[:2] == [first, f"{first} · 2 streams"] and len(names) == 4
-    asked.candidates = ["tpu"]
     with pytest.raises(SajiError, match=r"no candidate is named tpu; there are resnet18 · pytorch"):
-        _entrants({"resnet18": Receipt.read(model)}, model.parent, asked).__enter__()
+        replace(asked, candidates=["tpu"]).entrants().__enter__()
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -264,12 +263,10 @@ def test_streams_answer_as_one_stream_does(backend: str, model: Path) -> None:
 
 
 def test_bench_refuses_what_cannot_be_compared(out: Path, model: Path, tmp_path: Path) -> None:
-    from runtime.bench import _receipts
-
     with pytest.raises(SajiError, match="no exported model"):
-        _receipts(tmp_path, [])
+        receipts_in(tmp_path, [])
     with pytest.raises(SajiError, match="not resnet99"):
-        _receipts(out / "models", ["resnet99"])
+        receipts_in(out / "models", ["resnet99"])
     other = tmp_path / "models" / "other"
     receipt = Receipt.read(model)
     for name, data in (("same", receipt.spec.data), ("other", {"fingerprint": "else"})):
@@ -277,7 +274,7 @@ def test_bench_refuses_what_cannot_be_compared(out: Path, model: Path, tmp_path:
         folder.mkdir(parents=True)
         replace(receipt, spec=replace(receipt.spec, data=data)).write(folder)
     with pytest.raises(SajiError, match="trained on different photos"):
-        _receipts(other.parent, [])
+        receipts_in(other.parent, [])
 
 
 def test_a_candidate_whose_process_dies_is_left_out_with_its_reason(model: Path) -> None:

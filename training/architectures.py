@@ -35,6 +35,7 @@ class PlainBlock(BasicBlock):
         super().__init__(inplanes, planes, stride, None, *args, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 `[N, inplanes, H, W]` → `[N, planes, H / stride, W / stride]`."""
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)))
 
@@ -49,6 +50,7 @@ class SEBlock(BasicBlock):
     se_ratio = 16
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 `[N, inplanes, H, W]` → `[N, planes, H / stride, W / stride]`."""
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.se(self.bn2(self.conv2(x))) + identity)

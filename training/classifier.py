@@ -28,6 +28,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, 3, H, W]`."""
         return self.scaled(planes(images))
 
     def scaled(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +53,7 @@ class PhotoClassifier(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 `[N, H, W, 3]` RGB → logits float `[N, classes]`."""
         return self.network(self.normalise(images))
 
 

@@ -85,24 +85,15 @@ def load_data(
     photos = tuple(photo for photo, _ in good if photo.split != "test")
     hashes = tuple(digest for _, digest in good)
     classes = tuple(sorted({photo.label for photo in found.photos}))
-    counts = Counter(photo.label for photo in photos)
-    if len(classes) < 2:
-        raise SajiError(f"{found.source} has the one class {classes[0]!r}; a classifier needs at least two")
-    for name in classes:
-        if counts[name] < 2:
-            raise SajiError(
-                f"class {name!r} has {counts[name]} readable photos; it needs at least two, one to train on and "
-                f"one to check with ({len(found.photos) - len(good)} of {len(found.photos)} files could not be read)"
-            )
+    _require_enough(photos, classes, found, len(found.photos) - len(good))
     labels = np.array([classes.index(photo.label) for photo in photos])
     given = _given_split(photos)
     scenes = find_scenes([photo.path for photo, _ in good], hashes, look_alikes, cache, progress)
     numbers = scene_numbers(scenes, hashes[: len(photos)])
     train, val = given or _stratified_split(labels, hashes, numbers, validation_share, seed)
     for side, indices in (("training", train), ("validation", val)):
-        missing = set(range(len(classes))) - set(labels[indices].tolist())
-        if missing:
-            names = ", ".join(classes[i] for i in sorted(missing))
+        if missing := sorted(set(range(len(classes))) - set(labels[indices].tolist())):
+            names = ", ".join(classes[i] for i in missing)
             why = "" if given else ", as photos of one scene stay together"
             raise SajiError(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
     sides = ["train"] * len(photos) + ["test"] * (len(good) - len(photos))
@@ -111,6 +102,18 @@ def load_data(
     report = collect(found, facts, [photo for photo, _ in good], hashes, sides, scenes)
     report["look_alikes"] = look_alikes
     return Data(photos, classes, labels, train, val, hashes[: len(photos)], numbers, report)
+
+
+def _require_enough(photos: Sequence[Photo], classes: Sequence[str], found: PhotoSet, unreadable: int) -> None:
+    counts = Counter(photo.label for photo in photos)
+    if len(classes) < 2:
+        raise SajiError(f"{found.source} has the one class {classes[0]!r}; a classifier needs at least two")
+    for name in classes:
+        if counts[name] < 2:
+            raise SajiError(
+                f"class {name!r} has {counts[name]} readable photos; it needs at least two, one to train on and "
+                f"one to check with ({unreadable} of {len(found.photos)} files could not be read)"
+            )
 
 
 def scene_numbers(scenes: Sequence[Scene], hashes: Sequence[str]) -> np.ndarray:

@@ -179,7 +179,8 @@ def _name(photo: Photo, found: PhotoSet) -> str:
 
 
 def printable(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()  # Linux allows file names that are no text
+    """The name as UTF-8 can hold it, "?" for what is no text: Linux allows such file names."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _leaks(scene: Scene, hashes: Sequence[str], sides: Sequence[str]) -> "Iterator[tuple[int, Kind]]":

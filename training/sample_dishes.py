@@ -70,12 +70,15 @@ class _Brush:
         self.axes = self.zoom * np.array([[cos, self.tilt * sin], [-sin, self.tilt * cos]])
 
     def chance(self, p: float) -> bool:
+        """True with probability `p`."""
         return bool(self.rng.random() < p)
 
     def some(self, low: int, high: int) -> int:
+        """A whole number from `low` to `high`, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def angle(self) -> float:
+        """A direction, in radians."""
         return self.rng.uniform(0, 2 * np.pi)
 
     def pick(self, *colours: Colour) -> Colour:

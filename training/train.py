@@ -46,13 +46,7 @@ STATE_VERSION = 2
 
 
 def train(
-    architecture: str,
-    data: Data,
-    recipe: Recipe,
-    folder: Path,
-    cache: Path,
-    place: Place,
-    progress: Progress = silent,
+    architecture: str, data: Data, recipe: Recipe, folder: Path, cache: Path, place: Place, progress: Progress = silent
 ) -> ModelSpec:
     """Train and write `checkpoint.pt`, `judging.npz`, `calibration.npz` and the histories into `folder`.
 
@@ -74,8 +68,7 @@ def train(
         print(f"{architecture}: resuming after epoch {start}", file=sys.stderr)
     fitting = Fitting(architecture, len(data.classes), recipe, identity)
     _check_teacher(fitting, data)
-    few = slice(len(judging.labels))
-    seen = JudgingSet(calibration.images[few], calibration.labels[few], calibration.names[few])
+    seen = _first(calibration, len(judging.labels))
     batches = Batches(TrainPhotos(data, recipe, cache, progress), judging, seen, recipe, start)
     history, gradients = History(architecture, recipe.epochs), Gradients()
     trainer = _trainer(recipe, place, folder, [history, gradients, kept])
@@ -84,12 +77,7 @@ def train(
         raise KeyboardInterrupt
     spec = ModelSpec(architecture, architecture, data.classes)
     if trainer.is_global_zero:
-        chosen = kept.best if recipe.release == "best" else kept.last
-        fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
-        logits = reference_logits(fitting.model, judging.images)
-        facts = _facts(logits, data, history, kept, recipe.release)
-        spec = _spec(f"{architecture} on {folder.parent.name}", architecture, data, recipe, geometry, facts)
-        spec = settled(spec, logits, judging.labels)
+        spec = _released(architecture, data, fitting, judging, history, kept)
         judging.save(folder / "judging.npz")
         calibration.save(folder / "calibration.npz")
         history.write(folder / "history.csv")
@@ -102,6 +90,31 @@ def train(
     if interrupted:
         raise KeyboardInterrupt
     return spec
+
+
+def _first(photos: JudgingSet, n: int) -> JudgingSet:
+    return JudgingSet(photos.images[:n], photos.labels[:n], photos.names[:n])
+
+
+def _released(
+    architecture: str, data: Data, fitting: Fitting, judging: JudgingSet, history: History, kept: Kept
+) -> ModelSpec:
+    """Take up the weights of the epoch that the recipe releases, and say what they do."""
+    recipe = fitting.recipe
+    chosen = kept.best if recipe.release == "best" else kept.last
+    fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
+    logits = reference_logits(fitting.model, judging.images)
+    spec = ModelSpec(
+        name=f"{architecture} on {kept.last.parents[1].name}",
+        architecture=architecture,
+        classes=data.classes,
+        geometry=Geometry.for_size(recipe.image_size),
+        validation=_facts(logits, data, history, kept, recipe.release),
+        recipe=asdict(recipe),
+        data={"fingerprint": data.fingerprint, "train": len(data.train), "drawn": data.report.get("drawn", False)},
+        versions=versions(),
+    )
+    return settled(spec, logits, judging.labels)
 
 
 def _resumable(last: Path, identity: str) -> int:
@@ -195,21 +208,6 @@ def _facts(logits: np.ndarray, data: Data, history: History, kept: Kept, release
     }
     leaks = without_leaks(data, logits)
     return facts | ({"without_leaks": leaks} if leaks else {})
-
-
-def _spec(
-    name: str, architecture: str, data: Data, recipe: Recipe, geometry: Geometry, facts: dict[str, Any]
-) -> ModelSpec:
-    return ModelSpec(
-        name=name,
-        architecture=architecture,
-        classes=data.classes,
-        geometry=geometry,
-        validation=facts,
-        recipe=asdict(recipe),
-        data={"fingerprint": data.fingerprint, "train": len(data.train), "drawn": data.report.get("drawn", False)},
-        versions=versions(),
-    )
 
 
 def resolve_device(device: str, precision: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from runtime.backends.proof import Layer, proved
 from runtime.backends.tensorrt_logger import collecting_logger
+from runtime.backends.tensorrt_worker import Worker
 from runtime.environment import machine
 from runtime.errors import BadModel, SajiError, Unavailable, install_line
 
@@ -101,29 +103,47 @@ class TensorRt:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits; more than the profile's batch goes in parts."""
-        parts = [self._run(images[i : i + self.largest]) for i in range(0, len(images), self.largest)]
+        parts = [self._run(part) for part in self._parts(images)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        worker = self._worker(images.shape)
+    def device_milliseconds(self, images: np.ndarray) -> float:
+        """Milliseconds of photos uint8 `[N, H, W, 3]` RGB on the GPU, without the transfers there and back."""
+        milliseconds = 0.0
+        for part in self._parts(images):
+            worker = self._fed(part)
+            milliseconds += worker.timed(partial(self._execute, worker))
+        return milliseconds
+
+    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         images = np.ascontiguousarray(images)
+        return [images[i : i + self.largest] for i in range(0, len(images), self.largest)]
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
         logits = np.empty((len(images), self.classes), np.float32)
-        worker.context.set_input_shape("images", images.shape)
-        worker.upload(images)
-        if not worker.execute():
-            raise SajiError(f"{self.trt.__name__} could not run {self.path.name}: {self.logger.reason()}")
+        worker = self._fed(images)
+        self._execute(worker)
         worker.download(logits)
         return logits
 
-    def _worker(self, shape: tuple[int, ...]) -> "_Worker":
-        workers: dict[int, _Worker] = self.local.__dict__.setdefault("workers", {})
+    def _fed(self, images: np.ndarray) -> Worker:
+        worker = self._worker(images.shape)
+        worker.context.set_input_shape("images", images.shape)
+        worker.upload(images)
+        return worker
+
+    def _execute(self, worker: Worker) -> None:
+        if not worker.execute():
+            raise SajiError(f"{self.trt.__name__} could not run {self.path.name}: {self.logger.reason()}")
+
+    def _worker(self, shape: tuple[int, ...]) -> Worker:
+        workers: dict[int, Worker] = self.local.__dict__.setdefault("workers", {})
         batch = shape[0] if self.graphs else self.largest  # a captured graph holds on to its context's shape
         if batch not in workers:
             context = context_of(self.trt, self.engine, self.graphs)
             # TensorRT-RTX captures by itself, once its kernels for a shape are compiled; TensorRT is captured by us
             capture = self.graphs and not hasattr(self.trt, "CudaGraphStrategy")
             nbytes = batch * int(np.prod(shape[1:]))
-            workers[batch] = _Worker(context, nbytes, 4 * batch * self.classes, capture)
+            workers[batch] = Worker(context, nbytes, 4 * batch * self.classes, capture)
         return workers[batch]
 
     def precision_share(self) -> dict[str, float]:
@@ -171,60 +191,3 @@ def inspected(information: dict[str, Any], multiply_adds: dict[str, int]) -> lis
 
 
 _FORMATS = {"fp16": "fp16", "half": "fp16", "int8": "int8", "bf16": "bf16", "fp32": "fp32", "float": "fp32"}
-
-
-class _Worker:
-    """One thread's execution context, stream and device buffers; with `capture`, the graph of one batch size."""
-
-    def __init__(self, context: Any, input_bytes: int, output_bytes: int, capture: bool) -> None:
-        from cuda.bindings import runtime as cuda
-
-        self.cuda, self.context, self.capture = cuda, context, capture
-        self.graph: Any = None
-        self.stream = self._check(cuda.cudaStreamCreate())
-        self.images, self.logits = self._check(cuda.cudaMalloc(input_bytes)), self._check(cuda.cudaMalloc(output_bytes))
-        self.context.set_tensor_address("images", self.images)
-        self.context.set_tensor_address("logits", self.logits)
-
-    def upload(self, images: np.ndarray) -> None:
-        kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._check(self.cuda.cudaMemcpyAsync(self.images, images.ctypes.data, images.nbytes, kind, self.stream))
-
-    def execute(self) -> bool:
-        """Run what was uploaded, on the stream; False when TensorRT refuses."""
-        if self.graph is not None:
-            self._check(self.cuda.cudaGraphLaunch(self.graph, self.stream))
-            return True
-        done = bool(self.context.execute_async_v3(self.stream))
-        if done and self.capture:  # only now: the first call of a shape allocates, which a capture must not
-            self.graph = self._captured()
-        return done
-
-    def _captured(self) -> Any:
-        cuda = self.cuda
-        self._check(cuda.cudaStreamSynchronize(self.stream))
-        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._check(cuda.cudaStreamBeginCapture(self.stream, mode))
-        self.context.execute_async_v3(self.stream)
-        graph = self._check(cuda.cudaStreamEndCapture(self.stream))
-        executable = self._check(cuda.cudaGraphInstantiate(graph, 0))
-        self._check(cuda.cudaGraphDestroy(graph))
-        return executable
-
-    def download(self, logits: np.ndarray) -> None:
-        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._check(self.cuda.cudaMemcpyAsync(logits.ctypes.data, self.logits, logits.nbytes, kind, self.stream))
-        self._check(self.cuda.cudaStreamSynchronize(self.stream))
-
-    def _check(self, result: tuple) -> Any:
-        if result[0] != self.cuda.cudaError_t.cudaSuccess:
-            raise SajiError(f"the GPU reports {result[0].name}; check it with: nvidia-smi")
-        return result[1] if len(result) > 1 else None
-
-    def close(self) -> None:
-        self.cuda.cudaStreamSynchronize(self.stream)
-        if self.graph is not None:
-            self.cuda.cudaGraphExecDestroy(self.graph)
-        self.cuda.cudaFree(self.images)
-        self.cuda.cudaFree(self.logits)
-        self.cuda.cudaStreamDestroy(self.stream)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def collecting_logger(trt: ModuleType) -> Any:
-    """A logger of `tensorrt` or `tensorrt_rtx` with a list `errors` of what went wrong so far."""
+    """A logger of `tensorrt` or `tensorrt_rtx`: `errors` lists what went wrong so far, `reason()` says it in a line."""
     # TensorRT calls its logger with a lock held. Were Python to collect its garbage then, and a builder or engine of
     # an earlier failure in it, freeing that would wait for the same lock for ever: so it is collected now
     gc.collect()

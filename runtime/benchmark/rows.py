@@ -10,7 +10,7 @@ import numpy as np
 from runtime import environment
 from runtime.benchmark.disturbance import disturbed_by
 from runtime.benchmark.rounds import Entrant
-from runtime.benchmark.scenarios import SCENARIOS
+from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS
 from runtime.benchmark.verdict import percentile
 from runtime.receipt import Receipt
 
@@ -52,6 +52,7 @@ def _figures(turns: list[dict[str, Any]], batch: int) -> Row:
     samples = [value for turn in turns for value in turn["samples"]]
     low, median, high = (float(value) for value in np.quantile(samples, (0.25, 0.5, 0.75)))
     parts = [turn["parts"] for turn in turns if "parts" in turn]
+    device = [value for turn in turns for value in turn.get("device", ())]
     tails = {f"p{percent}": percentile(samples, percent) for percent in TAILS}
     unstable = (high - low) / median > UNSTABLE
     return {
@@ -60,6 +61,8 @@ def _figures(turns: list[dict[str, Any]], batch: int) -> Row:
         "p25": round(low, 4),
         "p75": round(high, 4),
         **{name: value and round(value, 4) for name, value in tails.items()},
+        "milliseconds_device": round(statistics.median(device), 4) if device else None,
+        "timed_device": ON_DEVICE if device else None,
         "unstable": unstable,
         "causes": disturbed_by(turn["meanwhile"] for turn in turns) if unstable else [],
         "parts": {name: round(statistics.median(part[name] for part in parts), 4) for name in parts[0]}

@@ -28,13 +28,25 @@ class Bench:
         return np.ascontiguousarray(self.images[np.arange(size) % len(self.images)])
 
 
-Turn = dict[str, Any]  # "samples": milliseconds of each call; "parts": where a call is more than inference
+# "samples": milliseconds of each call; "parts": where a call is more than inference; "device": where a GPU tells it
+Turn = dict[str, Any]
+ON_DEVICE = (
+    "inference without transfers: between CUDA events before and after what runs on the engine's stream, of which each "
+    "calling thread has one; the calls timed with transfers are others, copy from and to pageable memory and end when "
+    "their stream is synchronised"
+)
+DEVICE_CALLS = 10  # a turn
 
 
 def single_stream(bench: Bench, batch: int, seconds: float) -> Turn:
-    """One call after another, each a batch in host memory to logits in host memory."""
+    """One call after another, each a batch in host memory to logits in host memory.
+
+    Some calls more tell the time on the device, from backends that have a `device_milliseconds`.
+    """
     photos = bench.batch(batch)
-    return {"samples": timed(lambda: bench.classifier.logits(photos), seconds)}
+    turn: Turn = {"samples": timed(lambda: bench.classifier.logits(photos), seconds)}
+    on_device = getattr(bench.classifier.backend, "device_milliseconds", None)
+    return turn | ({"device": [on_device(photos) for _ in range(DEVICE_CALLS)]} if on_device else {})
 
 
 def offline(bench: Bench, batch: int, seconds: float) -> Turn:

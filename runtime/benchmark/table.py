@@ -36,6 +36,8 @@ def _timed(rows: list[Row]) -> str:
         columns = [column for column in columns if column[0] != "tail"]
     if any(row.get("parts") for row in rows):
         columns.insert(4, ("of it", _parts))
+    if any(row.get("milliseconds_device") for row in rows):
+        columns.insert(3, ("ms on the GPU alone", _on_device))
     unstable = [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in rows if row.get("causes")]
     below = [conditions(rows), *(["Unstable, likely because: " + " · ".join(unstable) + "."] if unstable else [])]
     return "\n\n".join([_markdown(columns, rows), *below])
@@ -67,6 +69,10 @@ def _tail(row: Row) -> str:
     """The outermost percentile that the sample supports."""
     told = [percent for percent in TAILS if row.get(f"p{percent}") is not None]
     return f"p{told[-1]} {row[f'p{told[-1]}']:.2f}" if told else ""
+
+
+def _on_device(row: Row) -> str:
+    return f"{row['milliseconds_device']:.2f}" if row.get("milliseconds_device") else ""
 
 
 def _parts(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""`python -m training.study DATA`: the experiments behind docs/study.md, one committed row per finished run.
+"""`python -m training.experiments.study DATA`: what docs/study.md tells, one committed row per finished run.
 
 - `transfer`: EfficientNet-Lite0 from ImageNet weights.
 - `folds`: plain, residual and squeeze-and-excitation from scratch, every photo judged by a network that never saw it.
@@ -128,7 +128,7 @@ def _digits(classes: np.ndarray) -> str:
 def main() -> None:
     """Read the command line and do what is missing of the study."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.study",
+        prog="python -m training.experiments.study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""`python -m training.speed`: photos per second of our trainer against other loops on the same photos.
+"""`python -m training.experiments.speed`: photos per second of our trainer against other loops on the same photos.
 
 - `plain` is what a tutorial writes: decode with Pillow each epoch, FP32, NCHW, torchvision's ResNet-34, AdamW.
 - `timm` is timm's own parts (transform, network, optimiser, loss, gradient clipping) with our settings:
@@ -21,7 +21,7 @@ from training.recipe import Recipe
 
 def main() -> None:
     """Race both loops in processes of their own; with `--loop` be one of them."""
-    parser = argparse.ArgumentParser(prog="python -m training.speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.experiments.speed", description=__doc__)
     parser.add_argument("--data", type=Path, help="photo set; the drawn sample in OUT/sample by default")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     parser.add_argument("--size", type=int, default=224, help="image size, pixels")
@@ -36,7 +36,7 @@ def main() -> None:
     if arguments.loop:
         print(json.dumps({"photos_per_second": _rate(arguments)}))
         return
-    command = ["-m", "training.speed", "--data", str(_source(arguments)), "--out", str(arguments.out)]
+    command = ["-m", "training.experiments.speed", "--data", str(_source(arguments)), "--out", str(arguments.out)]
     command += ["--size", str(arguments.size), "--batch", str(arguments.batch), "--steps", str(arguments.steps)]
     for name in arguments.against:
         claim = CLAIMS[name]

@@ -1,4 +1,4 @@
-"""`python -m training.duplicates_score`: how well duplicates are found, and how the search grows with the photos.
+"""`python -m training.experiments.duplicates_score`: how well duplicates are found, and how the search grows.
 
 `known DATA` holds the pairs found inside a photo set against the column `group` of its CSV, which photos of one scene
 share; without that column it lists the pairs for a person to look at. `drawn N` searches N drawn dishes.
@@ -142,7 +142,9 @@ class _PrivateMemory:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.duplicates_score", description="Measure the search.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.experiments.duplicates_score", description="Measure the search."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     known = verbs.add_parser("known", help="recall and precision where the duplicates are known, or the pairs found")
     known.add_argument("data", type=Path, help="a CSV with filename,label[,group], or the folder of a labels.csv")

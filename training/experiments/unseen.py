@@ -1,7 +1,8 @@
-"""`python -m training.unseen`: does a classifier notice a class that it has never seen? Leave one class out in turn.
+"""`python -m training.experiments.unseen`: does a classifier notice a class that it has never seen?
 
-For each class a network is trained on the others. Then every rule scores the validation photos of the known classes
-and all photos of the class left out. One row a class, so that a run that was stopped goes on where it was.
+Each class is left out in turn: a network is trained on the others, then every rule scores the validation photos of
+the known classes and all photos of the class left out. One row a class, so that a run that was stopped goes on where
+it was.
 """
 
 import argparse
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.unseen", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.experiments.unseen", description=__doc__)
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
     parser.add_argument("--arch", default="efficientnet_lite0", help="architecture")
     parser.add_argument("--recipe", default="transfer", help="recipe by name, or a path to a .toml file")
