@@ -54,14 +54,14 @@ def main() -> None:
 def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
     """Serve page and API on `listener` until a signal."""
     from demo.logs import log_as_json
-    from demo.page import Page, mount  # only now: it takes seconds, and what is wrong before should be said at once
+    from demo.page import build, mount  # only now: it takes seconds, and what is wrong before should be said at once
     from demo.service import Server, build_api
 
     engine = serving.engine
     given = arguments.examples
     examples = pictures_in(given) if given else shipped(serving.path, engine.deployment, engine.classifier)
     app = build_api(serving, arguments.top)
-    mount(Page(serving, arguments.top).build(examples), app, serving.limits)
+    mount(build(serving, arguments.top, examples), app, serving.limits)
     log_as_json()
     # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

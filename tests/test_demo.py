@@ -85,12 +85,12 @@ def classifier() -> Classifier:
 @pytest.fixture(scope="module")
 def address(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running demo of `classifier`."""
-    from demo.page import Page
+    from demo.page import build
 
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch, serving_of(classifier, folder) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        page = Page(serving, 2).build([picture(folder / "000_green.png", GREEN)])
+        page = build(serving, 2, [picture(folder / "000_green.png", GREEN)])
         with running(serving, page) as address:
             yield address
 
@@ -270,19 +270,19 @@ def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None
 
 @pytest.mark.parametrize("drawn", [True, False])
 def test_page_says_when_the_model_knows_only_drawings(drawn: bool, tmp_path: Path) -> None:
-    from demo.page import Page
+    from demo.page import build
 
     with serving_of(colour_classifier(data={"drawn": drawn}), tmp_path) as serving:
-        config = json.dumps(Page(serving).build().get_config_file(), default=str)
+        config = json.dumps(build(serving).get_config_file(), default=str)
     assert ("drawn pictures, not photos" in config) is drawn
 
 
 def test_an_answer_below_the_rejection_threshold_is_not_sure(tmp_path: Path) -> None:
-    from demo.page import note_on
+    from demo.tabs.classify import note_on
 
     rejecting = colour_classifier(rejection={"rule": "max_probability", "threshold": 0.9})
-    assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))))
-    assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)))
+    assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))), "en")
+    assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)), "en")
 
 
 # The command line
