@@ -83,10 +83,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def shipped(path: Path, deployment: Deployment, classifier: Classifier) -> list[Path]:
     """The example pictures that export put beside the model that serves; none is fine."""
-    for place in (deployment.choice, *deployment.fallbacks):
-        if place.candidate.key() == classifier.candidate.key():
-            return sorted((path.parent / place.folder / "examples").glob("*.png"))
-    return []
+    place = deployment.place_of(classifier.candidate)
+    return sorted((path.parent / place.folder / "examples").glob("*.png")) if place else []
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -16,26 +16,6 @@ from demo.tabs import about, benchmark, classify
 from demo.texts import label, language_of, say
 from runtime.classifier import Classifier
 
-CSS = """
-.gradio-container > main, .gradio-container .fillable { max-width: 64rem !important; margin: 0 auto; }
-.html-container { padding: 0 !important; }
-.chips { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem; margin: 0; }
-.chips b { font-weight: 400; }
-.chips span { padding: .1rem .6rem; border-radius: 1rem; font-size: .85rem; white-space: nowrap;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); }
-.quiet, .chips b { color: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
-.notice, .problem { padding: .6rem .8rem; border-radius: .5rem; margin: 0 0 .5rem; overflow-wrap: anywhere;
-  background: color-mix(in srgb, orange 14%, transparent); border-left: .25rem solid orange; }
-.problem { background: color-mix(in srgb, red 12%, transparent); border-color: red; }
-.time b { font-size: 1.25rem; margin-right: .4rem; }
-.time span { display: inline-block; }
-.why p { margin: 0 0 .6rem; }
-.why table { border: 0; border-collapse: collapse; width: 100%; font-size: .9rem; }
-.why tr { border: 0; }
-.why th, .why td { text-align: left; vertical-align: top; padding: .35rem .8rem .35rem 0;
-  border: 0; border-top: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
-.why td:first-child { width: 34%; min-width: 7rem; }
-"""
 FONT = ["system-ui", "sans-serif"]  # what the visitor's system has: no font is fetched
 # Below /v1 is the API, found or not; and Gradio would fetch any address of the internet for whoever asks
 NOT_OF_THE_PAGE = re.compile(r"/v1/|/gradio_api/(file|proxy)[=/]+https?:", re.IGNORECASE)
@@ -48,7 +28,7 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
         page,
         path="/",
         theme=gr.themes.Default(primary_hue="emerald", neutral_hue="stone", font=FONT, font_mono=FONT),
-        css=CSS,
+        css_paths=Path(__file__).with_name("page.css"),
         footer_links=[],
         run_history=False,
         ssr_mode=False,

@@ -51,8 +51,95 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "because": ("Because", "Karena"),
     # Benchmark
     "benchmark": ("Benchmark", "Tolok ukur"),
+    "race": ("Race", "Balapan"),
+    "race_info": (
+        "One race on one machine at a time: times of different machines are not compared.",
+        "Satu balapan pada satu mesin: waktu dari mesin yang berbeda tidak dibandingkan.",
+    ),
+    "no_races": (
+        "No race is recorded here yet; run one with: make bench",
+        "Belum ada balapan yang tercatat di sini; jalankan dengan: make bench",
+    ),
+    "pareto": ("Accuracy against latency", "Akurasi terhadap latensi"),
+    "candidate": ("Candidate", "Kandidat"),
+    "accuracy_column": ("Accuracy", "Akurasi"),
+    "interval": ("95 % interval", "Interval 95 %"),
+    "median": ("Median ms", "Median ms"),
+    "verdict": ("Parity", "Kesetaraan"),
+    "frontier": ("Pareto front", "Batas Pareto"),
+    "machine": ("Machine", "Mesin"),
+    "unbeaten": ("none is both faster and as accurate", "tak ada yang lebih cepat dan seakurat ini"),
+    "beaten": ("another is", "ada yang mengalahkannya"),
+    "not_served": ("Not served here, and why", "Tidak dilayani di sini, dan alasannya"),
     # About
     "about": ("About", "Tentang"),
+    "model": ("Model", "Model"),
+    "name": ("Name", "Nama"),
+    "architecture": ("Network", "Jaringan"),
+    "pixels": ("Pixels it sees", "Piksel yang dilihat"),
+    "serves": ("Serves as", "Dilayani sebagai"),
+    "computed_in": ("Computed in", "Dihitung dalam"),
+    "file": ("File", "Berkas"),
+    "data": ("Data", "Data"),
+    "kind": ("Kind", "Jenis"),
+    "drawings": ("drawn pictures, no photos", "gambar buatan, bukan foto"),
+    "photos": ("photos", "foto"),
+    "classes": ("Dishes", "Hidangan"),
+    "trained_on": ("Pictures trained on", "Gambar untuk latihan"),
+    "judged_on": ("Pictures judged on", "Gambar untuk penilaian"),
+    "fingerprint": ("Fingerprint", "Sidik jari"),
+    "recipe": ("Training recipe", "Resep pelatihan"),
+    "checkpoint": ("trained network (FP32)", "jaringan terlatih (FP32)"),
+    "of": ("Of", "Dari"),
+    "wilson": ("95 % interval (Wilson)", "Interval 95 % (Wilson)"),
+    "confusions": ("Confusion matrix", "Matriks kekeliruan"),
+    "confusions_told": (
+        "What the trained network (FP32) said of the {photos} pictures it is judged on, none of which it was trained "
+        "on.",
+        "Jawaban jaringan terlatih (FP32) untuk {photos} gambar penilaian, yang tidak satu pun dipakai untuk latihan.",
+    ),
+    "true_said": ("is ↓ said →", "sebenarnya ↓ jawaban →"),
+    "true": ("Is", "Sebenarnya"),
+    "said": ("Said", "Jawaban"),
+    "count": ("Pictures", "Gambar"),
+    "calibration": ("Calibration", "Kalibrasi"),
+    "temperature": (
+        "Probabilities are softmax(logits / {value:.3g}), this temperature being fitted to the pictures it is judged "
+        "on.",
+        "Peluang adalah softmax(logit / {value:.3g}); suhu ini disesuaikan dengan gambar penilaian.",
+    ),
+    "ece": (
+        "Expected calibration error {after:.3f} (cross-fitted), {before:.3f} without it.",
+        "Galat kalibrasi harapan {after:.3f} (silang), {before:.3f} tanpa suhu itu.",
+    ),
+    "rejection": ("When it is not sure", "Kapan ia tidak yakin"),
+    "rejection_told": (
+        "“Not sure” is said when the score ({rule}) is below {threshold:.3g}. It is no proof: other dishes can look "
+        "sure, too.",
+        "“Tidak yakin” dinyatakan bila skor ({rule}) di bawah {threshold:.3g}. Ini bukan bukti: hidangan lain pun "
+        "dapat tampak meyakinkan.",
+    ),
+    "no_rejection": (
+        "It has no rejection rule and always names one of its dishes.",
+        "Ia tidak memiliki aturan penolakan dan selalu menyebut salah satu hidangannya.",
+    ),
+    "limits": ("Limits", "Batasan"),
+    "limit_drawn": (
+        "Trained on drawn pictures: it says nothing about real photos.",
+        "Dilatih dengan gambar buatan: ia tidak berkata apa-apa tentang foto sungguhan.",
+    ),
+    "limit_dishes": (
+        "It knows {count} dishes; of any other it can at best say that it is not sure.",
+        "Ia mengenal {count} hidangan; untuk yang lain ia paling-paling dapat berkata tidak yakin.",
+    ),
+    "limit_photos": (
+        "The accuracy holds for pictures like those it was trained on; other cameras, light or plates can lower it.",
+        "Akurasi berlaku untuk gambar seperti pada latihan; kamera, cahaya, atau piring lain dapat menurunkannya.",
+    ),
+    "limit_health": (
+        "It sees no ingredients: do not use it to decide about allergies, diets or anything medical.",
+        "Ia tidak melihat bahan: jangan dipakai untuk memutuskan soal alergi, diet, atau hal medis.",
+    ),
 }
 # A refusal says in English what it is about; here by its cause
 _REFUSALS_ID = {

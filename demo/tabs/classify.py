@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.markup import machine, rejected
 from demo.metrics import ERRORS
 from demo.problem import Problem
 from demo.serving import Serving
@@ -135,24 +136,6 @@ def why_of(classifier: Classifier, deployment: Deployment, language: str) -> str
     """Why this candidate serves and each other does not, as HTML."""
     lines = [f"{classifier.candidate.name}: {classifier.reason or say(language, 'no_reason')}."]
     lines += [say(language, "passed_over", reason=reason) for reason in classifier.passed_over]
-    lines.append(say(language, "measured_on", machine=_machine(deployment.machine, language)))
-    rows = "".join(
-        f"<tr><td>{escape(row['candidate'])}</td><td>{escape(row['reason'])}</td></tr>"
-        for row in deployment.rejected
-        if row["candidate"] != classifier.candidate.name  # a fallback that serves
-    )
-    head = f"<tr><th>{say(language, 'not_chosen')}</th><th>{say(language, 'because')}</th></tr>"
-    table = f"<div><table>{head}{rows}</table></div>" if rows else ""
-    return f'<div class="why">{"".join(f"<p>{escape(line)}</p>" for line in lines)}{table}</div>'
-
-
-def _machine(facts: dict[str, Any], language: str) -> str:
-    known = [
-        facts.get("cpu"),
-        facts.get("cores") and say(language, "cores", count=facts["cores"]),
-        " ".join(facts.get("cpu_features") or ()),
-        facts.get("memory_gib") and f"{facts['memory_gib']} GiB",
-        facts.get("gpu") or say(language, "no_gpu"),
-        facts.get("system"),
-    ]
-    return ", ".join(str(fact) for fact in known if fact)
+    lines.append(say(language, "measured_on", machine=machine(deployment.machine, language)))
+    told = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="why">{told}{rejected(classifier, deployment, language)}</div>'
