@@ -15,7 +15,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "title": ("Which dish is this?", "Hidangan apa ini?"),
     "knows": ("saji knows {count} dishes{named}.", "saji mengenal {count} hidangan{named}."),
     "served_by": ("served by", "dilayani oleh"),
-    "parity": ("parity: {verdict}", "kesetaraan: {verdict}"),
+    "parity": ("parity: {verdict}", "paritas: {verdict}"),
     "accuracy": ("accuracy {value:.2f}", "akurasi {value:.2f}"),
     "drawn": (
         "This model was trained on <b>drawn pictures, not photos</b>: it knows drawings like the examples, and its "
@@ -51,25 +51,25 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "because": ("Because", "Karena"),
     # Benchmark
     "benchmark": ("Benchmark", "Tolok ukur"),
-    "race": ("Race", "Balapan"),
+    "race": ("Race", "Uji"),
     "race_info": (
         "One race on one machine at a time: times of different machines are not compared.",
-        "Satu balapan pada satu mesin: waktu dari mesin yang berbeda tidak dibandingkan.",
+        "Satu uji pada satu mesin: waktu dari mesin yang berbeda tidak dibandingkan.",
     ),
     "no_races": (
         "No race is recorded here yet; run one with: make bench",
-        "Belum ada balapan yang tercatat di sini; jalankan dengan: make bench",
+        "Belum ada uji yang tercatat di sini; jalankan dengan: make bench",
     ),
     "pareto": ("Accuracy against latency", "Akurasi terhadap latensi"),
     "candidate": ("Candidate", "Kandidat"),
     "accuracy_column": ("Accuracy", "Akurasi"),
     "interval": ("95 % interval", "Interval 95 %"),
     "median": ("Median ms", "Median ms"),
-    "verdict": ("Parity", "Kesetaraan"),
+    "verdict": ("Parity", "Paritas"),
     "frontier": ("Pareto front", "Batas Pareto"),
     "machine": ("Machine", "Mesin"),
-    "unbeaten": ("none is both faster and as accurate", "tak ada yang lebih cepat dan seakurat ini"),
-    "beaten": ("another is", "ada yang mengalahkannya"),
+    "on_front": ("on it", "di batas"),
+    "behind": ("behind it", "di belakangnya"),
     "not_served": ("Not served here, and why", "Tidak dilayani di sini, dan alasannya"),
     # About
     "about": ("About", "Tentang"),
@@ -92,7 +92,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "checkpoint": ("trained network (FP32)", "jaringan terlatih (FP32)"),
     "of": ("Of", "Dari"),
     "wilson": ("95 % interval (Wilson)", "Interval 95 % (Wilson)"),
-    "confusions": ("Confusion matrix", "Matriks kekeliruan"),
+    "confusions": ("Confusion matrix", "Matriks konfusi"),
     "confusions_told": (
         "What the trained network (FP32) said of the {photos} pictures it is judged on, none of which it was trained "
         "on.",
@@ -109,8 +109,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Peluang adalah softmax(logit / {value:.3g}); suhu ini disesuaikan dengan gambar penilaian.",
     ),
     "ece": (
-        "Expected calibration error {after:.3f} (cross-fitted), {before:.3f} without it.",
-        "Galat kalibrasi harapan {after:.3f} (silang), {before:.3f} tanpa suhu itu.",
+        "Expected calibration error {after:.3f} with it (cross-fitted), {before:.3f} without.",
+        "Galat kalibrasi (ECE) {after:.3f} dengan suhu itu (validasi silang), {before:.3f} tanpa.",
     ),
     "rejection": ("When it is not sure", "Kapan ia tidak yakin"),
     "rejection_told": (
@@ -126,7 +126,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "limits": ("Limits", "Batasan"),
     "limit_drawn": (
         "Trained on drawn pictures: it says nothing about real photos.",
-        "Dilatih dengan gambar buatan: ia tidak berkata apa-apa tentang foto sungguhan.",
+        "Dilatih dengan gambar buatan: jawabannya tidak berlaku untuk foto sungguhan.",
     ),
     "limit_dishes": (
         "It knows {count} dishes; of any other it can at best say that it is not sure.",

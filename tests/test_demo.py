@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from conftest import PATIENCE
 from PIL import Image
 
 from demo import app
@@ -29,10 +29,6 @@ from runtime.preprocess import pixels
 from runtime.spec import Geometry, ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
-PATIENCE = 300  # seconds; a training beside the tests leaves them a tenth of a processor
 RED, GREEN, BLUE = (200, 40, 30), (30, 180, 60), (30, 60, 200)
 LIMITS = Limits()
 SENTENCE = "photo.jpg is no picture that can be read (send a JPEG, PNG or WEBP photo)."
@@ -169,17 +165,6 @@ def test_a_path_of_the_serving_machine_is_no_upload(address: str, classifier: Cl
     assert len(classifier.backend.seen) == before  # type: ignore[attr-defined]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM:
-        pytest.skip("no chromium here; install it, or name it with CHROMIUM=PATH")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS, timeout=1000 * PATIENCE)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """The demo in a browser; fails the test when the page asks any other host for anything."""
@@ -193,13 +178,6 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page.close()
     hosts = {urlsplit(url).hostname for url in asked} - {None}  # blob: and data: have none
     assert hosts == {"127.0.0.1"}
-
-
-@pytest.fixture
-def screenshots(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("SAJI_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def test_browser_upload_shows_dish_probability_and_latency(page: Any, screenshots: Path, tmp_path: Path) -> None:

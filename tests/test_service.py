@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import PATIENCE, SHARED, needs_shared
 from PIL import Image
-from test_demo import CANDIDATE, GREEN, PATIENCE, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
+from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
 
 from demo import app
 from demo.limits import Limits
