@@ -4,6 +4,8 @@ What a component shows of itself (label, placeholder, name of a tab) is `label("
 Python renders is `say(language_of(request), "key", …)`. Both go by the visitor's first language.
 """
 
+import json
+
 import gradio as gr
 
 from demo.problem import Problem
@@ -164,6 +166,12 @@ def language_of(request: gr.Request | None) -> str:
 def say(language: str, key: str, **values: object) -> str:
     """A text with its values filled in; values that others wrote have to be escaped before."""
     return _TEXTS[key][LANGUAGES.index(language)].format(**values)
+
+
+def script(key: str) -> str:
+    """A text in the visitor's language, as an expression of JavaScript."""
+    texts = json.dumps({language: say(language, key) for language in LANGUAGES})
+    return f"(words => words[document.documentElement.lang] ?? words.en)({texts})"
 
 
 def refusal(language: str, problem: Problem) -> str:

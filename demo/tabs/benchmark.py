@@ -15,7 +15,7 @@ from demo.texts import label, language_of, say
 from runtime.benchmark.pareto import frontier
 from runtime.benchmark.table import conditions
 
-WIDTHS: list[str | int] = ["15rem", "6rem", "8rem", "7rem", "7rem", "6rem", "11rem"]
+WIDTHS: list[str | int] = [260, 90, 130, 100, 80, 100, 190]  # pixels of the columns
 MARGIN = 0.02  # of accuracy, above and below the points
 
 

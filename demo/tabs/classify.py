@@ -1,6 +1,5 @@
 """Classify: a photo in; the dish, the measured time and why this candidate serves out."""
 
-import json
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -12,12 +11,15 @@ from demo.markup import machine, rejected
 from demo.metrics import ERRORS
 from demo.problem import Problem
 from demo.serving import Serving
-from demo.texts import LANGUAGES, label, language_of, refusal, say
+from demo.texts import label, language_of, refusal, say, script
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 
 # Gradio's example buttons hold a picture alone: a screen reader would call each one "button"
-NAME_EXAMPLES = "() => document.querySelectorAll('.gallery-item').forEach((b, i) => b.ariaLabel = `{} ${{i + 1}}`)"
+NAME_EXAMPLES = (
+    "() => document.querySelectorAll('.gallery-item').forEach("
+    f"(button, i) => button.ariaLabel = `${{{script('example')}}} ${{i + 1}}`)"
+)
 
 
 def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequence[Path]) -> None:
@@ -26,7 +28,7 @@ def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequ
     if examples:
         pictures = [[str(path)] for path in examples]
         gr.Examples(pictures, photo, label=label("examples"), api_visibility="private")
-        opened(js=NAME_EXAMPLES.format(say("en", "example")))
+        opened(js=NAME_EXAMPLES)
     with gr.Accordion(label("why"), open=False):
         why = gr.HTML()
 
@@ -99,8 +101,7 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
         concurrency_limit=None,
     )
     # In the browser: pasting clears first, and a clearing that came back late would wipe the answer to the paste
-    hints = json.dumps({language: _hint(say(language, "hint")) for language in LANGUAGES})
-    photo.clear(None, None, [answer, note], js=f"() => [{{}}, {hints}[document.documentElement.lang]]")
+    photo.clear(None, None, [answer, note], js=f"() => [{{}}, `{_hint(f'${{{script("hint")}}}')}`]")
     gr.api(classify, api_name="classify", concurrency_limit=None)
 
 
