@@ -101,7 +101,8 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
         concurrency_limit=None,
     )
     # In the browser: pasting clears first, and a clearing that came back late would wipe the answer to the paste
-    photo.clear(None, None, [answer, note], js=f"() => [{{}}, `{_hint(f'${{{script("hint")}}}')}`]")
+    hint = _hint(f"${{{script('hint')}}}")  # filled in there
+    photo.clear(None, None, [answer, note], js=f"() => [{{}}, `{hint}`]")
     gr.api(classify, api_name="classify", concurrency_limit=None)
 
 
