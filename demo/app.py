@@ -54,14 +54,14 @@ def main() -> None:
 def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
     """Serve page and API on `listener` until a signal."""
     from demo.logs import log_as_json
-    from demo.page import Page, mount  # only now: it takes seconds, and what is wrong before should be said at once
+    from demo.page import build, mount  # only now: it takes seconds, and what is wrong before should be said at once
     from demo.service import Server, build_api
 
     engine = serving.engine
     given = arguments.examples
     examples = pictures_in(given) if given else shipped(serving.path, engine.deployment, engine.classifier)
     app = build_api(serving, arguments.top)
-    mount(Page(serving, arguments.top).build(examples), app, serving.limits)
+    mount(build(serving, arguments.top, examples), app, serving.limits)
     log_as_json()
     # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -83,10 +83,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def shipped(path: Path, deployment: Deployment, classifier: Classifier) -> list[Path]:
     """The example pictures that export put beside the model that serves; none is fine."""
-    for place in (deployment.choice, *deployment.fallbacks):
-        if place.candidate.key() == classifier.candidate.key():
-            return sorted((path.parent / place.folder / "examples").glob("*.png"))
-    return []
+    place = deployment.place_of(classifier.candidate)
+    return sorted((path.parent / place.folder / "examples").glob("*.png")) if place else []
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -77,6 +77,11 @@ class Deployment:
     machine: dict[str, Any]
     inputs: dict[str, Any]
 
+    def place_of(self, candidate: Candidate) -> Measured | None:
+        """The candidate's place among the choice and its fallbacks, if it has one."""
+        places = (place for place in (self.choice, *self.fallbacks) if place.candidate.key() == candidate.key())
+        return next(places, None)
+
     def write(self, path: Path) -> None:
         """Write atomically."""
         write_json(path, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)})

@@ -1,7 +1,10 @@
-"""One tiny model, trained and exported once, that the tests share."""
+"""What tests share: one tiny model, trained and exported once, and a browser."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real photos that a stranger does not have
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
+PATIENCE = 300  # seconds; a training beside the tests leaves them a tenth of a processor
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real photos beside the repository are not here")
 
@@ -45,4 +53,22 @@ def model(run: Path) -> Path:
 
     folder = run.parents[2] / "models" / "resnet18"
     export_model(run, folder, Command(recover=False), lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM:
+        pytest.skip("no chromium here; install it, or name it with CHROMIUM=PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS, timeout=1000 * PATIENCE)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("SAJI_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from conftest import PATIENCE
 from PIL import Image
 
 from demo import app
@@ -29,10 +29,6 @@ from runtime.preprocess import pixels
 from runtime.spec import Geometry, ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
-PATIENCE = 300  # seconds; a training beside the tests leaves them a tenth of a processor
 RED, GREEN, BLUE = (200, 40, 30), (30, 180, 60), (30, 60, 200)
 LIMITS = Limits()
 SENTENCE = "photo.jpg is no picture that can be read (send a JPEG, PNG or WEBP photo)."
@@ -85,12 +81,12 @@ def classifier() -> Classifier:
 @pytest.fixture(scope="module")
 def address(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running demo of `classifier`."""
-    from demo.page import Page
+    from demo.page import build
 
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch, serving_of(classifier, folder) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        page = Page(serving, 2).build([picture(folder / "000_green.png", GREEN)])
+        page = build(serving, 2, [picture(folder / "000_green.png", GREEN)])
         with running(serving, page) as address:
             yield address
 
@@ -169,17 +165,6 @@ def test_a_path_of_the_serving_machine_is_no_upload(address: str, classifier: Cl
     assert len(classifier.backend.seen) == before  # type: ignore[attr-defined]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM:
-        pytest.skip("no chromium here; install it, or name it with CHROMIUM=PATH")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS, timeout=1000 * PATIENCE)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """The demo in a browser; fails the test when the page asks any other host for anything."""
@@ -193,13 +178,6 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page.close()
     hosts = {urlsplit(url).hostname for url in asked} - {None}  # blob: and data: have none
     assert hosts == {"127.0.0.1"}
-
-
-@pytest.fixture
-def screenshots(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("SAJI_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def test_browser_upload_shows_dish_probability_and_latency(page: Any, screenshots: Path, tmp_path: Path) -> None:
@@ -270,19 +248,19 @@ def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None
 
 @pytest.mark.parametrize("drawn", [True, False])
 def test_page_says_when_the_model_knows_only_drawings(drawn: bool, tmp_path: Path) -> None:
-    from demo.page import Page
+    from demo.page import build
 
     with serving_of(colour_classifier(data={"drawn": drawn}), tmp_path) as serving:
-        config = json.dumps(Page(serving).build().get_config_file(), default=str)
+        config = json.dumps(build(serving).get_config_file(), default=str)
     assert ("drawn pictures, not photos" in config) is drawn
 
 
 def test_an_answer_below_the_rejection_threshold_is_not_sure(tmp_path: Path) -> None:
-    from demo.page import note_on
+    from demo.tabs.classify import note_on
 
     rejecting = colour_classifier(rejection={"rule": "max_probability", "threshold": 0.9})
-    assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))))
-    assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)))
+    assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))), "en")
+    assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)), "en")
 
 
 # The command line

@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import PATIENCE, SHARED, needs_shared
 from PIL import Image
-from test_demo import CANDIDATE, GREEN, PATIENCE, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
+from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
 
 from demo import app
 from demo.limits import Limits
@@ -358,13 +358,13 @@ def test_only_what_waited_goes_through_together(tmp_path: Path, batch: int, batc
 
 def test_what_was_accepted_is_answered_before_the_service_stops(tmp_path: Path) -> None:
     """Although a page is open, whose connection would last for as long as it is."""
-    from demo.page import Page
+    from demo.page import build
 
     backend, classifier = Held(), colour_classifier()
     backend.free.set()
     classifier.backend = backend  # type: ignore[assignment]
     with ThreadPoolExecutor() as pool, serving_of(classifier, tmp_path, replace(SMALL, seconds=60)) as serving:
-        with running(serving, Page(serving).build()) as address:
+        with running(serving, build(serving)) as address:
             opened = pool.submit(httpx.get, f"{address}/gradio_api/heartbeat/x", timeout=PATIENCE)
             backend.free.clear()
             backend.begun = threading.Semaphore(0)
@@ -429,7 +429,7 @@ def test_a_deployment_is_opened_anew_when_asked(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with a page, behind a token."""
-    from demo.page import Page
+    from demo.page import build
 
     folder = tmp_path_factory.mktemp("guarded")
     with (
@@ -437,7 +437,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         serving_of(colour_classifier(), folder, SMALL) as serving,
     ):
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        with running(serving, Page(serving).build(), TOKEN) as address:
+        with running(serving, build(serving), TOKEN) as address:
             yield address
 
 

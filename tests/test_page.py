@@ -1,0 +1,207 @@
+"""Each tab of the page, in a real browser: what it tells, in both languages, light and dark, wide and on a phone."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from string import Formatter
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from conftest import PATIENCE
+from test_demo import CANDIDATE, GREEN, colour_classifier, picture, running, serving_of
+
+from demo import texts
+from demo.races import races
+from runtime.evaluation import JudgingSet
+from runtime.receipt import Receipt
+
+MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
+ROW = {
+    **{"experiment": "bench", "time": "2026-01-02T03:04:05+00:00", "commit": "abcdef012345", "dirty": False},
+    **{"scenario": "single-stream", "timed": "inference only", "batch": 1, "rounds": 5, "image_size": 32},
+    **{"photos": 12, "drawn": True, "data_fingerprint": "f00d", "verdict": "pass", "samples": [[1.0]]},
+    **{"versions": {"onnxruntime": "1.2.3"}, "accuracy_interval": [0.6, 0.9]},
+}
+RACE = [("a · openvino · int8", 2.5, 0.8), ("a · ort-cpu · int8", 3.5, 0.75), ("a · ort-cpu · fp32", 12.0, 0.9)]
+SPEC = {
+    "data": {"drawn": True, "train": 290, "fingerprint": "f00d"},
+    "validation": {
+        **{"accuracy": 0.75, "interval": [0.467, 0.911], "photos": 12},
+        "calibration": {"ece_before": 0.2346, "ece_after": 0.1234},
+    },
+    "recipe": {"name": "quick", "epochs": 2},
+    "rejection": {"rule": "max_probability", "threshold": 0.4321},
+    "temperature": 0.8768,
+}
+# Findings of axe-core in what Gradio (6.31) renders of itself: an empty Label has an aria-label without a role
+OF_GRADIO = {"aria-prohibited-attr"}
+
+
+def row(name: str, milliseconds: float, accuracy: float, **other: Any) -> dict[str, Any]:
+    return {**ROW, **MACHINE, "candidate": name, "milliseconds": milliseconds, "accuracy": accuracy, **other}
+
+
+def write_rows(path: Path, *rows: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A demo whose model folder and race are there."""
+    from demo.page import build
+
+    folder = tmp_path_factory.mktemp("page")
+    classifier = colour_classifier(**SPEC)
+    model = folder / "models" / "resnet34"
+    model.mkdir(parents=True)
+    labels = np.repeat([0, 1, 2], 4)
+    logits = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 0, 0]]
+    JudgingSet(np.zeros((12, 2, 2, 3), np.uint8), labels, ("",) * 12, logits).save(model / "judging.npz")
+    files = {CANDIDATE.file: {"sha256": "5a" * 32, "bytes": 12_300_000}}
+    Receipt(classifier.spec, files, (CANDIDATE,), "c0" * 32, {}).write(model)
+    other = [row("a · ort-cpu · fp32", 99.0, 0.9, machine_cpu="Other CPU", time="2026-01-01T00:00:00+00:00")]
+    write_rows(folder / "bench.jsonl", *(row(*facts) for facts in RACE), *other)
+    with pytest.MonkeyPatch.context() as patch, serving_of(classifier, folder) as serving:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        page = build(serving, 2, [picture(folder / "000_green.png", GREEN)])
+        with running(serving, page) as address:
+            yield address
+
+
+@contextmanager
+def opened(browser: Any, address: str, language: str = "en", scheme: str = "light", width: int = 1280) -> Iterator[Any]:
+    """The page as a visitor has it; fails the test when the page asks any other host, or is wider than the screen."""
+    locale = {"en": "en-GB", "id": "id-ID"}[language]
+    page = browser.new_page(locale=locale, color_scheme=scheme, viewport={"width": width, "height": 844})
+    page.set_default_timeout(1000 * PATIENCE)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.locator("input[type=file]").wait_for(state="attached")
+    page.get_by_role("heading", name=texts.say(language, "title")).wait_for()
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "something is cut off"
+    page.close()
+    assert {urlsplit(url).hostname for url in asked} - {None} == {"127.0.0.1"}  # blob: and data: have none
+
+
+def open_tab(page: Any, language: str, tab: str) -> None:
+    """Open a tab and wait for what it shows last."""
+    page.get_by_role("tab", name=texts.say(language, tab), exact=True).click()
+    last = {"classify": ".gallery-item", "benchmark": ".vega-embed svg, .vega-embed canvas", "about": ".card ul"}
+    page.locator(last[tab]).first.wait_for()
+
+
+def findings(page: Any) -> list[tuple[str, bool, str]]:
+    """What axe-core finds serious or critical: its rule, whether it is in our own markup, and where."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        (violation["id"], page.evaluate("place => !!document.querySelector(place)?.closest('.prose')", place), place)
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+        for place in node["target"]
+    ]
+
+
+@pytest.mark.parametrize(("language", "scheme", "width"), [("en", "light", 1280), ("id", "dark", 390)])
+def test_tabs_are_whole_and_accessible(
+    browser: Any, address: str, screenshots: Path, language: str, scheme: str, width: int
+) -> None:
+    with opened(browser, address, language, scheme, width) as page:
+        assert page.evaluate("document.documentElement.lang") == language
+        for tab in ("classify", "benchmark", "about"):
+            open_tab(page, language, tab)
+            page.screenshot(path=screenshots / f"{tab}_{language}_{scheme}_{width}.png", full_page=True)
+            found = findings(page)
+            assert not [finding for finding in found if finding[1]], "in our own markup"
+            assert {rule for rule, _, _ in found} <= OF_GRADIO, found
+
+
+def test_benchmark_shows_one_race_at_a_time(browser: Any, address: str) -> None:
+    with opened(browser, address) as page:
+        open_tab(page, "en", "benchmark")
+        table = page.locator(".virtual-table-viewport").locator("..")
+        table.get_by_text("a · ort-cpu · fp32").locator("visible=true").wait_for()
+        assert page.get_by_role("columnheader", name="Candidate").first.bounding_box()["width"] > 150, "squeezed"
+        shown = table.inner_text()
+        assert all(name in shown for name, _, _ in RACE) and "Other CPU" not in shown
+        assert "2 cores of Test CPU (avx2)" in page.locator("p[lang=en]").first.inner_text()
+        menu = page.get_by_label("Race").first
+        menu.click()
+        page.get_by_role("option", name="Other CPU").click()
+        page.get_by_text("2 cores of Other CPU").wait_for()
+        assert "openvino" not in table.inner_text()
+        assert "fell by <b>9</b> points" in page.locator(".facts:visible").last.inner_text()
+
+
+@pytest.mark.parametrize("language", ["en", "id"])
+def test_about_tells_how_far_to_trust_the_model(browser: Any, address: str, language: str) -> None:
+    with opened(browser, address, language) as page:
+        open_tab(page, language, "about")
+        card = page.locator(".card").inner_text()
+        for said in ("0.971", "0.467–0.911", "290", "f00d", "0.877", "0.123", "0.235", "0.432", "12.3 MB"):
+            assert said in card, said
+        matrix = [cell.inner_text() for cell in page.locator(".confusions td").all()]
+        assert matrix == ["3", "1", "0", "0", "4", "0", "2", "0", "2"]
+        assert texts.say(language, "limit_health") in card and texts.say(language, "limit_drawn") in card
+
+
+def test_a_refusal_speaks_the_visitors_language(browser: Any, address: str, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_text("this is text")
+    with opened(browser, address, "id") as page:
+        page.set_input_files("input[type=file]", tmp_path / "photo.jpg")
+        page.get_by_role("alert").wait_for()
+        assert "bukan gambar yang dapat dibaca" in page.get_by_role("alert").inner_text()
+
+
+def test_tabs_are_opened_from_the_keyboard(browser: Any, address: str) -> None:
+    with opened(browser, address) as page:
+        page.get_by_role("tab", name="About", exact=True).focus()
+        page.keyboard.press("Enter")
+        page.locator(".card ul").wait_for()
+
+
+def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
+    from demo.tabs.about import card_of
+
+    with serving_of(colour_classifier(), tmp_path) as serving:
+        card = card_of(serving.engine, tmp_path, "en")
+    assert "Confusion" not in card and "recipe" not in card and "no rejection rule" in card
+
+
+def test_rows_of_different_machines_photos_or_scenarios_are_no_race(tmp_path: Path) -> None:
+    first = row("a", 9.0, 0.8)
+    others = [{"machine_cpu": "X"}, {"machine_gpu": "Y"}, {"data_fingerprint": "Z"}, {"batch": 8}, {"commit": "C"}]
+    untimed = [{"experiment": "ratio"}, row("server", 1, 0.8, scenario="server") | {"samples": None}]
+    del untimed[1]["samples"]
+    write_rows(tmp_path / "bench.jsonl", first, {**first, "milliseconds": 5.0}, *(first | o for o in others), *untimed)
+    found = races(tmp_path / "bench.jsonl", tmp_path / "none")
+    assert [len(race.rows) for race in found] == [1] * 6
+    assert found[0].rows[0]["milliseconds"] == 5.0, "of a repeated measurement the last"
+    assert races(tmp_path / "missing.jsonl", tmp_path / "none") == []
+
+
+def test_committed_races_are_there_in_a_checkout(tmp_path: Path) -> None:
+    assert {race.key[0] for race in races(tmp_path / "missing.jsonl")} >= {"food5.jsonl", "sample.jsonl"}
+
+
+@pytest.mark.parametrize("key", texts._TEXTS)
+def test_both_languages_fill_in_the_same(key: str) -> None:
+    english, indonesian = ({part[1:3] for part in Formatter().parse(text)} for text in texts._TEXTS[key])
+    assert english == indonesian
+
+
+@pytest.mark.parametrize(
+    ("header", "language"), [("id-ID,id;q=0.9,en;q=0.8", "id"), ("en-GB,id;q=0.9", "en"), ("jv,id", "en"), ("", "en")]
+)
+def test_the_first_language_counts_as_in_the_browser(header: str, language: str) -> None:
+    from types import SimpleNamespace
+
+    request: Any = SimpleNamespace(headers={"accept-language": header})
+    assert texts.language_of(request) == language
+    assert texts.language_of(None) == "en"
