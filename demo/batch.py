@@ -5,7 +5,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -71,7 +71,7 @@ class Batch:
         for entry in archive.entries:
             yield _Source(f"{name}/{entry.filename}", lambda entry=entry: archive.read(entry))  # type: ignore[misc]
 
-    async def rows(self, serving: Serving) -> AsyncIterator[Row]:
+    async def rows(self, serving: Serving) -> AsyncGenerator[Row, None]:
         """A row for each photo as soon as it is there. One at a time is in the queue, so that others come between."""
         for source in self._sources:
             try:

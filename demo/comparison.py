@@ -8,7 +8,7 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def is_reference(candidate: Candidate) -> bool:
     return (candidate.backend, candidate.precision, candidate.variant) == ("pytorch", "fp32", "")
 
 
-async def compare(photo: str, entrants: list[Entrant], seconds: float) -> AsyncIterator[Row]:
+async def compare(photo: str, entrants: list[Entrant], seconds: float) -> AsyncGenerator[Row, None]:
     """A row for each entrant as soon as it is there; none takes longer than `seconds`.
 
     `photo` is a file that is known to be a picture of a bearable size. Close the iterator: it ends the process.
