@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runtime.benchmark.rounds import Entrant
@@ -31,17 +31,22 @@ class Row:
     """
 
     name: str
-    probabilities: dict[str, float]
+    candidate: Candidate
+    probabilities: dict[str, float] = field(default_factory=dict)
     sure: bool = True
     milliseconds: float = 0.0
     difference: float | None = None
-    is_reference: bool = False
     problem: str = ""
 
     @property
     def label(self) -> str:
         """The most likely class; empty where there is no answer."""
         return next(iter(self.probabilities), "")
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the others of its architecture are compared with it."""
+        return is_reference(self.candidate)
 
 
 def contenders(path: Path, deployment: Deployment) -> list[Entrant]:
@@ -102,7 +107,7 @@ async def _apart(entrant: Entrant, seconds: float, reference: Row | None) -> Row
 def measured(entrant: Entrant, seconds: float, reference: Row | None = None) -> Row:
     """Open the entrant in its process, let it answer its photo, time its inference, and end the process."""
     started = time.monotonic()
-    row = Row(entrant.name, {}, is_reference=is_reference(entrant.candidate))
+    row = Row(entrant.name, entrant.candidate)
     try:
         Receipt.read(entrant.folder).verify(entrant.folder, entrant.candidate.file)
         with _killed_after(seconds, entrant):

@@ -17,9 +17,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = F
     The last cell of a short row takes the place of those that it lacks. With `cards`, a row is a card of its own where
     the page is narrow.
     """
-    top = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in head)
+    names = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in head)
     body = "".join(_row(head, *row) for row in rows)
-    top = f"<thead><tr>{top}</tr></thead>" if head else ""
+    top = f"<thead><tr>{names}</tr></thead>" if head else ""
     kind = "facts cards" if cards else "facts"
     return f'<div class="{kind}"><table>{top}<tbody>{body}</tbody></table></div>'
 

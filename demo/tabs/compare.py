@@ -92,7 +92,7 @@ def _summary(rows: Sequence[Row], answer: str, shown_answer: str, language: str)
 
 
 def _cells(one: Row, answer: str, classifier: Classifier, language: str) -> Sequence[object]:
-    serves = one.name.startswith(classifier.candidate.name)
+    serves = one.candidate.key() == classifier.candidate.key()
     name = Markup("<b>{}</b>").format(one.name) if serves else one.name
     if one.problem:
         return name, Markup('<span class="unread">{}.</span>').format(one.problem)
