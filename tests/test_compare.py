@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_demo import CANDIDATE, RED, colour_classifier, deployment, picture
+from test_batch import looked_at, opened
+from test_demo import CANDIDATE, RED, browser, colour_classifier, deployment, picture, running, screenshots, serving_of  # noqa: F401
 
 from demo.comparison import Row, compare, contenders, measured
 from runtime.benchmark.rounds import Entrant
@@ -198,3 +199,36 @@ def test_what_answers_otherwise_stands_out_and_every_word_is_text() -> None:
     assert f"<b>{CANDIDATE.name}</b>" in html
     html = state_of([served], 3, "red_rendang", classifier, "id")
     assert "<progress" in html and "1 dari 3 kandidat" in html
+
+
+def test_browser_shows_the_candidates_beside_each_other(
+    browser: Any,  # noqa: F811  # a fixture
+    screenshots: Path,  # noqa: F811
+    processes: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    from demo.page import build
+
+    exported(tmp_path / "models" / "resnet34", CANDIDATE, ORT, REFERENCE)
+    exported(tmp_path / "models" / "plain34", PLAIN, replace(REFERENCE, architecture="plain34"))
+    processes |= {
+        "pytorch": {"red_rendang": 0.91234, "green_lalap": 0.05, "blue_nasi_kerabu": 0.03766},
+        "openvino": {"red_rendang": 0.905, "green_lalap": 0.055, "blue_nasi_kerabu": 0.04},
+        "ort-cpu": {"green_lalap": 0.58, "red_rendang": 0.35, "blue_nasi_kerabu": 0.07},
+    }
+    (tmp_path / "models" / "plain34" / "model.pt2").unlink()
+    with pytest.MonkeyPatch.context() as patch, serving_of(colour_classifier(), tmp_path) as serving:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+        with running(serving, build(serving, 2)) as address:
+            page = opened(browser, address, "Compare")
+            page.get_by_role("button", name="Compare all candidates").click()
+            page.get_by_text("Choose a photo first.").wait_for()
+            page.set_input_files("input[type=file] >> nth=1", picture(tmp_path / "a.jpg", RED))
+            page.locator("img[alt]").last.wait_for()
+            page.get_by_role("button", name="Compare all candidates").click()
+            page.get_by_text("2 of 4 answer otherwise than the page, which says red rendang.").wait_for()
+            assert page.locator(".cards tbody tr").count() == 5
+            assert page.locator(".otherwise").all_inner_texts() == ["≠ green lalap", "≠ green lalap"]
+            assert "is missing though its receipt lists it" in page.locator(".unread").inner_text()
+            looked_at(page, screenshots, "compare")
+            page.close()
