@@ -116,7 +116,8 @@ def measured(entrant: Entrant, seconds: float, reference: Row | None = None) -> 
             milliseconds = statistics.median(entrant.ask(order)["samples"])
     except SajiError as error:
         late = time.monotonic() - started >= seconds
-        return replace(row, problem=f"no answer within {seconds:g} s" if late else str(error))
+        reason = str(error).replace(str(entrant.folder), entrant.folder.name)  # no visitor needs our paths
+        return replace(row, problem=f"no answer within {seconds:g} s" if late else reason)
     finally:
         entrant.close()
     row = replace(row, probabilities=said["probabilities"], sure=said["sure"], milliseconds=milliseconds)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_demo import BLUE, GREEN, PATIENCE, RED, browser, colour_classifier, picture, running, screenshots, serving_of  # noqa: F401
+from test_demo import BLUE, GREEN, RED, colour_classifier, picture, running, serving_of
+from test_page import opened
 from test_service import SMALL, Held, photo
 
 from demo.archive import Archive
@@ -347,47 +348,31 @@ def address(tmp_path: Path) -> Iterator[str]:
             yield address
 
 
-def opened(browser: Any, address: str, tab: str) -> Any:  # noqa: F811  # not the fixture's import
-    """A page with one of its tabs open."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(1000 * PATIENCE)
-    page.goto(address)
-    page.get_by_role("tab", name=tab, exact=True).click()
-    return page
-
-
-def looked_at(page: Any, screenshots: Path, name: str) -> None:  # noqa: F811
-    """Pictures of the page in light, in dark and on a phone, where nothing may be cut off."""
+def looked_at(page: Any, screenshots: Path, name: str) -> None:
+    """Pictures of the page in light, in dark, and on a phone, where nothing may be cut off."""
     for look in ("light", "dark"):
         page.evaluate("look => document.body.classList.toggle('dark', look === 'dark')", look)
         page.screenshot(path=screenshots / f"{name}_{look}.png", full_page=True)
-    page.evaluate("document.body.classList.remove('dark')")
     page.set_viewport_size({"width": 390, "height": 844})
-    right = page.evaluate(
-        "Math.max(...[...document.querySelectorAll('main *')].map(e => e.getBoundingClientRect().right))"
-    )
     page.screenshot(path=screenshots / f"{name}_phone.png", full_page=True)
-    assert right <= 390, "on a phone something is cut off"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "on a phone something is cut off"
 
 
-def test_browser_names_a_batch_and_hands_it_out(
-    browser: Any,  # noqa: F811  # a fixture
-    address: str,
-    screenshots: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    page = opened(browser, f"{address}", "Batch")
+def test_browser_names_a_batch_and_hands_it_out(browser: Any, address: str, screenshots: Path, tmp_path: Path) -> None:
     files = {"a/green lunch.jpg": photo(GREEN), "grey.png": photo(GREY, "PNG"), "../out.jpg": photo()}
-    loose = [picture(tmp_path / "=red.png", RED), zipped(tmp_path / "photos.zip", files)]
-    page.set_input_files("input[type=file] >> nth=-1", loose)
-    page.get_by_text("photos.zip").first.wait_for()
-    page.get_by_role("button", name="Name all dishes").click()
-    page.get_by_role("link", name="Download CSV").wait_for()
-    assert page.locator(".cards tbody tr").count() == 4
-    assert page.locator(".thumbnails img").count() == 1
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download CSV").click()
-    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("photo,label") and len(lines) == 5 and lines[1].startswith("'=red.png,red_rendang,")
-    looked_at(page, screenshots, "batch")
-    page.close()
+    uploads = [picture(tmp_path / "=red.png", RED), zipped(tmp_path / "photos.zip", files)]
+    with opened(browser, address) as page:
+        page.get_by_role("tab", name="Batch", exact=True).click()
+        page.set_input_files("input[type=file] >> nth=-1", uploads)
+        page.get_by_text("photos.zip").first.wait_for()
+        page.get_by_role("button", name="Name all dishes").click()
+        page.get_by_role("link", name="Download CSV").wait_for()
+        assert page.locator(".cards tbody tr").count() == 4
+        assert page.locator(".thumbnails img").count() == 1
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download CSV").click()
+        lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("photo,label") and len(lines) == 5
+        assert lines[1].startswith("'=red.png,red_rendang,")
+        looked_at(page, screenshots, "batch")
+        page.set_viewport_size({"width": 1280, "height": 900})

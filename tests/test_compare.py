@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_batch import looked_at, opened
-from test_demo import CANDIDATE, RED, browser, colour_classifier, deployment, picture, running, screenshots, serving_of  # noqa: F401
+from test_batch import looked_at
+from test_demo import CANDIDATE, RED, colour_classifier, deployment, picture, running, serving_of
+from test_page import opened
 
 from demo.comparison import Row, compare, contenders, measured
 from runtime.benchmark.rounds import Entrant
@@ -202,8 +203,8 @@ def test_what_answers_otherwise_stands_out_and_every_word_is_text() -> None:
 
 
 def test_browser_shows_the_candidates_beside_each_other(
-    browser: Any,  # noqa: F811  # a fixture
-    screenshots: Path,  # noqa: F811
+    browser: Any,
+    screenshots: Path,
     processes: dict[str, Any],
     tmp_path: Path,
 ) -> None:
@@ -219,8 +220,8 @@ def test_browser_shows_the_candidates_beside_each_other(
     (tmp_path / "models" / "plain34" / "model.pt2").unlink()
     with pytest.MonkeyPatch.context() as patch, serving_of(colour_classifier(), tmp_path) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-        with running(serving, build(serving, 2)) as address:
-            page = opened(browser, address, "Compare")
+        with running(serving, build(serving, 2)) as address, opened(browser, address) as page:
+            page.get_by_role("tab", name="Compare", exact=True).click()
             page.get_by_role("button", name="Compare all candidates").click()
             page.get_by_text("Choose a photo first.").wait_for()
             page.set_input_files("input[type=file] >> nth=1", picture(tmp_path / "a.jpg", RED))
@@ -229,6 +230,6 @@ def test_browser_shows_the_candidates_beside_each_other(
             page.get_by_text("2 of 4 answer otherwise than the page, which says red rendang.").wait_for()
             assert page.locator(".cards tbody tr").count() == 5
             assert page.locator(".otherwise").all_inner_texts() == ["≠ green lalap", "≠ green lalap"]
-            assert "is missing though its receipt lists it" in page.locator(".unread").inner_text()
+            assert page.locator(".unread").inner_text().startswith("plain34/model.pt2 is missing though its receipt")
             looked_at(page, screenshots, "compare")
-            page.close()
+            page.set_viewport_size({"width": 1280, "height": 900})

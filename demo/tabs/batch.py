@@ -29,9 +29,12 @@ State = tuple[Any, Any, Any]  # of the components: above the table, the table, t
 def build(serving: Serving) -> None:
     """Files, a button, and what was found."""
     turns = Turns("batches")
-    gr.HTML(str(label("batch_note")))
-    files = gr.File(label=label("files"), file_count="multiple", height=180)
-    start = gr.Button(label("batch_start"), variant="primary")
+    with gr.Row():
+        with gr.Column():
+            files = gr.File(label=label("files"), file_count="multiple", height=200)
+        with gr.Column():
+            gr.HTML(f"<p>{label('batch_note')}</p>")
+            start = gr.Button(label("batch_start"), variant="primary")
     outputs = [gr.HTML(), gr.HTML(), gr.HTML()]
 
     async def show(uploads: list[dict[str, Any]] | None, request: gr.Request) -> AsyncGenerator[State, None]:

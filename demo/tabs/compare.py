@@ -22,14 +22,12 @@ HEADS = ("candidate", "answer", "probability", "inference_time", "difference")
 def build(serving: Serving) -> None:
     """A photo, a button, and the rows."""
     turns = Turns("comparisons")
-    gr.HTML(str(label("compare_note")))
-    photo = gr.Image(
-        label=label("photo"),
-        placeholder=str(label("drop")),
-        height=240,
-        buttons=["fullscreen"],
-    )
-    start = gr.Button(label("compare_start"), variant="primary")
+    with gr.Row():
+        with gr.Column():
+            photo = gr.Image(label=label("photo"), placeholder=str(label("drop")), height=260, buttons=["fullscreen"])
+        with gr.Column():
+            gr.HTML(f"<p>{label('compare_note')}</p>")
+            start = gr.Button(label("compare_start"), variant="primary")
     found = gr.HTML()
 
     async def show(upload: dict[str, Any] | None, request: gr.Request) -> AsyncGenerator[str, None]:
