@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from test_demo import BLUE, GREEN, RED, colour_classifier, picture, running, serving_of
-from test_page import opened
+from test_page import open_tab, opened
 from test_service import SMALL, Held, photo
 
 from demo.archive import Archive
@@ -362,9 +362,9 @@ def test_browser_names_a_batch_and_hands_it_out(browser: Any, address: str, scre
     files = {"a/green lunch.jpg": photo(GREEN), "grey.png": photo(GREY, "PNG"), "../out.jpg": photo()}
     uploads = [picture(tmp_path / "=red.png", RED), zipped(tmp_path / "photos.zip", files)]
     with opened(browser, address) as page:
-        page.get_by_role("tab", name="Batch", exact=True).click()
+        open_tab(page, "en", "batch")
         page.set_input_files("input[type=file][multiple]", uploads)  # that tab alone has one
-        page.get_by_text("photos.zip").first.wait_for()
+        page.locator(".file-preview tr").nth(1).wait_for()
         page.get_by_role("button", name="Name all dishes").click()
         page.get_by_role("link", name="Download CSV").wait_for()
         assert page.locator(".cards tbody tr").count() == 4

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_batch import looked_at
 from test_demo import CANDIDATE, RED, colour_classifier, deployment, picture, running, serving_of
-from test_page import opened
+from test_page import open_tab, opened
 
 from demo.comparison import Row, compare, contenders, measured
 from runtime.benchmark.rounds import Entrant
@@ -221,7 +221,7 @@ def test_browser_shows_the_candidates_beside_each_other(
     with pytest.MonkeyPatch.context() as patch, serving_of(colour_classifier(), tmp_path) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
         with running(serving, build(serving, 2)) as address, opened(browser, address) as page:
-            page.get_by_role("tab", name="Compare", exact=True).click()
+            open_tab(page, "en", "compare")
             page.get_by_role("button", name="Compare all candidates").click()
             page.get_by_text("Choose a photo first.").wait_for()
             page.set_input_files("input[type=file] >> nth=1", picture(tmp_path / "a.jpg", RED))
