@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from conftest import PATIENCE
 from test_demo import BLUE, GREEN, RED, colour_classifier, picture, running, serving_of
 from test_page import open_tab, opened
 from test_service import SMALL, Held, photo
@@ -346,6 +348,14 @@ def address(tmp_path: Path) -> Iterator[str]:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
         with running(serving, build(serving, 2)) as address:
             yield address
+
+
+def test_a_batch_may_be_sent_that_is_larger_than_a_photo(address: str) -> None:
+    def sent(size: int) -> int:
+        files = {"files": ("photos.zip", bytes(size))}
+        return httpx.post(f"{address}/gradio_api/upload", files=files, timeout=PATIENCE).status_code
+
+    assert sent(LIMITS.bytes + 1000) == 200 and sent(LIMITS.upload + 1) == 413
 
 
 def looked_at(page: Any, screenshots: Path, name: str) -> None:
