@@ -17,6 +17,7 @@ from demo.limits import Limits
 from demo.metrics import ERRORS, REQUEST_SECONDS, REQUESTS
 from demo.problem import Problem, problem_response
 
+UPLOAD = "/gradio_api/upload"
 OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token
 LINGER_SECONDS = 2.0
 CLIENT_GONE = 499  # nginx's number for the log: nobody is there to be answered
@@ -63,7 +64,10 @@ class Guard:
         started, headers = time.perf_counter(), Headers(scope=scope)
         given = headers.get("x-request-id", "")
         scope["saji.request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        body = _Body(headers, receive, self.limits)
+        if scope["path"] == UPLOAD:
+            body = _Body(headers, receive, self.limits.upload, self.limits.upload_seconds)
+        else:
+            body = _Body(headers, receive, self.limits.bytes, self.limits.seconds)
         reply = _Reply(scope, body, send)
         try:
             self._admit(scope, headers)
@@ -101,19 +105,19 @@ def _secret(authorization: str) -> bytes:
 
 
 class _Body:
-    """A request's body as it comes in: cut at the bound of bytes, and when it takes too long."""
+    """A request's body as it comes in: cut at `most` bytes, and when it takes more than `seconds`."""
 
-    def __init__(self, headers: Headers, receive: Receive, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
+    def __init__(self, headers: Headers, receive: Receive, most: int, seconds: int) -> None:
+        self._receive, self._most, self._seconds = receive, most, seconds
         self._declared = headers.get("content-length", "0")
-        self._deadline = asyncio.get_running_loop().time() + limits.seconds
+        self._deadline = asyncio.get_running_loop().time() + seconds
         self.taken = 0
         self.unread = self._declared != "0" or "transfer-encoding" in headers
         self.problem: Problem | None = None  # kept, for an application may answer its own way to our exception
 
     def check_declared(self) -> None:
         """Raise Problem 413 before a byte is read, when the headers announce too many."""
-        if self._declared.isdigit() and int(self._declared) > self._limits.bytes:
+        if self._declared.isdigit() and int(self._declared) > self._most:
             raise self._too_large()
 
     async def receive(self) -> Message:
@@ -124,12 +128,12 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            detail = f"the request was not sent within {self._limits.seconds} s; send a smaller photo"
+            detail = f"the request was not sent within {self._seconds} s; send a smaller photo"
             self.problem = Problem(408, "upload-too-slow", detail)
             raise self.problem from None
         self.taken += len(message.get("body", b""))
         self.unread = message["type"] == "http.request" and message.get("more_body", False)
-        if self.taken > self._limits.bytes:
+        if self.taken > self._most:
             self.problem = self._too_large()
             raise self.problem
         return message
@@ -145,7 +149,7 @@ class _Body:
         self.unread = False
 
     def _too_large(self) -> Problem:
-        detail = f"the request is larger than {self._limits.bytes:,} bytes; send a smaller photo, or fewer at a time"
+        detail = f"the request is larger than {self._most:,} bytes; send a smaller photo, or fewer at a time"
         return Problem(413, "too-large", detail)
 
 

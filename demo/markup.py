@@ -1,25 +1,43 @@
-"""HTML that several tabs show. Everything comes in as text and is escaped here."""
+"""HTML that several tabs show. Everything comes in as text and is escaped here, but for what is `Markup` already."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
+from itertools import zip_longest
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from demo.texts import say
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table whose first column names its rows; without a `head`, only rows."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join(_row(*row) for row in rows)
-    top = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="facts"><table>{top}<tbody>{body}</tbody></table></div>'
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = False) -> str:
+    """A table whose first column names its rows; without a `head`, only rows.
+
+    The last cell of a short row takes the place of those that it lacks. With `cards`, a row is a card of its own where
+    the page is narrow.
+    """
+    names = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in head)
+    body = "".join(_row(head, *row) for row in rows)
+    top = f"<thead><tr>{names}</tr></thead>" if head else ""
+    kind = "facts cards" if cards else "facts"
+    return f'<div class="{kind}"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
-def _row(first: object, *cells: object) -> str:
-    rest = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-    return f'<tr><th scope="row">{escape(str(first))}</th>{rest}</tr>'
+def _row(head: Sequence[str], first: object, *cells: object) -> str:
+    missing = max(0, len(head) - 1 - len(cells))
+    names = () if missing else head[1:]  # on a card a cell says what it is, unless it is all there is
+    rest = Markup("").join(
+        Markup('<td data-head="{}" colspan="{}">{}</td>').format(name, missing + 1, cell)
+        for cell, name in zip_longest(cells, names, fillvalue="")
+    )
+    return f'<tr><th scope="row">{escape(first)}</th>{rest}</tr>'
+
+
+def progress(done: int, count: int, sentence: str) -> str:
+    """How far a longer work has come: a bar, and the sentence, which a screen reader says as it changes."""
+    bar = Markup('<progress value="{}" max="{}" aria-hidden="true"></progress>').format(done, count)
+    return f'<div class="progress" role="status">{bar}<p class="quiet">{escape(sentence)}</p></div>'
 
 
 def rejected(classifier: Classifier, deployment: Deployment, language: str) -> str:

@@ -10,9 +10,10 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from demo.guard import UPLOAD
 from demo.limits import Limits
 from demo.serving import Serving
-from demo.tabs import about, benchmark, classify
+from demo.tabs import about, batch, benchmark, classify, compare
 from demo.texts import label, language_of, say
 from runtime.classifier import Classifier
 
@@ -32,7 +33,7 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
-        max_file_size=limits.bytes,
+        max_file_size=limits.upload,
         i18n=label,
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
@@ -40,8 +41,8 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
         await (not_found if NOT_OF_THE_PAGE.match(scope["path"]) else gradio)(scope, receive, send)
-        if scope["path"] == "/gradio_api/upload":
-            _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.seconds)
+        if scope["path"] == UPLOAD:
+            _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.upload_seconds)
 
     # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
     app.router.default = elsewhere
@@ -64,6 +65,10 @@ def build(serving: Serving, top: int = 5, examples: Sequence[Path] = ()) -> gr.B
         head = gr.HTML(head_of(serving.engine.classifier, "en"))
         with gr.Tab(label("classify")):
             classify.build(serving, page.load, top, examples)
+        with gr.Tab(label("compare")):
+            compare.build(serving)
+        with gr.Tab(label("batch")):
+            batch.build(serving)
         with gr.Tab(label("benchmark")) as tab:
             benchmark.build(serving, tab.select)
         with gr.Tab(label("about")) as tab:

@@ -65,10 +65,10 @@ class Engine:
         self._waiting: deque[_Turn] = deque()
         self._taking = threading.Lock()
 
-    def answer(self, photo: Photo, most_pixels: int, asked: float) -> Prediction:
+    def answer(self, photo: Photo, limits: Limits, asked: float) -> Prediction:
         """Name one photo, in the thread of the caller, who `asked` at that `time.perf_counter()`. Raises Problem."""
         PART_SECONDS.labels("wait").observe(time.perf_counter() - asked)
-        image, milliseconds = read(photo, self.classifier.spec.geometry, most_pixels)
+        image, milliseconds = read(photo, self.classifier.spec.geometry, limits)
         logits, seconds = self.run(image)
         milliseconds["inference"] = round(1000 * seconds, 3)
         for part, value in milliseconds.items():
@@ -159,10 +159,10 @@ class Serving:
     async def classify(self, photos: Sequence[Photo]) -> Answer:
         """Answer photos, each a path or encoded bytes, within a `place`.
 
-        Raises Problem: 422 for what is no picture, 413 for too many pixels, 503 when the answer takes too long.
+        Raises Problem: 422 for what is no picture, 413 for too many pixels or bytes, 503 for an answer too late.
         """
         engine, now = self.engine, time.perf_counter()
-        jobs = [self._threads.submit(engine.answer, photo, self.limits.pixels, now) for photo in photos]
+        jobs = [self._threads.submit(engine.answer, photo, self.limits, now) for photo in photos]
         done = asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
         engine.requests.add(done)
         done.add_done_callback(engine.requests.discard)
@@ -248,14 +248,23 @@ class Serving:
         self.close()
 
 
-def read(photo: Photo, geometry: Geometry, most_pixels: int) -> tuple[np.ndarray, dict[str, float]]:
+def read(photo: Photo, geometry: Geometry, limits: Limits) -> tuple[np.ndarray, dict[str, float]]:
     """A photo as the network sees it, uint8 `[size, size, 3]`, and the milliseconds that decoding and geometry took.
 
-    Raises Problem 422 when it is no picture, 413 when it has more than `most_pixels` pixels.
+    Raises Problem 422 when it is no picture, 413 when it has more pixels, or a file more bytes, than `limits` let in.
     """
+    if not isinstance(photo, bytes):  # bytes were counted as they came in
+        file = Path(photo)
+        if file.is_file() and file.stat().st_size > limits.bytes:
+            raise too_large(file.name, limits)
     try:
-        return timed_pixels(photo, geometry, most_pixels)
+        return timed_pixels(photo, geometry, limits.pixels)
     except TooManyPixels as error:
         raise Problem(413, "too-many-pixels", str(error)) from None
     except BadPhoto as error:
         raise Problem(422, "not-a-picture", str(error)) from None
+
+
+def too_large(name: str, limits: Limits) -> Problem:
+    """The refusal of a file with more bytes than a photo may have."""
+    return Problem(413, "too-large", f"{name} has more than {limits.bytes:,} bytes; send a smaller photo")

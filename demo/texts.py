@@ -51,6 +51,54 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "no_gpu": ("no GPU", "tanpa GPU"),
     "not_chosen": ("Not chosen", "Tidak dipilih"),
     "because": ("Because", "Karena"),
+    # Compare
+    "compare": ("Compare", "Bandingkan"),
+    "compare_note": (
+        "One photo through every candidate that passed on this machine, each in a process of its own. The time is the "
+        "median of an inference after a warm-up, measured beside whatever else this machine does now; the difference "
+        "is the largest of a probability from PyTorch in FP32.",
+        "Satu foto melalui setiap kandidat yang lulus di mesin ini, masing-masing dalam prosesnya sendiri. Waktunya "
+        "adalah median satu inferensi setelah pemanasan, diukur di samping pekerjaan lain mesin ini; selisihnya adalah "
+        "selisih probabilitas terbesar dari PyTorch dalam FP32.",
+    ),
+    "compare_start": ("Compare all candidates", "Bandingkan semua kandidat"),
+    "compare_progress": ("{done} of {count} candidates", "{done} dari {count} kandidat"),
+    "compare_agree": (
+        "All {count} answer {label}, as the page does.",
+        "Semua {count} menjawab {label}, seperti halaman ini.",
+    ),
+    "compare_differ": (
+        "{differing} of {count} answer otherwise than the page, which says {label}.",
+        "{differing} dari {count} menjawab lain daripada halaman ini, yang menjawab {label}.",
+    ),
+    "compare_failed": ("{count} gave no answer.", "{count} tidak memberi jawaban."),
+    "no_photo": ("Choose a photo first.", "Pilih foto dahulu."),
+    "waiting": ("{count} before you; yours begins by itself.", "{count} sebelum Anda; giliran Anda mulai sendiri."),
+    "candidate": ("Candidate", "Kandidat"),
+    "answer": ("Answer", "Jawaban"),
+    "probability": ("Probability", "Probabilitas"),
+    "inference_time": ("Inference", "Inferensi"),
+    "difference": ("Difference", "Selisih"),
+    "reference": ("reference", "acuan"),
+    # Batch
+    "batch": ("Batch", "Banyak foto"),
+    "batch_note": (
+        "Many photos at once, loose or in a zip. They are read in memory, and forgotten.",
+        "Banyak foto sekaligus, lepas atau dalam zip. Foto dibaca di memori, lalu dilupakan.",
+    ),
+    "files": ("Photos or a zip", "Foto atau zip"),
+    "batch_start": ("Name all dishes", "Kenali semua hidangan"),
+    "batch_progress": ("{done} of {count} photos", "{done} dari {count} foto"),
+    "batch_done": ("{count} photos:", "{count} foto:"),
+    "file": ("File", "Berkas"),
+    "sure": ("Sure", "Yakin"),
+    "yes": ("yes", "ya"),
+    "no": ("no", "tidak"),
+    "unsure": ("not sure", "tidak yakin"),
+    "unreadable": ("not read", "tidak terbaca"),
+    "unsure_ones": ("Not sure of these", "Tidak yakin tentang ini"),
+    "perhaps": ("perhaps {label}, {probability:.1%}", "mungkin {label}, {probability:.1%}"),
+    "download": ("Download {form}", "Unduh {form}"),
     # Benchmark
     "benchmark": ("Benchmark", "Tolok ukur"),
     "race": ("Race", "Uji"),
@@ -63,7 +111,6 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Belum ada uji yang tercatat di sini; jalankan dengan: make bench",
     ),
     "pareto": ("Accuracy against latency", "Akurasi terhadap latensi"),
-    "candidate": ("Candidate", "Kandidat"),
     "accuracy_column": ("Accuracy", "Akurasi"),
     "interval": ("95 % interval", "Interval 95 %"),
     "median": ("Median ms", "Median ms"),
@@ -81,7 +128,6 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "pixels": ("Pixels it sees", "Piksel yang dilihat"),
     "serves": ("Serves as", "Dilayani sebagai"),
     "computed_in": ("Computed in", "Dihitung dalam"),
-    "file": ("File", "Berkas"),
     "data": ("Data", "Data"),
     "kind": ("Kind", "Jenis"),
     "drawings": ("drawn pictures, no photos", "gambar buatan, bukan foto"),
@@ -148,6 +194,16 @@ _REFUSALS_ID = {
     "not-a-picture": "Berkas ini bukan gambar yang dapat dibaca; kirim foto JPEG, PNG, atau WEBP",
     "too-many-pixels": "Foto ini terlalu besar; kirim foto dengan piksel lebih sedikit",
     "queue-full": "Semua tempat dalam antrean terisi; coba lagi sebentar lagi",
+    "too-large": "Berkas ini terlalu besar; kirim foto yang lebih kecil",
+    "too-many-photos": "Terlalu banyak foto; kirim sisanya dalam kiriman lain",
+    "busy": "Terlalu banyak yang menunggu; coba lagi satu menit lagi",
+    "broken-zip": "Ini bukan zip yang dapat dibaca; buat zip-nya lagi",
+    "zip-too-large": "Isi zip ini terlalu banyak; kirim lebih sedikit foto sekaligus",
+    "broken-entry": "Berkas ini rusak di dalam zip; buat zip-nya lagi",
+    "outside-zip": "Nama berkas ini menunjuk ke luar zip; buat zip dari foldernya",
+    "zip-in-zip": "Zip di dalam zip tidak dibuka; kirim secara terpisah",
+    "encrypted": "Berkas ini terenkripsi; buat zip-nya lagi tanpa kata sandi",
+    "compression": "Berkas ini dimampatkan dengan cara yang tidak biasa; buat zip-nya lagi dengan Deflate",
     "too-slow": "Belum ada jawaban karena antrean terlalu panjang; coba lagi sebentar lagi",
 }
 

@@ -82,11 +82,13 @@ class Entrant:
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
-            self.process.stdin.close()  # type: ignore[union-attr]  # opened with a pipe
+            with contextlib.suppress(BrokenPipeError):  # what it was last asked, it did not live to read
+                self.process.stdin.close()  # type: ignore[union-attr]  # opened with a pipe
             try:
                 self.process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+                self.process.wait()
             self.process.stdout.close()  # type: ignore[union-attr]
             self.process = None
 

@@ -1,7 +1,7 @@
 """One candidate in a process of its own: engines in one process disturb each other's threads and caches.
 
-Speaks JSON lines. Commands on stdin: {"do": "judge"}, {"do": "time", "scenario": …, "batch": N, "seconds": S} and
-{"do": "serve", "rate": R, "queries": N, "seed": I}; it idles in between.
+Speaks JSON lines. Commands on stdin: {"do": "judge"}, {"do": "time", "scenario": …, "batch": N, "seconds": S},
+{"do": "serve", "rate": R, "queries": N, "seed": I} and {"do": "classify"}; it idles in between.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def main() -> None:
                 answer = dataclasses.asdict(judged(candidate, folder, judging, Receipt.read(folder).spec))
             else:
                 worker = worker or Worker(folder, candidate, **asked)
-                answer = worker.answer(order)
+                answer = worker.classify() if order["do"] == "classify" else worker.answer(order)
         except SajiError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
@@ -56,6 +56,10 @@ class Worker:
         encoded = Path(photo or folder / golden.PHOTO).read_bytes()
         self.bench = Bench(classifier, JudgingSet.load(folder / "judging.npz").images, encoded, streams)
         self.warm: set[tuple[str, int]] = set()
+
+    def classify(self) -> dict[str, Any]:
+        """What the photo shows: a `runtime.classifier.Prediction`."""
+        return dataclasses.asdict(self.bench.classifier(self.bench.photo))
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """One turn of a scenario, with peak memory, load time and what else the machine did meanwhile."""
