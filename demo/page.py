@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import NoReturn
 
 import gradio as gr
 from fastapi import FastAPI
@@ -49,6 +50,12 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
     # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
     page.has_launched = True
+    gr.processing_utils.async_ssrf_protected_get = _fetch_nothing
+
+
+async def _fetch_nothing(url: str) -> NoReturn:
+    """In place of Gradio's download of any address of the internet that a request names as its photo."""
+    raise gr.Error("an address is not fetched; upload the photo", print_exception=False)
 
 
 def _forget_broken_uploads(folder: Path, seconds: float) -> None:

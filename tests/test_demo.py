@@ -153,15 +153,22 @@ def test_client_gets_our_sentence_for_a_file_that_is_no_picture(client: Any, tmp
     assert str(refusal.value) == SENTENCE
 
 
-def test_a_path_of_the_serving_machine_is_no_upload(address: str, classifier: Classifier, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [("private.png", "was not uploaded by a user"), ("https://example.org/photo.png", "an address is not fetched")],
+)
+def test_what_was_not_uploaded_is_not_read(
+    named: str, said: str, address: str, classifier: Classifier, tmp_path: Path
+) -> None:
     private = picture(tmp_path / "private.png", RED)
+    path = named if ":" in named else str(private)
     before = len(classifier.backend.seen)  # type: ignore[attr-defined]
     endpoint = f"{address}/gradio_api/call/classify"
-    body = json.dumps({"data": [{"path": str(private), "meta": {"_type": "gradio.FileData"}}]}).encode()
+    body = json.dumps({"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}).encode()
     with urllib.request.urlopen(urllib.request.Request(endpoint, body, {"Content-Type": "application/json"})) as call:
         event = json.load(call)["event_id"]
     with urllib.request.urlopen(f"{endpoint}/{event}") as answer:
-        assert "was not uploaded by a user" in answer.read().decode()
+        assert said in answer.read().decode()
     assert len(classifier.backend.seen) == before  # type: ignore[attr-defined]
 
 
