@@ -73,7 +73,7 @@ def bottleneck(rows: list[Row]) -> str:
                 most = max(parts, key=lambda part: float(parts[part]))
                 before = parts["decode"] + parts["geometry"]
                 times = (f"{parts[part]:.2f}" for part in ("decode", "geometry", "inference"))
-                share = f"{most}, {parts[most] / sum(parts.values()):.0%}"
+                share = f"{most}, {100 * parts[most] / sum(parts.values()):.0f} %"
                 lines.append(
                     (name, str(batch), *times, share, f"{parts['inference'] / before:.1f}", f"{1000 / before:.0f}")
                 )
@@ -96,10 +96,10 @@ def check(rows: list[Row]) -> str:
                 if one and all_cores:
                     predicted, found = predict(one, measured.cores), all_cores["images_per_second"]
                     errors[what].append(predicted / found - 1)
-                    cells[-1] = f"{predicted:.0f} / {found:.0f} ({errors[what][-1]:+.0%})"
+                    cells[-1] = f"{predicted:.0f} / {found:.0f} ({100 * errors[what][-1]:+.0f} %)"
             lines.append((name, what, *cells))
     said = [
-        f"{what}: {mean(map(abs, found)):.0%} off on average, {max(found, key=abs):+.0%} at worst"
+        f"{what}: {100 * mean(map(abs, found)):.0f} % off on average, {100 * max(found, key=abs):+.0f} % at worst"
         for what, found in errors.items()
         if found
     ]

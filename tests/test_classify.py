@@ -129,7 +129,7 @@ def test_answers_of_two_models_are_never_mixed(kind: str, folder: Path, tmp_path
     output, again = tmp_path / f"rows.{kind}", onnx.load(model / "model.onnx")
     classify([first], model, "", output)
     written = output.read_bytes()
-    assert f"resnet18 · ort-cpu · fp32 · {sha256_file(model / 'model.onnx')[:12]}" in output.read_text("utf-8")
+    assert sha256_file(model / "model.onnx")[:12].encode() in written
     again.doc_string = "exported once more"
     onnx.save(again, tmp_path / "model.onnx")
     for other in (tmp_path / "model.onnx", model / "model.pt2"):

@@ -58,10 +58,10 @@ def test_capacity_is_predicted_from_one_core_and_held_against_two() -> None:
     line = capacity.table(ours).splitlines()[2]
     assert line == "| resnet34 · ort-cpu · fp32 | 4 | 125 | 250 | 90 | 1.11 | 4.0 |"
     where = capacity.bottleneck(ours).splitlines()[2:4]
-    assert "inference, 70%" in where[0] and where[0].endswith("| 2.3 | 333 |") and "inference, 62%" in where[1]
+    assert "inference, 70 %" in where[0] and where[0].endswith("| 2.3 | 333 |") and "inference, 62 %" in where[1]
     stream, call, label = capacity.check(ours).splitlines()[2:5]
-    assert stream.endswith("| not measured | 400 / 360 (+11%) |") and call.count("not measured") == 2
-    assert label.endswith("| not measured | 182 / 160 (+14%) |")  # 8 ms a photo, 5 of them twice as fast
+    assert stream.endswith("| not measured | 400 / 360 (+11 %) |") and call.count("not measured") == 2
+    assert label.endswith("| not measured | 182 / 160 (+14 %) |")  # 8 ms a photo, 5 of them twice as fast
 
 
 def test_what_has_no_rows_says_so() -> None:
