@@ -39,7 +39,7 @@ def main() -> None:
     from demo.serving import Serving
 
     def open_classifier(path: Path) -> Classifier:
-        return load(path, threads=arguments.threads)
+        return load(path, threads=arguments.threads, streams=arguments.workers)
 
     with (
         Serving(path, open_classifier, limits, arguments.workers, arguments.batch) as serving,

@@ -17,6 +17,7 @@ sys.path[0] = str(ROOT)  # run as a plain path: Python put docs/ first
 import numpy as np
 from sklearn.metrics import f1_score
 
+import demo.load.table
 import export.mutants
 from export import engine_sizes
 from runtime.benchmark.rows import Row, read_rows
@@ -314,6 +315,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "growth": growth,
     "suspects": suspects,
     "unseen": unseen.table,
+    "load": demo.load.table.table,
     "engine_sizes": engine_sizes.table,
     "mutants": mutants,
     "faint": faint,
