@@ -97,9 +97,11 @@ def test_rows_of_every_part_say_what_was_measured_and_make_the_table(
 ) -> None:
     plan = Plan(Load(str(out), str(photos), seconds=2), 2, 4)
 
-    def compared(claim: str, ours: list[str], theirs: list[str], target: float, rounds: int, measure: str, **_: Any):
+    def compared(
+        claim: str, ours: list[str], theirs: list[str], target: float, rounds: int, measure: str, **_: Any
+    ) -> Any:
         said = [[FIGURES, FIGURES]] * rounds
-        ratios = {"ratio": 0.75, "ratio_low": 0.7, "ratio_high": 0.8, "ours": [15.0] * rounds, "theirs": [20.0] * rounds}
+        ratios = {"ratio": 0.75, "ratio_low": 0.7, "ratio_high": 0.8, "ours": [15.0, 15.0], "theirs": [20.0, 20.0]}
         facts = {"claim": claim, "target": target, "measure": measure, "rounds": rounds, "said": said}
         return {**facts, **ratios, **parts.environment.stamp()}
 
@@ -128,9 +130,9 @@ def test_the_service_is_started_with_room_for_all_clients(out: Path, photos: Pat
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
     from demo.load.server import serving
 
-    with pytest.raises(SajiError, match=r"did not start: saji: .*deployment.json does not exist"):
-        with serving("demo", "--out", str(tmp_path), "--port=0"):
-            pass
+    sentence = r"did not start: saji: .*deployment.json does not exist"
+    with pytest.raises(SajiError, match=sentence), serving("demo", "--out", str(tmp_path), "--port=0"):
+        pass
 
 
 @needs_wrk

@@ -14,11 +14,8 @@ from runtime.deployment import Deployment
 
 EXPERIMENT = "load"
 OFFLINE_SHARE, OVER_PLAIN, LONE_SHARE = 0.7, 3.0, 1 / 1.1
-SETTINGS = [
-    {"workers": workers, "threads": threads, "batch": batch}
-    for workers, threads in ((1, 0), (1, 1), (2, 1))
-    for batch in (1, 4, 8)
-]
+SETTINGS = [(workers, threads, batch) for workers, threads in ((1, 0), (1, 1), (2, 1)) for batch in (1, 4, 8)]
+MILLISECONDS = "median_ms"
 
 
 @dataclass(frozen=True)
@@ -56,21 +53,21 @@ def lone(plan: Plan) -> Iterator[Row]:
     """What queue, threads and micro-batches add to a lone request, and what HTTP adds."""
     queue, direct, http = (plan.load.side(name) for name in ("queue", "direct", "http"))
     text = "a lone photo through the queue, against the classifier alone"
-    yield _compared(plan, "queue", text, LONE_SHARE, queue, direct, "median_ms", less_is_better=True)
+    yield _compared(plan, "queue", text, LONE_SHARE, queue, direct, MILLISECONDS)
     text = "a lone photo over HTTP, against the queue alone"
-    yield _compared(plan, "http", text, 0, http, queue, "median_ms", less_is_better=True)
+    yield _compared(plan, "http", text, 0, http, queue, MILLISECONDS)
 
 
 def _compared(
-    plan: Plan, part: str, text: str, target: float, ours: list[str], theirs: list[str], *measure: str, **how: bool
+    plan: Plan, part: str, text: str, target: float, ours: list[str], theirs: list[str], measure: str = "per_second"
 ) -> Row:
-    row = compare(text, ours, theirs, target, plan.rounds, *(measure or ("per_second",)), **how)
+    row = compare(text, ours, theirs, target, plan.rounds, measure, less_is_better=measure == MILLISECONDS)
     return {**row, **plan.conditions, "part": part}
 
 
 def settings(plan: Plan) -> Iterator[Row]:
     """Photos a second for each of the service's settings, by turns."""
-    loads = [replace(plan.load, **setting) for setting in SETTINGS]
+    loads = [replace(plan.load, workers=w, threads=t, batch=b) for w, t, b in SETTINGS]
     rounds = [[sides.by_wrk(load) for load in loads] for _ in range(plan.rounds)]
     for load, found in zip(loads, zip(*rounds, strict=True), strict=True):
         rates = [figures["per_second"] for figures in found]

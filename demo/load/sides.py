@@ -205,6 +205,7 @@ def flatness(points: list[float], interval: float) -> Figures:
 
 def _warm_up(asked: Load, server: Server) -> None:
     clients.wrk(server.address, asked.files, asked.clients, asked.seconds * WARM_UP_SHARE)
+    _lone_sample(asked, server)  # is answered after those that wrk left behind
 
 
 def _measured(server: Server, work: Callable[[], Figures]) -> Figures:
