@@ -70,7 +70,7 @@ def threads(address: str, photos: Sequence[Path], clients: int, seconds: float, 
         samples = [sample for of_one in pool.map(client, range(clients)) for sample in of_one]
     return {
         "seconds": time.perf_counter() - started,
-        "answers": len(samples),
+        "answers": sum(status != NO_ANSWER for status, _ in samples),
         "refused": sum(status not in ("200", NO_ANSWER) for status, _ in samples),
         "broken": sum(status == NO_ANSWER for status, _ in samples),
         **latencies([ms for status, ms in samples if status == "200"]),

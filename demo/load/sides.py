@@ -74,7 +74,7 @@ def by_wrk(asked: Load) -> Figures:
     """Photos a second that the service answers to wrk, latencies, errors, memory and processor seconds."""
     with serving(*asked.service()) as server:
         _warm_up(asked, server)
-        return _measured(server, lambda: clients.wrk(server.address, asked.files, asked.clients, asked.seconds))
+        return _asked_by_wrk(asked, server, asked.clients)
 
 
 def by_threads(asked: Load) -> Figures:
@@ -96,7 +96,8 @@ def _by_threads(asked: Load, module: list[str], ask: clients.Ask) -> Figures:
 
         work(asked.seconds * WARM_UP_SHARE)
         found = _measured(server, lambda: work(asked.seconds))
-    return {**found, "statuses": clients.statuses(found.pop("samples"))}
+    statuses = clients.statuses(found.pop("samples"))
+    return {**found, "statuses": statuses}
 
 
 def http(asked: Load) -> Figures:
@@ -144,7 +145,7 @@ def overload(asked: Load) -> Figures:
         ordinary = float(np.quantile(before, 0.95))
         crowd = OVERLOAD * asked.clients
         witness = pool.submit(clients.threads, server.address, asked.files, WITNESSES, asked.seconds, ask_service)
-        found = _measured(server, lambda: clients.wrk(server.address, asked.files, crowd - WITNESSES, asked.seconds))
+        found = _asked_by_wrk(asked, server, crowd - WITNESSES)
         samples = witness.result()["samples"]
         return {
             **found,
@@ -179,9 +180,7 @@ def memory(asked: Load) -> Figures:
     """The service's resident memory at POINTS points of a long load."""
     with serving(*asked.service()) as server, ThreadPoolExecutor() as pool:
         _warm_up(asked, server)
-        load = pool.submit(
-            _measured, server, lambda: clients.wrk(server.address, asked.files, asked.clients, asked.seconds)
-        )
+        load = pool.submit(_asked_by_wrk, asked, server, asked.clients)
         points = []
         while not load.done():
             points.append(server.memory_mib())
@@ -208,15 +207,21 @@ def _warm_up(asked: Load, server: Server) -> None:
     _lone_sample(asked, server)  # is answered after those that wrk left behind
 
 
+def _asked_by_wrk(asked: Load, server: Server, connections: int) -> Figures:
+    """What wrk found, with how the service itself counted its answers."""
+    counted = server.answers()
+    found = _measured(server, lambda: clients.wrk(server.address, asked.files, connections, asked.seconds))
+    return {**found, "answered": dict(server.answers() - counted)}
+
+
 def _measured(server: Server, work: Callable[[], Figures]) -> Figures:
     """What `work` found, with photos a second and what the server took for it."""
-    spent, counted = server.cpu_seconds(), server.answers()
+    spent = server.cpu_seconds()
     found = work()
     return {
         **found,
         "per_second": (found["answers"] - found["refused"]) / found["seconds"],
         "server_cpu_seconds": server.cpu_seconds() - spent,
-        "answered": dict(server.answers() - counted),
         "memory_mib": server.memory_mib(),
         "peak_memory_mib": server.peak_memory_mib(),
     }

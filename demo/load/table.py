@@ -40,7 +40,7 @@ def _overload(row: Row) -> str:
     recovered = row["recovered_seconds"]
     back = f"within {recovered:.2f} s" if recovered is not None else "not"
     return (
-        f"Overload: {row['clients']} clients without pause for {row['seconds']:g} s: {100 * share:.0f} % were refused "
+        f"Overload: {row['clients']} clients without pause for {row['seconds']:.0f} s: {100 * share:.0f} % were refused "
         f"with 429, p99 {_ms(refusals['p99_ms'])}; those let in took p99 {_ms(accepted['p99_ms'])}, the slowest "
         f"{_ms(accepted['max_ms'])} of the {row['bound_seconds']} s they may take, {row['per_second']:.0f} photos/s; "
         f"{_errors([row]) - row['refused']} other errors; afterwards a lone request was {back} as fast as before "
@@ -50,7 +50,7 @@ def _overload(row: Row) -> str:
 
 def _memory(row: Row) -> str:
     return (
-        f"Memory over {row['seconds']:g} s of {row['clients']} clients: {row['first_mib']} MiB in the first tenth, "
+        f"Memory over {row['seconds']:.0f} s of {row['clients']} clients: {row['first_mib']} MiB in the first tenth, "
         f"{row['last_mib']} in the last ({100 * row['growth']:+.1f} %), peak {row['peak_memory_mib']} MiB."
     )
 
