@@ -40,8 +40,8 @@ def _overload(row: Row) -> str:
     recovered = row["recovered_seconds"]
     back = f"within {recovered:.2f} s" if recovered is not None else "not"
     return (
-        f"Overload: {row['clients']} clients without pause for {row['seconds']:.0f} s: {100 * share:.0f} % were refused "
-        f"with 429, p99 {_ms(refusals['p99_ms'])}; those let in took p99 {_ms(accepted['p99_ms'])}, the slowest "
+        f"Overload: {row['clients']} clients without pause for {row['seconds']:.0f} s: {100 * share:.0f} % were "
+        f"refused with 429, p99 {_ms(refusals['p99_ms'])}; those let in took p99 {_ms(accepted['p99_ms'])}, the slowest "
         f"{_ms(accepted['max_ms'])} of the {row['bound_seconds']} s they may take, {row['per_second']:.0f} photos/s; "
         f"{_errors([row]) - row['refused']} other errors; afterwards a lone request was {back} as fast as before "
         f"({row['ordinary_ms']:.1f} ms)."
