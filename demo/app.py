@@ -39,7 +39,7 @@ def main() -> None:
     from demo.serving import Serving
 
     def open_classifier(path: Path) -> Classifier:
-        return load(path, threads=arguments.threads)
+        return load(path, threads=arguments.threads, streams=arguments.workers)
 
     with (
         Serving(path, open_classifier, limits, arguments.workers, arguments.batch) as serving,
@@ -75,10 +75,14 @@ def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Names
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises SajiError when the address cannot be had."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise SajiError(f"cannot listen on {host} port {port}: {reason}; choose with --port or --host") from None
+    # Connections inherit it. asyncio sets it only where the socket was made with its protocol's number, and without it
+    # an answer's body waits 40 ms for the client to acknowledge its headers
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def shipped(path: Path, deployment: Deployment, classifier: Classifier) -> list[Path]:

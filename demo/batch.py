@@ -115,7 +115,7 @@ def thumbnail(photo: Photo, limits: Limits) -> bytes:
     return encoded.getvalue()
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[Row], served_by: str) -> str:
     """As `python -m runtime classify` writes it; a photo that was not read has empty cells.
 
     A name that a spreadsheet would run as a formula has an apostrophe before it.
@@ -123,15 +123,16 @@ def as_csv(rows: Sequence[Row]) -> str:
     lines = [csv_line(COLUMNS)]
     for row in rows:
         name = f"'{row.name}" if row.name.startswith(FORMULA) else row.name
-        lines.append(csv_row(name, row.prediction) if row.prediction else csv_line((name, *[""] * (len(COLUMNS) - 1))))
+        empty = csv_line((name, *[""] * (len(COLUMNS) - 1)))
+        lines.append(csv_row(name, row.prediction, served_by) if row.prediction else empty)
     return "".join(lines)
 
 
 def as_json(rows: Sequence[Row], served_by: str) -> str:
-    """One object: what served, the photos as `json_row` of `runtime.classify` has them, and the unreadable ones."""
-    photos = [json.loads(json_row(row.name, row.prediction)) for row in rows if row.prediction]
+    """One object: the photos as `json_row` of `runtime.classify` has them, and the unreadable ones."""
+    photos = [json.loads(json_row(row.name, row.prediction, served_by)) for row in rows if row.prediction]
     unreadable = [{"photo": row.name, "reason": row.problem.detail} for row in rows if row.problem]
-    return json.dumps({"served_by": served_by, "photos": photos, "unreadable": unreadable}, indent=1)
+    return json.dumps({"photos": photos, "unreadable": unreadable}, indent=1)
 
 
 def counts(rows: Sequence[Row]) -> Counter[str]:

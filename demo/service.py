@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict
@@ -105,14 +105,6 @@ _PHOTOS_BODY = {
 router = APIRouter()
 
 
-async def _serving(request: Request) -> Serving:  # not a plain function, for which FastAPI takes another thread
-    serving: Serving = request.app.state.serving
-    return serving
-
-
-Now = Annotated[Serving, Depends(_serving)]
-
-
 @router.post(
     "/v1/classify",
     summary="Name the dish on each photo",
@@ -121,10 +113,10 @@ Now = Annotated[Serving, Depends(_serving)]
 )
 async def classify(
     request: Request,
-    serving: Now,
     top: Annotated[int | None, Query(ge=1, description="How many of the most likely classes are listed")] = None,
 ) -> Answers:
     """Send a photo as the body, or one or several as the files of a form: `curl -F photo=@photo.jpg`."""
+    serving: Serving = request.app.state.serving
     with serving.place():
         answer = await serving.classify(await photos_of(request, serving.limits))
     shown = top or request.app.state.top
@@ -144,8 +136,9 @@ async def classify(
 
 
 @router.get("/v1/model", summary="What serves now, and why", responses=_problems(401))
-async def model(serving: Now) -> Model:
+async def model(request: Request) -> Model:
     """Changes when another deployment is taken into service."""
+    serving: Serving = request.app.state.serving
     engine = serving.engine
     classifier, candidate = engine.classifier, engine.classifier.candidate
     return Model(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a plain path: Python put docs/ first
     sys.path[0] = str(ROOT)
 
+import demo.load.table
 from docs import capacity, gate_tables, study_tables
 from docs.markdown import NAMES, markdown
 from export import engine_sizes
@@ -71,6 +72,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "growth": study_tables.growth,
     "suspects": study_tables.suspects,
     "unseen": unseen.table,
+    "load": demo.load.table.table,
     "engine_sizes": engine_sizes.table,
     "mutants": gate_tables.mutants,
     "faint": gate_tables.faint,

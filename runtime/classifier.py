@@ -109,12 +109,16 @@ class Classifier:
         self.close()
 
 
-def load(path: str | Path, backend: str = "", precision: str = "fp32", threads: int = 0) -> Classifier:
+def load(
+    path: str | Path, backend: str = "", precision: str = "fp32", threads: int = 0, streams: int = 1
+) -> Classifier:
     """Open a classifier.
 
     `path` is a `deployment.json` (opens its choice, or with a printed reason the next in line), a model folder with
     its `model.json` (opens the candidate of `backend`, default "ort-cpu", and `precision`; it must have passed), or
-    a bare `.onnx` or `.pt2` file. Raises SajiError in one sentence when nothing can be opened.
+    a bare `.onnx` or `.pt2` file. `threads` 0 are the deployment's or the engine's own; a deployment is opened ready
+    for `streams` calls side by side, or for as many as it names. Raises SajiError in one sentence when nothing can be
+    opened.
     """
     path = Path(path)
     if path.name == "model.json":
@@ -124,13 +128,13 @@ def load(path: str | Path, backend: str = "", precision: str = "fp32", threads: 
     if path.is_dir():
         return _from_folder(path, backend or "ort-cpu", precision, threads)
     if path.suffix == ".json":
-        return _from_deployment(path, threads)
+        return _from_deployment(path, threads, streams)
     if path.suffix in (".onnx", ".pt2"):
         return _from_file(path, backend or ("pytorch" if path.suffix == ".pt2" else "ort-cpu"), precision, threads)
     raise SajiError(f"{path} is no model; give a deployment.json, a model folder or an .onnx file")
 
 
-def _from_deployment(path: Path, threads: int) -> Classifier:
+def _from_deployment(path: Path, threads: int, streams: int) -> Classifier:
     from runtime.deployment import Deployment
 
     deployment = Deployment.read(path)
@@ -142,7 +146,8 @@ def _from_deployment(path: Path, threads: int) -> Classifier:
             receipt.verify(folder, place.candidate.file)
             if receipt.files[place.candidate.file]["sha256"] != place.sha256:
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
-            engine = _opened(place.candidate, folder, receipt.spec, threads or place.threads, place.streams)
+            settings = threads or place.threads, max(streams, place.streams)
+            engine = _opened(place.candidate, folder, receipt.spec, *settings)
         except SajiError as error:
             passed_over.append(f"{place.candidate.name}: {error}")
             print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)

@@ -86,11 +86,13 @@ def test_csv_and_json_hold_every_photo_and_csv_no_formula(serving: Serving, tmp_
     zip_of_evil = zipped(tmp_path / "evil.zip", {f"{name}.jpg": photo() for name in evil})
     rows = [replace(row, name=row.name.partition("/")[2]) for row in rows_of(serving, zip_of_evil)]
     rows += rows_of(serving, tmp_path / "broken.jpg")
-    cells = list(csv.DictReader(io.StringIO(as_csv(rows), newline="")))
+    cells = list(csv.DictReader(io.StringIO(as_csv(rows, "an engine"), newline="")))
     assert [cell["photo"] for cell in cells] == [*(f"'{name}.jpg" for name in evil), "broken.jpg"]
     assert [cell["label"] for cell in cells] == [*["red_rendang"] * 5, ""]
     whole = json.loads(as_json(rows, "an engine"))
-    assert whole["served_by"] == "an engine" and [one["photo"] for one in whole["photos"]] == [f"{n}.jpg" for n in evil]
+    assert {one["served_by"] for one in whole["photos"]} == {"an engine"} and [
+        one["photo"] for one in whole["photos"]
+    ] == [f"{n}.jpg" for n in evil]
     assert sum(whole["photos"][0]["probabilities"].values()) == pytest.approx(1)
     assert [one["photo"] for one in whole["unreadable"]] == ["broken.jpg"]
 

@@ -88,6 +88,13 @@ def test_photos_of_a_form_are_named_in_their_order(service: httpx.Client) -> Non
     assert [list(a["probabilities"]) for a in answer["answers"]] == [["red_rendang"], ["green_lalap"]]
 
 
+def test_an_answer_does_not_wait_for_its_headers_to_be_acknowledged() -> None:
+    with app.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_model_tells_what_serves_and_within_which_limits(service: httpx.Client) -> None:
     told = service.get("/v1/model").json()
     assert (told["served_by"], told["verdict"], told["accuracy"]) == (CANDIDATE.name, "pass", 0.9712)

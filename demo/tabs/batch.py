@@ -116,7 +116,8 @@ def summary_of(rows: Sequence[Row], classifier: Classifier, language: str) -> st
 
 def downloads_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """Links that hold the files themselves, so that none lies on the disk, as HTML."""
-    files = {"csv": ("text/csv", as_csv(rows)), "json": ("application/json", as_json(rows, classifier.candidate.name))}
+    served_by = classifier.served_by
+    files = {"csv": ("text/csv", as_csv(rows, served_by)), "json": ("application/json", as_json(rows, served_by))}
     links = [
         f'<a download="saji.{form}" href="data:{kind};base64,{base64.b64encode(text.encode()).decode()}">'
         f"{say(language, 'download', form=form.upper())}</a>"

@@ -28,12 +28,14 @@ def compare(
     A first pair is run and not counted, so that both find warm file caches.
     """
     values: list[tuple[float, float]] = []
+    said: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for turn in range(rounds + 1):
-        said = _told(ours), _told(theirs)
-        pair = said[0][measure], said[1][measure]
+        both = _told(ours), _told(theirs)
+        pair = both[0][measure], both[1][measure]
         say(f"{claim}: {'warm-up' if turn == 0 else f'round {turn}'}: {pair[0]:.3g} against {pair[1]:.3g}")
         if turn:
             values.append(pair)
+            said.append(both)
     ratios = sorted(b / a if less_is_better else a / b for a, b in values)
     return {
         "experiment": "ratio",
@@ -46,7 +48,7 @@ def compare(
         "ours": [round(a, 4) for a, _ in values],
         "theirs": [round(b, 4) for _, b in values],
         "rounds": rounds,
-        "last_said": said,
+        "said": said,
         **environment.stamp(),
     }
 

@@ -101,7 +101,7 @@ def _claims(out: Path, scratch: Path) -> Iterator[Claim]:
     text = f"best within a point of the best accuracy ({of_all['candidate']}), against {torch['candidate']}"
     yield Claim("best", text, 15, _engine(out, of_all), theirs)
     for name, width, height, target in (("large photo", 4000, 3000, 5.5), ("small photo", 512, 384, 4.5)):
-        path = _photo(Path(folder), scratch / f"{width}.jpg", width, height, 0)
+        path = write_photo(Path(folder), scratch / f"{width}.jpg", width, height, 0)
         text = f"JPEG of {width}×{height}, {path.stat().st_size / 1e6:.1f} MB, to label with {best['candidate']}"
         text += ", against torchvision's decode and v2 transforms with eager PyTorch"
         loop = [*_LOOP, "photo", folder, best["candidate"], str(path)]
@@ -110,7 +110,7 @@ def _claims(out: Path, scratch: Path) -> Iterator[Claim]:
     photos = scratch / "photos"
     photos.mkdir()
     for number in range(PHOTOS):
-        _photo(Path(folder), photos / f"{number:04}.jpg", 512, 384, number)
+        write_photo(Path(folder), photos / f"{number:04}.jpg", 512, 384, number)
     text = f"{PHOTOS:,} JPEGs of 512×384 with {best['candidate']}, against a DataLoader and eager PyTorch"
     loop = [*_LOOP, "folder", folder, best["candidate"], str(photos)]
     yield Claim("offline", text, 4, loop, [*_LOOP, "dataloader", folder, str(photos)])
@@ -155,7 +155,7 @@ def _engine(out: Path, row: Row) -> list[str]:
     return [*_LOOP, "engine", str(out / "models" / row["architecture"]), row["candidate"]]
 
 
-def _photo(model: Path, path: Path, width: int, height: int, seed: int) -> Path:
+def write_photo(model: Path, path: Path, width: int, height: int, seed: int) -> Path:
     """The golden JPEG in another size, with grain as a camera's: a smooth picture would be decoded too easily."""
     picture = Image.open(model / golden.PHOTO).convert("RGB").resize((width, height))
     grain = np.random.default_rng(seed).normal(0, 6, (height, width, 1))

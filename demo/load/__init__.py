@@ -1,0 +1,1 @@
+"""How much load the service bears, measured from outside on loopback: `python -m demo.load`."""
