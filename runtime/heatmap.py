@@ -36,9 +36,9 @@ class Heat:
     def heat(self) -> np.ndarray:
         """The map over the crop that the network sees, float32 `[size, size]`: 0 for no evidence, 1 for the most."""
         evidence = np.maximum(self.activation, 0)  # what speaks against the class is not what was asked
-        evidence = evidence / (evidence.max() or 1)
         size = (self.geometry.size, self.geometry.size)
-        return np.asarray(Image.fromarray(evidence).resize(size, Image.Resampling.BILINEAR))
+        heat = np.asarray(Image.fromarray(evidence).resize(size, Image.Resampling.BILINEAR))
+        return heat / (heat.max() or 1)
 
     def over(self, photo: Source, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The photo upright, mode "RGB", with the map over what the network saw of it; the rest is as it was.
@@ -64,7 +64,7 @@ class Heatmap:
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         """Open a file as it is, without a receipt. Raises BadModel, or Unavailable without ONNX Runtime."""
         check_available("ort-cpu")
-        self.spec = spec
+        self.path, self.spec = path, spec
         # One thread: nobody waits for many maps, and the engine that serves needs the cores
         self._engine = open_engine("ort-cpu", path, "fp32", "", 1, {})
 
