@@ -15,6 +15,7 @@ import onnx.parser
 import pytest
 from PIL import Image, ImageDraw
 from test_demo import colour_classifier, serving_of
+from test_foreign import foreign
 
 from demo.heat import look
 from demo.limits import Limits
@@ -22,6 +23,7 @@ from demo.problem import Problem
 from demo.serving import Serving
 from demo.tabs.classify import heat_of
 from export.cam import add_map, judge_cam, linear_head, write_cam
+from export.foreign import import_foreign
 from export.graph import OPSET, save_onnx
 from runtime.backends import open_backend
 from runtime.candidate import run_all
@@ -197,6 +199,15 @@ def test_a_model_without_a_map_says_why(changes: dict, words: str, model: Path, 
     with pytest.raises(SajiError, match=words) as error:
         Heatmap.of_model(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_the_receipt_says_why_a_network_has_no_map(sample: Path, tmp_path: Path) -> None:
+    receipt = import_foreign(replace(foreign(tmp_path, pool="GlobalMaxPool"), data=sample), tmp_path, silent)
+    assert FILE not in receipt.files and not [c for c in receipt.candidates if c.file == FILE]
+    folder = tmp_path / "models" / "their_net"
+    assert "do not come from an average" in (folder / "parity.md").read_text()
+    with pytest.raises(SajiError, match="do not come from an average over its last maps"):
+        Heatmap.of_model(folder)
 
 
 @pytest.fixture(scope="module")
