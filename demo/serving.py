@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +33,7 @@ POLL_SECONDS = 1.0
 log = logging.getLogger("saji.serving")
 
 Photo = bytes | str | os.PathLike
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -162,23 +165,30 @@ class Serving:
         Raises Problem: 422 for what is no picture, 413 for too many pixels or bytes, 503 for an answer too late.
         """
         engine, now = self.engine, time.perf_counter()
-        jobs = [self._threads.submit(engine.answer, photo, self.limits, now) for photo in photos]
-        done = asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
-        engine.requests.add(done)
-        done.add_done_callback(engine.requests.discard)
-        try:
-            results = await asyncio.wait_for(asyncio.shield(done), self.limits.seconds)
-        except TimeoutError:
-            for job in jobs:
-                job.cancel()  # what has begun cannot be stopped, and holds the engine until it ends
-            seconds = self.limits.seconds
-            raise busy(503, "too-slow", f"no answer within {seconds} s, so many are waiting; try again soon") from None
+        results = await self.finished(engine, [partial(engine.answer, p, self.limits, now) for p in photos])
         for number, result in enumerate(results, 1):
             if isinstance(result, Problem) and len(results) > 1:
                 result.detail = f"photo {number} of {len(results)}: {result.detail}"
             if isinstance(result, BaseException):
                 raise result
         return Answer(list(results), engine.classifier)  # type: ignore[arg-type]  # no exception is left in it
+
+    async def finished(self, engine: Engine, works: Sequence[Callable[[], T]]) -> list[T | BaseException]:
+        """What each work gives or raises, done in a thread of its own, within a `place`; `engine` is held until then.
+
+        Raises Problem 503 when it takes too long.
+        """
+        jobs = [self._threads.submit(work) for work in works]
+        done = asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
+        engine.requests.add(done)
+        done.add_done_callback(engine.requests.discard)
+        try:
+            return await asyncio.wait_for(asyncio.shield(done), self.limits.seconds)
+        except TimeoutError:
+            for job in jobs:
+                job.cancel()  # what has begun cannot be stopped, and holds the engine until it ends
+            seconds = self.limits.seconds
+            raise busy(503, "too-slow", f"no answer within {seconds} s, so many are waiting; try again soon") from None
 
     def look_again(self) -> None:
         """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
@@ -251,14 +261,24 @@ class Serving:
 def read(photo: Photo, geometry: Geometry, limits: Limits) -> tuple[np.ndarray, dict[str, float]]:
     """A photo as the network sees it, uint8 `[size, size, 3]`, and the milliseconds that decoding and geometry took.
 
-    Raises Problem 422 when it is no picture, 413 when it has more pixels, or a file more bytes, than `limits` let in.
+    Raises Problem as `refusing` does.
+    """
+    with refusing(photo, limits):
+        return timed_pixels(photo, geometry, limits.pixels)
+
+
+@contextmanager
+def refusing(photo: Photo, limits: Limits) -> Iterator[None]:
+    """Turns what is wrong with a photo that is read inside into a Problem.
+
+    422 when it is no picture, 413 when it has more pixels, or a file more bytes, than `limits` let in.
     """
     if not isinstance(photo, bytes):  # bytes were counted as they came in
         file = Path(photo)
         if file.is_file() and file.stat().st_size > limits.bytes:
             raise too_large(file.name, limits)
     try:
-        return timed_pixels(photo, geometry, limits.pixels)
+        yield
     except TooManyPixels as error:
         raise Problem(413, "too-many-pixels", str(error)) from None
     except BadPhoto as error:

@@ -40,6 +40,17 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Not sure: this may be none of the {count} dishes.",
         "Tidak yakin: mungkin ini bukan salah satu dari {count} hidangan.",
     ),
+    "look": ("What did it look at?", "Apa yang dilihatnya?"),
+    "heat": (
+        "Bright is what speaks for {dish}, dark what does not. The network sees nothing outside the square. "
+        "This map is of the FP32 model.",
+        "Terang berarti mendukung {dish}, gelap berarti tidak. Jaringan tidak melihat apa pun di luar persegi. "
+        "Peta ini dari model FP32.",
+    ),
+    "heat_alt": (
+        "the photo under a heat map of what speaks for {dish}",
+        "foto di bawah peta panas tentang apa yang mendukung {dish}",
+    ),
     "decode": ("decode", "dekode"),
     "geometry": ("geometry", "geometri"),
     "inference": ("inference", "inferensi"),
@@ -193,6 +204,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
 _REFUSALS_ID = {
     "not-a-picture": "Berkas ini bukan gambar yang dapat dibaca; kirim foto JPEG, PNG, atau WEBP",
     "too-many-pixels": "Foto ini terlalu besar; kirim foto dengan piksel lebih sedikit",
+    "no-heat-map": "Model ini tidak dapat menunjukkan apa yang dilihatnya",
     "queue-full": "Semua tempat dalam antrean terisi; coba lagi sebentar lagi",
     "too-large": "Berkas ini terlalu besar; kirim foto yang lebih kecil",
     "too-many-photos": "Terlalu banyak foto; kirim sisanya dalam kiriman lain",

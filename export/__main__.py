@@ -18,6 +18,7 @@ import tyro
 from PIL import Image
 
 from export import parity
+from export.cam import write_cam
 from export.embed import write_embedded
 from export.engine import Built, Options, Profile, build_engines
 from export.foreign import Foreign, import_foreign
@@ -161,6 +162,8 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
         _require_right_fp32(candidates, run / "checkpoint.pt")
         write_golden(functools.partial(reference_logits, model), spec, new, candidates)
         candidates += write_embedded(new, spec, candidates, judging, _source(run), say, command.bounds)
+        maps, without = write_cam(new, spec, judging, say, command.bounds)
+        candidates, skipped = candidates + maps, skipped + without
         _write_examples(new / "examples", judging, spec)
         report = parity.report(spec, candidates, judging, skipped, command.bounds)
         (new / "parity.md").write_text(report, encoding="utf-8")

@@ -13,6 +13,7 @@ import onnx.version_converter
 import onnxruntime
 
 from export import parity
+from export.cam import write_cam
 from export.embed import write_embedded
 from export.golden import Reference, write_golden
 from export.graph import OPSET, OUTPUT, operators, save_onnx
@@ -67,7 +68,7 @@ def import_foreign(
         raise SajiError("a foreign model needs --onnx FILE --classes FILE --mean R G B --std R G B; see --help")
     core = read_foreign(foreign.onnx)
     spec, reference = _spec(core, foreign), reference_of(core, foreign)
-    judging = None
+    judging, skipped = None, list[str]()
     if foreign.data:
         judging = _judging(foreign.data, spec, reference)
         score = accuracy(reference(judging.images), judging.labels)
@@ -79,7 +80,9 @@ def import_foreign(
             judging.save(new / "judging.npz")
             candidates = parity.judge_folder(spec, new, judging, say, {}, gates)
             candidates += write_embedded(new, spec, candidates, judging, foreign.data, say, gates)
-            (new / "parity.md").write_text(parity.report(spec, candidates, judging, [], gates), encoding="utf-8")
+            maps, skipped = write_cam(new, spec, judging, say, gates)
+            candidates += maps
+            (new / "parity.md").write_text(parity.report(spec, candidates, judging, skipped, gates), encoding="utf-8")
         else:
             why = ("there were no photos to judge it by; import it again with --data",)
             candidates = [replace(candidate, reasons=why) for candidate in candidates]
@@ -89,7 +92,9 @@ def import_foreign(
         request = {name: str(value) for name, value in asdict(foreign).items()}
         graph = {"opset": OPSET, "operators": operators(new / "model.onnx")}
         digest = sha256_file(foreign.onnx)
-        receipt = Receipt(spec, files, tuple(candidates), digest, request, graph, versions=versions())
+        receipt = Receipt(
+            spec, files, tuple(candidates), digest, request, graph, skipped=tuple(skipped), versions=versions()
+        )
         receipt.write(new)
     return receipt
 

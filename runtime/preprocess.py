@@ -179,19 +179,24 @@ def decode_for(source: Source, geometry: Geometry, max_pixels: int = MAX_PIXELS)
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
     """Resize and crop an RGB picture; uint8 `[size, size, 3]`, RGB order."""
-    scale = geometry.resize / min(image.size)
-    width, height = (max(geometry.resize, round(side * scale)) for side in image.size)
-    left, top = (width - geometry.size) // 2, (height - geometry.size) // 2
     # Resize only what the crop keeps: the same pixels as resizing everything first, less work on a panorama
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + geometry.size) * across, (top + geometry.size) * down)
+    box = crop_box(image.size, geometry)
     resized = image.resize((geometry.size, geometry.size), FILTERS[geometry.interpolation], box=box)
     return np.asarray(resized)
 
 
-def pixels(source: Source, geometry: Geometry) -> np.ndarray:
+def crop_box(size: tuple[int, int], geometry: Geometry) -> tuple[float, float, float, float]:
+    """What the network sees of a picture of `size` (width, height): left, top, right, bottom in its own pixels."""
+    scale = geometry.resize / min(size)
+    width, height = (max(geometry.resize, round(side * scale)) for side in size)
+    left, top = (width - geometry.size) // 2, (height - geometry.size) // 2
+    across, down = size[0] / width, size[1] / height
+    return left * across, top * down, (left + geometry.size) * across, (top + geometry.size) * down
+
+
+def pixels(source: Source, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A photo as the network sees it: uint8 `[size, size, 3]`, RGB order. Raises BadPhoto."""
-    return fit(decode_for(source, geometry), geometry)
+    return fit(decode_for(source, geometry, max_pixels), geometry)
 
 
 def timed_pixels(

@@ -25,6 +25,7 @@ from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment, Measured, Policy
 from runtime.errors import SajiError, Unavailable
+from runtime.heatmap import Heat
 from runtime.preprocess import pixels
 from runtime.spec import Geometry, ModelSpec
 
@@ -224,6 +225,32 @@ def test_browser_upload_reaches_the_model_with_our_pixels(page: Any, classifier:
     page.locator(".time").wait_for()
     seen = classifier.backend.seen[-1][0]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(seen, pixels(tmp_path / "turned.png", classifier.spec.geometry))
+
+
+def test_browser_shows_the_heat_map_on_a_click_and_not_of_another_photo(
+    page: Any, screenshots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Stub:
+        def of(self, photo: str, most_pixels: int) -> Heat:
+            asked.append(photo)
+            return Heat("green_lalap", np.eye(4, dtype=np.float32), Geometry.for_size(32))
+
+    monkeypatch.setattr("demo.heat._of_model", lambda folder, since: Stub())
+    look = page.get_by_role("button", name="What did it look at?")
+    look.click()
+    page.locator(".quiet", has_text="Upload, take or paste").nth(1).wait_for()
+    page.set_input_files("input[type=file]", picture(tmp_path / "a.jpg", GREEN))
+    page.locator(".time").wait_for()
+    assert not asked
+    look.click()
+    shown = page.get_by_alt_text("the photo under a heat map of what speaks for green lalap")
+    shown.wait_for()
+    assert page.wait_for_function("document.querySelector('.heat img').naturalWidth == 90") and len(asked) == 1
+    page.screenshot(path=screenshots / "demo_heat.png", full_page=True)
+    page.locator(".gallery-item").click()
+    shown.wait_for(state="detached")
 
 
 def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None:

@@ -1,12 +1,15 @@
 """Classify: a photo in; the dish, the measured time and why this candidate serves out."""
 
-from collections.abc import Callable, Sequence
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from demo.heat import Seen, look
 from demo.markup import machine, rejected
 from demo.metrics import ERRORS
 from demo.problem import Problem
@@ -24,7 +27,7 @@ NAME_EXAMPLES = (
 
 def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequence[Path]) -> None:
     """The first tab, and the API of Gradio's clients; an answer shows `top` classes, `examples` are there to click."""
-    photo, answer, note = _photo_and_answer(top)
+    photo, answer, note, asked, seen = _photo_and_answer(top)
     if examples:
         pictures = [[str(path)] for path in examples]
         gr.Examples(pictures, photo, label=label("examples"), api_visibility="private")
@@ -37,9 +40,10 @@ def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequ
 
     opened(reasons, None, why, show_progress="hidden", api_visibility="private")
     _connect(serving, photo, answer, note)
+    _connect_heat(serving, photo, asked, seen)
 
 
-def _photo_and_answer(top: int) -> tuple[gr.Image, gr.Label, gr.HTML]:
+def _photo_and_answer(top: int) -> tuple[gr.Image, gr.Label, gr.HTML, gr.Button, gr.HTML]:
     with gr.Row():
         with gr.Column():
             photo = gr.Image(
@@ -52,11 +56,17 @@ def _photo_and_answer(top: int) -> tuple[gr.Image, gr.Label, gr.HTML]:
         with gr.Column():
             answer = gr.Label(label=label("dish"), num_top_classes=top)
             note = gr.HTML(_hint(str(label("hint"))))
-    return photo, answer, note
+            asked = gr.Button(label("look"), size="sm")
+            seen = gr.HTML()
+    return photo, answer, note, asked, seen
 
 
 def _hint(text: str) -> str:
     return f'<p class="quiet">{text}</p>'
+
+
+def _refused(problem: Problem, language: str) -> str:
+    return f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
 
 
 def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML) -> None:
@@ -68,7 +78,7 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
         try:
             prediction, classifier = await ask(serving, upload["path"])
         except Problem as problem:  # an empty box rather than the browser's broken picture
-            return None, {}, f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
+            return None, {}, _refused(problem, language)
         names = shown(classifier)
         probabilities = {names[name]: value for name, value in prediction.probabilities.items()}
         return gr.skip(), probabilities, note_on(prediction, language)
@@ -106,15 +116,50 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
     gr.api(classify, api_name="classify", concurrency_limit=None)
 
 
-async def ask(serving: Serving, path: str) -> tuple[Prediction, Classifier]:
-    """Classify an uploaded file within a place of the queue. Raises Problem, which is counted."""
+def _connect_heat(serving: Serving, photo: gr.Image, asked: gr.Button, seen: gr.HTML) -> None:
+    async def show(upload: dict[str, Any] | None, request: gr.Request) -> str:
+        """Photo and heat map, or why there is none, as HTML."""
+        language = language_of(request)
+        if upload is None:
+            return _hint(say(language, "hint"))
+        try:
+            with _counted_place(serving):
+                found = await look(serving, upload["path"])
+        except Problem as problem:
+            return _refused(problem, language)
+        return heat_of(found, shown(serving.engine.classifier).get(found.label, found.label), language)
+
+    clicked = asked.click(
+        show, photo, seen, preprocess=False, show_progress_on=seen, api_visibility="private", concurrency_limit=None
+    )
+    # The map of another photo, and one that is still on its way, would be misread
+    photo.change(None, None, seen, js="() => ''", cancels=[clicked])
+
+
+@contextmanager
+def _counted_place(serving: Serving) -> Iterator[None]:
+    """A place of the queue; a Problem within it is counted."""
     try:
         with serving.place():
-            answer = await serving.classify([path])
+            yield
     except Problem as problem:
         ERRORS.labels(problem.cause).inc()
         raise
+
+
+async def ask(serving: Serving, path: str) -> tuple[Prediction, Classifier]:
+    """Classify an uploaded file within a place of the queue. Raises Problem, which is counted."""
+    with _counted_place(serving):
+        answer = await serving.classify([path])
     return answer.predictions[0], answer.classifier
+
+
+def heat_of(seen: Seen, dish: str, language: str) -> str:
+    """A heat map of `dish` over its photo, as HTML; the picture is in the page itself, and in no file of ours."""
+    source = f"data:image/jpeg;base64,{base64.b64encode(seen.jpeg).decode()}"
+    alt, caption = (escape(say(language, key, dish=dish)) for key in ("heat_alt", "heat"))
+    below = f'<figcaption class="quiet">{caption}</figcaption>'
+    return f'<figure class="heat"><img src="{source}" alt="{alt}">{below}</figure>'
 
 
 def shown(classifier: Classifier) -> dict[str, str]:
