@@ -54,6 +54,25 @@ def healthy(rows: list[Row]) -> str:
     return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
 
 
+def embedded(rows: list[Row]) -> str:
+    """`model.embed.onnx` on original photos: what resizing inside the graph changes, by engine."""
+    head = "geometry in the graph", "photos", "largest difference of a probability", "flips", "logit shift", "verdict"
+    lines = [
+        (
+            row["candidate"].replace(" (file check)", ""),
+            str(row["photos"]),
+            f"{row['largest_probability_difference']:.4f}",
+            str(row["flips"]),
+            f"{row['shift']:.2g}",
+            row["verdict"],
+        )
+        for row in rows
+    ]
+    row = rows[-1]
+    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("onnxruntime", "openvino"))
+    return f"{markdown(head, lines)}\n\n{row['image_size']} px, {versions}; commit {row['commit']}."
+
+
 def _span(trials: list[Row]) -> str:
     shifts = [trial["shift"] for trial in trials if trial["shift"] is not None]
     return f"{min(shifts):.2g} to {max(shifts):.2g}" if shifts else ""

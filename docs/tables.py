@@ -78,6 +78,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "faint": gate_tables.faint,
     "cost": cost,
     "healthy": gate_tables.healthy,
+    "embedded": gate_tables.embedded,
     "capacity": capacity.table,
     "bottleneck": capacity.bottleneck,
     "capacity_check": capacity.check,

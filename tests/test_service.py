@@ -508,6 +508,8 @@ def test_requests_are_logged_as_json_without_content_or_name(
             "/v1/classify?secret=1", files={"photo": ("my-face.jpg", photo())}, headers={"x-request-id": "abc-1"}
         )
         service.get("/my-face.jpg", headers={"x-request-id": "not\\one/of ours"})
+        # an answer leaves before its line is written
+        wait_until(lambda: sum(record.message == "request" for record in caplog.records) == 2)
     lines = [json.loads(JsonLine().format(record)) for record in caplog.records]
     assert answer.headers["x-request-id"] == "abc-1"
     first, second = (line for line in lines if line["event"] == "request")
