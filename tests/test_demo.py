@@ -82,9 +82,15 @@ def classifier() -> Classifier:
 @pytest.fixture(scope="module")
 def address(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running demo of `classifier`."""
+    with demo_in(tmp_path_factory.mktemp("demo"), classifier) as address:
+        yield address
+
+
+@contextmanager
+def demo_in(folder: Path, classifier: Classifier) -> Iterator[str]:
+    """The address of a running page with an example to click; deployment and uploads are in `folder`."""
     from demo.page import build
 
-    folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch, serving_of(classifier, folder) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
         page = build(serving, 2, [picture(folder / "000_green.png", GREEN)])

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from conftest import PATIENCE
-from test_demo import CANDIDATE, GREEN, colour_classifier, picture, running, serving_of
+from test_demo import CANDIDATE, colour_classifier, demo_in, serving_of
 
 from demo import texts
 from demo.races import races
@@ -51,8 +51,6 @@ def write_rows(path: Path, *rows: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A demo whose model folder and race are there."""
-    from demo.page import build
-
     folder = tmp_path_factory.mktemp("page")
     classifier = colour_classifier(**SPEC)
     model = folder / "models" / "resnet34"
@@ -64,11 +62,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     Receipt(classifier.spec, files, (CANDIDATE,), "c0" * 32, {}).write(model)
     other = [row("a · ort-cpu · fp32", 99.0, 0.9, machine_cpu="Other CPU", time="2026-01-01T00:00:00+00:00")]
     write_rows(folder / "bench.jsonl", *(row(*facts) for facts in RACE), *other)
-    with pytest.MonkeyPatch.context() as patch, serving_of(classifier, folder) as serving:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        page = build(serving, 2, [picture(folder / "000_green.png", GREEN)])
-        with running(serving, page) as address:
-            yield address
+    with demo_in(folder, classifier) as address:
+        yield address
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def check(model: Model, folder: Path, precision: str) -> None:
 
 
 def main() -> None:
+    """Read the command line; check the model by its golden pictures, name the photos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a model folder, such as artifacts/models/resnet34")
     parser.add_argument("photos", type=Path, nargs="*")
