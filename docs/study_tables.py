@@ -126,8 +126,9 @@ def duplicates(rows: list[Row]) -> str:
 
 
 def growth(rows: list[Row]) -> str:
-    """The search for duplicates among more and more drawn photos."""
+    """The search for duplicates among more and more drawn photos, and the power of their number that it grows with."""
     head = ("photos", "photos/s", "seconds", "peak memory, MiB", "of it private")
+    found = [row for row in rows if row["experiment"] == "duplicates among drawn photos"]
     lines = [
         (
             f"{row['photos']:,}",
@@ -136,10 +137,13 @@ def growth(rows: list[Row]) -> str:
             f"{row['peak_memory_mib']:.0f}",
             f"{row['private_memory_mib']:.0f}",
         )
-        for row in rows
-        if row["experiment"] == "duplicates among drawn photos"
+        for row in found
     ]
-    return markdown(head, lines)
+    last = found[-1]
+    conditions = f"Processor seconds grow with the power {last['growth_exponent']} of the number of photos; "
+    conditions += f"{last['image_size']} px, {last['machine_cores']} cores of {last['machine_cpu']} "
+    conditions += f"({', '.join(last['machine_cpu_features'])}); commit {last['commit']}."
+    return f"{markdown(head, lines)}\n\n{conditions}"
 
 
 def suspects(rows: list[Row]) -> str:

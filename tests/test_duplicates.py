@@ -153,10 +153,12 @@ def test_recall_and_precision_name_what_is_missed_and_what_is_wrong() -> None:
 
 
 def test_growth_is_the_power_of_the_number_of_photos() -> None:
-    def row(photos: int, seconds: float, size: int = 96) -> dict:
-        return {"experiment": "e", "image_size": size, "photos": photos, "cpu_seconds": seconds}
+    def row(photos: int, seconds: float, size: int = 96, processor: str = "slow") -> dict:
+        asked = {"experiment": "e", "image_size": size, "photos": photos}
+        return asked | {"cpu_seconds": seconds, "machine_cpu": processor}
 
-    assert exponent([row(100, 2), row(400, 999, 32), row(400, 16)]) == pytest.approx(1.5)
+    others = [row(400, 999, size=32), row(800, 1, processor="fast")]
+    assert exponent([row(100, 2), *others, row(400, 16)]) == pytest.approx(1.5)
     assert exponent([row(400, 999, 32), row(400, 16)]) is None
 
 

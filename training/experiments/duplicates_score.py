@@ -32,13 +32,13 @@ def main() -> None:
     """Read the command line, measure, print, and keep the row."""
     arguments = _arguments()
     if arguments.verb == "known":
-        row = known(arguments.data)
+        row = known(arguments.data) | stamp()
     else:
-        row = drawn(arguments.photos, arguments.size, arguments.out)
+        row = drawn(arguments.photos, arguments.size, arguments.out) | stamp()
         earlier = read_rows(arguments.rows) if arguments.rows and arguments.rows.is_file() else []
         row["growth_exponent"] = exponent([*earlier, row])
     if arguments.rows:
-        append_rows(arguments.rows, [row | stamp()])
+        append_rows(arguments.rows, [row])
     print(json.dumps(row, ensure_ascii=False))
 
 
@@ -109,10 +109,11 @@ def drawn(photos: int, size: int, out: Path) -> Row:
 def exponent(rows: Sequence[Row]) -> float | None:
     """The power of the number of photos with which the work grows; None from a single number.
 
-    By least squares over the logarithms of all rows of the last one's kind. Processor seconds are the work: other
-    programs on the machine hardly change them.
+    By least squares over the logarithms of all rows of the last one's kind and processor. Processor seconds are the
+    work: other programs on the machine hardly change them.
     """
-    alike = [row for row in rows if all(row.get(key) == rows[-1][key] for key in ("experiment", "image_size"))]
+    same = ("experiment", "image_size", "machine_cpu", "machine_cpu_features")
+    alike = [row for row in rows if all(row.get(key) == rows[-1].get(key) for key in same)]
     if len({row["photos"] for row in alike}) < 2:
         return None
     logs = np.log([[row["photos"], row["cpu_seconds"]] for row in alike])
