@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,8 @@ def test_saving_a_checkpoint_leaves_nothing_half_written(tmp_path: Path, monkeyp
 def test_ctrl_c_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training", "--data", str(sample), "--archs", "resnet18", "--epochs", "500"]
     command += ["--out", str(tmp_path), "--run", "r", "--image-size", "32", "--batch-size", "8", "--precision", "fp32"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background have Ctrl-C switched off
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heeded)
     for line in process.stderr:
         if "epoch 3/500" in line:
             process.send_signal(signal.SIGINT)
