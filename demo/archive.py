@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 from demo.limits import Limits
 from demo.problem import Problem
-from demo.serving import too_large
+from demo.reading import too_large
 
 DIRECTORY_BYTES = 2**20  # of a zip's table of contents: thousands of entries, and zipfile makes an object of each
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # what systems put beside photos, as they do hidden files

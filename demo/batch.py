@@ -14,7 +14,8 @@ from typing import Any
 from demo.archive import Archive
 from demo.limits import Limits
 from demo.problem import Problem
-from demo.serving import Answer, Photo, Serving
+from demo.reading import Photo
+from demo.serving import Answer, Serving
 from runtime.classifier import Prediction
 from runtime.classify import COLUMNS, csv_line, csv_row, json_row
 from runtime.preprocess import decode

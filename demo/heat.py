@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from demo.engine import Engine
 from demo.limits import Limits
 from demo.problem import Problem
-from demo.serving import Engine, Photo, Serving, refusing
+from demo.reading import Photo, refusing
+from demo.serving import Serving
 from runtime.errors import BadModel, SajiError
 from runtime.heatmap import Heatmap
 

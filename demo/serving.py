@@ -1,38 +1,31 @@
-"""The classifier that serves now: a bounded queue in front of its workers, and another deployment without a pause."""
+"""What serves now: a bounded queue in front of the engine, and another deployment without a pause."""
 
 import asyncio
 import logging
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
+from demo.engine import Engine
 from demo.limits import Limits
-from demo.metrics import BATCH_SIZE, ENGINE, PART_SECONDS, QUEUE_DEPTH, RELOADS
+from demo.metrics import ENGINE, QUEUE_DEPTH, RELOADS
 from demo.problem import Problem, busy
+from demo.reading import Photo
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
-from runtime.errors import BadPhoto, SajiError, TooManyPixels
+from runtime.errors import SajiError
 from runtime.files import sha256_file
-from runtime.preprocess import timed_pixels
-from runtime.spec import Geometry
 
-WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
 POLL_SECONDS = 1.0
 
 log = logging.getLogger("saji.serving")
 
-Photo = bytes | str | os.PathLike
 T = TypeVar("T")
 
 
@@ -42,84 +35,6 @@ class Answer:
 
     predictions: list[Prediction]
     classifier: Classifier
-
-
-@dataclass(eq=False)
-class _Turn:
-    """A preprocessed photo, uint8 `[size, size, 3]`, on its way through the engine."""
-
-    image: np.ndarray
-    queued: float = field(default_factory=time.perf_counter)
-    result: "Future[tuple[np.ndarray, float]]" = field(default_factory=Future)
-
-
-class Engine:
-    """An opened classifier on which `workers` threads work at a time, each on up to `batch` of the waiting photos.
-
-    There are no threads of its own, for handing a photo over costs more than a small network: whoever comes to its
-    turn takes along what waits behind it. Nobody waits for a batch to fill.
-    """
-
-    def __init__(self, classifier: Classifier, deployment: Deployment, sha256: str, workers: int, batch: int) -> None:
-        self.classifier, self.deployment, self.sha256 = classifier, deployment, sha256
-        self.since = datetime.now(UTC)
-        self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
-        self._batch, self._free = batch, threading.Semaphore(workers)
-        self._waiting: deque[_Turn] = deque()
-        self._taking = threading.Lock()
-
-    def answer(self, photo: Photo, limits: Limits, asked: float) -> Prediction:
-        """Name one photo, in the thread of the caller, who `asked` at that `time.perf_counter()`. Raises Problem."""
-        PART_SECONDS.labels("wait").observe(time.perf_counter() - asked)
-        image, milliseconds = read(photo, self.classifier.spec.geometry, limits)
-        logits, seconds = self.run(image)
-        milliseconds["inference"] = round(1000 * seconds, 3)
-        for part, value in milliseconds.items():
-            PART_SECONDS.labels(part).observe(value / 1000)
-        return self.classifier.predictions(logits[None], milliseconds)[0]
-
-    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """Logits `[C]` of one preprocessed photo, uint8 `[size, size, 3]`, and the seconds that the engine took."""
-        turn = _Turn(image)
-        self._waiting.append(turn)
-        with self._free:
-            together = self._take(turn)
-            if together:
-                self._run_together(together)
-        return turn.result.result()
-
-    def _take(self, own: _Turn) -> list[_Turn]:
-        with self._taking:
-            if own not in self._waiting:  # another took it along
-                return []
-            self._waiting.remove(own)
-            return [own, *(self._waiting.popleft() for _ in range(min(self._batch - 1, len(self._waiting))))]
-
-    def _run_together(self, turns: list[_Turn]) -> None:
-        started = time.perf_counter()
-        try:
-            logits = self.classifier.logits(np.stack([turn.image for turn in turns]))
-        except Exception as error:  # for each of them to report
-            for turn in turns:
-                turn.result.set_exception(error)
-            return
-        seconds = time.perf_counter() - started
-        BATCH_SIZE.observe(len(turns))
-        for turn, row in zip(turns, logits, strict=True):
-            PART_SECONDS.labels("queue").observe(started - turn.queued)
-            turn.result.set_result((row, seconds))
-
-    def warm(self) -> None:
-        """Answer a few blank photos, so that the first visitor's latency is everybody's."""
-        size = self.classifier.spec.geometry.size
-        for _ in range(WARM_UP):
-            self.run(np.zeros((size, size, 3), np.uint8))
-
-    async def retire(self) -> None:
-        """Close once the last request that holds this engine is done."""
-        if self.requests:
-            await asyncio.wait(self.requests)
-        await asyncio.to_thread(self.classifier.close)
 
 
 class Serving:
@@ -256,35 +171,3 @@ class Serving:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def read(photo: Photo, geometry: Geometry, limits: Limits) -> tuple[np.ndarray, dict[str, float]]:
-    """A photo as the network sees it, uint8 `[size, size, 3]`, and the milliseconds that decoding and geometry took.
-
-    Raises Problem as `refusing` does.
-    """
-    with refusing(photo, limits):
-        return timed_pixels(photo, geometry, limits.pixels)
-
-
-@contextmanager
-def refusing(photo: Photo, limits: Limits) -> Iterator[None]:
-    """Turns what is wrong with a photo that is read inside into a Problem.
-
-    422 when it is no picture, 413 when it has more pixels, or a file more bytes, than `limits` let in.
-    """
-    if not isinstance(photo, bytes):  # bytes were counted as they came in
-        file = Path(photo)
-        if file.is_file() and file.stat().st_size > limits.bytes:
-            raise too_large(file.name, limits)
-    try:
-        yield
-    except TooManyPixels as error:
-        raise Problem(413, "too-many-pixels", str(error)) from None
-    except BadPhoto as error:
-        raise Problem(422, "not-a-picture", str(error)) from None
-
-
-def too_large(name: str, limits: Limits) -> Problem:
-    """The refusal of a file with more bytes than a photo may have."""
-    return Problem(413, "too-large", f"{name} has more than {limits.bytes:,} bytes; send a smaller photo")

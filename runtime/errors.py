@@ -53,9 +53,14 @@ def missing_extra(library: str, extra: str) -> Unavailable:
 
 
 def install_line(extra: str) -> str:
-    """What to type to install one of our extras: from the checkout that this is, or else by name."""
+    """What to type to install one of our extras: from the checkout that this is, or else by name.
+
+    Receipts and pages keep such lines, so that the checkout's path stays out of them where `.` will do.
+    """
     root = Path(__file__).resolve().parent.parent
-    return f"pip install '{root if (root / 'pyproject.toml').is_file() else 'saji'}[{extra}]'"
+    if not (root / "pyproject.toml").is_file():
+        return f"pip install 'saji[{extra}]'"
+    return f"pip install '{'.' if root == Path.cwd() else root}[{extra}]'"
 
 
 def require_extra(extra: str, *modules: str) -> None:

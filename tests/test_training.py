@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -200,11 +201,12 @@ def test_a_missing_extra_prints_the_install_line(tmp_path: Path) -> None:
     """A serving installation has neither torch nor gradio; hide them as it would."""
     hide = "import sys, importlib.abc, importlib.util as u, runpy; find = u.find_spec\n"
     hide += "u.find_spec = lambda name, *a: None if name in ('torch', 'onnx', 'gradio') else find(name, *a)\n"
-    for stage, module, extra in (("training", "torch", "train"), ("export", "torch", "export")):
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for stage, extra, cwd, checkout in (("training", "train", ROOT, "."), ("export", "export", tmp_path, ROOT)):
         code = hide + f"runpy.run_module('{stage}', run_name='__main__')"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=here)
         assert done.returncode == 2
-        assert done.stderr == f"saji: {module} is not installed; install it with: pip install '{ROOT}[{extra}]'\n"
+        assert done.stderr == f"saji: torch is not installed; install it with: pip install '{checkout}[{extra}]'\n"
 
 
 @pytest.mark.parametrize(

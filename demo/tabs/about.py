@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from demo.engine import Engine
 from demo.markup import table
-from demo.serving import Engine, Serving
+from demo.serving import Serving
 from demo.tabs.classify import shown
 from demo.texts import language_of, say
 from runtime.classifier import Classifier
