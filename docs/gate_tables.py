@@ -85,5 +85,6 @@ def _mutant_conditions(rows: list[Row]) -> str:
     versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "onnxruntime", "openvino"))
     return (
         f"{networks}, {row['image_size']} px, judged on {min(r['photos'] for r in rows)} "
-        f"{'drawn' if row['drawn'] else 'real'} photos or more; {versions}; commit {commits}."
+        f"{'drawn' if row['drawn'] else 'real'} photos or more; {row['machine_cpu']} "
+        f"({', '.join(row['machine_cpu_features'])}); {versions}; commit {commits}."
     )
