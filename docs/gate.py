@@ -31,7 +31,8 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(8, 4))
     for place, (precision, gate) in enumerate(GATES.items()):
         for healthy, colour, height in ((True, "#2a7f62", 0.15), (False, "#c0392b", -0.15)):
-            shifts = [t["shift"] for t in trials if (t["name"] == "healthy", t["precision"]) == (healthy, precision)]
+            alike = [t for t in trials if (t["name"] in mutants.HEALTHY, t["precision"]) == (healthy, precision)]
+            shifts = [t["shift"] for t in alike]
             heights = place + height + scatter.uniform(-0.1, 0.1, len(shifts))
             label = ("healthy" if healthy else "broken") if place == 0 else None
             axes.scatter(np.maximum(shifts, 1e-7), heights, s=12, color=colour, alpha=0.6, label=label)

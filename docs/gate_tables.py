@@ -13,7 +13,7 @@ def _trials(rows: list[Row], kind: str) -> dict[tuple[str, str, str], list[Row]]
     `kind` is "healthy", "faint" (of `export.faults.FAINT_FAULTS`) or "broken".
     """
     by_name: dict[tuple[str, str, str], list[Row]] = {}
-    kinds = {"healthy": "healthy", **dict.fromkeys(export.mutants.FAINT, "faint")}
+    kinds = {**dict.fromkeys(export.mutants.HEALTHY, "healthy"), **dict.fromkeys(export.mutants.FAINT, "faint")}
     for trial in export.mutants.trials(rows):
         if kinds.get(trial["name"], "broken") == kind:
             said = trial | {"saji": trial["verdict"] == "pass"}
@@ -45,12 +45,13 @@ def healthy(rows: list[Row]) -> str:
     """Healthy exports: how many of each kind every check lets pass, and our verdicts apart."""
     head = "healthy file", "logit shift", "pass, inconclusive, fail", *(PEERS[peer] for peer in PEERS if peer != "saji")
     lines = []
-    for (_, precision, backend), trials in _trials(rows, "healthy").items():
+    for (name, precision, backend), trials in _trials(rows, "healthy").items():
         verdicts = [
             sum(trial["verdict"] == verdict for trial in trials) for verdict in ("pass", "inconclusive", "fail")
         ]
         passed = (f"{sum(trial[peer] for trial in trials)} of {len(trials)}" for peer in PEERS if peer != "saji")
-        lines.append((f"{precision}, {backend}", _span(trials), ", ".join(map(str, verdicts)), *passed))
+        how = name.removeprefix("healthy")
+        lines.append((f"{precision}{how}, {backend}", _span(trials), ", ".join(map(str, verdicts)), *passed))
     return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
 
 

@@ -49,6 +49,8 @@ class Command:
     refused without failing the export. fp32 is always written and must always pass."""
     recover: bool = True
     """Return the layers that INT8 hurts most to a higher precision where it would lose too much; takes minutes."""
+    overflow_fix: bool = False
+    """INT8 weights of 7 bits: right on x86 processors without VNNI, too, and a little less exact on all."""
     targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
     """GPU architectures that TensorRT-RTX builds for ahead of time."""
     batch: tuple[int, int, int] = (1, 1, 32)
@@ -92,7 +94,8 @@ class Command:
         """What decides how an export turns out, as JSON values: with the same request it is up to date."""
         built_by = dataclasses.asdict(dataclasses.replace(self.options, timing_cache=None))
         bounds = {name: dataclasses.asdict(gate) for name, gate in self.bounds.items()}
-        request = {"precisions": self.wanted, "recover": self.recover, "gates": bounds, **built_by}
+        how = {"recover": self.recover, "overflow_fix": self.overflow_fix}
+        request = {"precisions": self.wanted, **how, "gates": bounds, **built_by}
         return dict(json.loads(json.dumps(request)))
 
 
@@ -209,8 +212,9 @@ def _write_graphs(
     if "int8" in command.wanted:
         say(f"{spec.architecture}: calibrating model.int8.onnx")
         photos = JudgingSet.load(calibration).images
-        quantise(folder / "model.onnx", photos, spec, folder / "model.int8.onnx", command.recover)
-        quantise_for_tensorrt(folder / "model.int8.onnx", spec, folder / "model.int8-trt.onnx")
+        int8 = folder / "model.int8.onnx"
+        quantise(folder / "model.onnx", photos, spec, int8, command.recover, command.overflow_fix)
+        quantise_for_tensorrt(int8, spec, folder / "model.int8-trt.onnx")
     if "fp16" in command.wanted:
         say(f"{spec.architecture}: writing model.fp16.onnx")
         export_onnx(HalfPrecision(model), spec, folder / "model.fp16.onnx")

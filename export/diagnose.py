@@ -51,14 +51,17 @@ class Layer:
 class Diagnosis:
     """`shift` is the gate's, `suspect` explains it or is empty.
 
-    `parts` is the first layer that differs by more than the gate's bound of a shift, or None; `layers` are those that
-    were looked at, from the first one to a few behind it.
+    `parts` is the first layer that differs by more than `bound`, the gate's of a shift, or None; `layers` are those
+    that were looked at, from the first one to a few behind it. `as_written` is the shift of an INT8 file when ONNX
+    Runtime computes each of its operators by itself, in floating point between them; None for other files.
     """
 
     shift: float
     suspect: str
     layers: tuple[Layer, ...]
     parts: Layer | None
+    as_written: float | None = None
+    bound: float = 0.0
 
 
 def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
@@ -70,9 +73,7 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
     if judging.logits is None:
         raise SajiError(f"{folder / 'judging.npz'} has no reference logits; write them with: make export")
     images, logits, labels = judging.images[:PHOTOS], judging.logits[:PHOTOS], judging.labels[:PHOTOS]
-    engine = replace(candidate, precision=_opened_as(candidate)).open(folder)
-    found = run_all(engine, images, 1)
-    engine.close()
+    found = _answers(replace(candidate, precision=_opened_as(candidate)), folder, images)
     if found.shape != logits.shape:
         raise SajiError(f"{candidate.file} gives logits {list(found.shape)}, the checkpoint {list(logits.shape)}")
     finite = bool(np.isfinite(found).all())
@@ -87,7 +88,18 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
         if len(parted) and layer.number - parted[0].number + 1 >= SHOWN:
             break
     shift = figures["shift"] if finite else float("nan")
-    return Diagnosis(shift, suspect, tuple(layers), parted[0] if parted else None)
+    as_written = None
+    if candidate.precision == "int8":
+        plain = replace(candidate, backend="ort-cpu", precision="fp32", variant="as written", servable=False)
+        as_written = compare(logits, _answers(plain, folder, images), labels)["shift"]
+    return Diagnosis(shift, suspect, tuple(layers), parted[0] if parted else None, as_written, bound)
+
+
+def _answers(candidate: Candidate, folder: Path, images: np.ndarray) -> np.ndarray:
+    engine = candidate.open(folder)
+    logits = run_all(engine, images, 1)
+    engine.close()
+    return logits
 
 
 def _opened_as(candidate: Candidate) -> str:
@@ -256,6 +268,12 @@ def lines(found: Diagnosis) -> list[str]:
     said = "none of the usual mistakes explains it (channel order, axes, normalisation, class order)"
     if found.suspect:
         said = f"it answers as if {found.suspect}"
+    elif found.as_written is not None and found.as_written <= found.bound < found.shift:
+        said = (
+            f"the file is right: computed as written its shift is {found.as_written:.2g}; the engine computes it "
+            "otherwise. On x86 without VNNI (python -m runtime doctor) sums of INT8 products overflow 16 bits; "
+            "weights of 7 bits cannot: make export ARGS=--overflow-fix"
+        )
     if found.parts is None:
         last = found.layers[-1]
         where = f"none of its {last.number} layers parts; the last, {last.name}, differs by {last.difference:.2g}"

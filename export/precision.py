@@ -42,7 +42,14 @@ class HalfPrecision(nn.Module):
         return self.network(self.normalise(images).half()).float()
 
 
-def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path, recover: bool = True) -> None:
+def quantise(
+    fp32: Path,
+    calibration: np.ndarray,
+    spec: ModelSpec,
+    path: Path,
+    recover: bool = True,
+    overflow_fix: bool = False,
+) -> None:
     """Write an INT8 Q/DQ file from an FP32 ONNX file: weights per channel, activations calibrated.
 
     `calibration` is uint8 `[N, S, S, 3]` training photos (never validation: the gate would judge what it tuned).
@@ -51,6 +58,9 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path, r
     FP32, in at most MOST_KEPT steps. That bounds the time: a ranking is a pass over RANKED_BY photos per layer, done
     again only after a step that made it worse, and a step is a pass over all. The layers are declared in the file's
     metadata, see `export.graph.layer_facts`.
+
+    With `overflow_fix` weights take half their range, 7 bits. x86 processors without VNNI add pairs of products in 16
+    bits, where two of 255 × 127 do not fit; of our networks this hurts those with depthwise convolutions.
     """
     # NNCF reports usage to its maker unless told not to, before it is imported
     os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
@@ -64,7 +74,8 @@ def quantise(fp32: Path, calibration: np.ndarray, spec: ModelSpec, path: Path, r
         # The whole range that calibration saw. NNCF's default averages the ranges of all photos and clips the rarer
         # ones: the logits of our networks then shifted twice as far and more, Plain-34's beyond the gate
         ranges = nncf.AdvancedQuantizationParameters(
-            activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+            overflow_fix=nncf.OverflowFix.ENABLE if overflow_fix else nncf.OverflowFix.FIRST_LAYER,
+            activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
         )
         bounds = nncf.AdvancedAccuracyRestorerParameters(
             max_num_iterations=MOST_KEPT, ranking_subset_size=min(RANKED_BY, len(calibration)), num_ranking_workers=1

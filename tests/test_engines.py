@@ -325,6 +325,20 @@ def test_recovery_returns_the_layer_that_hurts_and_declares_it(tmp_path: Path, m
         open_backend("ort-cpu", tmp_path / "recovered.onnx", "int8").precision_share()
 
 
+def test_the_overflow_fix_keeps_weights_in_half_their_range(tmp_path: Path) -> None:
+    """255 × 64 twice fits into 16 bits, which is how x86 without VNNI adds them."""
+    photos = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
+    export_onnx(Outlier(), SPEC, tmp_path / "model.onnx")
+    largest = {}
+    for fix in (False, True):
+        precision.quantise(tmp_path / "model.onnx", photos, SPEC, tmp_path / "int8.onnx", False, overflow_fix=fix)
+        constants = onnx.load(tmp_path / "int8.onnx").graph.initializer
+        filters = [t for t in constants if len(t.dims) == 4 and t.data_type == TensorProto.INT8]
+        assert len(filters) == 4
+        largest[fix] = max(int(np.abs(numpy_helper.to_array(tensor).astype(int)).max()) for tensor in filters)
+    assert largest[True] <= 64 < largest[False]
+
+
 class TestModelFolder:
     """What an export leaves behind about its engines."""
 

@@ -1,15 +1,16 @@
 """The gate catches every known way to break an export, and the diagnosis says which it was and where."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from export.diagnose import class_order, diagnose, diagnose_embedded, explanation, lines, main
+from export.diagnose import Diagnosis, Layer, class_order, diagnose, diagnose_embedded, explanation, lines, main
 from export.faults import FAULTS, FP16_FAULTS, INT8_FAULTS, SUSPECTS, Fault, NotApplicable, broken
 from export.graph import FORBIDDEN_IN_OURS, operators
-from export.mutants import PEERS, examined, opened, strided
+from export.mutants import HEALTHY, PEERS, examined, opened, strided
 from export.precision import quantise
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, judged, run_all
@@ -76,6 +77,14 @@ def test_diagnosis_points_at_the_layer_whose_weight_is_damaged(folder: Path) -> 
     layer = next(node.name for node in after.graph.node if changed & set(node.input))
     assert not found.suspect and found.parts and found.parts.name == layer
     assert "first layer to part" in "\n".join(lines(found))
+
+
+def test_a_right_file_that_the_engine_computes_wrongly_is_told_from_a_wrong_file() -> None:
+    layer = Layer("conv", 3, 0.4)
+    computed_wrongly = Diagnosis(0.15, "", (layer,), layer, as_written=0.06, bound=0.12)
+    assert "--overflow-fix" in "\n".join(lines(computed_wrongly))
+    for other in (replace(computed_wrongly, as_written=0.14), replace(computed_wrongly, as_written=None)):
+        assert "none of the usual mistakes" in "\n".join(lines(other))
 
 
 @pytest.mark.slow
@@ -148,7 +157,7 @@ def test_what_other_tools_check_lets_an_error_through_or_refuses_what_is_healthy
 def test_a_whole_examination_of_a_run(run: Path, sample: Path) -> None:
     row = examined(run, None, sample)
     outcomes = row["outcomes"]
-    missed = [trial for trial in outcomes if trial["name"] != "healthy" and trial["verdict"] != "fail"]
+    missed = [trial for trial in outcomes if trial["name"] not in HEALTHY and trial["verdict"] != "fail"]
     # At 32 px the exporter meets no strided view, and noise covers the ranges of a network that hardly learnt
     assert len(outcomes) >= 25 and {trial["name"] for trial in missed} <= {
         "INT8 of a strided graph",
