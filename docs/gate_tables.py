@@ -1,5 +1,7 @@
 """The tables of docs/gate.md: broken and healthy files, and who refuses them."""
 
+from collections import Counter
+
 import export.mutants
 from docs.markdown import NAMES, markdown
 from runtime.benchmark.rows import Row
@@ -80,12 +82,12 @@ def _span(trials: list[Row]) -> str:
 
 
 def _mutant_conditions(rows: list[Row]) -> str:
-    runs = {r["run"]: r["architecture"] for r in rows}
-    networks = ", ".join(f"{sum(a == name for a in runs.values())} × {NAMES[name]}" for name in NAMES)
+    networks = Counter({r["run"]: r["architecture"] for r in rows}.values())
+    counts = ", ".join(f"{number} × {NAMES.get(name, name)}" for name, number in networks.items())
     row, commits = rows[-1], ", ".join(dict.fromkeys(r["commit"] for r in rows))
     versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "onnxruntime", "openvino"))
     return (
-        f"{networks}, {row['image_size']} px, judged on {min(r['photos'] for r in rows)} "
+        f"{counts}, {row['image_size']} px, judged on {min(r['photos'] for r in rows)} "
         f"{'drawn' if row['drawn'] else 'real'} photos or more; {row['machine_cpu']} "
         f"({', '.join(row['machine_cpu_features'])}); {versions}; commit {commits}."
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-NAMES = {"plain34": "Plain-34", "resnet34": "ResNet-34", "se_resnet34": "SE-ResNet-34"}
+NAMES = {"plain34": "Plain-34", "resnet34": "ResNet-34", "se_resnet34": "SE-ResNet-34"}  # those of the studies
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -238,6 +238,14 @@ def test_weights_of_a_file_fill_all_but_the_head(tmp_path: Path, suffix: str) ->
     assert torch.equal(ours.bn1.running_var, theirs.bn1.running_var) and torch.equal(ours.fc.weight, head)
 
 
+def test_weights_of_our_own_checkpoint_fill_all_but_the_head(run: Path) -> None:
+    theirs, _ = load_checkpoint(run / "checkpoint.pt")
+    ours = architectures.build("resnet18", 7, {})
+    head = ours.fc.weight.clone()
+    load_weights(ours, ours.fc, run / "checkpoint.pt")
+    assert torch.equal(ours.conv1.weight, theirs.network.conv1.weight) and torch.equal(ours.fc.weight, head)
+
+
 def test_weights_of_timm_fit_torchvisions_network_of_other_names(tmp_path: Path) -> None:
     theirs = timm.create_model("efficientnet_b0", num_classes=7).eval()
     torch.save(theirs.state_dict(), tmp_path / "b0.pth")

@@ -11,12 +11,14 @@ from runtime.errors import SajiError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "weights")  # keys under which training scripts save weights
 
+_OURS = "network."  # what a checkpoint of saji has in front, beside the normalisation
+
 
 def load_weights(network: nn.Module, head: nn.Module, path: Path) -> None:
     """Fill a network with the weights of a `.pt`, `.pth` or `.safetensors` file, all but those of its `head`.
 
-    The file may use the network's own names or those of another library with the same layers in the same order (timm's
-    for a torchvision network, or the other way round). Raises SajiError when the layers do not fit.
+    The file may be a checkpoint of saji, use the network's own names, or those of another library with the same layers
+    in the same order (timm's for a torchvision network, or the other way round). Raises SajiError when the layers do not fit.
     """
     wanted = network.state_dict(keep_vars=True)
     own = {id(parameter) for parameter in head.parameters()}
@@ -62,4 +64,5 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise SajiError(f"{path} holds no weights by name; save a network's state_dict() into it")
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    ours = {name.removeprefix(_OURS): value for name, value in content.items() if name.startswith(_OURS)}
+    return ours or {name.removeprefix("module."): value for name, value in content.items()}
