@@ -28,13 +28,14 @@ _BLOCK = re.compile(r"(?P<begin><!-- table (?P<file>\S+) (?P<kind>\S+) -->\n).*?
 
 def claims(rows: list[Row]) -> str:
     """Ratios of `runtime.benchmark.ratio`: what was claimed, what was measured."""
-    head = "work", "to reach", "measured (lowest–highest pair)", "rounds"
+    head = "work", "to reach", "measured (lowest–highest pair)", "rounds", "measured on"
     lines = [
         (
             row["claim"],
             f"{row['target']:g}×",
             f"{row['ratio']:.1f}× ({row['ratio_low']:.1f}–{row['ratio_high']:.1f})",
             str(row["rounds"]),
+            f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})",
         )
         for row in rows
     ]

@@ -18,7 +18,8 @@ def load_weights(network: nn.Module, head: nn.Module, path: Path) -> None:
     """Fill a network with the weights of a `.pt`, `.pth` or `.safetensors` file, all but those of its `head`.
 
     The file may be a checkpoint of saji, use the network's own names, or those of another library with the same layers
-    in the same order (timm's for a torchvision network, or the other way round). Raises SajiError when the layers do not fit.
+    in the same order (timm's for a torchvision network, or the other way round). Raises SajiError when the layers do
+    not fit.
     """
     wanted = network.state_dict(keep_vars=True)
     own = {id(parameter) for parameter in head.parameters()}
