@@ -2,13 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads spin, and would take the cores from the other workers
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real photos that a stranger does not have
@@ -29,6 +32,19 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample(tmp_path_factory.mktemp("data") / "sample", per_class=16, size=72)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills, once for all workers of a test run. Whoever writes into it takes a copy."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{shared}.lock"):
+        if not shared.is_dir():
+            unfinished = shared.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(shared)
+    return shared
+
+
 @pytest.fixture(scope="session")
 def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run with one tiny network: the folder that holds checkpoint.pt."""
@@ -37,23 +53,27 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.recipe import Recipe
     from training.train import Place, train
 
-    out = tmp_path_factory.mktemp("artifacts")
-    recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")
-    folder = out / "runs" / "tiny" / "resnet18"
-    data = load_data(sample, 0.5, 0, look_alikes=False)
-    write_json(folder.parent / "data.json", data.report)
-    train("resnet18", data, recipe, folder, out / "cache", Place("cpu"))
-    return folder
+    def make(out: Path) -> None:
+        recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")
+        data = load_data(sample, 0.5, 0, look_alikes=False)
+        write_json(out / "runs" / "tiny" / "data.json", data.report)
+        train("resnet18", data, recipe, out / "runs" / "tiny" / "resnet18", out / "cache", Place("cpu"))
+
+    trained = made_once(tmp_path_factory, "trained", make)
+    out = shutil.copytree(trained, tmp_path_factory.mktemp("artifacts"), dirs_exist_ok=True)
+    return out / "runs" / "tiny" / "resnet18"
 
 
 @pytest.fixture(scope="session")
-def model(run: Path) -> Path:
+def model(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported model folder of `run`, with every precision; INT8 without recovery, which takes a minute."""
     from export.__main__ import Command, export_model
 
-    folder = run.parents[2] / "models" / "resnet18"
-    export_model(run, folder, Command(recover=False), lambda line: None)
-    return folder
+    def make(folder: Path) -> None:
+        export_model(run, folder, Command(recover=False), lambda line: None)
+
+    exported = made_once(tmp_path_factory, "exported", make)
+    return Path(shutil.copytree(exported, run.parents[2] / "models" / "resnet18"))
 
 
 @pytest.fixture(scope="module")

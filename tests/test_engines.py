@@ -1,6 +1,7 @@
 """Engines: what is built is in the precision asked for, and only where it was built for is it ever opened."""
 
 import ast
+import copy
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import engine, precision
 from export.engine import SOURCES, Options, Profile, build_engine, build_engines, layers_of, parse, serialised
-from export.graph import export_onnx, layer_facts
+from export.graph import FORBIDDEN_IN_OURS, export_onnx, layer_facts, multiply_adds, operators
 from runtime.backends import open_backend, unavailable_because
 from runtime.backends import tensorrt as serving
 from runtime.backends.proof import proved
@@ -380,15 +381,47 @@ class TestModelFolder:
                 assert candidate.facts["targets"] == ["sm86", "sm89", "sm120"] and candidate.facts["multiply_adds"]
 
 
+@pytest.fixture(scope="module", params=OURS)
+def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoClassifier, Path]:
+    """A network of ours, untrained, and its FP16 file."""
+    network = PhotoClassifier(request.param, 5, {}).eval()
+    file = tmp_path_factory.mktemp(request.param) / "model.fp16.onnx"
+    export_onnx(precision.HalfPrecision(copy.deepcopy(network)), replace(SPEC, architecture=request.param), file)
+    return network, file
+
+
+def test_our_graphs_hold_no_dynamic_shape_work(half: tuple[PhotoClassifier, Path]) -> None:
+    network, file = half
+    assert not set(FORBIDDEN_IN_OURS) & set(operators(file))
+    assert sum(multiply_adds(onnx.load(file)).values()) == macs_by_hooks(network, SPEC.geometry.size)
+
+
+def macs_by_hooks(network: torch.nn.Module, size: int) -> int:
+    """Multiply-adds of one photo, counted on the running PyTorch modules: an independent count."""
+    total = 0
+
+    def count(module, inputs, output) -> None:
+        nonlocal total
+        total += module.weight[0].numel() * output[0].numel()
+
+    hooks = [
+        m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    network(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
 class TestBuilder:
     """The builder for real, without a GPU: TensorRT-RTX compiles ahead of time."""
 
-    @pytest.mark.parametrize("architecture", OURS)
-    def test_builds_an_fp16_engine_of_every_architecture(self, trt, architecture: str, tmp_path: Path) -> None:
-        network = PhotoClassifier(architecture, 5, {}).eval()
-        export_onnx(precision.HalfPrecision(network), replace(SPEC, architecture=architecture), tmp_path / "x.onnx")
+    def test_builds_an_fp16_engine_of_every_architecture(
+        self, trt, half: tuple[PhotoClassifier, Path], tmp_path: Path
+    ) -> None:
+        network, file = half
         options = Options(targets=("sm86", "sm89"))
-        built = build_engine(trt, tmp_path / "x.onnx", tmp_path / "x.engine", "fp16", options)
+        built = build_engine(trt, file, tmp_path / "x.engine", "fp16", options)
         assert built.precision_share == {"fp16": 1.0} and built.targets == ("sm86", "sm89")
         fp16_weights = 2 * sum(p.numel() for p in network.parameters())
         assert 0.9 * fp16_weights < (tmp_path / "x.engine").stat().st_size < 1.6 * fp16_weights

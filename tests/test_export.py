@@ -1,6 +1,7 @@
 """Export: the file that ships keeps the contract and agrees with the checkpoint, or nothing is replaced."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,16 +13,15 @@ import torch
 from export import __main__ as exporting
 from export import parity
 from export.__main__ import Command, export_model
-from export.graph import FORBIDDEN_IN_OURS, OPSET, check_contract, export_onnx, multiply_adds, operators
+from export.graph import OPSET, check_contract, export_onnx
 from export.precision import FP16_QDQ_OPSET
 from runtime.candidate import Candidate, judged
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import GATES, JudgingSet
 from runtime.files import replacing_folder
 from runtime.receipt import Receipt
+from runtime.spec import Geometry, ModelSpec
 from training.classifier import PhotoClassifier, load_checkpoint, reference_logits
-
-OURS = ("plain34", "resnet34", "se_resnet34")
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-trt.onnx"])
@@ -37,41 +37,6 @@ def test_no_machine_path_travels_in_the_file(model: Path) -> None:
     here = str(Path(__file__).resolve().parent.parent).encode()
     for file in model.glob("*.onnx"):
         assert here not in file.read_bytes(), file.name
-
-
-@pytest.mark.parametrize("architecture", OURS)
-def test_our_graphs_hold_no_dynamic_shape_work(architecture: str, tmp_path: Path) -> None:
-    recipe = {"activation": "mish", "head_dropout": 0.2}
-    network = PhotoClassifier(architecture, 5, recipe).eval()
-    spec = replace(Receipt_spec(), architecture=architecture)
-    export_onnx(network, spec, tmp_path / "model.onnx")
-    found = operators(tmp_path / "model.onnx")
-    assert not set(FORBIDDEN_IN_OURS) & set(found)
-    work = multiply_adds(onnx.load(tmp_path / "model.onnx"))
-    assert sum(work.values()) == macs_by_hooks(network)
-
-
-def Receipt_spec():
-    from runtime.spec import Geometry, ModelSpec
-
-    return ModelSpec("x", "resnet34", tuple("abcde"), Geometry.for_size(64))
-
-
-def macs_by_hooks(network: torch.nn.Module) -> int:
-    """Multiply-adds of one 64 px photo, counted on the running PyTorch modules: an independent count."""
-    total = 0
-
-    def count(module, inputs, output) -> None:
-        nonlocal total
-        total += module.weight[0].numel() * output[0].numel()
-
-    hooks = [
-        m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
-    ]
-    network(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def test_pt2_is_bit_equal_to_the_checkpoint(model: Path, run: Path) -> None:
@@ -130,6 +95,18 @@ def test_an_fp32_file_passed_off_as_int8_is_a_failure(model: Path) -> None:
         assert result.verdict == "fail" and "asked for int8" in result.reasons[0]
 
 
+@pytest.fixture
+def written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export finds its FP32 files written: those of `model`, to save the time."""
+
+    def write(network: object, spec: object, calibration: Path, folder: Path, *_: object) -> None:
+        for file in ("model.onnx", "model.pt2"):
+            shutil.copy(model / file, folder)
+
+    monkeypatch.setattr(exporting, "_write_graphs", write)
+
+
+@pytest.mark.usefixtures("written")
 def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     model: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +123,7 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     assert not [p for p in model.parent.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.usefixtures("written")
 def test_every_verdict_carries_the_bounds_it_was_given_by(model: Path, run: Path, tmp_path: Path) -> None:
     """So that the benchmark, which judges again on its own machine, judges by the same."""
     gates = {c.precision: c.gate for c in Receipt.read(model).candidates if c.variant != "embed"}
@@ -225,16 +203,16 @@ def test_se_resnet34_runs_in_int8_on_every_engine(tmp_path: Path) -> None:
     from runtime.backends import open_backend
 
     network = PhotoClassifier("se_resnet34", 5, {}).eval()
-    spec = replace(Receipt_spec(), architecture="se_resnet34")
+    spec = ModelSpec("x", "se_resnet34", tuple("abcde"), Geometry.for_size(64))
     export_onnx(network, spec, tmp_path / "model.onnx")
     photos = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
-    quantise(tmp_path / "model.onnx", photos, spec, tmp_path / "model.int8.onnx")
+    quantise(tmp_path / "model.onnx", photos, spec, tmp_path / "model.int8.onnx", recover=False)
     for backend in ("ort-cpu", "openvino"):
         engine = open_backend(backend, tmp_path / "model.int8.onnx", "int8")
         assert engine.precision_share()["int8"] > 0.99
         engine.close()
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'saji[tensorrt-rtx]'")
     quantise_for_tensorrt(tmp_path / "model.int8.onnx", spec, tmp_path / "model.int8-trt.onnx")
-    options = Options(targets=("sm86", "sm89", "sm120"))
+    options = Options(targets=("sm86",))
     built = build_engine(trt, tmp_path / "model.int8-trt.onnx", tmp_path / "x.engine", "int8", options)
     assert built.precision_share["int8"] > 0.99
