@@ -12,12 +12,12 @@ PEERS = {"saji": "saji's gate", "polygraphy": "Polygraphy", "optimum": "optimum"
 def _trials(rows: list[Row], kind: str) -> dict[tuple[str, str, str], list[Row]]:
     """What was judged, by name, precision and backend; the others' checks beside ours, True for what they let pass.
 
-    `kind` is "healthy", "faint" (of `export.faults.FAINT_FAULTS`) or "broken".
+    `kind` is "healthy", "faint" (of `export.faults.FAINT_FAULTS`) or "broken". What could not run there is left out.
     """
     by_name: dict[tuple[str, str, str], list[Row]] = {}
     kinds = {**dict.fromkeys(export.mutants.HEALTHY, "healthy"), **dict.fromkeys(export.mutants.FAINT, "faint")}
     for trial in export.mutants.trials(rows):
-        if kinds.get(trial["name"], "broken") == kind:
+        if kinds.get(trial["name"], "broken") == kind and trial["verdict"] != "unjudged":
             said = trial | {"saji": trial["verdict"] == "pass"}
             by_name.setdefault((trial["name"], trial["precision"], trial["backend"]), []).append(said)
     return by_name
