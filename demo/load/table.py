@@ -13,7 +13,7 @@ def table(rows: list[Row]) -> str:
     blocks = [_table(("work", "measured", "to reach", "ratio (lowest–highest pair)"), map(_comparison, compared))]
     if settings := [row for row in rows if row["part"] == "settings"]:
         blocks.append(_table(("workers × threads, batch", "photos/s", "p95 ms", "errors"), map(_setting, settings)))
-    blocks += [_overload(last["overload"])] * ("overload" in last) + [_memory(last["memory"])] * ("memory" in last)
+    blocks += [say(last[part]) for part, say in (("overload", _overload), ("memory", _memory)) if part in last]
     return "\n\n".join([*blocks, _conditions(rows[-1])])
 
 
