@@ -71,7 +71,7 @@ def opened(run: Path, folder: Path) -> Subject:
 def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     """Write the files as export does, and name every candidate that runs on a CPU."""
     fp32 = subject.export(subject.model, "model.onnx")
-    subject.export(HalfPrecision(copy.deepcopy(subject.model)), "model.fp16.onnx")
+    subject.export(HalfPrecision(subject.model), "model.fp16.onnx")
     quantise(fp32, subject.calibration, subject.spec, subject.folder / "model.int8.onnx")
     fixed = subject.folder / "model.int8-fixed.onnx"
     quantise(fp32, subject.calibration, subject.spec, fixed, overflow_fix=True)

@@ -1,6 +1,7 @@
 """Lower precisions of one trained module: FP16 by casting the network, INT8 by calibrating on training photos."""
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -30,12 +31,12 @@ SMALLEST_SCALE = 2.0**-20  # FP16 has steps of 2^-24 here: a scale of zero, from
 
 
 class HalfPrecision(nn.Module):
-    """The same module with its network in FP16; normalisation and both ends stay as they are."""
+    """A copy of the module with its network in FP16; normalisation and both ends stay as they are."""
 
     def __init__(self, model: PhotoClassifier) -> None:
         super().__init__()
         self.normalise = model.normalise
-        self.network = model.network.half()
+        self.network = copy.deepcopy(model.network).half()  # half() works in place, and the model is the reference
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 `[N, S, S, 3]` RGB → float32 logits `[N, C]`."""

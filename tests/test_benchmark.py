@@ -1,17 +1,19 @@
 """The benchmark: what may be said of a figure, what disturbed it, and what a race of two files shows."""
 
+import contextlib
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
 
-from runtime.benchmark import disturbance, loops, pareto, rows, scenarios
+from runtime.benchmark import disturbance, loops, pareto, rows, scenarios, speed
 from runtime.benchmark.table import comparison, table
 from runtime.benchmark.verdict import compared, percentile, samples_needed
 from runtime.candidate import Candidate
@@ -123,6 +125,24 @@ def test_end_to_end_tells_its_parts() -> None:
     turn = scenarios.end_to_end(bench(0.01), 1, 0.05)
     assert set(turn["parts"]) == {"decode", "geometry", "inference"} and turn["parts"]["inference"] >= 10
     assert min(turn["samples"]) >= 10
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
+    ballast = b"x" * (300 << 20)
+    code = "from runtime.benchmark.worker import peak_memory_mib; print(peak_memory_mib())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert 20 < float(done.stdout) < 250 and ballast
+
+
+def test_what_is_not_the_choice_is_not_measured_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = SimpleNamespace(candidate=SimpleNamespace(name="the next in line"))
+    chosen = SimpleNamespace(choice=SimpleNamespace(name="the choice"))
+    monkeypatch.setattr(speed, "load", lambda path: contextlib.nullcontext(opened))
+    monkeypatch.setattr(speed.Deployment, "read", lambda path: chosen)
+    with pytest.raises(SajiError, match="chooses the choice, but the next in line serves here"):
+        speed.require_choice(Path("deployment.json"))
+    opened.candidate.name = "the choice"
+    speed.require_choice(Path("deployment.json"))
 
 
 def test_in_the_server_scenario_waiting_counts() -> None:

@@ -1,7 +1,6 @@
 """Engines: what is built is in the precision asked for, and only where it was built for is it ever opened."""
 
 import ast
-import copy
 import json
 import shutil
 import subprocess
@@ -386,7 +385,7 @@ def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A network of ours, untrained, and its FP16 file."""
     network = PhotoClassifier(request.param, 5, {}).eval()
     file = tmp_path_factory.mktemp(request.param) / "model.fp16.onnx"
-    export_onnx(precision.HalfPrecision(copy.deepcopy(network)), replace(SPEC, architecture=request.param), file)
+    export_onnx(precision.HalfPrecision(network), replace(SPEC, architecture=request.param), file)
     return network, file
 
 

@@ -19,6 +19,8 @@ from runtime.candidate import Candidate, judged
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import GATES, JudgingSet
 from runtime.files import replacing_folder
+from runtime.golden import Golden
+from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 from training.classifier import PhotoClassifier, load_checkpoint, reference_logits
@@ -46,6 +48,14 @@ def test_pt2_is_bit_equal_to_the_checkpoint(model: Path, run: Path) -> None:
     images = torch.from_numpy(judging.images[:8])
     with torch.inference_mode():
         assert torch.equal(program(images), checkpoint(images))
+
+
+def test_the_golden_vector_is_what_the_checkpoint_answers(model: Path, run: Path) -> None:
+    """It was what the weights answer once they are rounded to FP16, until the FP16 export took a copy of them."""
+    checkpoint, spec = load_checkpoint(run / "checkpoint.pt")
+    for name, answer in Golden.read(model).pictures.items():
+        image = pixels(model / name, replace(spec.geometry, decode="full"))[None]
+        assert answer.logits == pytest.approx(reference_logits(checkpoint, image)[0].tolist(), abs=1e-6)
 
 
 def test_every_candidate_is_judged_on_the_whole_validation_set(model: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from demo.load.parts import PARTS, Plan
 from demo.load.sides import Load
 from runtime.benchmark.rows import append_rows
-from runtime.benchmark.speed import write_photo
+from runtime.benchmark.speed import require_choice, write_photo
 from runtime.deployment import Deployment
 from runtime.errors import exit_with_one_sentence
 
@@ -19,6 +19,7 @@ LEAST_PHOTOS, MOST_PHOTOS = 64, 1000  # offline takes each once; short runs get 
 def main() -> None:
     """Measure all parts, or those named, and append a row for each."""
     arguments = _arguments()
+    require_choice(arguments.out / "deployment.json")
     folder = arguments.out / Deployment.read(arguments.out / "deployment.json").choice.folder
     with tempfile.TemporaryDirectory() as photos:
         for number in range(max(LEAST_PHOTOS, min(MOST_PHOTOS, round(20 * arguments.seconds)))):

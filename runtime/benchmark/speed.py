@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runtime import golden
+from runtime import golden, load
 from runtime.benchmark.loops import TRTEXEC
 from runtime.benchmark.ratio import compare
 from runtime.benchmark.rows import Row, append_rows, read_rows
@@ -125,7 +125,22 @@ def _beside_trtexec(out: Path, rows: list[Row]) -> Iterator[Claim]:
             yield Claim("trtexec", f"{row['candidate']} by our loop, against {tool}", 0.9, command, theirs)
 
 
+def require_choice(path: Path) -> None:
+    """Open what the deployment at `path` serves here. Raises SajiError where that is not its choice.
+
+    The figures would be another engine's.
+    """
+    choice = Deployment.read(path).choice.name
+    with load(path) as classifier:
+        if classifier.candidate.name != choice:
+            raise SajiError(
+                f"{path} chooses {choice}, but {classifier.candidate.name} serves here, whose figures would be "
+                "another's; judge and race on this machine with: make bench ARGS=--force"
+            )
+
+
 def _starts(out: Path) -> Iterator[Claim]:
+    require_choice(out / "deployment.json")
     deployment = Deployment.read(out / "deployment.json")
     folder = out / deployment.choice.folder
     photo = str(folder / golden.PHOTO)
