@@ -81,10 +81,10 @@ class Worker:
 
 def peak_memory_mib() -> float | None:
     """Largest resident memory of this process so far, MiB; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux: getrusage counts what the parent process had before it became this one
-        fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
-        return round(int(fields["VmHWM"].removesuffix("kB")) / 2**10, 1)
+    status = Path("/proc/self/status")  # Linux: getrusage counts what the parent had before it became this process
+    lines = status.read_text(encoding="utf-8", errors="replace").splitlines() if status.is_file() else []
+    if largest := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:
+        return round(int(largest[0]) / 2**10, 1)
     try:
         import resource
     except ImportError:  # not POSIX
