@@ -18,7 +18,7 @@ from export.precision import FP16_QDQ_OPSET
 from runtime.candidate import Candidate, judged
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import GATES, JudgingSet
-from runtime.files import replacing_folder
+from runtime.files import replacing_folder, sha256_file
 from runtime.golden import Golden
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
@@ -124,6 +124,8 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     said: list[str] = []
     export_model(run, model, Command(recover=False), said.append)
     assert "up to date" in said[-1]
+    digest = sha256_file(run / "checkpoint.pt")
+    assert exporting._up_to_date(model, digest, Command(recover=False).request() | {"revision": 1}) is None
     monkeypatch.setattr(
         "training.classifier.reference_logits", lambda m, images: np.zeros((len(images), 5), np.float32)
     )
