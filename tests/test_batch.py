@@ -387,3 +387,31 @@ def test_browser_names_a_batch_and_hands_it_out(browser: Any, address: str, scre
         assert lines[1].startswith("'=red.png,red_rendang,")
         looked_at(page, screenshots, "batch")
         page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_batch_ends_when_its_visitor_goes(browser: Any, tmp_path: Path) -> None:
+    """Nobody waits behind the photos of a tab that was closed."""
+    from demo.page import build
+
+    backend, classifier = held(tmp_path)
+    limits = replace(LIMITS, batch=500)
+    photos = zipped(tmp_path / "photos.zip", {f"{number}.png": photo(RED, "PNG") for number in range(limits.batch)})
+
+    def begin(page: Any) -> None:
+        open_tab(page, "en", "batch")
+        page.set_input_files("input[type=file][multiple]", photos)
+        page.locator(".file-preview tr").first.wait_for()
+        page.get_by_role("button", name="Name all dishes").click()
+
+    with serving_of(classifier, tmp_path, limits) as serving, running(serving, build(serving, 2)) as address:
+        backend.free.clear()
+        backend.begun = threading.Semaphore(0)
+        with opened(browser, address) as page:
+            begin(page)
+            assert backend.begun.acquire(timeout=PATIENCE)  # the first photo is on the engine
+        backend.batches.clear()
+        backend.free.set()
+        with opened(browser, address) as page:
+            begin(page)
+            page.get_by_role("link", name="Download CSV").wait_for()
+        assert len(backend.batches) < 2 * limits.batch - 1, "all photos of the closed tab were named as well"
