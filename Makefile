@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup train export bench demo test lint check verify readme clean help
+.PHONY: all setup train export bench demo test examples lint check verify readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
@@ -47,6 +47,9 @@ demo: .venv/installed ## open the page that serves the choice      ARGS=
 
 test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+examples: ## fetch the packages of the embedding examples, whose tests are skipped without them
+	for example in node browser; do npm install --prefix demo/embed/$$example --ignore-scripts --no-package-lock --no-audit --no-fund || exit 2; done
 
 lint: .venv/installed ## style and types
 	$(PY) -m ruff check .

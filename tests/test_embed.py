@@ -3,7 +3,6 @@
 import functools
 import http.server
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -41,9 +40,6 @@ from runtime.spec import Geometry
 from training.sample_dishes import DISHES, draw_dish
 
 EMBED = ROOT / "demo" / "embed"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.mark.parametrize(
@@ -184,19 +180,13 @@ def both(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def installed(name: str) -> Path:
-    """The example's folder with its packages, which npm installs there; skipped with a reason where it cannot."""
-    folder, npm = EMBED / name, shutil.which("npm")
+    """The example's folder with its packages; skipped with a reason where they are not."""
+    folder = EMBED / name
     if not (folder / "node_modules" / ".package-lock.json").is_file():
-        if not npm:
-            pytest.skip("npm is not installed: apt-get install npm")
-        install = ("install", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund")
-        done = example(npm, *install, cwd=folder, timeout=300, env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"})
-        if done.returncode:
-            pytest.skip(f"npm cannot install {name}'s packages here: {done.stderr.strip()[-200:]}")
+        pytest.skip(f"the packages of demo/embed/{name} are not installed: make examples")
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_node_example_checks_itself_and_classifies_as_we_do(
     precision: str, both: Path, sample: Path, tmp_path: Path
@@ -234,16 +224,10 @@ def site(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
-    )
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield browser.new_page(viewport={"width": 390, "height": 844})  # a phone's
-        browser.close()
+def page(browser: Any) -> Iterator[Any]:
+    page = browser.new_page(viewport={"width": 390, "height": 844})  # a phone's
+    yield page
+    page.close()
 
 
 def answer(page: Any, words: str) -> str:
@@ -251,7 +235,6 @@ def answer(page: Any, words: str) -> str:
     return page.inner_text("#answer")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_page_checks_itself_in_a_browser(precision: str, site: str, page: Any) -> None:
     page.goto(f"{site}?check&precision={precision}")
@@ -260,7 +243,6 @@ def test_the_page_checks_itself_in_a_browser(precision: str, site: str, page: An
     assert "wrong: golden.jpg" in answer(page, "golden.jpg")
 
 
-@pytest.mark.slow
 def test_the_page_classifies_a_photo_itself_and_says_how_long_it_took(
     site: str, page: Any, model: Path, sample: Path
 ) -> None:
@@ -280,7 +262,6 @@ def test_the_page_classifies_a_photo_itself_and_says_how_long_it_took(
     assert "did not work" in answer(page, "did not work")
 
 
-@pytest.mark.slow
 def test_the_page_says_what_is_missing(site: str, page: Any) -> None:
     page.goto(f"{site}?model=nowhere")
     assert "nowhere/model.json is not there" in answer(page, "did not work")
