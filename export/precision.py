@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,21 +79,30 @@ def quantise(
             overflow_fix=nncf.OverflowFix.ENABLE if overflow_fix else nncf.OverflowFix.FIRST_LAYER,
             activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
         )
-        bounds = nncf.AdvancedAccuracyRestorerParameters(
-            max_num_iterations=MOST_KEPT, ranking_subset_size=min(RANKED_BY, len(calibration)), num_ranking_workers=1
-        )
-        quantised = nncf.quantize_with_accuracy_control(
-            model,
-            nncf.Dataset(numbers, lambda i: {"images": calibration[i : i + 1]}),
-            nncf.Dataset(numbers),
-            _closeness(model, calibration),
-            max_drop=AIM if recover else float("inf"),
-            subset_size=len(calibration),
-            preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(names=_sensitive(model), validate=False),
-            advanced_quantization_parameters=ranges,
-            advanced_accuracy_restorer_parameters=bounds,
-        )
+        photos = nncf.Dataset(numbers, lambda i: {"images": calibration[i : i + 1]})
+        how: dict[str, Any] = {
+            "subset_size": len(calibration),
+            "preset": nncf.QuantizationPreset.MIXED,
+            "ignored_scope": nncf.IgnoredScope(names=_sensitive(model), validate=False),
+        }
+        if not recover:
+            quantised = nncf.quantize(model, photos, advanced_parameters=ranges, **how)
+        else:
+            bounds = nncf.AdvancedAccuracyRestorerParameters(
+                max_num_iterations=MOST_KEPT,
+                ranking_subset_size=min(RANKED_BY, len(calibration)),
+                num_ranking_workers=1,
+            )
+            quantised = nncf.quantize_with_accuracy_control(
+                model,
+                photos,
+                nncf.Dataset(numbers),
+                _closeness(model, calibration),
+                max_drop=AIM,
+                advanced_quantization_parameters=ranges,
+                advanced_accuracy_restorer_parameters=bounds,
+                **how,
+            )
     save_onnx(_unsigned_activations(quantised), spec, path, kept=_went_back(quantised, _sensitive(model)))
 
 

@@ -81,6 +81,15 @@ def test_the_gate_caught_the_broken_files_and_failed_no_healthy_one() -> None:
     assert len(broken) >= 15
     assert not [trial["name"] for trial in outcomes if trial["name"] in broken and trial["verdict"] != "fail"]
     assert "fail" not in {trial["verdict"] for trial in outcomes if trial["name"] in HEALTHY}
+    int8 = [trial for trial in outcomes if trial["name"] in broken and trial["precision"] == "int8"]
+    assert int8 and not [trial for trial in int8 if "clear photos" in trial["reason"]], "caught by its flips alone"
+
+
+def test_no_healthy_file_failed_over_three_seeds() -> None:
+    rows = read_rows(ROOT / "results" / "healthy_seeds.jsonl")
+    trained = {(row["architecture"], row["seed"]) for row in rows}
+    assert len(trained) == 9 and len({seed for _, seed in trained}) == 3
+    assert "fail" not in {o["verdict"] for row in rows for o in row["outcomes"] if o["name"] == HEALTHY[0]}
 
 
 @pytest.mark.parametrize("command", ["training", "export", "runtime", "demo"])
