@@ -67,7 +67,6 @@ def quantise(
     # NNCF reports usage to its maker unless told not to, before it is imported
     os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
     model = onnx.load(fp32)
-    numbers = list(range(len(calibration)))
     with _quiet():
         try:
             import nncf
@@ -79,31 +78,38 @@ def quantise(
             overflow_fix=nncf.OverflowFix.ENABLE if overflow_fix else nncf.OverflowFix.FIRST_LAYER,
             activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX,
         )
-        photos = nncf.Dataset(numbers, lambda i: {"images": calibration[i : i + 1]})
+        photos = nncf.Dataset(range(len(calibration)), lambda i: {"images": calibration[i : i + 1]})
         how: dict[str, Any] = {
             "subset_size": len(calibration),
             "preset": nncf.QuantizationPreset.MIXED,
             "ignored_scope": nncf.IgnoredScope(names=_sensitive(model), validate=False),
         }
-        if not recover:
-            quantised = nncf.quantize(model, photos, advanced_parameters=ranges, **how)
+        if recover:
+            quantised = _quantised_closely(model, photos, calibration, ranges, how)
         else:
-            bounds = nncf.AdvancedAccuracyRestorerParameters(
-                max_num_iterations=MOST_KEPT,
-                ranking_subset_size=min(RANKED_BY, len(calibration)),
-                num_ranking_workers=1,
-            )
-            quantised = nncf.quantize_with_accuracy_control(
-                model,
-                photos,
-                nncf.Dataset(numbers),
-                _closeness(model, calibration),
-                max_drop=AIM,
-                advanced_quantization_parameters=ranges,
-                advanced_accuracy_restorer_parameters=bounds,
-                **how,
-            )
+            quantised = nncf.quantize(model, photos, advanced_parameters=ranges, **how)
     save_onnx(_unsigned_activations(quantised), spec, path, kept=_went_back(quantised, _sensitive(model)))
+
+
+def _quantised_closely(
+    model: onnx.ModelProto, photos: Any, calibration: np.ndarray, ranges: Any, how: dict[str, Any]
+) -> onnx.ModelProto:
+    """As `nncf.quantize`, with the layers that matter most in FP32 where the logits would shift by more than AIM."""
+    import nncf
+
+    bounds = nncf.AdvancedAccuracyRestorerParameters(
+        max_num_iterations=MOST_KEPT, ranking_subset_size=min(RANKED_BY, len(calibration)), num_ranking_workers=1
+    )
+    return nncf.quantize_with_accuracy_control(
+        model,
+        photos,
+        nncf.Dataset(list(range(len(calibration)))),
+        _closeness(model, calibration),
+        max_drop=AIM,
+        advanced_quantization_parameters=ranges,
+        advanced_accuracy_restorer_parameters=bounds,
+        **how,
+    )
 
 
 def _closeness(model: onnx.ModelProto, photos: np.ndarray) -> Callable[..., tuple[float, list[float]]]:
