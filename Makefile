@@ -49,7 +49,8 @@ test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 examples: ## fetch the packages of the embedding examples, whose tests are skipped without them
-	for example in node browser; do npm install --prefix demo/embed/$$example --ignore-scripts --no-package-lock --no-audit --no-fund || exit 2; done
+	@command -v npm >/dev/null || { echo "npm is missing; install it with: sudo apt-get install -y nodejs npm"; exit 2; }
+	@for example in node browser; do npm install --prefix demo/embed/$$example --ignore-scripts --no-package-lock --no-audit --no-fund || exit 2; done
 
 lint: .venv/installed ## style and types
 	$(PY) -m ruff check .
