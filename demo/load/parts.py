@@ -14,7 +14,7 @@ from runtime.deployment import Deployment
 
 EXPERIMENT = "load"
 OFFLINE_SHARE, OVER_PLAIN, LONE_SHARE = 0.7, 3.0, 1 / 1.1
-SETTINGS = [(workers, threads, batch) for workers, threads in ((1, 0), (1, 1), (2, 1)) for batch in (1, 4, 8)]
+SETTINGS = [(workers, threads, batch) for workers, threads in ((1, 0), (1, 1), (2, 0), (2, 1)) for batch in (1, 4, 8)]
 MILLISECONDS = "median_ms"
 
 
