@@ -92,6 +92,19 @@ def test_no_healthy_file_failed_over_three_seeds() -> None:
     assert "fail" not in {o["verdict"] for row in rows for o in row["outcomes"] if o["name"] == HEALTHY[0]}
 
 
+def test_the_service_bears_what_it_is_to_bear() -> None:
+    last = {row["part"]: row for row in read_rows(ROOT / "results" / "load.jsonl")}
+    for part in ("clients", "plain", "queue"):
+        assert last[part]["ratio"] >= last[part]["target"] > 0
+    assert not [
+        ours for part in ("clients", "plain") for ours, _ in last[part]["said"] if ours["refused"] + ours["broken"]
+    ]
+    assert last["memory"]["seconds"] >= 600 and last["memory"]["growth"] < 0.02
+    overload = last["overload"]
+    assert overload["clients"] >= 10 * last["clients"]["clients"] and overload["recovered_seconds"] < 2
+    assert overload["accepted"]["max_ms"] < 1000 * overload["bound_seconds"] and overload["broken"] == 0
+
+
 @pytest.mark.parametrize("command", ["training", "export", "runtime", "demo"])
 def test_each_stage_explains_itself_from_any_directory(command: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True, cwd=tmp_path)

@@ -14,7 +14,7 @@ def table(rows: list[Row]) -> str:
     if settings := [row for row in rows if row["part"] == "settings"]:
         blocks.append(_table(("workers × threads, batch", "photos/s", "p95 ms", "errors"), map(_setting, settings)))
     blocks += [say(last[part]) for part, say in (("overload", _overload), ("memory", _memory)) if part in last]
-    return "\n\n".join([*blocks, _conditions(rows[-1])])
+    return "\n\n".join([*blocks, _conditions(rows)])
 
 
 def _comparison(row: Row) -> tuple[str, ...]:
@@ -55,12 +55,13 @@ def _memory(row: Row) -> str:
     )
 
 
-def _conditions(row: Row) -> str:
-    changes = " with local changes" if row["dirty"] else ""
+def _conditions(rows: list[Row]) -> str:
+    row, changes = rows[-1], " with local changes" if any(row["dirty"] for row in rows) else ""
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
     return (
         f"{row['candidate']} on {row['machine_cores']} cores of {row['machine_cpu']}, which client and service share; "
         f"JPEGs of 512×384; wrk asks, against the plain demo threads of one process; latencies are those of the worst "
-        f"round; commit {row['commit']}{changes}, {row['time'][:10]}."
+        f"round; commit {commits}{changes}, {row['time'][:10]}."
     )
 
 
