@@ -42,6 +42,25 @@ def claims(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def tried(rows: list[Row]) -> str:
+    """What `runtime.benchmark.tried` found: with the idea against without it, and what became of it."""
+    head = "idea", "as fast with it as without (lowest–highest pair)", "kept"
+    lines = [
+        (
+            row["claim"],
+            f"{row['ratio']:.2f}× ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})",
+            f"no: {row['why_not']}" if row["why_not"] else "yes",
+        )
+        for row in rows
+    ]
+    row = rows[-1]
+    machine = f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"
+    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("onnxruntime", "openvino", "pillow"))
+    return (
+        f"{markdown(head, lines)}\n\n{row['rounds']} pairs of runs each; {machine}; {versions}; commit {row['commit']}."
+    )
+
+
 def cost(rows: list[Row]) -> str:
     """What an export takes."""
     head = "export of", "size", "files", "candidates judged", "validation photos", "seconds", "peak memory, MiB"
@@ -66,6 +85,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "all": table,
     "best": lambda rows: table(best(rows)),
     "claims": claims,
+    "tried": tried,
     "seeds": study_tables.seeds,
     "folds": study_tables.folds,
     "finest": study_tables.finest,

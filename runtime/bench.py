@@ -26,7 +26,7 @@ def main() -> None:
         _compare(*asked.compare)
         return
     names = ("candidates", "seconds", "batch", "threads", "streams", "scenario", "latency_bound", "photo")
-    named = {name: getattr(asked, name) for name in (*names, "experiment", "seed")}
+    named = {name: getattr(asked, name) for name in (*names, "cold_starts", "experiment", "seed")}
     models, chosen_at = asked.out / "models", asked.out / "deployment.json"
     race = Race(models, receipts_in(models, asked.archs), **named)
     policy = Policy(asked.max_accuracy_drop, min(asked.batch), asked.percentile, asked.max_memory, asked.max_size)
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenario", nargs="+", choices=scenarios, default=["single-stream"], help=besides)
     parser.add_argument("--latency-bound", type=float, default=50, help="of the server scenario, milliseconds")
     parser.add_argument("--photo", type=Path, help="the photo of end-to-end; each model's golden JPEG by default")
+    cold = "processes started anew for each candidate, to time the start to the first label"
+    parser.add_argument("--cold-starts", type=int, default=1, metavar="N", help=cold)
     parser.add_argument("--max-accuracy-drop", type=float, default=0.01, help="below the best model, as a fraction")
     parser.add_argument("--percentile", type=float, default=50, help="of the latency, which the choice is made by")
     parser.add_argument("--max-memory", type=float, help="peak memory of a candidate's process that is allowed, MiB")
@@ -84,8 +86,10 @@ def _arguments() -> argparse.Namespace:
     """The command line; raises SajiError for what contradicts itself or is none."""
     arguments = _parser().parse_args()
     positive = (*arguments.batch, *arguments.streams, arguments.seconds, arguments.latency_bound)
-    if min(positive) <= 0 or min(arguments.threads) < 0:
-        raise SajiError("--batch, --streams, --seconds and --latency-bound must be positive, --threads not negative")
+    if min(positive) <= 0 or min(*arguments.threads, arguments.cold_starts) < 0:
+        raise SajiError(
+            "--batch, --streams, --seconds and --latency-bound must be positive, --threads and --cold-starts 0 or more"
+        )
     if "server" in arguments.scenario and 1 not in arguments.batch:
         raise SajiError("the server scenario answers one photo at a time; add 1 to --batch")
     if not 0 < arguments.percentile < 100:

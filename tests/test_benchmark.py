@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from runtime.benchmark import disturbance, loops, pareto, rows, scenarios, speed
+from runtime.benchmark import disturbance, loops, pareto, rows, scenarios, speed, worker
 from runtime.benchmark.table import comparison, table
 from runtime.benchmark.verdict import compared, percentile, samples_needed
 from runtime.candidate import Candidate
@@ -63,6 +64,16 @@ def test_causes_are_named_from_what_the_machine_did() -> None:
         "the processor reached 97 °C",
     ]
     assert disturbance.disturbed_by([{"seconds": 1.0, "gpu": ["the GPU was slowed down by heat"]}] * 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_other_candidates_of_a_race_are_no_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with contextlib.closing(other.stdin):  # type: ignore[type-var]
+        assert not disturbance._of_this_race(other.pid) and disturbance._of_this_race(os.getpid())
+        monkeypatch.setattr(os, "getppid", os.getpid)  # as the other one sees it
+        assert disturbance._of_this_race(other.pid)
+    other.wait()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat is Linux's")
@@ -132,6 +143,18 @@ def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it()
     code = "from runtime.benchmark.worker import peak_memory_mib; print(peak_memory_mib())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert 20 < float(done.stdout) < 250 and ballast
+
+
+def test_gpu_memory_is_that_of_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [SimpleNamespace(pid=1, usedGpuMemory=9 << 20), SimpleNamespace(pid=os.getpid(), usedGpuMemory=300 << 20)]
+    nvml = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByIndex=lambda i: i, NVMLError=RuntimeError)
+    nvml.nvmlDeviceGetComputeRunningProcesses = lambda device: held
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert worker.gpu_memory_mib() == 300
+    held.pop()
+    assert worker.gpu_memory_mib() is None
+    head, _, line = table([row("tensorrt a", 9.0, 0.9, gpu_memory_mib=300.0, cold_start_seconds=2.5)]).splitlines()[:3]
+    assert head.endswith("| GPU MiB | cold start s |") and line.endswith("| 300 | 2.50 |")
 
 
 def test_what_is_not_the_choice_is_not_measured_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

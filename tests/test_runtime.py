@@ -215,6 +215,7 @@ def test_bench_rows_carry_their_conditions(out: Path, model: Path) -> None:
         assert row["rounds"] >= 5 and all(len(turn) >= 3 for turn in row["samples"])
         assert row["machine_cores"] and row["versions"]["python"] and row["scenario"]
         assert row["p25"] <= row["milliseconds"] <= row["p75"] and row["drawn"] is False
+        assert row["cold_start_seconds"] > row["load_seconds"] > 0 and row["peak_memory_mib"] > 20
         calls = sum(len(turn) for turn in row["samples"])
         assert (row["p99"] is None) == (calls < 368) and row["unstable"] in (True, False)
 
@@ -242,8 +243,8 @@ def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsy
 
 def test_a_race_of_some_candidates_with_threads_and_streams(model: Path) -> None:
     receipts = {"resnet18": Receipt.read(model)}
-    lengths = {"seconds": 1, "batch": [1], "threads": [1, 2], "streams": [1, 2], "scenario": [], "seed": 0}
-    asked = Race(model.parent, receipts, ["openvino fp32"], **lengths, latency_bound=50, photo=None, experiment="x")
+    lengths = {"seconds": 1, "batch": [1], "threads": [1, 2], "streams": [1, 2], "latency_bound": 50, "cold_starts": 0}
+    asked = Race(model.parent, receipts, ["openvino fp32"], **lengths, scenario=[], photo=None, experiment="x", seed=0)
     with asked.entrants() as entrants:
         names = [entrant.name for entrant in entrants]
     first = "resnet18 · openvino · fp32 · 1 thread"

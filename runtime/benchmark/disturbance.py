@@ -92,7 +92,7 @@ def _gpu() -> tuple[str, ...]:
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByIndex(0)
         slowed = pynvml.nvmlDeviceGetCurrentClocksEventReasons(device)
-        others = [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid != os.getpid()]
+        others = [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if not _of_this_race(p.pid)]
         watts = pynvml.nvmlDeviceGetPowerManagementLimit(device) / 1000
     except pynvml.NVMLError:
         return ()
@@ -103,3 +103,16 @@ def _gpu() -> tuple[str, ...]:
     }
     causes = [words for bit, words in reasons.items() if slowed & bit]
     return (*causes, *([f"{len(others)} other processes used the GPU"] if others else []))
+
+
+def _of_this_race(pid: int) -> bool:
+    """Whether it is this process or one with the same parent: the other candidates, which idle outside their turns."""
+    if pid == os.getpid():
+        return True
+    try:  # man 5 proc: pid (name) state parent …, and the name may hold anything
+        parent = int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()[1]
+        )
+    except (OSError, ValueError, IndexError):
+        return False
+    return parent == os.getppid()

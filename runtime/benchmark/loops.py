@@ -27,9 +27,10 @@ def engine(folder: str, candidate: str) -> dict[str, float]:
 
     images = JudgingSet.load(Path(folder) / "judging.npz").images[:1]
     opened = _candidate(folder, candidate).open(Path(folder))
-    rate = _rate(lambda: opened.run(images))
+    calls = rate(lambda: opened.run(images))
     metadata = {entry.key: entry.value for entry in onnx.load(Path(folder) / "model.onnx").metadata_props}
-    return {"per_second": rate, "multiply_adds_per_second": rate * sum(json.loads(metadata["multiply_adds"]).values())}
+    multiply_adds = sum(json.loads(metadata["multiply_adds"]).values())
+    return {"per_second": calls, "multiply_adds_per_second": calls * multiply_adds}
 
 
 def single_stream(folder: str, candidate: str) -> dict[str, float]:
@@ -129,7 +130,7 @@ def int8_peak() -> dict[str, float]:
         graph = helper.make_graph([helper.make_node("MatMulInteger", ["a", "b"], ["c"])], "product", [a], [c], [b])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        rates.append(side**3 * _rate(partial(session.run, None, {"a": ones})))
+        rates.append(side**3 * rate(partial(session.run, None, {"a": ones})))
     return {"multiply_adds_per_second": max(rates)}
 
 
@@ -140,7 +141,7 @@ def photo(folder: str, candidate: str, path: str) -> dict[str, float]:
 
     chosen, encoded = _candidate(folder, candidate), Path(path).read_bytes()
     with Classifier(Receipt.read(Path(folder)).spec, chosen.open(Path(folder)), chosen) as classifier:
-        return {"per_second": _rate(lambda: classifier(encoded).label)}
+        return {"per_second": rate(lambda: classifier(encoded).label)}
 
 
 def torchvision_photo(folder: str, path: str) -> dict[str, float]:
@@ -156,7 +157,7 @@ def torchvision_photo(folder: str, path: str) -> dict[str, float]:
         with torch.inference_mode():
             return classes[int(module(pixels.permute(1, 2, 0)[None]).argmax())]
 
-    return {"per_second": _rate(label)}
+    return {"per_second": rate(label)}
 
 
 def first_label(deployment: str, path: str) -> dict[str, float]:
@@ -227,7 +228,7 @@ def _eager(folder: str) -> tuple[Any, Any, tuple[str, ...]]:
     return module, transform, spec.classes
 
 
-def _rate(call: Callable[[], object]) -> float:
+def rate(call: Callable[[], object]) -> float:
     """Calls a second by the median, over SECONDS, once they have settled."""
     from runtime.benchmark.scenarios import settle, timed
 

@@ -39,12 +39,13 @@ class Race:
     scenario: Sequence[str]
     latency_bound: float
     photo: Path | None
+    cold_starts: int
     experiment: str
     seed: int
 
     def inputs(self) -> dict[str, Any]:
         """What decides how the race turns out, as JSON values: with the same inputs a choice is up to date."""
-        named = ("seconds", "batch", "threads", "streams", "scenario", "candidates", "latency_bound")
+        named = ("seconds", "batch", "threads", "streams", "scenario", "candidates", "latency_bound", "cold_starts")
         return {
             "receipts": {name: sha256_file(self.models / name / "model.json") for name in self.receipts},
             "settings": {name: getattr(self, name) for name in named},
@@ -58,6 +59,10 @@ class Race:
             racing = [e for e in entrants if e.candidate.verdict == "pass" and e.candidate.servable]
             loads = [(scenario, batch) for scenario in self._raced() for batch in self.batch]
             finished = race(racing, loads, self.seconds, self.seed, say)
+            for number in range(1, self.cold_starts + 1):
+                say(f"cold start {number} of {self.cold_starts}: {len(finished)} processes, one after another")
+                for entrant in finished:
+                    entrant.cold_start()
             rows = [row for entrant in finished for row in self._rows(entrant, say)]
         raced = {entrant.candidate.key() for entrant in finished}
         others = {entrant.candidate.key(): entrant.candidate for entrant in entrants}

@@ -31,6 +31,7 @@ Load = tuple[str, int]  # a name in runtime.benchmark.scenarios.SCENARIOS, and t
 class Entrant:
     """A candidate in the race: its process, and each round's answer so far (see `worker`) by what was asked.
 
+    `cold_starts` are seconds, see `cold_start`.
     `threads` and `streams` as in `runtime.backends.open_backend`; `photo` is the file that end-to-end takes, by default
     the golden JPEG.
     """
@@ -41,6 +42,7 @@ class Entrant:
     streams: int = 1
     photo: str = ""
     turns: dict[Load, list[dict[str, Any]]] = field(default_factory=dict)
+    cold_starts: list[float] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -74,6 +76,16 @@ class Entrant:
         if "error" in answer:
             raise SajiError(answer["error"])
         return answer
+
+    def cold_start(self) -> None:
+        """Take the seconds from the start of a process of its own to its first label: imports, opening, one photo."""
+        fresh = dataclasses.replace(self, process=None)
+        started = time.perf_counter()
+        try:
+            fresh.ask({"do": "classify"})
+            self.cold_starts.append(time.perf_counter() - started)
+        finally:
+            fresh.close()
 
     def judge(self) -> None:
         """Take this machine's verdict, in the candidate's own process."""

@@ -71,6 +71,7 @@ def _figures(turns: list[dict[str, Any]], batch: int) -> Row:
         "images_per_second": round(1000 * batch / median, 2),
         "load_seconds": round(turns[-1]["load_seconds"], 3),
         "peak_memory_mib": turns[-1]["peak_memory_mib"],
+        "gpu_memory_mib": turns[-1].get("gpu_memory_mib"),
         "samples": [[round(value, 4) for value in turn["samples"]] for turn in turns],
     }
 
@@ -94,6 +95,8 @@ def conditions_of(entrant: Entrant, receipt: Receipt, experiment: str) -> Row:
         "image_size": spec.geometry.size,
         "drawn": bool(spec.data.get("drawn")),
         "data_fingerprint": spec.data.get("fingerprint"),
+        "cold_start_seconds": round(statistics.median(entrant.cold_starts), 3) if entrant.cold_starts else None,
+        "cold_starts": [round(seconds, 3) for seconds in entrant.cold_starts],
         **{name: candidate.figures.get(name) for name in ("accuracy", "accuracy_interval", "agreement", "photos")},
         "verdict": candidate.verdict,
         "precision_share": candidate.precision_share,

@@ -1,6 +1,7 @@
 """Rows as Markdown, on the terminal and in the documents (`docs/tables.py`)."""
 
 from collections.abc import Callable
+from functools import partial
 
 from runtime.benchmark.rows import TAILS, Row, per_round
 from runtime.benchmark.verdict import compared
@@ -30,7 +31,7 @@ def _timed(rows: list[Row]) -> str:
         ("photos/s", lambda row: f"{row['images_per_second']:.0f}"),
         ("against the fastest PyTorch", lambda row: _speed(row, torch.get(row["batch"]))),
         ("against the fastest", lambda row: _behind(row, fastest[row["batch"]])),
-        *_ABOUT,
+        *_about(rows),
     ]
     if not any(_tail(row) for row in rows):
         columns = [column for column in columns if column[0] != "tail"]
@@ -49,7 +50,7 @@ def _server(rows: list[Row]) -> str:
     columns: list[Column] = [
         ("candidate", lambda row: row["candidate"]),
         (f"queries/s held at {bound}", lambda row: f"{row['rate']:.0f}"),
-        *_ABOUT,
+        *_about(rows),
     ]
     return f"{_markdown(columns, rows)}\n\n{conditions(rows)}"
 
@@ -99,12 +100,22 @@ def _accuracy(row: Row) -> str:
     return f"{row['accuracy']:.3f} ({low:.2f}–{high:.2f})"
 
 
-_ABOUT: list[Column] = [
-    ("accuracy (95 % interval)", _accuracy),
-    ("parity", lambda row: row["verdict"]),
-    ("file MB", lambda row: f"{row['file_bytes'] / 1e6:.1f}"),
-    ("peak MiB", lambda row: f"{row.get('peak_memory_mib') or 0:.0f}"),
-]
+def _about(rows: list[Row]) -> list[Column]:
+    """What any row tells of its candidate; what none of `rows` knows has no column."""
+    columns: list[Column] = [
+        ("accuracy (95 % interval)", _accuracy),
+        ("parity", lambda row: row["verdict"]),
+        ("file MB", lambda row: f"{row['file_bytes'] / 1e6:.1f}"),
+        ("peak MiB", lambda row: f"{row.get('peak_memory_mib') or 0:.0f}"),
+    ]
+    for title, name, form in (("GPU MiB", "gpu_memory_mib", ".0f"), ("cold start s", "cold_start_seconds", ".2f")):
+        if any(row.get(name) for row in rows):
+            columns.append((title, partial(_number, name, form)))
+    return columns
+
+
+def _number(name: str, form: str, row: Row) -> str:
+    return f"{row[name]:{form}}" if row.get(name) else ""
 
 
 def best(rows: list[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,20 @@ class Worker:
         started = time.perf_counter()
         engine = candidate.open(folder, threads, streams)
         self.load_seconds = time.perf_counter() - started
-        classifier = Classifier(Receipt.read(folder).spec, engine, candidate)
-        encoded = Path(photo or folder / golden.PHOTO).read_bytes()
-        self.bench = Bench(classifier, JudgingSet.load(folder / "judging.npz").images, encoded, streams)
+        self.classifier = Classifier(Receipt.read(folder).spec, engine, candidate)
+        self.encoded = Path(photo or folder / golden.PHOTO).read_bytes()
+        self.folder, self.streams = folder, streams
         self.warm: set[tuple[str, int]] = set()
+
+    @cached_property
+    def bench(self) -> Bench:
+        """The engine and photos for it; a first label needs none of them."""
+        images = JudgingSet.load(self.folder / "judging.npz").images
+        return Bench(self.classifier, images, self.encoded, self.streams)
 
     def classify(self) -> dict[str, Any]:
         """What the photo shows: a `runtime.classifier.Prediction`."""
-        return dataclasses.asdict(self.bench.classifier(self.bench.photo))
+        return dataclasses.asdict(self.classifier(self.encoded))
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """One turn of a scenario, with peak memory, load time and what else the machine did meanwhile."""
@@ -75,8 +82,9 @@ class Worker:
             turn(self.bench, batch, 0)  # the others' turns have cooled the caches
             watch = Watch()
             measured = turn(self.bench, batch, order["seconds"])
-        facts = {"load_seconds": self.load_seconds, "peak_memory_mib": peak_memory_mib()}
-        return {**measured, **facts, "meanwhile": watch.stop()}
+        meanwhile = watch.stop()
+        memory = {"peak_memory_mib": peak_memory_mib(), "gpu_memory_mib": gpu_memory_mib()}
+        return {**measured, "load_seconds": self.load_seconds, **memory, "meanwhile": meanwhile}
 
 
 def peak_memory_mib() -> float | None:
@@ -91,6 +99,24 @@ def peak_memory_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def gpu_memory_mib() -> float | None:
+    """What this process holds of the first GPU's memory, MiB, by NVML; None without a GPU or where NVML does not tell.
+
+    In a container whose processes have numbers of their own, NVML knows them by others and does not tell.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        held = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device)}.get(os.getpid())
+    except ImportError:
+        return None
+    except pynvml.NVMLError:
+        return None
+    return round(held / 2**20, 1) if held else None
 
 
 if __name__ == "__main__":
