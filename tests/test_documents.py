@@ -13,6 +13,7 @@ from docs import capacity
 from docs.tables import refreshed
 from export.mutants import FAINT, HEALTHY, trials
 from runtime.benchmark.rows import read_rows
+from runtime.benchmark.tried import IDEAS
 from runtime.files import sha256_file
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,6 +91,26 @@ def test_no_healthy_file_failed_over_three_seeds() -> None:
     trained = {(row["architecture"], row["seed"]) for row in rows}
     assert len(trained) == 9 and len({seed for _, seed in trained}) == 3
     assert "fail" not in {o["verdict"] for row in rows for o in row["outcomes"] if o["name"] == HEALTHY[0]}
+
+
+def test_the_claims_about_speed_hold_where_the_processor_allows_them() -> None:
+    """What asks for INT8 arithmetic was measured without it, too; its row says so and shows what was missed."""
+    rows = read_rows(ROOT / "results" / "speed.jsonl")
+    everywhere = ("cold start", "memory at its peak", "share of an INT8", "LoadGen", "training ResNet-34")
+    held = [row for row in rows if any(words in row["claim"] for words in everywhere)]
+    held += [row for row in rows if {"avx512_vnni", "avx_vnni"} & set(row["machine_cpu_features"])]
+    assert len({row["claim"] for row in held}) >= 6
+    assert not [row["claim"] for row in held if row["ratio"] < row["target"]]
+    (loadgen,) = (row for row in rows if "LoadGen" in row["claim"])
+    assert 0.9 <= loadgen["ratio"] <= 1.1 and {theirs["result"] for _, theirs in loadgen["said"]} == {"VALID"}
+
+
+def test_a_speed_up_is_kept_only_with_its_row() -> None:
+    rows = {row["idea"]: row for row in read_rows(ROOT / "results" / "tried.jsonl")}
+    assert rows.keys() == IDEAS.keys()
+    for name, row in rows.items():
+        assert row["why_not"] == IDEAS[name].why_not
+        assert row["why_not"] or row["ratio"] > 1, f"{name} is kept and is no faster"
 
 
 def test_the_service_bears_what_it_is_to_bear() -> None:
