@@ -116,9 +116,9 @@ def load(
 
     `path` is a `deployment.json` (opens its choice, or with a printed reason the next in line), a model folder with
     its `model.json` (opens the candidate of `backend`, default "ort-cpu", and `precision`; it must have passed), or
-    a bare `.onnx` or `.pt2` file. `threads` 0 are the deployment's or the engine's own; a deployment is opened ready
-    for `streams` calls side by side, or for as many as it names. Raises SajiError in one sentence when nothing can be
-    opened.
+    a bare `.onnx` or `.pt2` file. `threads` of one call, 0 for the deployment's or the engine's own; it is opened ready
+    for `streams` calls side by side, a deployment for as many as it names if those are more. Raises SajiError in one
+    sentence when nothing can be opened.
     """
     path = Path(path)
     if path.name == "model.json":
@@ -126,11 +126,12 @@ def load(
     if not path.exists():
         raise SajiError(f"{path} does not exist; make one with: make train export bench")
     if path.is_dir():
-        return _from_folder(path, backend or "ort-cpu", precision, threads)
+        return _from_folder(path, backend or "ort-cpu", precision, threads, streams)
     if path.suffix == ".json":
         return _from_deployment(path, threads, streams)
     if path.suffix in (".onnx", ".pt2"):
-        return _from_file(path, backend or ("pytorch" if path.suffix == ".pt2" else "ort-cpu"), precision, threads)
+        backend = backend or ("pytorch" if path.suffix == ".pt2" else "ort-cpu")
+        return _from_file(path, backend, precision, threads, streams)
     raise SajiError(f"{path} is no model; give a deployment.json, a model folder or an .onnx file")
 
 
@@ -159,7 +160,7 @@ def _from_deployment(path: Path, threads: int, streams: int) -> Classifier:
     raise Unavailable(f"none of the {len(passed_over)} choices in {path} can be opened here; choose again: make bench")
 
 
-def _from_folder(folder: Path, backend: str, precision: str, threads: int) -> Classifier:
+def _from_folder(folder: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
     receipt = Receipt.read(folder)
     named = [c for c in receipt.candidates if (c.backend, c.precision) == (backend, precision) and c.servable]
     if not named:
@@ -171,12 +172,12 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int) -> Cl
             f"{candidate.name} is not served, its verdict is {candidate.verdict}: {'; '.join(candidate.reasons)}"
         )
     receipt.verify(folder, candidate.file)
-    engine = _opened(candidate, folder, receipt.spec, threads)
+    engine = _opened(candidate, folder, receipt.spec, threads, streams)
     digest = receipt.files[candidate.file]["sha256"]
     return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=digest)
 
 
-def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int = 1) -> Backend:
+def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int) -> Backend:
     """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
     engine = candidate.open(folder, threads, streams)
     try:
@@ -187,12 +188,12 @@ def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, s
     return engine
 
 
-def _from_file(path: Path, backend: str, precision: str, threads: int) -> Classifier:
+def _from_file(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
     reason = unavailable_because(backend)
     if reason:
         raise Unavailable(reason)
     spec = spec_of(path)
-    engine = open_backend(backend, path, precision, threads=threads)
+    engine = open_backend(backend, path, precision, threads=threads, streams=streams)
     candidate = Candidate(spec.architecture, path.name, backend, precision)
     reason = "opened as a bare file, without a verdict"
     return Classifier(spec, engine, candidate, reason, sha256=sha256_file(path))

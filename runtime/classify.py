@@ -6,22 +6,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import TypeVar
 
-import numpy as np
-
-from runtime.classifier import Prediction, load
+from runtime.classifier import Classifier, Prediction, load
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
-from runtime.preprocess import SUFFIXES, timed_pixels
+from runtime.preprocess import SUFFIXES
 from runtime.rowfile import RowFile
-from runtime.spec import Geometry, ModelSpec
+from runtime.spec import ModelSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,22 +34,27 @@ def classify(places: list[str], model: Path, form: str = "", output: Path | None
 
     `form` is "json", "csv", or "" for what suits where the rows go. Photos that `output` already holds are skipped; if
     another model wrote them, nothing is appended.
-    What cannot be read is reported on stderr and skipped; in the end that raises GateFailed.
+    What cannot be read is reported on stderr and skipped; in the end that raises GateFailed. One photo gets all cores;
+    of several each core takes one at a time, from bytes to label, which serves more of them (docs/benchmark.md).
     """
     if output:
         form = form or ("csv" if output.suffix.lower() == ".csv" else "json")
     counter, rows, unread = _Counter(sys.stderr.isatty() and bool(output or not sys.stdout.isatty())), 0, 0
-    with load(model) as classifier, RowFile(output, form, COLUMNS, classifier.served_by) as file:
+    several = len(places) > 1 or places == ["-"] or Path(places[0]).is_dir()
+    threads, streams = (1, usable_cores()) if several else (0, 1)
+    with ExitStack() as opened:
+        classifier = opened.enter_context(load(model, threads=threads, streams=streams))
+        file = opened.enter_context(RowFile(output, form, COLUMNS, classifier.served_by))
         counter.say(f"{classifier.candidate.name}: {classifier.reason}")
         write, photos = _writer(form, classifier.spec, file), Photos(places, counter.say, file)
-        for photo, seen in in_order(lambda photo: (photo, _look(photo, classifier.spec.geometry)), photos):
-            if isinstance(seen, BadPhoto):
+        # Closed before the engine is, which its threads may still be using
+        for photo, answer in opened.enter_context(closing(answers(classifier, photos))):
+            if isinstance(answer, BadPhoto):
                 unread += 1
-                counter.say(f"saji: {printable(photo)}: {printable(str(seen))}")
+                counter.say(f"saji: {printable(photo)}: {printable(str(answer))}")
             else:
                 rows += 1
-                [prediction] = classifier.predict(seen[0][None])
-                write(photo, replace(prediction, milliseconds={**seen[1], **prediction.milliseconds}))
+                write(photo, answer)
             counter.show(rows, unread)
     facts = [f"{photos.known} already in {output}"] * bool(photos.known)
     facts += [f"{photos.left_alone} files left alone that are no photos by suffix"] * bool(photos.left_alone)
@@ -113,12 +117,28 @@ class Photos:
         self.say(f"saji: {printable(str(error.filename))}: {error.strerror}, so this folder is skipped")
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int = 0) -> Iterator[Result]:
+def answers(classifier: Classifier, photos: Iterable[str]) -> Generator[tuple[str, Prediction | BadPhoto]]:
+    """Each photo with what it shows, or with what is wrong with it: in order, as many at a time as there are cores.
+
+    Open the classifier with a thread for each of as many streams as cores: its calls come side by side.
+    """
+
+    def answer(photo: str) -> tuple[str, Prediction | BadPhoto]:
+        try:
+            return photo, classifier(photo)
+        except BadPhoto as error:
+            return photo, error
+
+    return in_order(answer, photos)
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int = 0) -> Generator[Result]:
     """`work` of each item, in order, done in threads ahead of the consumer and never more than a few items ahead.
 
-    A result is there as soon as it is done, also where the next item is long in coming. `workers` 0: one a core.
+    A result is there as soon as it is done, also where the next item is long in coming. `workers` 0: one a core. Closed
+    early it returns once those at work have ended.
     """
-    workers = workers or min(8, usable_cores())  # no engine takes photos faster than eight cores decode them
+    workers = workers or usable_cores()
     ahead: Queue[Future[Result] | None] = Queue(2 * workers)
     pool = ThreadPoolExecutor(workers)
 
@@ -137,15 +157,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
         while (done := ahead.get()) is not None:
             yield done.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _look(photo: str, geometry: Geometry) -> tuple[np.ndarray, dict[str, float]] | BadPhoto:
-    """A photo's pixels, uint8 `[size, size, 3]` RGB, and the milliseconds they took; or what is wrong with it."""
-    try:
-        return timed_pixels(photo, geometry)
-    except BadPhoto as error:
-        return error
+        pool.shutdown(cancel_futures=True)
 
 
 def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Prediction], None]:

@@ -197,6 +197,41 @@ def test_results_keep_their_order_and_do_not_wait_for_the_next_item() -> None:
         next(results)
 
 
+def test_one_photo_gets_all_cores_and_of_several_each_core_takes_one(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    calls: list[str] = []
+
+    def opened(path: Path, threads: int, streams: int) -> runtime.Classifier:
+        asked.append((threads, streams))
+        classifier = runtime.load(path, threads=threads, streams=streams)
+        run, close = classifier.backend.run, classifier.backend.close
+
+        def slow(images: object) -> object:
+            calls.append("begins")
+            time.sleep(0.05)
+            answer = run(images)  # type: ignore[arg-type]
+            calls.append("ends")
+            return answer
+
+        monkeypatch.setattr(classifier.backend, "run", slow)
+        monkeypatch.setattr(classifier.backend, "close", lambda: (calls.append("closed"), close()))
+        return classifier
+
+    monkeypatch.setattr(verb, "load", opened)
+    monkeypatch.setattr(verb, "usable_cores", lambda: 3)
+    photos = [str(folder / ODD[0]), str(folder / ODD[1])]
+    classify(photos[:1], model)
+    classify(photos, model)
+    assert asked == [(0, 1), (1, 3)]
+    calls.clear()
+    monkeypatch.setattr(verb, "_writer", lambda *_: lambda *_: 1 / 0)  # the first row ends it, while others are at work
+    with pytest.raises(ZeroDivisionError):
+        classify([str(folder)], model)
+    assert calls[-1] == "closed" and calls.count("begins") == calls.count("ends") > 1
+
+
 def test_a_folder_without_photos_and_one_that_is_closed_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / ".hidden.jpg").touch()

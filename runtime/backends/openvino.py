@@ -58,7 +58,7 @@ class OpenVino:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
         if not hasattr(self.local, "request"):  # a request serves one call at a time
             self.local.request = self.compiled.create_infer_request()
-        return self.local.request.infer([images], share_inputs=True, share_outputs=False)[0]
+        return self.local.request.infer([images])[0]
 
     def precision_share(self) -> dict[str, float]:
         """Share of multiply-adds per number format, from each executed node's real precision."""

@@ -170,18 +170,17 @@ def first_label(deployment: str, path: str) -> dict[str, float]:
 
 
 def folder(folder: str, candidate: str, photos: str) -> dict[str, float]:
-    """Photos a second of a folder as `python -m runtime classify` takes them: decoded in threads beside inference."""
+    """Photos a second of a folder as `python -m runtime classify` takes them: a core each, from file to label."""
     from runtime.classifier import Classifier
-    from runtime.classify import Photos, in_order
-    from runtime.preprocess import pixels
+    from runtime.classify import Photos, answers
+    from runtime.environment import usable_cores
     from runtime.receipt import Receipt
 
     chosen, spec = _candidate(folder, candidate), Receipt.read(Path(folder)).spec
-    with Classifier(spec, chosen.open(Path(folder)), chosen) as classifier:
-        classifier.predict(pixels(Path(folder) / "golden.png", spec.geometry)[None])
-        found, started = 0, time.perf_counter()
-        for image in in_order(lambda path: pixels(path, spec.geometry), Photos([photos], print)):
-            found += len(classifier.predict(image[None]))
+    with Classifier(spec, chosen.open(Path(folder), 1, usable_cores()), chosen) as classifier:
+        classifier(Path(folder) / "golden.png")
+        started = time.perf_counter()
+        found = sum(1 for _ in answers(classifier, Photos([photos], print)))
         return {"per_second": found / (time.perf_counter() - started), **_memory()}
 
 

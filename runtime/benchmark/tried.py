@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from runtime.benchmark.loops import rate
 from runtime.benchmark.ratio import compare
 from runtime.benchmark.rows import append_rows
 from runtime.benchmark.speed import write_photo
-from runtime.classifier import Classifier, load
-from runtime.classify import in_order
+from runtime.classifier import load
+from runtime.classify import answers, in_order
+from runtime.environment import usable_cores
 from runtime.errors import SajiError, exit_with_one_sentence
 from runtime.receipt import Receipt
 
@@ -41,6 +43,10 @@ class Work:
         """A JPEG of that size, drawn by whoever asks first: the pair of runs that is not counted."""
         path = self.scratch / f"{width}×{height}.jpg"
         return path if path.is_file() else write_photo(self.models / SMALL, path, width, height, 0)
+
+    def folder(self) -> list[str]:
+        """Photos of 12 megapixels, as a phone takes them."""
+        return [str(self.photo(4000, 3000))] * FOLDER
 
     def images(self, network: str, batch: int) -> np.ndarray:
         """Black photos of the network's size, uint8 `[batch, S, S, 3]`."""
@@ -103,52 +109,46 @@ def crop_first(with_it: bool, work: Work) -> dict[str, float]:
     return {"per_second": rate(partial(preprocess.fit, picture, geometry) if with_it else everything)}
 
 
+def photo_a_core(with_it: bool, work: Work) -> dict[str, float]:
+    """A folder: each core takes a photo from file to label, or all cores one photo after another."""
+    if not with_it:
+        return _folder(work, map)
+    with load(work.models / SMALL, threads=1, streams=usable_cores()) as classifier:
+        return _timed(answers(classifier, work.folder()))
+
+
 def decode_ahead(with_it: bool, work: Work) -> dict[str, float]:
-    """A folder of 12-megapixel photos: decoded in threads ahead of inference, or each before its inference."""
-    with load(work.models / SMALL) as classifier:
-        return _folder(work, classifier, in_order if with_it else map)
+    """A folder: decoded in threads ahead of inference on all cores, or each photo before its inference."""
+    return _folder(work, in_order if with_it else map)
 
 
 def batches(with_it: bool, work: Work) -> dict[str, float]:
-    """A folder of 12-megapixel photos: 16 to a call, or one."""
+    """A folder, decoded ahead: 16 photos to a call, or one."""
+    return _folder(work, in_order, 16 if with_it else 1)
+
+
+def _folder(work: Work, looked: Callable[..., Iterable[np.ndarray]], batch: int = 1) -> dict[str, float]:
     with load(work.models / SMALL) as classifier:
-        return _folder(work, classifier, in_order, 16 if with_it else 1)
+        images = iter(looked(lambda path: preprocess.pixels(path, classifier.spec.geometry), work.folder()))
+        calls = iter(lambda: [*islice(images, batch)], [])
+        return _timed(classifier.predict(np.stack(call)) for call in calls)
 
 
-def _folder(
-    work: Work, classifier: Classifier, looked: Callable[..., Iterable[np.ndarray]], batch: int = 1
-) -> dict[str, float]:
-    paths = [str(work.photo(4000, 3000))] * FOLDER
-    started, waiting = time.perf_counter(), []
-    for image in looked(lambda path: preprocess.pixels(path, classifier.spec.geometry), paths):
-        waiting.append(image)
-        if len(waiting) == batch:
-            classifier.predict(np.stack(waiting))
-            waiting = []
-    if waiting:
-        classifier.predict(np.stack(waiting))
+def _timed(answered: Iterable[object]) -> dict[str, float]:
+    started = time.perf_counter()
+    for _ in answered:
+        pass
     return {"per_second": FOLDER / (time.perf_counter() - started)}
 
 
 def spinning(with_it: bool, work: Work) -> dict[str, float]:
     """ONNX Runtime's threads busy while they wait for work, or asleep."""
-    session = _session(work, "session.intra_op.allow_spinning", with_it)
-    return {"per_second": rate(partial(session.run, None, {"images": work.images(SMALL, 1)}))}
-
-
-def spinning_ends(with_it: bool, work: Work) -> dict[str, float]:
-    """A folder of 12-megapixel photos: ONNX Runtime's threads sleep between two calls, or spin for a while."""
-    with load(work.models / SMALL) as classifier:
-        classifier.backend.session = _session(work, "session.force_spinning_stop", with_it)
-        return _folder(work, classifier, in_order)
-
-
-def _session(work: Work, setting: str, on: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(setting, str(int(on)))
-    return onnxruntime.InferenceSession(str(work.models / SMALL / "model.onnx"), options, ["CPUExecutionProvider"])
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(with_it)))
+    session = onnxruntime.InferenceSession(str(work.models / SMALL / "model.onnx"), options, ["CPUExecutionProvider"])
+    return {"per_second": rate(partial(session.run, None, {"images": work.images(SMALL, 1)}))}
 
 
 def graph_saved(with_it: bool, work: Work) -> dict[str, float]:
@@ -193,19 +193,22 @@ def _compiled(path: Path, **settings: Any) -> Any:
     return openvino.Core().compile_model(path, "CPU", settings)
 
 
-_UNJUDGED = "what would be opened is not the file that was judged, and fits one processor and version only"
+_UNJUDGED = "what is opened is not the file that was judged, and fits one processor and version only"
+_FOLDER = f"{FOLDER} JPEGs of 12 megapixels to labels"
 IDEAS: dict[str, Tried] = {
     "scaled decode": Tried("12-megapixel JPEG to label: decode at the scale that the network needs", scaled_decode),
     "another decoder": Tried("12-megapixel JPEG to label: simplejpeg in place of Pillow", another_decoder, "a tie"),
     "crop first": Tried("resize of a 6:1 panorama: only what the crop keeps", crop_first),
-    "decode ahead": Tried(f"{FOLDER} 12-megapixel JPEGs to labels: decode in threads ahead of inference", decode_ahead),
-    "batches": Tried(f"{FOLDER} 12-megapixel JPEGs to labels: 16 in a call", batches, "a row would wait for 15 others"),
-    "spinning": Tried("ONNX Runtime, batch 1: threads that spin while they wait", spinning),
-    "spinning ends": Tried(f"{FOLDER} 12-megapixel JPEGs to labels: spinning only during a call", spinning_ends),
+    "photo a core": Tried(f"{_FOLDER}: a core for each photo", photo_a_core),
+    "decode ahead": Tried(f"{_FOLDER}: decode ahead of inference", decode_ahead, "a core for each photo gains more"),
+    "batches": Tried(f"{_FOLDER}, decoded ahead: 16 in a call", batches, "a row would wait for 15 others"),
+    "spinning": Tried(
+        "ONNX Runtime, batch 1: threads spin while they wait", spinning, "a tie; left to its default, on"
+    ),
     "graph saved": Tried("ONNX Runtime, start to logits: a graph optimised before", graph_saved, _UNJUDGED, "wall"),
     "model cache": Tried("OpenVINO INT8, start to logits: its model cache", model_cache, _UNJUDGED, "wall"),
-    "zero copy": Tried("OpenVINO, batch 16: photos read where they are", zero_copy),
-    "pinned": Tried("OpenVINO, batch 1: threads bound to cores", pinned),
+    "zero copy": Tried("OpenVINO, batch 16: photos read where they are", zero_copy, "a tie"),
+    "pinned": Tried("OpenVINO, batch 1: threads bound to cores", pinned, "a tie; left as it comes"),
 }
 
 
