@@ -33,13 +33,20 @@ def claims(rows: list[Row]) -> str:
         (
             row["claim"],
             f"{row['target']:g}×",
-            f"{row['ratio']:.1f}× ({row['ratio_low']:.1f}–{row['ratio_high']:.1f})",
+            _measured(row),
             str(row["rounds"]),
             f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})",
         )
         for row in rows
     ]
     return markdown(head, lines)
+
+
+def _measured(row: Row) -> str:
+    digits = 2 if row["ratio"] < 2 else 1
+    low, high = (f"{row[name]:.{digits}f}" for name in ("ratio_low", "ratio_high"))
+    harness = {theirs["result"] for _, theirs in row.get("said", []) if "result" in theirs}  # LoadGen's own verdict
+    return ", ".join([f"{row['ratio']:.{digits}f}× ({low}–{high})", *sorted(harness)])
 
 
 def tried(rows: list[Row]) -> str:

@@ -103,7 +103,8 @@ def _claims(out: Path, scratch: Path) -> Iterator[Claim]:
     peak = "multiply_adds_per_second"
     text = f"{where}, share of an INT8 matrix product's multiply-adds a second"
     yield Claim("limit", text, 0.75, ours, [*_LOOP, "int8_peak"], peak)
-    text = f"best within a point of the best accuracy ({of_all['candidate']}), against {torch['candidate']}"
+    text = f"best within a point of the best accuracy ({of_all['candidate']} at {of_all['image_size']} px), against "
+    text += f"{torch['candidate']} at {size} px"
     yield Claim("best", text, 15, _engine(out, of_all), theirs)
     for name, width, height, target in (("large photo", 4000, 3000, 5.5), ("small photo", 512, 384, 4.5)):
         path = write_photo(Path(folder), scratch / f"{width}.jpg", width, height, 0)
