@@ -11,7 +11,8 @@ import numpy as np
 
 from runtime.classifier import Classifier
 
-WARM_UP_CALLS, WARM_UP_SECONDS, SETTLED = 5, 3.0, 0.05
+WARM_UP_SECONDS, SETTLED = 3.0, 0.05
+LEAST_CALLS = 3  # of a turn
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def offline(bench: Bench, batch: int, seconds: float) -> Turn:
 
     def call_until_the_end(_: int) -> int:
         calls = 0
-        while calls < 3 or time.perf_counter() < end:
+        while calls < LEAST_CALLS or time.perf_counter() < end:
             bench.classifier.logits(photos)
             calls += 1
         return calls
@@ -94,16 +95,16 @@ SCENARIOS = {
 }
 
 
-def settle(call: Callable[[], object]) -> None:
-    """Call until the last five calls are as fast as the five before, within SETTLED, or WARM_UP_SECONDS are over."""
-    end, samples = time.perf_counter() + WARM_UP_SECONDS, timed(call, 0, WARM_UP_CALLS)
+def settle(call: Callable[[], object], group: int = 6) -> None:
+    """Call until the last `group` are as fast as the group before, within SETTLED, or WARM_UP_SECONDS are over."""
+    end, samples = time.perf_counter() + WARM_UP_SECONDS, timed(call, 0, group)
     while time.perf_counter() < end:
-        before, samples = statistics.median(samples), timed(call, 0, WARM_UP_CALLS)
+        before, samples = statistics.median(samples), timed(call, 0, group)
         if abs(statistics.median(samples) - before) <= SETTLED * before:
             return
 
 
-def timed(call: Callable[[], object], seconds: float, at_least: int = 3) -> list[float]:
+def timed(call: Callable[[], object], seconds: float, at_least: int = LEAST_CALLS) -> list[float]:
     """Milliseconds of each call, for about `seconds`."""
     samples: list[float] = []
     end = time.perf_counter() + seconds
