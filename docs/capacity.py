@@ -47,7 +47,8 @@ def table(rows: list[Row]) -> str:
     measured = Measured(rows)
     n = measured.cores
     head = ("candidate", "batch", "one core, photos/s", f"predicted: {n} cores, photos/s")
-    head += (f"MiB, {n} streams", "machine-hours per million photos", f"machines for {FLEET:,} photos/s")
+    head += (f"MiB, {n} streams, batches up to {measured.batches[-1]}",)
+    head += ("machine-hours per million photos", f"machines for {FLEET:,} photos/s")
     lines = []
     for name in measured.names:
         row = measured.best(name)

@@ -64,6 +64,12 @@ def test_capacity_is_predicted_from_one_core_and_held_against_two() -> None:
     assert label.endswith("| not measured | 182 / 160 (+14 %) |")  # 8 ms a photo, 5 of them twice as fast
 
 
+def test_what_one_core_predicts_was_measured_on_all() -> None:
+    said = capacity.check(read_rows(ROOT / "results" / "capacity.jsonl"))
+    worst = [int(percent) for percent in re.findall(r"([+-]\d+) % at worst", said)]
+    assert len(worst) == 3 and max(map(abs, worst)) <= 15 and "not measured" not in said
+
+
 def test_what_has_no_rows_says_so() -> None:
     block = "<!-- table results/none.jsonl capacity -->\n<!-- end -->"
     assert "Not measured yet: there is no `results/none.jsonl`." in refreshed(block)
