@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from runtime.benchmark import disturbance, loops, pareto, rows, scenarios, speed, worker
+from runtime.benchmark import disturbance, loops, pareto, rows, scenarios, speed, tried, worker
+from runtime.benchmark.ratio import compare
 from runtime.benchmark.table import comparison, table
 from runtime.benchmark.verdict import compared, percentile, samples_needed
 from runtime.candidate import Candidate
@@ -212,6 +213,28 @@ def test_the_frontier_holds_whom_nobody_beats_in_both(tmp_path: Path) -> None:
     pareto.draw(rows, tmp_path / "race.svg")
     text = (tmp_path / "race.svg").read_text(encoding="utf-8")
     assert all(f">{name}<" in text for name in "abd")
+
+
+def test_ideas_and_ratios_refuse_nonsense_in_one_sentence(tmp_path: Path) -> None:
+    def said(*arguments: str) -> str:
+        command = [sys.executable, "-m", "runtime.benchmark.tried", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "holds no efficientnet_lite0; export one with: make train export" in said("--out", str(tmp_path))
+    assert "invalid choice: 'magic'" in said("--only", "magic")
+    with pytest.raises(SajiError, match="--rounds 0 would count no pair"):
+        compare("nothing", [], [], 1, 0, "wall")
+
+
+def test_an_idea_is_run_with_it_and_without_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tried, "SMALL", "resnet18")
+    monkeypatch.setattr(tried, "FOLDER", 3)
+    work = tried.Work(model.parent, tmp_path)
+    for with_it in (True, False):
+        assert tried.photo_a_core(with_it, work)["per_second"] > 0
+        assert tried.batches(with_it, work)["per_second"] > 0
 
 
 def test_trtexecs_latency_is_read_from_what_it_prints() -> None:

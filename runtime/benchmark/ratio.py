@@ -25,8 +25,10 @@ def compare(
     """Run both commands `rounds` times by turns and return a row with the ratio that says how much better ours is.
 
     `measure` is "wall" (seconds of the whole process) or the key of a number in the JSON on the last line of stdout.
-    A first pair is run and not counted, so that both find warm file caches.
+    A first pair is run and not counted, so that both find warm file caches. Raises SajiError where a run fails.
     """
+    if rounds < 1:
+        raise SajiError(f"--rounds {rounds} would count no pair; ask for at least 1, such as 5")
     values: list[tuple[float, float]] = []
     said: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for turn in range(rounds + 1):
