@@ -253,6 +253,18 @@ def test_a_race_of_some_candidates_with_threads_and_streams(model: Path) -> None
         replace(asked, candidates=["tpu"]).entrants().__enter__()
 
 
+def test_a_cold_start_that_fails_costs_no_race(model: Path, tmp_path: Path) -> None:
+    lengths = {"seconds": 0, "batch": [1], "threads": [1], "streams": [1], "latency_bound": 50, "cold_starts": 1}
+    receipts, said = {"resnet18": Receipt.read(model)}, []
+    race = Race(model.parent, receipts, ["ort-cpu fp32"], **lengths, scenario=[], photo=None, experiment="x", seed=0)
+    with race.entrants() as entrants:
+        race._start_cold(entrants, said.append)
+        assert len(entrants[0].cold_starts) == 1
+        entrants[0].photo = str(tmp_path / "gone.jpg")
+        race._start_cold(entrants, said.append)
+    assert len(entrants[0].cold_starts) == 1 and "its cold start is not known" in said[-1]
+
+
 @pytest.mark.parametrize("backend", HERE)
 def test_streams_answer_as_one_stream_does(backend: str, model: Path) -> None:
     images = JudgingSet.load(model / "judging.npz").images[:6]

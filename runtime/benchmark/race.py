@@ -59,14 +59,20 @@ class Race:
             racing = [e for e in entrants if e.candidate.verdict == "pass" and e.candidate.servable]
             loads = [(scenario, batch) for scenario in self._raced() for batch in self.batch]
             finished = race(racing, loads, self.seconds, self.seed, say)
-            for number in range(1, self.cold_starts + 1):
-                say(f"cold start {number} of {self.cold_starts}: {len(finished)} processes, one after another")
-                for entrant in finished:
-                    entrant.cold_start()
+            self._start_cold(finished, say)
             rows = [row for entrant in finished for row in self._rows(entrant, say)]
         raced = {entrant.candidate.key() for entrant in finished}
         others = {entrant.candidate.key(): entrant.candidate for entrant in entrants}
         return finished, [candidate for key, candidate in others.items() if key not in raced], rows
+
+    def _start_cold(self, finished: Sequence[Entrant], say: Callable[[str], None]) -> None:
+        for number in range(1, self.cold_starts + 1):
+            say(f"cold start {number} of {self.cold_starts}: {len(finished)} processes, one after another")
+            for entrant in finished:
+                try:
+                    entrant.cold_start()
+                except SajiError as error:  # the race itself stands
+                    say(f"{entrant.name}: its cold start is not known: {error}")
 
     def _raced(self) -> list[str]:
         return list(dict.fromkeys(["single-stream", *(name for name in self.scenario if name != "server")]))
