@@ -215,7 +215,8 @@ def test_bench_rows_carry_their_conditions(out: Path, model: Path) -> None:
         assert row["rounds"] >= 5 and all(len(turn) >= 3 for turn in row["samples"])
         assert row["machine_cores"] and row["versions"]["python"] and row["scenario"]
         assert row["p25"] <= row["milliseconds"] <= row["p75"] and row["drawn"] is False
-        assert row["cold_start_seconds"] > row["load_seconds"] > 0 and row["peak_memory_mib"] > 20
+        assert row["load_seconds"] > 0 and row["peak_memory_mib"] > 20
+        assert row["cold_start_seconds"] > 0.1  # alone; not to be compared with the opening, beside all other starts
         calls = sum(len(turn) for turn in row["samples"])
         assert (row["p99"] is None) == (calls < 368) and row["unstable"] in (True, False)
 
