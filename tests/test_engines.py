@@ -168,7 +168,7 @@ class Recorder:
         cudaSuccess = 0
 
     class cudaMemcpyKind:
-        cudaMemcpyHostToDevice = 1
+        cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost = 1, 2
 
     class cudaStreamCaptureMode:
         cudaStreamCaptureModeThreadLocal = 1
@@ -210,9 +210,9 @@ class TestCudaGraph:
         self, cuda: Recorder, capture: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         engine = object.__new__(serving.TensorRt)
-        engine.largest, engine.graphs, engine.local = 2, False, threading.local()
-        engine.local.workers = {2: Worker(cuda, 8, 8, capture)}
-        engine.local.workers[2].execute()
+        engine.largest, engine.graphs = 2, False
+        engine.workers = {(threading.get_ident(), 2): Worker(cuda, 8, 8, capture)}
+        engine._worker((2,)).execute()
         cuda.calls.clear()
         monkeypatch.setattr(cuda, "cudaEventElapsedTime", lambda began, ended: (0, 1.5), raising=False)
         assert engine.device_milliseconds(np.zeros((3, 2, 2, 3), np.uint8)) == 3.0  # two parts
@@ -220,6 +220,23 @@ class TestCudaGraph:
         timed = ["cudaEventRecord", runs, "cudaEventRecord", "cudaEventSynchronize", *["cudaEventDestroy"] * 2]
         part = ["set_input_shape", "cudaMemcpyAsync", *["cudaEventCreate"] * 2, *timed]
         assert cuda.calls == [*part, *part]
+
+    def test_closing_frees_what_every_thread_holds(self, cuda: Recorder) -> None:
+        """A page closes the old engine in a thread that never ran it."""
+        engine = object.__new__(serving.TensorRt)
+        engine.trt, engine.runtime, engine.engine = cuda, cuda, SimpleNamespace(create_execution_context=lambda: cuda)
+        engine.largest, engine.graphs, engine.classes, engine.workers = 2, False, 3, {}
+        together = threading.Barrier(3)  # a thread that has ended hands its worker on
+        threads = [
+            threading.Thread(target=lambda: (engine.run(np.zeros((5, 2, 2, 3), np.uint8)), together.wait(10)))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        together.wait(10)
+        assert cuda.calls.count("cudaStreamCreate") == 2
+        engine.close()
+        assert cuda.calls.count("cudaStreamDestroy") == 2 and cuda.calls.count("cudaFree") == 4
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])

@@ -98,7 +98,8 @@ class TensorRt:
                            f"({self.logger.reason()}); build it here with: make export")  # fmt: skip
         self.largest = int(self.engine.get_tensor_profile_shape("images", 0)[2][0])
         self.classes = int(self.engine.get_tensor_shape("logits")[-1])
-        self.local = threading.local()
+        # By thread and batch. A thread's number is given again once it has ended, and its worker with it
+        self.workers: dict[tuple[int, int], Worker] = {}
         self.precision_share()
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -136,15 +137,15 @@ class TensorRt:
             raise SajiError(f"{self.trt.__name__} could not run {self.path.name}: {self.logger.reason()}")
 
     def _worker(self, shape: tuple[int, ...]) -> Worker:
-        workers: dict[int, Worker] = self.local.__dict__.setdefault("workers", {})
         batch = shape[0] if self.graphs else self.largest  # a captured graph holds on to its context's shape
-        if batch not in workers:
+        key = threading.get_ident(), batch
+        if key not in self.workers:
             context = context_of(self.trt, self.engine, self.graphs)
             # TensorRT-RTX captures by itself, once its kernels for a shape are compiled; TensorRT is captured by us
             capture = self.graphs and not hasattr(self.trt, "CudaGraphStrategy")
             nbytes = batch * int(np.prod(shape[1:]))
-            workers[batch] = Worker(context, nbytes, 4 * batch * self.classes, capture)
-        return workers[batch]
+            self.workers[key] = Worker(context, nbytes, 4 * batch * self.classes, capture)
+        return self.workers[key]
 
     def precision_share(self) -> dict[str, float]:
         """Share of the work per number format, from the engine inspector; see `inspected`."""
@@ -154,9 +155,9 @@ class TensorRt:
         return proved(layers, self.precision, f"{self.trt.__name__} on {self.path.name}", self.facts)
 
     def close(self) -> None:
-        """Free the engine and this thread's buffers."""
-        for worker in self.local.__dict__.pop("workers", {}).values():
-            worker.close()
+        """Free the engine and the buffers of every thread that ran it, from any thread."""
+        while self.workers:
+            self.workers.popitem()[1].close()
         del self.engine, self.runtime
 
 
