@@ -10,7 +10,7 @@ import pytest
 from export.diagnose import Diagnosis, Layer, class_order, diagnose, diagnose_embedded, explanation, lines, main
 from export.faults import FAULTS, FP16_FAULTS, INT8_FAULTS, SUSPECTS, Fault, NotApplicable, broken
 from export.graph import FORBIDDEN_IN_OURS, operators
-from export.mutants import HEALTHY, PEERS, examined, opened, strided
+from export.mutants import FAINT, HEALTHY, PEERS, examined, opened, strided
 from export.precision import quantise
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, judged, run_all
@@ -157,7 +157,7 @@ def test_what_other_tools_check_lets_an_error_through_or_refuses_what_is_healthy
 def test_a_whole_examination_of_a_run(run: Path, sample: Path) -> None:
     row = examined(run, None, sample)
     outcomes = row["outcomes"]
-    missed = [trial for trial in outcomes if trial["name"] not in HEALTHY and trial["verdict"] != "fail"]
+    missed = [trial for trial in outcomes if trial["name"] not in (*HEALTHY, *FAINT) and trial["verdict"] != "fail"]
     # At 32 px the exporter meets no strided view, and noise covers the ranges of a network that hardly learnt
     assert len(outcomes) >= 25 and {trial["name"] for trial in missed} <= {
         "INT8 of a strided graph",
