@@ -366,7 +366,7 @@ def draw_dish(dish: str, seed: int, size: int = 256) -> Image.Image:
     return _photograph(brush)
 
 
-def write_sample(folder: Path, per_class: int = 72, size: int = 256, seed: int = 0) -> Path:
+def write_sample(folder: Path, per_class: int = 100, size: int = 256, seed: int = 0) -> Path:
     """Write `per_class` JPEG files of each dish as `folder/<dish>/<dish>_000.jpg` and so on; return `folder`.
 
     Picture i of a dish is `draw_dish(dish, 100_000 * seed + i, size)`, `size` in pixels. `sample.json` beside
@@ -385,7 +385,7 @@ def write_sample(folder: Path, per_class: int = 72, size: int = 256, seed: int =
         kept = folder / "sample.json"
         if kept.is_file() and kept.read_text() == record and all((folder / name).is_file() for name in names):
             return folder
-        raise SajiError(f"{folder} holds something other than this sample; remove it or name another folder")
+        raise SajiError(f"{folder} holds something other than this sample; remove it with: rm -r {folder}")
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = DRAWN
     with replacing_folder(folder) as draft:
