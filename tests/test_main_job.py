@@ -12,9 +12,15 @@ from conftest import ROOT
 import runtime
 from runtime.benchmark.rows import read_rows
 from runtime.deployment import Deployment
+from runtime.environment import machine
 from runtime.receipt import Receipt
 
 pytestmark = pytest.mark.slow
+
+needs_bf16 = pytest.mark.skipif(
+    not {"avx512_bf16", "amx_bf16"} & set(machine()["cpu_features"]),
+    reason="this processor has no bf16 arithmetic, for which this promise about training was made",
+)
 
 
 def made(out: Path) -> subprocess.CompletedProcess[str]:
@@ -43,6 +49,7 @@ def test_make_ends_with_table_choice_reason_and_the_line_for_the_demo(out: Path)
     )
 
 
+@needs_bf16
 def test_make_takes_less_than_8_minutes(out: Path) -> None:
     assert float((out / "seconds").read_text(encoding="utf-8")) < 480
 
@@ -74,6 +81,7 @@ def claim(*command: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@needs_bf16
 def test_training_is_twice_as_fast_as_a_plain_loop(out: Path) -> None:
     row = claim("-m", "training.experiments.speed", "--out", str(out), "--against", "plain")
     assert row["ratio"] >= 2, row
