@@ -27,7 +27,7 @@ from training.classifier import PhotoClassifier
 AIM = 0.8 * GATES["int8"].shift
 MOST_KEPT = 10
 RANKED_BY = 32
-# Photos: one at a time, small ones take three times as long, and with more the output of every layer fills the memory
+# Photos: with fewer, small ones wait mostly for NNCF; with more, the outputs of every layer fill the memory
 CALIBRATED_AT_ONCE = 8
 FP16_QDQ_OPSET = 19  # the first in which QuantizeLinear takes FP16
 SMALLEST_SCALE = 2.0**-20  # FP16 has steps of 2^-24 here: a scale of zero, from a dead channel, would divide by zero
