@@ -15,6 +15,7 @@ from conftest import ROOT
 from PIL import Image
 
 import runtime
+from runtime.__main__ import main
 from runtime.backends import BACKENDS, open_backend, unavailable_because
 from runtime.benchmark.race import Race, receipts_in
 from runtime.benchmark.rounds import Entrant, race
@@ -365,14 +366,16 @@ def test_the_golden_vector_has_a_large_jpeg_and_a_tolerance_per_engine(model: Pa
     assert golden.allowed("golden.jpg", "web", "fp32") == pytest.approx(0.001 + photo.decoding)
 
 
-def test_selftest_names_what_is_wrong_and_its_exit_status_tells(model: Path, tmp_path: Path) -> None:
+def test_selftest_names_what_is_wrong_and_its_exit_status_tells(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["runtime", "selftest", str(model)])
+    main()
+    assert capsys.readouterr().out.count("right: ") == len(servable_here(model))
     copy = tmp_path / "resnet18"
     shutil.copytree(model, copy)
-    command = [sys.executable, "-m", "runtime", "selftest", str(copy)]
-    good = subprocess.run(command, capture_output=True, text=True)
-    assert good.returncode == 0 and good.stdout.count("right: ") == len(servable_here(model))
     (copy / "model.onnx").write_bytes((copy / "model.int8.onnx").read_bytes())
     Image.new("RGB", (1600, 1200), "blue").save(copy / "golden.jpg")
-    bad = subprocess.run(command, capture_output=True, text=True)
+    bad = subprocess.run([sys.executable, "-m", "runtime", "selftest", str(copy)], capture_output=True, text=True)
     assert bad.returncode == 1 and "model.onnx is not the file that was judged" in bad.stdout
     assert "in golden.jpg a probability differs" in bad.stdout
