@@ -385,7 +385,7 @@ def write_sample(folder: Path, per_class: int = 100, size: int = 256, seed: int 
         kept = folder / "sample.json"
         if kept.is_file() and kept.read_text() == record and all((folder / name).is_file() for name in names):
             return folder
-        raise SajiError(f"{folder} holds something other than this sample; remove it with: rm -r {folder}")
+        raise SajiError(f"{folder} holds something other than this sample; move it away with: mv {folder} {folder}.old")
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = DRAWN
     with replacing_folder(folder) as draft:
