@@ -1,3 +1,3 @@
-import os
+"""The demo: a page in the browser and an HTTP service, answered by the choice."""
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which otherwise looks up remote hosts
+import runtime  # noqa: F401  # before Gradio, which it tells to report nothing

@@ -66,8 +66,6 @@ def quantise(
     With `overflow_fix` weights take half their range, 7 bits. x86 processors without VNNI add pairs of products in 16
     bits, where two of 255 × 127 do not fit; of our networks this hurts those with depthwise convolutions.
     """
-    # NNCF reports usage to its maker unless told not to, before it is imported
-    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
     model = onnx.load(fp32)
     with _quiet():
         try:

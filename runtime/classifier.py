@@ -1,6 +1,5 @@
 """`runtime.load(path)` gives a classifier: a photo in, labelled probabilities out."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -119,6 +118,9 @@ def load(
     a bare `.onnx` or `.pt2` file. `threads` of one call, 0 for the deployment's or the engine's own; it is opened ready
     for `streams` calls side by side, a deployment for as many as it names if those are more. Raises SajiError in one
     sentence when nothing can be opened.
+
+    A folder of models is trusted: TensorRT engines are code. A `.pt2` that would run more than PyTorch's operators when
+    it is opened, by a pickle for example, is refused.
     """
     path = Path(path)
     if path.name == "model.json":
@@ -143,6 +145,7 @@ def _from_deployment(path: Path, threads: int, streams: int) -> Classifier:
     for place in (deployment.choice, *deployment.fallbacks):
         folder = path.parent / place.folder
         try:
+            _require_pass(place.candidate)
             receipt = Receipt.read(folder)
             receipt.verify(folder, place.candidate.file)
             if receipt.files[place.candidate.file]["sha256"] != place.sha256:
@@ -167,14 +170,19 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
         there = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
         raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(there) or 'none'}")
     candidate = named[0]
-    if candidate.verdict != "pass":
-        raise SajiError(
-            f"{candidate.name} is not served, its verdict is {candidate.verdict}: {'; '.join(candidate.reasons)}"
-        )
+    _require_pass(candidate)
     receipt.verify(folder, candidate.file)
     engine = _opened(candidate, folder, receipt.spec, threads, streams)
     digest = receipt.files[candidate.file]["sha256"]
     return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=digest)
+
+
+def _require_pass(candidate: Candidate) -> None:
+    if not candidate.servable:
+        raise SajiError(f"{candidate.name} is a file check, which is not served")
+    if candidate.verdict != "pass":
+        why = "; ".join(candidate.reasons) or "without a reason"
+        raise SajiError(f"{candidate.name} is not served, its verdict is {candidate.verdict}: {why}")
 
 
 def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int) -> Backend:
@@ -202,14 +210,9 @@ def _from_file(path: Path, backend: str, precision: str, threads: int, streams: 
 def spec_of(path: Path) -> ModelSpec:
     """The spec that a bare `.onnx` or `.pt2` file carries. Raises BadModel where there is none."""
     if path.suffix == ".pt2":
-        import torch
+        from runtime.backends.pytorch import spec_text
 
-        extra = {"spec": ""}
-        try:
-            torch.export.load(path, extra_files=extra)
-        except Exception as error:  # the loader's errors are of no common family
-            raise BadModel(f"{path} is no PyTorch program ({str(error)[:80]}); write it with: make export") from None
-        text = extra["spec"]
+        text = spec_text(path)
     else:
         try:
             import onnxruntime
@@ -230,4 +233,4 @@ def spec_of(path: Path) -> ModelSpec:
         raise BadModel(
             f"{path} carries no saji spec (classes, size), so its answers would be guesses; export it with saji"
         )
-    return ModelSpec.from_json(text if isinstance(text, str) else json.dumps(text), str(path))
+    return ModelSpec.from_json(text, str(path))

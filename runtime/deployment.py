@@ -1,7 +1,6 @@
 """Which candidate is served: the fastest that passed on this machine and is about as accurate as the best."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from runtime import environment
 from runtime.benchmark.verdict import TIE, compared
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, GateFailed
-from runtime.files import sha256_json, write_json
+from runtime.files import read_json, sha256_json, write_json
 from runtime.receipt import candidate_from
 
 SCHEMA_VERSION = 2
+MOST_THREADS = 1024  # or streams, that a deployment may ask for: far above any machine
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Deployment:
     @classmethod
     def read(cls, path: Path) -> "Deployment":
         """Read a deployment. Raises BadModel when it is missing, damaged or from another schema."""
-        if not path.is_file():
+        if not path.exists():
             raise BadModel(f"{path} does not exist: nothing is chosen yet; run: make train export bench")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             version = content.pop("schema_version")
             if version == SCHEMA_VERSION:
                 content["choice"] = _measured(content["choice"])
@@ -129,7 +129,13 @@ class Deployment:
 
 def _measured(values: dict[str, Any]) -> Measured:
     candidate, rounds = candidate_from(values["candidate"]), tuple(values["rounds"])
-    return Measured(**{**values, "candidate": candidate, "rounds": rounds})
+    measured = Measured(**{**values, "candidate": candidate, "rounds": rounds})
+    if not isinstance(measured.folder, str) or not isinstance(measured.sha256, str):
+        raise ValueError(f"{candidate.name} lies in no folder, or has no sha256")
+    for setting in (measured.threads, measured.streams):
+        if not isinstance(setting, int) or not 0 <= setting <= MOST_THREADS:
+            raise ValueError(f"{candidate.name} is to run with {setting!r} threads or streams")
+    return measured
 
 
 def choose(

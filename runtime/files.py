@@ -54,6 +54,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError, in words, for whatever is none; OSError when it cannot be read."""
+    if not path.is_file():  # a pipe or a device would be waited for
+        raise ValueError("it is no regular file")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented for people."""
     with replacing(path) as temporary:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from runtime.backends.onnxruntime import check_available, open_engine
 from runtime.errors import SajiError
-from runtime.preprocess import MAX_PIXELS, Source, crop_box, decode, pixels
+from runtime.preprocess import ANY_PHOTO, Bounds, Source, crop_box, decode, pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 
@@ -40,13 +40,13 @@ class Heat:
         heat = np.asarray(Image.fromarray(evidence).resize(size, Image.Resampling.BILINEAR))
         return heat / (heat.max() or 1)
 
-    def over(self, photo: Source, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    def over(self, photo: Source, shorter_side: int | None = None, bounds: Bounds = ANY_PHOTO) -> Image.Image:
         """The photo upright, mode "RGB", with the map over what the network saw of it; the rest is as it was.
 
         As large as the photo; with `shorter_side` a JPEG may be smaller, see `runtime.preprocess.decode`. Raises
         BadPhoto.
         """
-        picture = decode(photo, shorter_side, self.geometry.version, max_pixels)
+        picture = decode(photo, shorter_side, self.geometry.version, bounds)
         left, top, right, bottom = (round(edge) for edge in crop_box(picture.size, self.geometry))
         grey = Image.fromarray((255 * self.heat).round().astype(np.uint8))
         grey = grey.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
@@ -88,7 +88,7 @@ class Heatmap:
         logits, maps = self._engine.session.run(["logits", "cam"], {"images": images})
         return logits, maps
 
-    def of(self, photo: Source, max_pixels: int = MAX_PIXELS) -> Heat:
-        """The heat map of a photo, see `Heat`. Raises BadPhoto, TooManyPixels above `max_pixels`."""
-        logits, maps = self.maps(pixels(photo, self.spec.geometry, max_pixels)[None])
+    def of(self, photo: Source, bounds: Bounds = ANY_PHOTO) -> Heat:
+        """The heat map of a photo, see `Heat`. Raises BadPhoto, TooManyPixels beyond the `bounds`."""
+        logits, maps = self.maps(pixels(photo, self.spec.geometry, bounds)[None])
         return Heat(self.spec.classes[int(logits[0].argmax())], maps[0], self.spec.geometry)

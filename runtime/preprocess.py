@@ -3,6 +3,7 @@
 Geometry only; the arithmetic (cast, mean, std) is the first layer of every exported graph.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -10,8 +11,10 @@ import io
 import os
 import time
 import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
@@ -19,7 +22,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, Unavailable
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
-Source = str | os.PathLike | bytes | Image.Image | np.ndarray
+Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
 
 # A 43-megapixel photo is honest, and a phone takes 108. Pillow itself refuses a little above this; to raise its bound
 # would raise it for the whole process.
@@ -32,10 +35,19 @@ SUFFIXES = frozenset((
     *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd"),
 ))  # fmt: skip
 
-_COMMON, _OTHER = (
-    ("JPEG", "PNG", "GIF", "BMP", "PPM"),
-    ("WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD"),
-)
+_COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
+FORMATS = (*_COMMON, "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which photos are decoded: those of at most `max_pixels`, width times height, in one of `formats`."""
+
+    max_pixels: int = MAX_PIXELS
+    formats: tuple[str, ...] = FORMATS
+
+
+ANY_PHOTO = Bounds()
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -44,15 +56,16 @@ def decode(
     source: Source,
     shorter_side: int | None = None,
     version: int = PREPROCESS_VERSION,
-    max_pixels: int = MAX_PIXELS,
+    bounds: Bounds = ANY_PHOTO,
 ) -> Image.Image:
     """Decode a photo to an upright 8-bit sRGB picture, mode "RGB".
 
-    `source` is a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]` in RGB order. With `shorter_side`,
+    `source` is a path, encoded bytes, an open binary file, which is read from its beginning and left open, a PIL image
+    or a uint8 array `[H, W, 3]` in RGB order. With `shorter_side`,
     a JPEG may be decoded at the smallest DCT scale that leaves its shorter side at least that long. EXIF
     orientation is applied, transparency is laid on white, of an animation the first frame is taken, and the colours
     of an embedded profile are converted to sRGB (in preprocessing `version` 1 they were not; see runtime.spec).
-    Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `max_pixels`.
+    Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `bounds` let in.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -60,12 +73,12 @@ def decode(
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
         return _upright_rgb(source, version)
-    name = "the file" if isinstance(source, bytes) else Path(source).name
+    name = "the file" if isinstance(source, bytes) else Path(getattr(source, "name", source)).name  # type: ignore
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF or palettes that it nevertheless reads
-            with _opened(source) as image:
-                if image.width * image.height > max_pixels:
+            with _file(source) as file, _opened(file, bounds.formats) as image:
+                if image.width * image.height > bounds.max_pixels:
                     raise Image.DecompressionBombError
                 if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
                     _draft(image, shorter_side)
@@ -73,9 +86,10 @@ def decode(
     except SajiError:
         raise
     except UnidentifiedImageError:
-        raise BadPhoto(f"{name} {_why_unidentified(source)}") from None
+        with _file(source) as file:
+            raise BadPhoto(f"{name} {_why_unidentified(file)}") from None
     except Image.DecompressionBombError:
-        megapixels = f"{min(max_pixels, MAX_PIXELS) / 1e6:g} megapixels"
+        megapixels = f"{min(bounds.max_pixels, MAX_PIXELS) / 1e6:g} megapixels"
         raise TooManyPixels(f"{name} has more than {megapixels}; send a smaller copy") from None
     except OSError as error:
         if error.errno is not None:  # the file system, not the picture: missing, a folder, no permission
@@ -85,30 +99,43 @@ def decode(
         raise BadPhoto(f"{name} is damaged ({error}); send a complete file") from None
 
 
-def _opened(source: str | os.PathLike | bytes) -> Image.Image:
+@contextlib.contextmanager
+def _file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    """An encoded photo as an open file, at its beginning."""
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            yield file
+    elif isinstance(source, bytes):
+        yield io.BytesIO(source)
+    else:
+        source.seek(0)
+        yield source
+
+
+def _opened(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
     """The photo, identified and not yet decoded; pillow-heif is asked in once a HEIC photo needs it."""
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_COMMON)
+        return Image.open(file, formats=[name for name in _COMMON if name in formats])
     except UnidentifiedImageError:
         Image.init()
-        if _brand(source) == "HEIC" and importlib.util.find_spec("pillow_heif"):
+        if _brand(file) == "HEIC" and importlib.util.find_spec("pillow_heif"):
             importlib.import_module("pillow_heif").register_heif_opener()
-    others = [name for name in _OTHER if name in Image.OPEN]
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=others)
+    file.seek(0)
+    return Image.open(file, formats=[name for name in formats if name in Image.OPEN and name not in _COMMON])
 
 
-def _brand(source: str | os.PathLike | bytes) -> str:
+def _brand(file: BinaryIO) -> str:
     """By the brands in a photo's first box, whatever its name: "AVIF", "HEIC" or ""."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        head = file.read(64)
+    file.seek(0)
+    head = file.read(64)
     if head[4:8] != b"ftyp":
         return ""
     brands = {head[i : i + 4] for i in range(8, min(len(head), int.from_bytes(head[:4], "big")), 4)}
     return "AVIF" if b"avif" in brands else "HEIC" if brands & {b"heic", b"heix", b"hevc", b"mif1"} else ""
 
 
-def _why_unidentified(source: str | os.PathLike | bytes) -> str:
-    brand = _brand(source)
+def _why_unidentified(file: BinaryIO) -> str:
+    brand = _brand(file)
     if brand == "AVIF" and not features.check("avif"):
         return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"
     if brand == "HEIC" and not importlib.util.find_spec("pillow_heif"):
@@ -172,9 +199,9 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
     return transform if np.abs(moved).max() > 2 else None
 
 
-def decode_for(source: Source, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_for(source: Source, geometry: Geometry, bounds: Bounds = ANY_PHOTO) -> Image.Image:
     """Decode a photo as a model's geometry asks for: `decode` at its scale, in its version. Raises BadPhoto."""
-    return decode(source, geometry.resize if geometry.decode == "draft" else None, geometry.version, max_pixels)
+    return decode(source, geometry.resize if geometry.decode == "draft" else None, geometry.version, bounds)
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
@@ -194,17 +221,15 @@ def crop_box(size: tuple[int, int], geometry: Geometry) -> tuple[float, float, f
     return left * across, top * down, (left + geometry.size) * across, (top + geometry.size) * down
 
 
-def pixels(source: Source, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def pixels(source: Source, geometry: Geometry, bounds: Bounds = ANY_PHOTO) -> np.ndarray:
     """A photo as the network sees it: uint8 `[size, size, 3]`, RGB order. Raises BadPhoto."""
-    return fit(decode_for(source, geometry, max_pixels), geometry)
+    return fit(decode_for(source, geometry, bounds), geometry)
 
 
-def timed_pixels(
-    source: Source, geometry: Geometry, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, dict[str, float]]:
+def timed_pixels(source: Source, geometry: Geometry, bounds: Bounds = ANY_PHOTO) -> tuple[np.ndarray, dict[str, float]]:
     """`pixels`, and the milliseconds that decode and geometry took. Raises BadPhoto."""
     clock = [time.perf_counter()]
-    picture = decode_for(source, geometry, max_pixels)
+    picture = decode_for(source, geometry, bounds)
     clock.append(time.perf_counter())
     image = fit(picture, geometry)
     clock.append(time.perf_counter())

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.candidate import Candidate
+from runtime.candidate import VERDICTS, Candidate
 from runtime.errors import BadModel
-from runtime.files import sha256_file, write_json
+from runtime.files import read_json, sha256_file, write_json
 from runtime.spec import ModelSpec
 
 SCHEMA_VERSION = 1
@@ -39,7 +39,7 @@ class Receipt:
         if not path.is_file():
             raise BadModel(f"{folder} has no model.json; write it with: make export")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             version = content.pop("schema_version")
             if version == SCHEMA_VERSION:
                 content["spec"] = ModelSpec.from_json(json.dumps(content["spec"]), str(path))
@@ -62,8 +62,13 @@ class Receipt:
 
 
 def candidate_from(values: dict[str, Any]) -> Candidate:
-    """A Candidate from its JSON form."""
-    return Candidate(**{**values, "reasons": tuple(values["reasons"])})
+    """A Candidate from its JSON form. Raises ValueError, KeyError or TypeError when it is none."""
+    candidate = Candidate(**{**values, "reasons": tuple(values["reasons"])})
+    if not all(isinstance(part, str) for part in candidate.key()):
+        raise ValueError("a candidate is not named by text")
+    if candidate.verdict not in VERDICTS:
+        raise ValueError(f"there is no verdict {candidate.verdict!r}")
+    return candidate
 
 
 def file_facts(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:

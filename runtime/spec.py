@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,8 @@ SCHEMA_VERSION = 1
 # What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
 # the same pixels: 1 ignored colour profiles, 2 converts what is not sRGB. Photos in sRGB are the same bits in both.
 PREPROCESS_VERSION = 2
+MOST_PIXELS = 4096  # of a side that a network may see: far above any classifier, and 48 MB a photo
+CROPS, INTERPOLATIONS, DECODINGS = ("center",), ("bilinear", "bicubic"), ("draft", "full")
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,18 @@ class ModelSpec:
             version = values["schema_version"]
             if version == SCHEMA_VERSION:
                 geometry = Geometry(**values.pop("geometry"))
-                spec = cls(**{**values, "classes": tuple(values["classes"]), "geometry": geometry})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                spec = cls(**{**values, "classes": _as_tuple(values["classes"]), "geometry": geometry})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadModel(f"{origin} carries a damaged saji spec ({error!r}); export the model again") from None
         if version != SCHEMA_VERSION:
             raise BadModel(f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again")
-        if geometry.version not in range(1, PREPROCESS_VERSION + 1):
+        if not _is_count(geometry.version) or geometry.version > PREPROCESS_VERSION:
             raise BadModel(
                 f"{origin} expects preprocessing version {geometry.version}, this saji has 1 to {PREPROCESS_VERSION}; "
                 "update saji, or train again"
             )
+        for wrong in _faults(spec):
+            raise BadModel(f"{origin} carries a saji spec that cannot be right: {wrong}; export the model again")
         _check_rejection(spec.rejection, origin)
         return spec
 
@@ -118,10 +124,46 @@ class ModelSpec:
         return self.score(logits) >= (self.rejection["threshold"] if self.rejection else -np.inf)
 
 
+def _as_tuple(classes: Any) -> tuple[str, ...]:
+    if not isinstance(classes, list):
+        raise TypeError("classes are no list")
+    return tuple(classes)
+
+
+def _faults(spec: ModelSpec) -> Iterator[str]:
+    """What no spec of ours says, in words."""
+    geometry = spec.geometry
+    texts = (spec.name, spec.architecture, *spec.classes)
+    if not all(isinstance(text, str) and text for text in texts):
+        yield "its name, its architecture and its classes are to be text"
+    elif len(spec.classes) < 2 or len(set(spec.classes)) < len(spec.classes):
+        twice = [name for name, count in Counter(spec.classes).items() if count > 1]
+        yield f"the class {twice[0]!r} is there twice" if twice else "it has fewer than two classes"
+    if not _is_number(spec.temperature) or spec.temperature <= 0:
+        yield f"the temperature is {spec.temperature!r}, no number above 0"
+    sides = (geometry.size, geometry.resize)
+    if not all(map(_is_count, sides)) or not geometry.size <= geometry.resize <= MOST_PIXELS:
+        yield f"it cuts {geometry.size!r} pixels out of {geometry.resize!r} (at most {MOST_PIXELS:,} a side)"
+    for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("decode", DECODINGS)):
+        if getattr(geometry, name) not in known:
+            yield f"{name} is {getattr(geometry, name)!r}, not {' or '.join(known)}"
+    for name in ("validation", "recipe", "data", "versions"):
+        if not isinstance(getattr(spec, name), dict):
+            yield f"{name} is no object"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _check_rejection(rejection: Any, origin: str) -> None:
     if rejection is None:
         return
     if not isinstance(rejection, dict) or rejection.get("rule") not in tuple(RULES):
         raise BadModel(f"{origin} has the rejection {rejection!r}, saji knows {', '.join(RULES)}; train it again")
-    if not isinstance(rejection.get("threshold"), int | float):
+    if not _is_number(rejection.get("threshold")):
         raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads spin, and would take the cores from the other workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

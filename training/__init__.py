@@ -1,0 +1,3 @@
+"""Photos become checkpoints."""
+
+import runtime  # noqa: F401  # before every library that reports its use

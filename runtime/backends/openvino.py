@@ -1,7 +1,6 @@
 """OpenVINO on the CPU. Its default on processors with bf16 is bf16, so the precision is always set and proved."""
 
 import math
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ _FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "i
 
 def check_available(backend: str) -> None:
     """Raise Unavailable when OpenVINO is not installed."""
-    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
     try:
         import openvino  # noqa: F401
     except ImportError:
