@@ -7,14 +7,14 @@ import signal
 import socket
 import sys
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from demo.limits import Limits
+from demo.hosts import Hosts
+from demo.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from runtime.classifier import Classifier, load
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, exit_with_one_sentence, missing_extra
@@ -32,7 +32,8 @@ def main() -> None:
     for name in ("top", "workers", "batch"):
         if getattr(arguments, name) < 1:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
-    limits = Limits(**{field.name: getattr(arguments, f"max_{field.name}") for field in fields(Limits)})
+    numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
+    limits = Limits(**numbers, all_formats=arguments.all_formats)
     for library in ("gradio", "prometheus_client"):
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
@@ -67,9 +68,13 @@ def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Names
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
-    address = f"http://{arguments.host}:{listener.getsockname()[1]}"
+    shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    address = f"http://{shown}:{listener.getsockname()[1]}"
+    hosts = Hosts(arguments.host, arguments.allow_host)
+    if not arguments.token and not hosts.loopback_only:
+        print("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN", file=sys.stderr)
     print(f"serving {engine.classifier.candidate.name} on {address}", file=sys.stderr, flush=True)
-    Server(app, serving.limits, arguments.token).run(sockets=[listener])
+    Server(app, serving.limits, arguments.token, hosts).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -117,10 +122,19 @@ def _arguments() -> argparse.Namespace:
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
     add("--workers", type=int, default=1, help="photos that the engine works on at a time (1)")
     add("--batch", type=int, default=1, help="waiting photos that go through together; the gate judged 1 (1)")
-    for limit in fields(Limits):
-        add(
-            f"--max-{limit.name}", type=int, default=limit.default, help=f"{limit.metadata['what']} ({limit.default:,})"
-        )
+    for bound in bounds():
+        what = f"{bound.metadata['what']} ({bound.default:,})"
+        add(flag_of(bound), dest=f"max_{bound.name}", type=int, default=bound.default, help=what)
+    formats = ", ".join(PHOTO_FORMATS)
+    add("--all-formats", action="store_true", help=f"take every format that saji reads; else {formats}")
+    add(
+        "--allow-host",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="names that browsers reach the service by, beside the loopback names and --host; * for any",
+    )
     return parser.parse_args()
 
 

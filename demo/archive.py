@@ -4,7 +4,8 @@ import io
 import os
 import shutil
 import zipfile
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
+from typing import BinaryIO
 
 from demo.limits import Limits
 from demo.problem import Problem
@@ -19,15 +20,15 @@ INFLATED_IN_PIECES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class Archive:
-    """An opened zip; use it as a context manager, or close it. `entries` are its files, system files left out.
+    """An opened zip file; use it as a context manager, or close it. `entries` are its files, system files left out.
 
     Raises Problem, in one sentence about the `name` of the zip: 422 when it cannot be read, 413 when it says that it
     holds more than `limits` let in.
     """
 
-    def __init__(self, path: str | Path, name: str, limits: Limits) -> None:
+    def __init__(self, file: BinaryIO, name: str, limits: Limits) -> None:
         self.name, self._limits = name, limits
-        self._file = _ReadInPieces(path)
+        self._file = _ReadInPieces(os.dup(file.fileno()))
         try:
             self._zip = zipfile.ZipFile(self._file)
             self.entries = [entry for entry in self._zip.infolist() if not entry.is_dir() and not _is_junk(entry)]
@@ -70,7 +71,7 @@ class Archive:
             raise too_large(name.name, self._limits)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close it; the file that it was made of stays open."""
         self._zip.close()
         self._file.close()
 

@@ -6,11 +6,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import PurePath
+from functools import partial
 from typing import Any
+from zipfile import ZipInfo
 
+from demo import uploads
 from demo.archive import Archive
 from demo.limits import Limits
 from demo.problem import Problem
@@ -37,22 +39,22 @@ class Row:
 
 @dataclass(frozen=True)
 class _Source:
-    """A photo's name, and how to get its path or bytes, which may raise Problem."""
+    """A photo's name, and how to open it for a while, which may raise Problem."""
 
     name: str
-    read: Callable[[], Photo]
+    opened: Callable[[], AbstractContextManager[Photo]]
 
 
 class Batch:
-    """The photos of some `uploads`, Gradio's dicts with `path` and `orig_name`; a zip counts as its files.
+    """The photos of some uploads, Gradio's dicts with `path` and `orig_name`; a zip counts as its files.
 
     Use it as a context manager. Raises Problem when a zip cannot be opened, or there are more than `limits.batch`.
     """
 
-    def __init__(self, uploads: Sequence[dict[str, Any]], limits: Limits) -> None:
+    def __init__(self, given: Sequence[Any], limits: Limits) -> None:
         self._open = ExitStack()
         try:
-            self._sources = [source for upload in uploads for source in self._of(upload, limits)]
+            self._sources = [source for upload in given for source in self._of(upload, limits)]
             if len(self._sources) > limits.batch:
                 detail = f"{len(self._sources):,} photos are more than {limits.batch}; send the others in another batch"
                 raise Problem(413, "too-many-photos", detail)
@@ -63,29 +65,34 @@ class Batch:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def _of(self, upload: dict[str, Any], limits: Limits) -> Iterator[_Source]:
-        path, name = upload["path"], PurePath(upload.get("orig_name") or upload["path"]).name
+    def _of(self, upload: Any, limits: Limits) -> Iterator[_Source]:
+        name = uploads.name_of(upload)
         if not name.lower().endswith(".zip"):
-            yield _Source(name, lambda: path)
+            yield _Source(name, lambda: uploads.opened(upload))
             return
-        archive = self._open.enter_context(Archive(path, name, limits))
+        archive = self._open.enter_context(Archive(self._open.enter_context(uploads.opened(upload)), name, limits))
         for entry in archive.entries:
-            yield _Source(f"{name}/{entry.filename}", lambda entry=entry: archive.read(entry))  # type: ignore[misc]
+            yield _Source(f"{name}/{entry.filename}", partial(_unpacked, archive, entry))
 
     async def rows(self, serving: Serving) -> AsyncGenerator[Row, None]:
         """A row for each photo as soon as it is there. One at a time is in the queue, so that others come between."""
         for source in self._sources:
             try:
-                photo = await asyncio.to_thread(source.read)
-                yield await _row(serving, source.name, photo)
+                with await asyncio.to_thread(source.opened) as photo:
+                    row = await _row(serving, source.name, photo)
             except Problem as problem:
-                yield Row(source.name, problem=problem)
+                row = Row(source.name, problem=problem)
+            yield row
 
     def __enter__(self) -> "Batch":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+
+def _unpacked(archive: Archive, entry: ZipInfo) -> AbstractContextManager[Photo]:
+    return nullcontext(archive.read(entry))
 
 
 async def _row(serving: Serving, name: str, photo: Photo) -> Row:
@@ -110,7 +117,7 @@ async def _answer(serving: Serving, photo: Photo) -> Answer:
 
 def thumbnail(photo: Photo, limits: Limits) -> bytes:
     """A small JPEG of a photo, upright."""
-    small, encoded = decode(photo, THUMBNAIL, max_pixels=limits.pixels), io.BytesIO()
+    small, encoded = decode(photo, THUMBNAIL, bounds=limits.photo), io.BytesIO()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(encoded, "JPEG")
     return encoded.getvalue()

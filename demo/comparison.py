@@ -4,6 +4,7 @@ Each is opened in a process of its own, as in the race, because engines in one p
 """
 
 import asyncio
+import base64
 import contextlib
 import statistics
 import threading
@@ -78,23 +79,22 @@ def is_reference(candidate: Candidate) -> bool:
     return (candidate.backend, candidate.precision, candidate.variant) == ("pytorch", "fp32", "")
 
 
-async def compare(photo: str, entrants: list[Entrant], seconds: float) -> AsyncGenerator[Row, None]:
+async def compare(photo: bytes, entrants: list[Entrant], seconds: float) -> AsyncGenerator[Row, None]:
     """A row for each entrant as soon as it is there; none takes longer than `seconds`.
 
-    `photo` is a file that is known to be a picture of a bearable size. Close the iterator: it ends the process.
+    `photo` is encoded, and known to be a picture of a bearable size. Close the iterator: it ends the process.
     """
     references: dict[Path, Row] = {}
     for entrant in entrants:
-        entrant.photo = photo
-        row = await _apart(entrant, seconds, references.get(entrant.folder))
+        row = await _apart(entrant, seconds, references.get(entrant.folder), photo)
         if row.is_reference and not row.problem:
             references[entrant.folder] = row
         yield row
 
 
-async def _apart(entrant: Entrant, seconds: float, reference: Row | None) -> Row:
+async def _apart(entrant: Entrant, seconds: float, reference: Row | None, photo: bytes) -> Row:
     """`measured` in a thread, which is over when this is, whatever happens."""
-    job = asyncio.ensure_future(asyncio.to_thread(measured, entrant, seconds, reference))
+    job = asyncio.ensure_future(asyncio.to_thread(measured, entrant, seconds, reference, photo))
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:  # the visitor has gone, or the server stops
@@ -104,14 +104,17 @@ async def _apart(entrant: Entrant, seconds: float, reference: Row | None) -> Row
         raise
 
 
-def measured(entrant: Entrant, seconds: float, reference: Row | None = None) -> Row:
-    """Open the entrant in its process, let it answer its photo, time its inference, and end the process."""
+def measured(entrant: Entrant, seconds: float, reference: Row | None = None, photo: bytes = b"") -> Row:
+    """Open the entrant in its process, let it answer an encoded photo, time its inference, and end the process.
+
+    Without a photo it is the golden one.
+    """
     started = time.monotonic()
     row = Row(entrant.name, entrant.candidate)
     try:
         Receipt.read(entrant.folder).verify(entrant.folder, entrant.candidate.file)
         with _killed_after(seconds, entrant):
-            said = entrant.ask({"do": "classify"})
+            said = entrant.ask({"do": "classify", "photo": base64.b64encode(photo).decode()})
             order = {"do": "time", "scenario": "single-stream", "batch": 1, "seconds": CALLS_SECONDS}
             milliseconds = statistics.median(entrant.ask(order)["samples"])
     except SajiError as error:

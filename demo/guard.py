@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import logging
 import re
 import secrets
@@ -13,13 +12,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.hosts import Hosts
 from demo.limits import Limits
 from demo.metrics import ERRORS, REQUEST_SECONDS, REQUESTS
-from demo.problem import Problem, problem_response
+from demo.problem import Problem, busy, problem_response
 
-UPLOAD = "/gradio_api/upload"
-OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token
+OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token, and asks by whatever name
 LINGER_SECONDS = 2.0
+GRACE_SECONDS = 5.0  # until a body has to come at its least rate
 CLIENT_GONE = 499  # nginx's number for the log: nobody is there to be answered
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 # Gradio writes its configuration and styles into the page itself (unsafe-inline) and evaluates the JavaScript of an
@@ -42,16 +42,24 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
 }
+
+OF_GRADIO = "/gradio_api/"
+UPLOAD = f"{OF_GRADIO}upload"
 
 log = logging.getLogger("saji.access")
 
 
 class Guard:
-    """ASGI middleware around the whole application; with a `token`, only who knows it comes in."""
+    """ASGI middleware around the whole application; with a `token`, only who knows it comes in.
 
-    def __init__(self, app: ASGIApp, limits: Limits, token: str = "") -> None:
-        self.app, self.limits, self.token = app, limits, token
+    It answers to the names of `hosts`, and to no page of another origin.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
+        self.app, self.limits, self.token, self.hosts = app, limits, token.strip(), hosts or Hosts()
+        self.held = 0  # bytes of bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or answer it with a problem document."""
@@ -64,10 +72,7 @@ class Guard:
         started, headers = time.perf_counter(), Headers(scope=scope)
         given = headers.get("x-request-id", "")
         scope["saji.request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        if scope["path"] == UPLOAD:
-            body = _Body(headers, receive, self.limits.upload, self.limits.upload_seconds)
-        else:
-            body = _Body(headers, receive, self.limits.bytes, self.limits.seconds)
+        body = _Body(self, scope["path"], headers, receive)
         reply = _Reply(scope, body, send)
         try:
             self._admit(scope, headers)
@@ -83,10 +88,19 @@ class Guard:
             if not reply.status:
                 await problem_response(problem, scope)(scope, receive, reply.send)
         finally:
+            body.release()
             _record(scope, reply.status or CLIENT_GONE, body.taken, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
-        if not self.token or scope["path"] in OPEN_TO_ALL:
+        if scope["path"] in OPEN_TO_ALL:
+            return
+        host = headers.get("host", "")
+        if not self.hosts.serves(host):
+            detail = "this service has another name; let this one in with: python -m demo --allow-host NAME"
+            raise Problem(421, "foreign-host", detail)
+        if not all(self.hosts.trusts(origin, host) for origin in headers.getlist("origin")):
+            raise Problem(403, "foreign-origin", "a page of another site may not ask this service; open its own page")
+        if not self.token:
             return
         if not secrets.compare_digest(_secret(headers.get("authorization", "")), self.token.encode()):
             detail = "a token is needed; send it as Authorization: Bearer TOKEN, or as the password of any user"
@@ -100,17 +114,23 @@ def _secret(authorization: str) -> bytes:
         return value.strip().encode("latin-1")
     try:
         return base64.b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
-    except binascii.Error:
+    except ValueError:  # no base64, or no ASCII even
         return b""
 
 
 class _Body:
-    """A request's body as it comes in: cut at `most` bytes, and when it takes more than `seconds`."""
+    """A request's body as it comes in: cut when it is too large, takes too long, or comes too slowly."""
 
-    def __init__(self, headers: Headers, receive: Receive, most: int, seconds: int) -> None:
-        self._receive, self._most, self._seconds = receive, most, seconds
+    def __init__(self, guard: Guard, path: str, headers: Headers, receive: Receive) -> None:
+        limits = guard.limits
+        self._guard, self._receive, self._is_upload = guard, receive, path == UPLOAD
+        self._most, self._seconds = limits.bytes, limits.seconds
+        if self._is_upload:
+            self._most, self._seconds = limits.upload, limits.upload_seconds
+        elif path.startswith(OF_GRADIO):
+            self._most = limits.json
         self._declared = headers.get("content-length", "0")
-        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._started = asyncio.get_running_loop().time()
         self.taken = 0
         self.unread = self._declared != "0" or "transfer-encoding" in headers
         self.problem: Problem | None = None  # kept, for an application may answer its own way to our exception
@@ -125,18 +145,36 @@ class _Body:
         if not self.unread:
             return await self._receive()
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self._due()):
                 message = await self._receive()
         except TimeoutError:
-            detail = f"the request was not sent within {self._seconds} s; send a smaller photo"
-            self.problem = Problem(408, "upload-too-slow", detail)
+            slow = f"within {self._seconds} s, or at {self._guard.limits.rate:,} bytes a second"
+            self.problem = Problem(408, "upload-too-slow", f"the request did not come {slow}; send a smaller photo")
             raise self.problem from None
-        self.taken += len(message.get("body", b""))
+        self._count(len(message.get("body", b"")))
         self.unread = message["type"] == "http.request" and message.get("more_body", False)
-        if self.taken > self._most:
-            self.problem = self._too_large()
+        if self.problem:
             raise self.problem
         return message
+
+    def _due(self) -> float:
+        """When the next part has to be here."""
+        at_least = GRACE_SECONDS + self.taken / self._guard.limits.rate
+        return self._started + min(self._seconds, at_least)
+
+    def _count(self, came: int) -> None:
+        self.taken += came
+        if not self._is_upload:  # which goes to the disk as it comes
+            self._guard.held += came
+        if self.taken > self._most:
+            self.problem = self._too_large()
+        elif self._guard.held > self._guard.limits.held:
+            self.problem = busy(503, "memory-full", "too many photos are on their way; try again soon")
+
+    def release(self) -> None:
+        """The request is over: its bytes are held no longer."""
+        if not self._is_upload:
+            self._guard.held -= self.taken
 
     async def discard(self) -> None:
         """Read on for a moment: closed at once, a connection takes our answer with it while the client still sends."""
@@ -164,6 +202,8 @@ class _Reply:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
+            for name in [name for name in headers if name.startswith("access-control-")]:  # Gradio's, to any origin
+                del headers[name]
             headers.update({**HEADERS, "x-request-id": self._scope["saji.request_id"]})
             if self._refused_early:
                 headers["connection"] = "close"

@@ -45,8 +45,8 @@ def _look(engine: Engine, out: Path, photo: Photo, limits: Limits) -> Seen:
     place = engine.deployment.place_of(engine.classifier.candidate)
     heatmap = _of_model(out / place.folder if place else out, engine.since)
     with refusing(photo, limits):
-        heat = heatmap.of(photo, limits.pixels)
-        picture = heat.over(photo, SIDE, limits.pixels)
+        heat = heatmap.of(photo, limits.photo)
+        picture = heat.over(photo, SIDE, limits.photo)
     picture.thumbnail((SIDE, SIDE))
     jpeg = io.BytesIO()
     picture.save(jpeg, "JPEG", quality=85)

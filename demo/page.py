@@ -1,16 +1,15 @@
 """The frame of the page: what serves now above the tabs, and the mount behind the API."""
 
-import re
 import time
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import NoReturn
 
 import gradio as gr
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from demo.door import Door
 from demo.guard import UPLOAD
 from demo.limits import Limits
 from demo.serving import Serving
@@ -19,8 +18,6 @@ from demo.texts import label, language_of, say
 from runtime.classifier import Classifier
 
 FONT = ["system-ui", "sans-serif"]  # what the visitor's system has: no font is fetched
-# Below /v1 is the API, found or not; and Gradio would fetch any address of the internet for whoever asks
-NOT_OF_THE_PAGE = re.compile(r"/v1/|/gradio_api/(file|proxy)[=/]+https?:", re.IGNORECASE)
 
 
 def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
@@ -38,10 +35,10 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
         i18n=label,
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
-    not_found = app.router.default
+    door = Door(gradio, [number for number, function in page.fns.items() if function.fn])
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-        await (not_found if NOT_OF_THE_PAGE.match(scope["path"]) else gradio)(scope, receive, send)
+        await door(scope, receive, send)
         if scope["path"] == UPLOAD:
             _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.upload_seconds)
 
@@ -50,12 +47,6 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
     # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
     page.has_launched = True
-    gr.processing_utils.async_ssrf_protected_get = _fetch_nothing
-
-
-async def _fetch_nothing(url: str) -> NoReturn:
-    """In place of Gradio's download of any address of the internet that a request names as its photo."""
-    raise gr.Error("an address is not fetched; upload the photo", print_exception=False)
 
 
 def _forget_broken_uploads(folder: Path, seconds: float) -> None:

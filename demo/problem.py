@@ -25,16 +25,24 @@ def busy(status: int, cause: str, detail: str) -> Problem:
     return Problem(status, cause, detail, retry_after="1")
 
 
-def problem_response(error: HTTPException, scope: Scope) -> JSONResponse:
-    """The problem document of `error`; leaves its cause in `scope` for the log and the metrics."""
-    cause = getattr(error, "cause", HTTPStatus(error.status_code).name.lower().replace("_", "-"))
-    scope["saji.cause"] = cause
-    document = {
+def document_of(error: HTTPException, request_id: str = "") -> dict[str, str | int]:
+    """The problem document of `error`."""
+    return {
         "type": "about:blank",
         "title": HTTPStatus(error.status_code).phrase,
         "status": error.status_code,
         "detail": error.detail,
-        "cause": cause,
-        "request_id": scope.get("saji.request_id", ""),
+        "cause": _cause_of(error),
+        "request_id": request_id,
     }
+
+
+def _cause_of(error: HTTPException) -> str:
+    return getattr(error, "cause", HTTPStatus(error.status_code).name.lower().replace("_", "-"))
+
+
+def problem_response(error: HTTPException, scope: Scope) -> JSONResponse:
+    """The problem document of `error`; leaves its cause in `scope` for the log and the metrics."""
+    scope["saji.cause"] = _cause_of(error)
+    document = document_of(error, scope.get("saji.request_id", ""))
     return JSONResponse(document, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import PurePath
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from runtime.errors import BadPhoto, TooManyPixels
 from runtime.preprocess import timed_pixels
 from runtime.spec import Geometry
 
-Photo = bytes | str | os.PathLike
+Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.uploads`
 
 
 def read(photo: Photo, geometry: Geometry, limits: Limits) -> tuple[np.ndarray, dict[str, float]]:
@@ -22,7 +23,7 @@ def read(photo: Photo, geometry: Geometry, limits: Limits) -> tuple[np.ndarray, 
     Raises Problem as `refusing` does.
     """
     with refusing(photo, limits):
-        return timed_pixels(photo, geometry, limits.pixels)
+        return timed_pixels(photo, geometry, limits.photo)
 
 
 @contextmanager
@@ -31,10 +32,9 @@ def refusing(photo: Photo, limits: Limits) -> Iterator[None]:
 
     422 when it is no picture, 413 when it has more pixels, or a file more bytes, than `limits` let in.
     """
-    if not isinstance(photo, bytes):  # bytes were counted as they came in
-        file = Path(photo)
-        if file.is_file() and file.stat().st_size > limits.bytes:
-            raise too_large(file.name, limits)
+    # bytes were counted as they came in
+    if not isinstance(photo, bytes) and os.fstat(photo.fileno()).st_size > limits.bytes:
+        raise too_large(PurePath(photo.name).name, limits)
     try:
         yield
     except TooManyPixels as error:

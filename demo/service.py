@@ -16,7 +16,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from demo.connections import bounded
 from demo.guard import Guard
+from demo.hosts import Hosts
 from demo.limits import Limits
 from demo.problem import PROBLEM_TYPE, Problem, problem_response
 from demo.serving import Serving
@@ -117,8 +119,9 @@ async def classify(
 ) -> Answers:
     """Send a photo as the body, or one or several as the files of a form: `curl -F photo=@photo.jpg`."""
     serving: Serving = request.app.state.serving
+    photos = await photos_of(request, serving.limits)  # before it takes a place: a slow sender would hold it
     with serving.place():
-        answer = await serving.classify(await photos_of(request, serving.limits))
+        answer = await serving.classify(photos)
     shown = top or request.app.state.top
     return Answers(
         answers=[
@@ -249,11 +252,12 @@ def build_api(serving: Serving, top: int = 5) -> FastAPI:
 class Server(uvicorn.Server):
     """Serves `app` until a signal, then answers what it has accepted, however many pages are open."""
 
-    def __init__(self, app: FastAPI, limits: Limits, token: str = "") -> None:
+    def __init__(self, app: FastAPI, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
         self._stopping = app.state.stopping
         super().__init__(
             uvicorn.Config(
-                Guard(app, limits, token),
+                Guard(app, limits, token, hosts),
+                http=bounded(limits),  # type: ignore[arg-type]  # called as the class that it stands for
                 log_config=None,  # ours: JSON lines
                 access_log=False,
                 server_header=False,

@@ -204,6 +204,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
 _REFUSALS_ID = {
     "not-a-picture": "Berkas ini bukan gambar yang dapat dibaca; kirim foto JPEG, PNG, atau WEBP",
     "too-many-pixels": "Foto ini terlalu besar; kirim foto dengan piksel lebih sedikit",
+    "not-uploaded": "Foto ini tidak diunggah di sini dalam satu jam terakhir; unggah lagi",
     "no-heat-map": "Model ini tidak dapat menunjukkan apa yang dilihatnya",
     "queue-full": "Semua tempat dalam antrean terisi; coba lagi sebentar lagi",
     "too-large": "Berkas ini terlalu besar; kirim foto yang lebih kecil",

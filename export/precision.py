@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

@@ -32,7 +32,8 @@ UNSURE = {"rejection": {"rule": "max_probability", "threshold": 0.9}}
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
+def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with serving_of(colour_classifier(**UNSURE), tmp_path, LIMITS) as serving:
         yield serving
 
@@ -115,7 +116,7 @@ def test_the_limits_of_a_photo_hold_within_a_batch(serving: Serving, tmp_path: P
 
 
 def refused(path: Path, limits: Limits = LIMITS) -> str:
-    with pytest.raises(Problem) as refusal, Archive(path, path.name, limits):
+    with pytest.raises(Problem) as refusal, open(path, "rb") as file, Archive(file, path.name, limits):
         pass
     sentence: str = refusal.value.detail
     assert "\n" not in sentence and sentence
@@ -243,7 +244,8 @@ def test_one_damaged_file_in_a_zip_leaves_the_others(serving: Serving, tmp_path:
 
 def test_what_systems_put_beside_photos_is_no_photo(tmp_path: Path) -> None:
     names = ["a.jpg", "__MACOSX/._a.jpg", ".DS_Store", "b/Thumbs.db", "b/"]
-    with Archive(zipped(tmp_path / "a.zip", dict.fromkeys(names, b"")), "a.zip", LIMITS) as archive:
+    path = zipped(tmp_path / "a.zip", dict.fromkeys(names, b""))
+    with open(path, "rb") as file, Archive(file, "a.zip", LIMITS) as archive:
         assert [entry.filename for entry in archive.entries] == ["a.jpg"]
 
 

@@ -73,7 +73,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 def rows_of(entrants: list[Entrant], seconds: float = 60) -> list[Row]:
     async def all_of() -> list[Row]:
-        return [row async for row in compare("photo.jpg", entrants, seconds)]
+        return [row async for row in compare(b"a photo", entrants, seconds)]
 
     return asyncio.run(all_of())
 
@@ -153,7 +153,7 @@ def test_the_process_ends_when_the_visitor_goes(tmp_path: Path, processes: dict[
     processes["ort-cpu"] = {"hang": 1}
 
     async def leave() -> None:
-        async with aclosing(compare("photo.jpg", [Entrant(ORT, folder)], 600)) as rows:
+        async with aclosing(compare(b"a photo", [Entrant(ORT, folder)], 600)) as rows:
             waiting = asyncio.ensure_future(anext(rows))
             while not processes["started"]:
                 await asyncio.sleep(0.01)
@@ -172,7 +172,7 @@ def test_the_worker_classifies_the_photo_it_was_given(model: Path, tmp_path: Pat
 
     candidate = next(c for c in Receipt.read(model).candidates if (c.backend, c.precision) == ("ort-cpu", "fp32"))
     photo = picture(tmp_path / "a.png", RED)
-    [row] = asyncio.run(_all(compare(str(photo), [Entrant(candidate, model)], 300)))
+    [row] = asyncio.run(_all(compare(photo.read_bytes(), [Entrant(candidate, model)], 300)))
     with runtime.load(model, "ort-cpu") as classifier:
         expected = classifier(photo)
     assert row.problem == "" and row.milliseconds > 0

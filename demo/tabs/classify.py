@@ -9,10 +9,12 @@ from typing import Any
 
 import gradio as gr
 
+from demo import uploads
 from demo.heat import Seen, look
 from demo.markup import machine, rejected
 from demo.metrics import ERRORS
 from demo.problem import Problem
+from demo.reading import Photo
 from demo.serving import Serving
 from demo.texts import label, language_of, refusal, say, script
 from runtime.classifier import Classifier, Prediction
@@ -76,7 +78,8 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
             return gr.skip()
         language = language_of(request)
         try:
-            prediction, classifier = await ask(serving, upload["path"])
+            with uploads.opened(upload) as opened:
+                prediction, classifier = await ask(serving, opened)
         except Problem as problem:  # an empty box rather than the browser's broken picture
             return None, {}, _refused(problem, language)
         names = shown(classifier)
@@ -86,8 +89,8 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
     async def classify(photo: gr.FileData) -> dict[str, Any]:
         """Name the dish on a photo; the probabilities of all classes by label, most likely first."""
         try:
-            # the annotation is for clients; a dict comes
-            prediction, classifier = await ask(serving, photo["path"])  # type: ignore[index]
+            with uploads.opened(photo) as opened:  # the annotation is for clients; a dict comes
+                prediction, classifier = await ask(serving, opened)
         except Problem as problem:
             raise gr.Error(f"{problem.detail}.", print_exception=False) from None
         return {
@@ -123,8 +126,8 @@ def _connect_heat(serving: Serving, photo: gr.Image, asked: gr.Button, seen: gr.
         if upload is None:
             return _hint(say(language, "hint"))
         try:
-            with _counted_place(serving):
-                found = await look(serving, upload["path"])
+            with _counted_place(serving), uploads.opened(upload) as opened:
+                found = await look(serving, opened)
         except Problem as problem:
             return _refused(problem, language)
         return heat_of(found, shown(serving.engine.classifier).get(found.label, found.label), language)
@@ -147,10 +150,10 @@ def _counted_place(serving: Serving) -> Iterator[None]:
         raise
 
 
-async def ask(serving: Serving, path: str) -> tuple[Prediction, Classifier]:
-    """Classify an uploaded file within a place of the queue. Raises Problem, which is counted."""
+async def ask(serving: Serving, photo: Photo) -> tuple[Prediction, Classifier]:
+    """Classify a photo within a place of the queue. Raises Problem, which is counted."""
     with _counted_place(serving):
-        answer = await serving.classify([path])
+        answer = await serving.classify([photo])
     return answer.predictions[0], answer.classifier
 
 

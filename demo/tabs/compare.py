@@ -1,12 +1,14 @@
 """Compare: one photo through every candidate that passed here, a row each as soon as it is there."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, BinaryIO
 
 import gradio as gr
 from markupsafe import Markup, escape
 
+from demo import uploads
 from demo.comparison import Row, compare, contenders
 from demo.markup import progress, table
 from demo.problem import Problem
@@ -38,9 +40,10 @@ def build(serving: Serving) -> None:
         if turns.there:
             yield f'<p class="quiet" role="status">{say(language, "waiting", count=turns.there)}</p>'
         try:
-            async with turns.take(), aclosing(_compared(serving, upload["path"], language)) as states:
-                async for state in states:
-                    yield state
+            with uploads.opened(upload) as opened:
+                async with turns.take(), aclosing(_compared(serving, opened, language)) as states:
+                    async for state in states:
+                        yield state
         except Problem as problem:
             yield f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
 
@@ -56,13 +59,15 @@ def build(serving: Serving) -> None:
     )
 
 
-async def _compared(serving: Serving, path: str, language: str) -> AsyncGenerator[str, None]:
+async def _compared(serving: Serving, photo: BinaryIO, language: str) -> AsyncGenerator[str, None]:
     """The state after each row, as HTML. Raises Problem for what is no photo."""
-    prediction, classifier = await ask(serving, path)
+    prediction, classifier = await ask(serving, photo)
+    photo.seek(0)
+    encoded = await asyncio.to_thread(photo.read)
     entrants = contenders(serving.path, serving.engine.deployment)
     rows: list[Row] = []
     yield state_of(rows, len(entrants), prediction.label, classifier, language)
-    async with aclosing(compare(path, entrants, serving.limits.seconds)) as found:
+    async with aclosing(compare(encoded, entrants, serving.limits.seconds)) as found:
         async for one in found:
             rows.append(one)
             yield state_of(rows, len(entrants), prediction.label, classifier, language)

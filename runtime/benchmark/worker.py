@@ -1,9 +1,10 @@
 """One candidate in a process of its own: engines in one process disturb each other's threads and caches.
 
 Speaks JSON lines. Commands on stdin: {"do": "judge"}, {"do": "time", "scenario": …, "batch": N, "seconds": S},
-{"do": "serve", "rate": R, "queries": N, "seed": I} and {"do": "classify"}; it idles in between.
+{"do": "serve", "rate": R, "queries": N, "seed": I} and {"do": "classify", "photo": base64}; it idles in between.
 """
 
+import base64
 import dataclasses
 import json
 import os
@@ -40,7 +41,7 @@ def main() -> None:
                 answer = dataclasses.asdict(judged(candidate, folder, judging, Receipt.read(folder).spec))
             else:
                 worker = worker or Worker(folder, candidate, **asked)
-                answer = worker.classify() if order["do"] == "classify" else worker.answer(order)
+                answer = worker.classify(order.get("photo", "")) if order["do"] == "classify" else worker.answer(order)
         except SajiError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
@@ -64,9 +65,9 @@ class Worker:
         images = JudgingSet.load(self.folder / "judging.npz").images
         return Bench(self.classifier, images, self.encoded, self.streams)
 
-    def classify(self) -> dict[str, Any]:
-        """What the photo shows: a `runtime.classifier.Prediction`."""
-        return dataclasses.asdict(self.classifier(self.encoded))
+    def classify(self, photo: str = "") -> dict[str, Any]:
+        """What a photo in base64 shows, by default that of end-to-end: a `runtime.classifier.Prediction`."""
+        return dataclasses.asdict(self.classifier(base64.b64decode(photo) or self.encoded))
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """One turn of a scenario, with peak memory, load time and what else the machine did meanwhile."""
