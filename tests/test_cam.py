@@ -30,7 +30,7 @@ from runtime.candidate import run_all
 from runtime.errors import BadModel, BadPhoto, SajiError, TooManyPixels
 from runtime.evaluation import GATES, JudgingSet
 from runtime.heatmap import FILE, Heat, Heatmap
-from runtime.preprocess import decode, pixels
+from runtime.preprocess import Bounds, decode, pixels
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Geometry, ModelSpec
 
@@ -271,8 +271,8 @@ def test_what_is_no_picture_or_too_large_is_refused(brightness: Heatmap, tmp_pat
     with_lamp((90, 60), (40, 30), 9).save(tmp_path / "photo.png")
     heat = brightness.of(tmp_path / "photo.png")
     for ask in (
-        lambda: brightness.of(tmp_path / "photo.png", 5000),
-        lambda: heat.over(tmp_path / "photo.png", None, 5000),
+        lambda: brightness.of(tmp_path / "photo.png", Bounds(5000)),
+        lambda: heat.over(tmp_path / "photo.png", None, Bounds(5000)),
     ):
         with pytest.raises(TooManyPixels):
             ask()
@@ -306,7 +306,7 @@ def served(brightness: Heatmap, tmp_path: Path) -> Iterator[Serving]:
 
 def test_a_visitor_sees_the_map_over_the_photo(served: Serving, tmp_path: Path) -> None:
     with_lamp((200, 300), (140, 200), 12).save(tmp_path / "photo.png")
-    seen = asyncio.run(look(served, tmp_path / "photo.png"))
+    seen = asyncio.run(look(served, (tmp_path / "photo.png").read_bytes()))
     picture = Image.open(io.BytesIO(seen.jpeg))
     assert (seen.label, picture.format, picture.size) == ("bright", "JPEG", (200, 300))
     html = heat_of(seen, "<bright>", "en")
@@ -322,7 +322,7 @@ def refusal(serving: Serving, photo: Any) -> tuple[int, str]:
 
 def test_a_visitor_is_told_why_there_is_no_map(served: Serving, tmp_path: Path) -> None:
     with_lamp((400, 300), (140, 200), 12).save(tmp_path / "large.png")
-    assert refusal(served, tmp_path / "large.png")[0] == 413
+    assert refusal(served, (tmp_path / "large.png").read_bytes())[0] == 413
     assert refusal(served, b"no picture")[0] == 422
     folder = tmp_path / "models" / "resnet34"
     receipt = Receipt.read(folder)
