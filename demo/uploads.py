@@ -28,22 +28,17 @@ def opened(upload: Any) -> Iterator[BinaryIO]:
 
 
 def _handle(path: Any) -> BinaryIO:
-    if not is_named(path):
+    folder = Path(get_upload_folder()).resolve()
+    # By its letters before the disk is asked: how long that takes would tell what is there
+    if not isinstance(path, str) or folder not in Path(path).parents or ".." in Path(path).parts:
         raise not_uploaded()
     try:
         file = Path(path).resolve(strict=True)
-        if _folder() not in file.parents:  # by a link
+        if folder not in file.parents:  # a link
             raise not_uploaded()
         return open(file, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # the last of links in a circle
         raise not_uploaded() from None
-
-
-def is_named(path: object) -> bool:
-    """Whether a path is one of the upload folder by its letters; the disk is not asked."""
-    if not isinstance(path, str) or "\0" in path:
-        return False
-    return _folder() in Path(path).parents and ".." not in Path(path).parts
 
 
 def name_of(upload: Any) -> str:
@@ -55,7 +50,3 @@ def name_of(upload: Any) -> str:
 def not_uploaded() -> Problem:
     """The refusal of a path that is none of an upload, or of one that has been deleted since."""
     return Problem(422, "not-uploaded", "this is no photo that was uploaded here within the hour; upload it again")
-
-
-def _folder() -> Path:
-    return Path(get_upload_folder()).resolve()
