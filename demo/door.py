@@ -17,6 +17,8 @@ PAGES = r"/|/config/?|/theme\.css|/gradio_api/theme\.css|/(assets|static|svelte)
 # Gradio serves below file= what lies in its upload folder, and would fetch any address for whoever asks
 READS = r"/gradio_api/(info/?|startup-events|upload_progress|queue/data|heartbeat/\w+|file=(?!\w+:)[^?]+)"
 CALL = "/gradio_api/call/classify"
+EXAMPLE = "/gradio_api/run/predict"  # what a click on one asks, past the queue
+NUMBERED = ("/gradio_api/queue/join", EXAMPLE)  # they name a function by its number
 ROUTES = {
     "GET": re.compile(rf"{PAGES}|{READS}|{CALL}/\w+"),
     "HEAD": re.compile("/"),
@@ -27,10 +29,13 @@ SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class Door:
-    """ASGI application in front of Gradio's; `functions` are the numbers of those that the page calls."""
+    """ASGI application in front of Gradio's.
 
-    def __init__(self, gradio: ASGIApp, functions: Collection[int]) -> None:
-        self._gradio, self._functions = gradio, frozenset(functions)
+    `functions` are the numbers of those that the page calls, `examples` says how many pictures there are to click.
+    """
+
+    def __init__(self, gradio: ASGIApp, functions: Collection[int], examples: int) -> None:
+        self._gradio, self._functions, self._examples = gradio, frozenset(functions), examples
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through. Raises Problem, or HTTPException 404 for what the page does not use."""
@@ -49,13 +54,18 @@ class Door:
         session = asked.get("session_hash")
         if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
             raise Problem(400, "session", "session_hash is to be at most 64 letters and digits")
-        if re.match(r"/gradio_api/(queue/join|run/predict)", path) and not self._is_function(asked.get("fn_index")):
+        number = asked.get("fn_index")
+        if path.startswith(NUMBERED) and not (_is_whole(number) and number in self._functions):
             raise Problem(404, "function", "the page has no such function; see /gradio_api/info for what there is")
-        if not isinstance(asked.get("data", []), list):
+        data = asked.get("data", [])
+        if not isinstance(data, list):
             raise Problem(400, "json", "data is to be a list")
+        if path.startswith(EXAMPLE) and not (len(data) == 1 and _is_whole(data[0]) and 0 <= data[0] < self._examples):
+            raise Problem(404, "example", f"there are {self._examples} examples, numbered from 0")
 
-    def _is_function(self, number: Any) -> bool:
-        return isinstance(number, int) and not isinstance(number, bool) and number in self._functions
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _parsed(body: bytes) -> Any:
@@ -76,10 +86,9 @@ def _no_number(name: str) -> NoReturn:
 def _check_value(value: Any, deep: int) -> None:
     if not deep:
         raise Problem(400, "json", f"the JSON is nested deeper than {DEEP} levels")
-    if isinstance(value, dict):
-        if "path" in value or "url" in value:
-            with opened(value):  # what Gradio would say of another file tells more of it than we do
-                pass
+    if isinstance(value, dict) and ("path" in value or "url" in value):
+        with opened(value):  # what Gradio would say of another file tells more of it than we do
+            pass
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_value(inner, deep - 1)
 

@@ -35,7 +35,8 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
         i18n=label,
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
-    door = Door(gradio, [number for number, function in page.fns.items() if function.fn])
+    examples = sum(len(block.raw_samples or ()) for block in page.blocks.values() if isinstance(block, gr.Dataset))
+    door = Door(gradio, [number for number, function in page.fns.items() if function.fn], examples)
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
         await door(scope, receive, send)

@@ -155,7 +155,14 @@ def rest_of(connection: socket.socket) -> bytes:
 def asked(client: httpx.Client, target: str, *headers: str, method: str = "GET", seconds: float = 5) -> bytes:
     """What comes back for a request written by hand, whose other headers are right."""
     host, port = parts_of(client)
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}:{port}", *headers, "Connection: close", "", ""]
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        f"Host: {f'[{host}]' if ':' in host else host}:{port}",
+        *headers,
+        "Connection: close",
+        "",
+        "",
+    ]
     return raw(client, "\r\n".join(lines).encode("latin-1"), seconds)
 
 

@@ -134,7 +134,18 @@ def test_what_was_uploaded_is_opened(client: httpx.Client, way: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["a\0b.png", "/etc/passwd\0.png", "x" * 5000, "/" * 5000, "\ud800", "", " ", "~", "~root/.bashrc", "%2fetc%2fpasswd"]
+    [
+        "a\0b.png",
+        "/etc/passwd\0.png",
+        "x" * 5000,
+        "/" * 5000,
+        "\ud800",
+        "",
+        " ",
+        "~",
+        "~root/.bashrc",
+        "%2fetc%2fpasswd",
+    ]
     + ["C:\\Windows\\win.ini", "\\\\127.0.0.1\\share\\a.png", "/x\n{}", 7, -1, 0, 1e300, True, None, [], {}, ["/etc"]],
     ids=lambda path: repr(path)[:20],
 )
@@ -147,7 +158,9 @@ def test_a_path_that_is_none_is_refused_without_a_word_from_the_inside(client: h
     assert client.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("file", [None, 5, "a.png", "/etc/passwd", [], {}, {"p": 1}, [{"path": "/etc/passwd"}]], ids=repr)
+@pytest.mark.parametrize(
+    "file", [None, 5, "a.png", "/etc/passwd", [], {}, {"p": 1}, [{"path": "/etc/passwd"}]], ids=repr
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_no_file_at_all_fails_nothing(client: httpx.Client, way: str, file: Any) -> None:
     answer = asking(client, way)(file)
@@ -180,7 +193,9 @@ def test_no_address_is_fetched(client: httpx.Client) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "/dev/zero", "/dev/null", "/dev/random"])
+@pytest.mark.parametrize(
+    "path", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "/dev/zero", "/dev/null", "/dev/random"]
+)
 def test_a_device_is_refused_as_if_it_were_not_there(client: httpx.Client, missing: str, path: str) -> None:
     for way in ("api", "batch"):
         ask = asking(client, way)

@@ -1,0 +1,364 @@
+"""A stranger at the service: what the page does not use is not there, and nobody keeps others from being served."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import CHROMIUM, CHROMIUM_FLAGS, PATIENCE
+from strangers import CALL, JSON, Service, asked, command, functions_of, joining, parts_of, raw, rest_of, status_of
+from strangers import the_function as function_of
+from test_service import photo
+
+PROBLEM = "application/problem+json"
+FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
+HEAD_SECONDS = 2
+linux_only = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory as Linux tells it")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that may open 256 files, and has little patience with headers."""
+    folder = tmp_path_factory.mktemp("requests")
+    with command(folder, "--max-header-seconds", str(HEAD_SECONDS), before=FEW_FILES) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.address, timeout=PATIENCE) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client, without its token, of a service on IPv6 that has a name, a token and no home."""
+    folder = tmp_path_factory.mktemp("guarded")
+    flags = ("--host", "::1", "--allow-host", "saji.lan", "other.lan", "--all-formats")
+    with (
+        command(folder, *flags, SAJI_TOKEN="geheim\n", HOME="/nonexistent") as service,
+        httpx.Client(base_url=service.address, timeout=PATIENCE) as client,
+    ):
+        yield client
+
+
+def named(client: httpx.Client, **headers: str) -> httpx.Response:
+    return client.get("/v1/model", headers=headers)
+
+
+def cause_of(answer: httpx.Response) -> str:
+    """The word for programs of a refusal, which has to be a problem document of one sentence."""
+    assert answer.headers["content-type"] == PROBLEM, answer.text
+    assert "\n" not in answer.json()["detail"]
+    return answer.json()["cause"]
+
+
+def is_served(client: httpx.Client) -> bool:
+    return client.post("/v1/classify", content=photo(), headers={"content-type": "image/jpeg"}).status_code == 200
+
+
+# Names and origins
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "saji.lan:7860",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:7860",
+        "10.0.0.5",
+        "0.0.0.0",
+        "[::1",
+        "[evil]",
+        "127.0.0.1@evil.example",
+        "evil.example:80@127.0.0.1",
+        "localhost:x",
+    ]
+    + ["x" * 4000],
+)
+def test_a_foreign_name_is_refused(client: httpx.Client, host: str) -> None:
+    """By DNS rebinding a page of that name would read our answers in a visitor's browser."""
+    for path in ("/", "/config", "/v1/model", "/metrics", "/gradio_api/info"):
+        answer = client.get(path, headers={"host": host})
+        assert (answer.status_code, cause_of(answer)) == (421, "foreign-host")
+    assert client.get("/healthz", headers={"host": host}).status_code == 200  # a load balancer asks by any name
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "LocalHost:7860", "127.8.9.1", "[::1]:7860", "localhost"])
+def test_every_loopback_name_is_served(client: httpx.Client, host: str) -> None:
+    assert named(client, host=host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost", "file://", ""]
+)
+def test_a_page_of_another_site_is_refused(client: httpx.Client, origin: str) -> None:
+    answer = named(client, origin=origin)
+    assert (answer.status_code, cause_of(answer)) == (403, "foreign-origin")
+    body = {"content": b'{"data": []}', "headers": {**JSON, "origin": origin}}
+    assert client.post(CALL, **body).status_code == 403  # type: ignore[arg-type]
+
+
+def test_the_own_page_is_served_and_no_other_may_read(client: httpx.Client) -> None:
+    own = str(client.base_url).rstrip("/")
+    answers = [named(client, origin=own), named(client), named(client, origin="https://evil.example")]
+    wanted = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    for origin in (own, "https://evil.example", "null"):
+        answers.append(client.options("/gradio_api/queue/join", headers={"origin": origin, **wanted}))
+    assert [answer.status_code for answer in answers[:3]] == [200, 200, 403]
+    assert not [name for answer in answers for name in answer.headers if name.startswith("access-control")]
+
+
+def test_given_names_are_served_under_any_scheme_and_port(guarded: httpx.Client) -> None:
+    """As behind a proxy that ends TLS."""
+    for host in ("saji.lan", "Other.lan:443", "[::1]:1"):
+        assert named(guarded, host=host, authorization="Bearer geheim").status_code == 200
+    proxied = {"host": "127.0.0.1:7860", "origin": "https://saji.lan:8443", "authorization": "Bearer geheim"}
+    assert named(guarded, **proxied).status_code == 200
+    assert named(guarded, **{**proxied, "origin": "https://saji.lan.evil.example"}).status_code == 403
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here; install it, or name it with CHROMIUM=PATH")
+def test_a_rebound_name_reads_nothing_in_a_browser(client: httpx.Client) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    rules = "--host-resolver-rules=MAP evil.test 127.0.0.1"
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=[*CHROMIUM_FLAGS, rules])
+        page = browser.new_page()
+        page.goto(f"http://evil.test:{parts_of(client)[1]}/healthz")
+        assert page.evaluate("async () => (await fetch('/config')).status") == 421
+        browser.close()
+
+
+# Routes and functions
+
+
+NOT_THERE = {
+    "GET /": "monitoring monitoring/summary docs redoc login logout robots.txt pwa_icon pwa_icon/64 CONFIG /config "
+    "config// assets/ x/../config",
+    "GET /gradio_api/": "user token token/ app_id login_check dev/reload runs openapi.json vibe-code queue/status "
+    "deep_link profiling/summary custom_component/a/client/b/c stream/a/b/1/playlist.m3u8 proxy=http://127.0.0.1/ "
+    "file=http://127.0.0.1/ file=HTTPS:/x file/etc/passwd",
+    "POST /gradio_api/": "process_recording component_server vibe-edit undo-vibe-edit/ vibe-code vibe-starter-queries "
+    "stream/a stream/a/close login call/v2/classify call/show call/load_example run/show api/classify",
+    "POST /": "config login",
+    "PUT /gradio_api/": "upload queue/join",
+    "DELETE /gradio_api/": "upload",
+    "TRACE /gradio_api/": "upload",
+    "HEAD /": "config",
+}
+
+
+@pytest.mark.parametrize("request_", [f"{start}{end}" for start, ends in NOT_THERE.items() for end in ends.split()])
+def test_what_the_page_does_not_use_is_not_there(client: httpx.Client, request_: str) -> None:
+    method, path = request_.split()
+    answer = asked(client, path, method=method)
+    assert status_of(answer) == 404, answer[:200]
+    assert method == "HEAD" or PROBLEM.encode() in answer
+
+
+@pytest.mark.parametrize("function", [-1, 10**9, 10**30, True, "0", 1.0, None, [], {}], ids=repr)
+def test_a_function_that_the_page_does_not_have_is_refused(client: httpx.Client, function: Any) -> None:
+    assert joining(client, {"data": [], "fn_index": function, "session_hash": "a"}).status_code in (400, 404)
+    body = json.dumps({"data": [0], "fn_index": function})
+    assert client.post("/gradio_api/run/predict", content=body, headers=JSON).status_code in (400, 404)
+
+
+@pytest.mark.parametrize("index", [-1, 1, 10**9, "0", None, [], {"path": "/etc/passwd"}], ids=repr)
+def test_an_example_that_is_none_is_refused(client: httpx.Client, index: Any) -> None:
+    body = json.dumps({"data": [index], "fn_index": function_of(client, "example").index, "session_hash": "a"})
+    answer = client.post("/gradio_api/run/predict", content=body, headers=JSON)
+    assert 400 <= answer.status_code < 500 and cause_of(answer)
+
+
+ODD_JSON = {
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "deep objects": b'{"data":' * 30_000,
+    "deep data": b'{"data":' + b"[" * 500 + b"]" * 500 + b',"fn_index":0,"session_hash":"a"}',
+    "no number": b'{"data":[NaN],"fn_index":0,"session_hash":"a"}',
+    "endless number": b'{"data":[' + b"9" * 10_000 + b'],"fn_index":0}',
+    "nothing": b"",
+    "no object": b"[]",
+    "no data": b"{}",
+    "data is text": b'{"data":"x","fn_index":0,"session_hash":"a"}',
+    "zeros": b"\0" * 100,
+    "not UTF-8": b'{"data":["\xff"]}',
+    "half a character": b'{"data":["\\ud800"],"fn_index":0,"session_hash":"a"}',
+    "an odd session": b'{"data":[],"fn_index":0,"session_hash":"../a\\u0000"}',
+    "a long session": b'{"data":[],"fn_index":0,"session_hash":"' + b"a" * 5000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("what", ODD_JSON)
+def test_odd_json_is_refused_in_one_sentence(client: httpx.Client, what: str) -> None:
+    for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
+        answer = client.post(path, content=ODD_JSON[what], headers=JSON)
+        assert 400 <= answer.status_code < 500 and cause_of(answer)
+
+
+def test_the_json_of_the_page_is_small(client: httpx.Client) -> None:
+    body = b'{"data":[' + b"[]," * 90_000 + b"1]}"
+    for path in ("/gradio_api/queue/join", CALL, "/gradio_api/cancel", "/gradio_api/reset"):
+        answer = client.post(path, content=body, headers=JSON)
+        assert (answer.status_code, cause_of(answer)) == (413, "too-large")
+
+
+# The token
+
+
+ODD_TOKENS = [b"Basic \xe9\xe9", b"Bearer caf\xe9", b"Basic Og==", b"Basic", b"Bearer", b"Bearer ", b"bearer x"]
+ODD_TOKENS += [b"Bearer " + b"x" * 9000, b"Basic /zr/", b"Digest geheim", b"geheim", b"Bearer geheim2", b"Bearer \xff"]
+
+
+@pytest.mark.parametrize("value", ODD_TOKENS, ids=lambda value: ascii(value)[:24])
+def test_no_authorization_fails_the_service(guarded: httpx.Client, value: bytes) -> None:
+    """Case fastapi: a byte above 0x7f was a 500 with a traceback."""
+    assert status_of(asked(guarded, "/config", "Authorization: " + value.decode("latin-1"))) == 401
+
+
+def test_the_right_token_lets_in_though_its_variable_ends_with_a_newline(guarded: httpx.Client) -> None:
+    assert guarded.get("/config", auth=("anybody", "geheim")).status_code == 200
+    assert guarded.get("/", headers={"authorization": "Bearer geheim"}).status_code == 200
+
+
+def test_nothing_is_there_for_who_has_no_token(guarded: httpx.Client) -> None:
+    paths = ["config", "gradio_api/info", "v1/model", "metrics", "openapi.json", "gradio_api/queue/join", "assets/x.js"]
+    paths += [
+        "gradio_api/upload",
+        "monitoring",
+        "healthz/../config",
+        "healthz%2f..%2fconfig",
+        "healthz;/config",
+        "%63onfig",
+    ]
+    for path in paths:
+        for spelled in (f"/{path}", f"/{path}/", f"//{path}", f"/{path.upper()}", f"/{path}?token=geheim"):
+            for method in ("GET", "POST", "OPTIONS"):
+                assert status_of(asked(guarded, spelled, method=method)) == 401, (method, spelled)
+
+
+def test_an_ipv6_address_is_printed_so_that_it_opens(guarded: httpx.Client) -> None:
+    assert str(guarded.base_url).startswith("http://[::1]:")
+    assert guarded.get("/healthz").status_code == 200
+
+
+# Time and room
+
+
+def trickling(client: httpx.Client) -> socket.socket:
+    """A connection whose body never comes to its end."""
+    connection = socket.create_connection(parts_of(client))
+    host = f"Host: {parts_of(client)[0]}:{parts_of(client)[1]}\r\n"
+    head = f"POST /v1/classify HTTP/1.1\r\n{host}Content-Type: image/jpeg\r\nContent-Length: 30000000\r\n\r\n"
+    connection.sendall(head.encode() + b"\xff")
+    return connection
+
+
+def test_slow_senders_take_no_place_from_others(client: httpx.Client) -> None:
+    with ExitStack() as stack:
+        for _ in range(70):  # the queue has 64 places
+            stack.enter_context(trickling(client))
+        time.sleep(0.3)
+        assert is_served(client)
+
+
+@pytest.mark.slow
+def test_a_body_that_comes_byte_by_byte_is_cut(client: httpx.Client) -> None:
+    with trickling(client) as connection:
+        connection.settimeout(15)
+        began = time.monotonic()
+        for _ in range(20):
+            time.sleep(0.5)
+            try:
+                connection.sendall(b"a")
+            except OSError:
+                break
+        answer = rest_of(connection)
+    assert status_of(answer) == 408 and b"upload-too-slow" in answer and time.monotonic() - began < 14
+
+
+HEADS = {
+    "an address": b"GET /" + b"a" * 2**20,
+    "a header": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 2**20,
+    "headers": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"a: b\r\n" * 200_000,
+    "a header's name": b"GET / HTTP/1.1\r\n" + b"a" * 2**20,
+    "a method": b"G" * 2**20,
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+def test_a_head_without_end_is_cut(client: httpx.Client, what: str) -> None:
+    assert status_of(raw(client, HEADS[what])) in (0, 400, 431)
+
+
+@linux_only
+def test_heads_without_end_take_no_memory(service: Service, client: httpx.Client) -> None:
+    before = service.megabytes()
+    with ExitStack() as stack:
+        for _ in range(8):
+            connection = stack.enter_context(socket.create_connection(parts_of(client)))
+            connection.settimeout(2)
+            try:
+                for _ in range(96):
+                    connection.sendall(b"a: b\r\n" * 10_923 if _ else b"GET / HTTP/1.1\r\n")
+            except OSError:
+                continue
+        assert service.megabytes() - before < 20
+
+
+@pytest.mark.parametrize("begun", [b"", b"G", b"GET / HTTP/1.1\r\nX-A: ", b"\r\n"])
+def test_who_sends_half_a_head_is_sent_away(client: httpx.Client, begun: bytes) -> None:
+    began = time.monotonic()
+    answer = raw(client, begun, HEAD_SECONDS + 8)
+    assert status_of(answer) == 408 and HEAD_SECONDS - 0.5 < time.monotonic() - began < HEAD_SECONDS + 3
+
+
+def test_a_kept_connection_is_not_held_by_empty_lines(client: httpx.Client) -> None:
+    with socket.create_connection(parts_of(client), timeout=10) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert status_of(connection.recv(65536)) == 200
+        connection.sendall(b"\r\n")
+        assert b"408" in rest_of(connection)
+
+
+def test_a_visitor_gets_in_beside_more_idle_connections_than_files_may_be_open(client: httpx.Client) -> None:
+    with ExitStack() as stack:
+        for _ in range(300):
+            connection = stack.enter_context(socket.create_connection(parts_of(client), timeout=5))
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ")
+        assert is_served(client)
+    assert is_served(client)
+
+
+# Photos
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "TIFF", "BMP", "GIF", "PPM", "TGA", "ICO", "DIB", "PCX", "SGI"])
+def test_only_what_cameras_and_the_web_make_is_decoded(client: httpx.Client, kind: str) -> None:
+    """829 bytes of JPEG 2000 held the interpreter for seconds."""
+    answer = client.post("/v1/classify", content=photo(kind=kind), headers={"content-type": "image/png"})
+    assert (answer.status_code, cause_of(answer)) == (422, "not-a-picture")
+    assert "JPEG, PNG or WEBP" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "MPO"])
+def test_photos_as_they_are_taken_are_named(client: httpx.Client, kind: str) -> None:
+    answer = client.post("/v1/classify", content=photo(kind=kind), headers={"content-type": "image/jpeg"})
+    assert answer.status_code == 200 and answer.json()["answers"][0]["label"] == "red_rendang"
+
+
+def test_every_format_is_let_in_when_asked(guarded: httpx.Client) -> None:
+    for kind in ("JPEG2000", "TIFF", "BMP", "GIF", "PPM", "TGA"):
+        headers = {"content-type": "image/png", "authorization": "Bearer geheim"}
+        assert guarded.post("/v1/classify", content=photo(kind=kind), headers=headers).status_code == 200, kind
+
+
+def test_the_page_lists_each_function_that_it_lets_in(client: httpx.Client) -> None:
+    """So that the allow-list cannot lock the page out."""
+    assert len(functions_of(client)) > 8
