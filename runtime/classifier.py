@@ -131,7 +131,7 @@ def load(
         return _from_folder(path, backend or "ort-cpu", precision, threads, streams)
     if path.suffix == ".json":
         return _from_deployment(path, threads, streams)
-    if path.suffix in (".onnx", ".pt2"):
+    if path.suffix in (".onnx", ".pt2") and path.is_file():  # a pipe would be waited for
         backend = backend or ("pytorch" if path.suffix == ".pt2" else "ort-cpu")
         return _from_file(path, backend, precision, threads, streams)
     raise SajiError(f"{path} is no model; give a deployment.json, a model folder or an .onnx file")

@@ -6,7 +6,6 @@ own. Beside the checkpoint's logits and probabilities stands the tolerance of ea
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from runtime.backends import Backend
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, NotAsAsked
-from runtime.files import write_json
+from runtime.files import read_json, write_json
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
 
@@ -55,7 +54,7 @@ class Golden:
     def read(cls, folder: Path) -> "Golden":
         """Read a model folder's golden vector. Raises BadModel when it is missing or damaged."""
         try:
-            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            content = read_json(folder / FILE)
             return cls({name: _answer(values) for name, values in content["pictures"].items()}, content["tolerance"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadModel(f"{folder / FILE} cannot be read ({error}); export the model again") from None

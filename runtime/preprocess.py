@@ -103,6 +103,8 @@ def decode(
 def _file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
     """An encoded photo as an open file, at its beginning."""
     if isinstance(source, str | os.PathLike):
+        if Path(source).exists() and not Path(source).is_file() and not Path(source).is_dir():
+            raise BadPhoto(f"{Path(source).name} is no regular file; give a photo")  # a pipe would be waited for
         with open(source, "rb") as file:
             yield file
     elif isinstance(source, bytes):

@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.candidate import VERDICTS, Candidate
 from runtime.errors import BadModel
+from runtime.evaluation import GATES
 from runtime.files import read_json, sha256_file, write_json
 from runtime.spec import ModelSpec
 
@@ -66,8 +67,8 @@ def candidate_from(values: dict[str, Any]) -> Candidate:
     candidate = Candidate(**{**values, "reasons": tuple(values["reasons"])})
     if not all(isinstance(part, str) for part in candidate.key()):
         raise ValueError("a candidate is not named by text")
-    if candidate.verdict not in VERDICTS:
-        raise ValueError(f"there is no verdict {candidate.verdict!r}")
+    if candidate.verdict not in VERDICTS or candidate.precision not in GATES:
+        raise ValueError(f"there is no verdict {candidate.verdict!r}, or no precision {candidate.precision!r}")
     return candidate
 
 

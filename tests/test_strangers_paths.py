@@ -11,14 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import PATIENCE
 from strangers import CALL, META, answer_of_api, answer_of_page, command, the_function
 from test_demo import BLUE, GREEN, RED, picture
 from test_service import photo
 
 WAYS = ("api", "classify tab", "heat map", "compare", "batch")
 PROMPT = 10  # seconds; what is not opened is refused in milliseconds, even on a busy machine
-linux_only = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="device files as Linux names them")
+linux_only = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="device files as Linux names them")
 Ask = Callable[[Any], str]
 
 
@@ -145,8 +144,21 @@ def test_what_was_uploaded_is_opened(client: httpx.Client, way: str) -> None:
         "~",
         "~root/.bashrc",
         "%2fetc%2fpasswd",
-    ]
-    + ["C:\\Windows\\win.ini", "\\\\127.0.0.1\\share\\a.png", "/x\n{}", 7, -1, 0, 1e300, True, None, [], {}, ["/etc"]],
+        *[
+            "C:\\Windows\\win.ini",
+            "\\\\127.0.0.1\\share\\a.png",
+            "/x\n{}",
+            7,
+            -1,
+            0,
+            1e300,
+            True,
+            None,
+            [],
+            {},
+            ["/etc"],
+        ],
+    ],
     ids=lambda path: repr(path)[:20],
 )
 def test_a_path_that_is_none_is_refused_without_a_word_from_the_inside(client: httpx.Client, path: Any) -> None:

@@ -79,8 +79,8 @@ def is_served(client: httpx.Client) -> bool:
         "127.0.0.1@evil.example",
         "evil.example:80@127.0.0.1",
         "localhost:x",
-    ]
-    + ["x" * 4000],
+        "x" * 4000,
+    ],
 )
 def test_a_foreign_name_is_refused(client: httpx.Client, host: str) -> None:
     """By DNS rebinding a page of that name would read our answers in a visitor's browser."""
