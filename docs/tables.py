@@ -32,7 +32,7 @@ def claims(rows: list[Row]) -> str:
     lines = [
         (
             row["claim"],
-            f"{row['target']:g}×",
+            f"{row['target']:.3g}×",
             _measured(row),
             str(row["rounds"]),
             f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})",
