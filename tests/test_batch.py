@@ -31,9 +31,14 @@ LIMITS = replace(SMALL, batch=6, upload=1_000_000)
 UNSURE = {"rejection": {"rule": "max_probability", "threshold": 0.9}}
 
 
-@pytest.fixture
-def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+@pytest.fixture(autouse=True)
+def uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in `tmp_path` counts as uploaded."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Serving]:
     with serving_of(colour_classifier(**UNSURE), tmp_path, LIMITS) as serving:
         yield serving
 
