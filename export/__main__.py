@@ -24,8 +24,8 @@ from export.engine import Built, Options, Profile, build_engines
 from export.foreign import Foreign, import_foreign
 from export.golden import write_golden
 from export.model_repository import write_models
+from runtime import environment
 from runtime.candidate import Candidate
-from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
 from runtime.evaluation import GATES, Gate, JudgingSet, read_gates
 from runtime.files import replacing_folder, sha256_file
@@ -94,10 +94,12 @@ class Command:
 
     def request(self) -> dict[str, Any]:
         """What decides how an export turns out, as JSON values: with the same request it is up to date."""
+        from export.graph import OPSET
+
         built_by = dataclasses.asdict(dataclasses.replace(self.options, timing_cache=None))
         bounds = {name: dataclasses.asdict(gate) for name, gate in self.bounds.items()}
         how = {"recover": self.recover, "overflow_fix": self.overflow_fix}
-        request = {"revision": REVISION, "precisions": self.wanted, **how, "gates": bounds, **built_by}
+        request = {"revision": REVISION, "opset": OPSET, "precisions": self.wanted, **how, "gates": bounds, **built_by}
         return dict(json.loads(json.dumps(request)))
 
 
@@ -182,7 +184,7 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
             graph={"opset": OPSET, "operators": operators(new / "model.onnx")},
             engines={name: dataclasses.asdict(built) for name, built in engines.items()},
             skipped=tuple(skipped),
-            versions=versions(),
+            versions=environment.versions(),
         )
         receipt.write(new)
     return receipt
@@ -215,7 +217,15 @@ def _write_graphs(
         say(f"{spec.architecture}: calibrating model.int8.onnx")
         photos = JudgingSet.load(calibration).images
         int8 = folder / "model.int8.onnx"
-        quantise(folder / "model.onnx", photos, spec, int8, command.recover, command.overflow_fix)
+        quantise(
+            folder / "model.onnx",
+            photos,
+            spec,
+            int8,
+            command.recover,
+            command.overflow_fix,
+            command.bounds["int8"].shift,
+        )
         quantise_for_tensorrt(int8, spec, folder / "model.int8-trt.onnx")
     if "fp16" in command.wanted:
         say(f"{spec.architecture}: writing model.fp16.onnx")
@@ -270,7 +280,15 @@ def _up_to_date(folder: Path, checkpoint_sha256: str, request: dict) -> Receipt 
     except BadModel:
         return None
     same = receipt.checkpoint_sha256 == checkpoint_sha256 and receipt.request == request
-    return receipt if same else None
+    same_libraries = _of_result(receipt.versions) == _of_result(environment.versions())
+    # A verdict holds for the machine that gave it, and another one may build other engines
+    here = all(candidate.machine == environment.machine() for candidate in receipt.candidates)
+    return receipt if same and same_libraries and here else None
+
+
+def _of_result(versions: dict[str, str]) -> dict[str, str]:
+    """The libraries that an export's result depends on."""
+    return {name: version for name, version in versions.items() if name not in ("gradio", "scikit-learn")}
 
 
 def _write_examples(folder: Path, judging: JudgingSet, spec: ModelSpec) -> None:

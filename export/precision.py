@@ -21,9 +21,9 @@ from runtime.evaluation import GATES
 from runtime.spec import ModelSpec
 from training.classifier import PhotoClassifier
 
-# Accuracy recovery: the gate's bound on validation photos, with room, since training photos are fitted and others may
-# shift a little more; at most so many layers; ranked by so many photos
-AIM = 0.8 * GATES["int8"].shift
+# Accuracy recovery aims at this share of the gate's bound, since training photos are fitted and others may shift a
+# little more; at most so many layers; ranked by so many photos
+AIM = 0.8
 MOST_KEPT = 10
 RANKED_BY = 32
 # Photos: with fewer, small ones wait mostly for NNCF; with more, the outputs of every layer fill the memory
@@ -52,15 +52,16 @@ def quantise(
     path: Path,
     recover: bool = True,
     overflow_fix: bool = False,
+    shift: float = GATES["int8"].shift,
 ) -> None:
     """Write an INT8 Q/DQ file from an FP32 ONNX file: weights per channel, activations calibrated.
 
     `calibration` is uint8 `[N, S, S, 3]` training photos (never validation: the gate would judge what it tuned).
     Normalisation and the last layer keep FP32: together far below 1 % of the work, and the most sensitive. With
-    `recover`, where the logits of the training photos shift by more than AIM, the layers that matter most go back to
-    FP32, in at most MOST_KEPT steps. That bounds the time: a ranking is a pass over RANKED_BY photos per layer, done
-    again only after a step that made it worse, and a step is a pass over all. The layers are declared in the file's
-    metadata, see `export.graph.layer_facts`.
+    `recover`, where the logits of the training photos shift by more than AIM of `shift`, the gate's bound, the layers
+    that matter most go back to FP32, in at most MOST_KEPT steps. That bounds the time: a ranking is a pass over
+    RANKED_BY photos per layer, done again only after a step that made it worse, and a step is a pass over all. The
+    layers are declared in the file's metadata, see `export.graph.layer_facts`.
 
     With `overflow_fix` weights take half their range, 7 bits. x86 processors without VNNI add pairs of products in 16
     bits, where two of 255 × 127 do not fit; of our networks this hurts those with depthwise convolutions.
@@ -85,16 +86,16 @@ def quantise(
             "ignored_scope": nncf.IgnoredScope(names=_sensitive(model), validate=False),
         }
         if recover:
-            quantised = _quantised_closely(model, photos, calibration, ranges, how)
+            quantised = _quantised_closely(model, photos, calibration, ranges, how, AIM * shift)
         else:
             quantised = nncf.quantize(model, photos, advanced_parameters=ranges, **how)
     save_onnx(_unsigned_activations(quantised), spec, path, kept=_went_back(quantised, _sensitive(model)))
 
 
 def _quantised_closely(
-    model: onnx.ModelProto, photos: Any, calibration: np.ndarray, ranges: Any, how: dict[str, Any]
+    model: onnx.ModelProto, photos: Any, calibration: np.ndarray, ranges: Any, how: dict[str, Any], most: float
 ) -> onnx.ModelProto:
-    """As `nncf.quantize`, with the layers that matter most in FP32 where the logits would shift by more than AIM."""
+    """As `nncf.quantize`, with the layers that matter most in FP32 where the logits would shift by more than `most`."""
     import nncf
 
     bounds = nncf.AdvancedAccuracyRestorerParameters(
@@ -105,7 +106,7 @@ def _quantised_closely(
         photos,
         nncf.Dataset(list(range(len(calibration)))),
         _closeness(model, calibration),
-        max_drop=AIM,
+        max_drop=most,
         advanced_quantization_parameters=ranges,
         advanced_accuracy_restorer_parameters=bounds,
         **how,

@@ -208,6 +208,7 @@ def test_activations_are_unsigned_so_that_every_convolution_runs_in_int8(model: 
     assert kinds == {onnx.TensorProto.UINT8}
 
 
+@pytest.mark.slow
 def test_squeeze_and_excitation_runs_in_int8_on_every_engine(tmp_path: Path) -> None:
     """Signed outputs of its convolutions beside unsigned inputs once left two thirds of the work in FP32."""
     from export.engine import Options, build_engine

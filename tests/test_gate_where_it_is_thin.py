@@ -66,9 +66,6 @@ def test_judging_many_photos_takes_little_memory() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="INT8 is repaired to the usual bound, whatever --gates says (issue 17)", raises=AssertionError
-)
 def test_int8_is_repaired_until_it_keeps_the_bounds_that_were_asked_for(run: Path, tmp_path: Path) -> None:
     (tmp_path / "gates.toml").write_text("int8.shift = 0.004\n")
     (tmp_path / "runs").mkdir()

@@ -54,6 +54,7 @@ def test_every_mutant_fails_its_gate(folder: Path, file: str, precision: str, va
     assert result.verdict == "fail" and result.reasons
 
 
+@pytest.mark.slow
 def test_diagnosis_names_the_mistake(folder: Path) -> None:
     right, judging = onnx.load(folder / "model.onnx"), JudgingSet.load(folder / "judging.npz")
     rotated = next(fault for fault in FAULTS if fault.name == "classes rotated")

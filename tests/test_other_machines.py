@@ -128,11 +128,6 @@ def test_an_export_that_nothing_has_changed_for_is_up_to_date(exported: Path) ->
 
 
 @pytest.mark.parametrize("change", [judged_elsewhere, older_libraries, no_openvino_then])
-@pytest.mark.xfail(
-    strict=True,
-    reason="an export of another machine or with other libraries counts as up to date (issue 17)",
-    raises=AssertionError,
-)
 def test_an_export_of_another_machine_or_with_other_libraries_is_not_up_to_date(change: Any, exported: Path) -> None:
     """Who installs what the doctor advises and exports again gets what was missing."""
     with house.changing(exported / "models" / "resnet18" / "model.json") as receipt:
@@ -188,14 +183,10 @@ def ready(folder: Path, engine: str, broken: str, lean: dict[str, str]) -> bool:
     return engine in json.loads(said.out)["ready"]
 
 
-xfail_lean = pytest.mark.xfail(
-    strict=True, reason="the doctor finds nothing where Python leaves out asserts (issue 17)", raises=AssertionError
-)
 ENGINES = ["ort-cpu", "openvino", pytest.param("pytorch", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@xfail_lean
 def test_the_doctor_finds_an_engine_that_computes_wrongly_without_asserts(engine: str, tmp_path: Path) -> None:
     assert not ready(tmp_path, engine, BROKEN[engine], LEAN)
 
