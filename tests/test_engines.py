@@ -397,7 +397,11 @@ class TestModelFolder:
                 assert candidate.facts["targets"] == ["sm86", "sm89", "sm120"] and candidate.facts["multiply_adds"]
 
 
-@pytest.fixture(scope="module", params=OURS)
+# ResNet-34 stands for the three in each run; the others are exported with the long tests
+@pytest.fixture(
+    scope="module",
+    params=[name if name == "resnet34" else pytest.param(name, marks=pytest.mark.slow) for name in OURS],
+)
 def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoClassifier, Path]:
     """A network of ours, untrained, and its FP16 file."""
     network = PhotoClassifier(request.param, 5, {}).eval()

@@ -70,6 +70,7 @@ def test_the_order_of_classes_is_found_by_their_likeness() -> None:
     assert class_order(logits[:, [2, 0, 3, 1]], logits) == [2, 0, 3, 1]
 
 
+@pytest.mark.slow
 def test_diagnosis_points_at_the_layer_whose_weight_is_damaged(folder: Path) -> None:
     truncated = next(fault for fault in FAULTS if fault.name == "weights truncated")
     found = diagnose(folder, Candidate("resnet18", write(folder, "model.onnx", truncated), "ort-cpu", "fp32"))
