@@ -210,7 +210,10 @@ async def _photos_of_form(request: Request, limits: Limits) -> list[bytes]:
         raise Problem(
             400, "form", f"the form cannot be read ({reason}); send it like curl -F photo=@photo.jpg"
         ) from None
-    return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    photos = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    if form and not photos:
+        raise Problem(400, "no-photo", "no part of the form has a file name; send it like curl -F photo=@photo.jpg")
+    return photos
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ _SWITCHES = {
     "DO_NOT_TRACK": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime's wheels send events to their maker, on Linux too since 1.31
 }
 
 

@@ -350,6 +350,38 @@ def test_the_command_asks_no_other_host_and_leaves_no_id(model: Path, tmp_path: 
         told_nobody(said, asked, tmp_path / "home")
 
 
+def verbs(model: Path, sample: Path, out: Path) -> dict[str, tuple[object, ...]]:
+    """Each command of a user's day, on the tiny model."""
+    golden, deployment = model / "golden.png", house.write_deployment(model, out / "deployment.json", "openvino")
+    judged = house.linked(model, out / "judged" / "models" / "resnet18")
+    training = ("--data", sample, "--archs", "resnet18", "--epochs", 1, "--image-size", 32, "--run", "r")
+    return {
+        "classify": ("-m", "runtime", "classify", golden, "--model", deployment),
+        "show": ("-m", "runtime", "show", model),
+        "doctor": ("-m", "runtime", "doctor"),
+        "selftest": ("-m", "runtime", "selftest", model),
+        "train": ("-m", "training", *training, "--out", out),
+        "export": ("-m", "export", "--run", "r", "--out", out, "--no-recover"),
+        "bench": (ROOT / "runtime" / "bench.py", "--out", judged.parents[1], "--seconds", 2),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["empty", "not writable", "none"])
+def test_no_verb_asks_another_host_whatever_the_home(home: str, model: Path, sample: Path, tmp_path: Path) -> None:
+    """With the real engines, behind a proxy that would hear of it."""
+    start = "import os, runpy, sys\nif sys.argv[1] == 'none':\n    del os.environ['HOME']\ndel sys.argv[:2]\n"
+    start += "name = sys.argv.pop(0) if sys.argv[0] == '-m' else ''\n"
+    start += "run = runpy.run_module if name else runpy.run_path\nrun(sys.argv[0], run_name='__main__')"
+    with proxy(tmp_path / "home") as (environment, asked):
+        if home == "not writable":
+            environment["HOME"] = "/dev/null/home"  # not even for root
+        for verb, line in verbs(model, sample, tmp_path / "out").items():
+            said = house.python("-c", start, home, *line, environment=environment)
+            assert said.status == 0 and asked == [], (verb, said, asked)
+    assert not [path for path in (tmp_path / "home").rglob("*") if "openvino" in path.name or "intel" in path.name]
+
+
 @pytest.mark.slow
 def test_calibrating_for_int8_asks_no_other_host_and_leaves_no_id(model: Path, tmp_path: Path) -> None:
     with proxy(tmp_path / "home") as (environment, asked):

@@ -139,7 +139,6 @@ def test_the_configuration_of_the_page_names_no_folder_of_the_machine(client: ht
 # Ways to send a photo
 
 
-@not_yet("a part of a form with a picture's type and no file name counts as text")
 def test_a_part_without_a_file_name_is_a_photo_or_said_to_have_none(client: httpx.Client) -> None:
     """As some clients and devices send it."""
     head = b'--x\r\nContent-Disposition: form-data; name="photo"\r\nContent-Type: image/png\r\n\r\n'

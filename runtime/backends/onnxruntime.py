@@ -24,7 +24,7 @@ def check_available(backend: str) -> None:
             "the folder of onnxruntime is half empty, as after uninstalling either of onnxruntime and onnxruntime-gpu; "
             f"type: {install_line('gpu' if backend == 'ort-cuda' else 'cpu')} --force-reinstall"
         )
-    onnxruntime.disable_telemetry_events()  # of its Windows builds, which read no variable, see runtime.telemetry
+    onnxruntime.disable_telemetry_events()  # before 1.31 it read no variable, see runtime.telemetry
     provider = _PROVIDERS[backend]
     if provider not in onnxruntime.get_available_providers():
         raise Unavailable(
