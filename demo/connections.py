@@ -4,13 +4,14 @@ import asyncio
 import json
 import sys
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from demo.limits import Limits
 from demo.metrics import ERRORS
-from demo.problem import PROBLEM_TYPE, Problem, document_of
+from demo.problem import PROBLEM_TYPE, Problem, busy, document_of
 
 HEAD_BYTES = 64 * 2**10  # of request line and headers: eight times what nginx takes
 
@@ -32,7 +33,7 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > self._most:
             waiting = [other for other in self.connections if isinstance(other, Connection) and other.waits_since]
             longest = min(waiting, key=lambda other: other.waits_since)
-            longest.refuse(Problem(503, "connections-full", "all connections are taken; try again soon"))
+            longest.refuse(busy(503, "connections-full", "all connections are taken; try again soon"))
 
     @property
     def waits_since(self) -> float:
@@ -75,12 +76,19 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def refuse(self, problem: Problem) -> None:
-        """Answer with a problem document, in vain where nobody reads, and close."""
+        """Answer with a problem document and close.
+
+        A kept connection on which nothing has come since the last answer is closed without a word, which its client
+        would take for the answer to a request that is on its way.
+        """
         self._head_is_in()
         ERRORS.labels(problem.cause).inc()
-        body = json.dumps(document_of(problem)).encode()
-        head = f"HTTP/1.1 {problem.status_code} -\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        if self.cycle is None or self._head_bytes:
+            body = json.dumps(document_of(problem)).encode()
+            headers = {"content-type": PROBLEM_TYPE, "content-length": len(body), "connection": "close"}
+            lines = [f"HTTP/1.1 {problem.status_code} {HTTPStatus(problem.status_code).phrase}"]
+            lines += [f"{name}: {value}" for name, value in (headers | dict(problem.headers or {})).items()]
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
 
 

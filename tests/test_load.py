@@ -126,7 +126,7 @@ def test_rows_of_every_part_say_what_was_measured_and_make_the_table(
 def test_the_service_is_started_with_room_for_all_clients(out: Path, photos: Path) -> None:
     load = Load(str(out), str(photos), workers=2, threads=1, batch=4)
     assert {"--workers=2", "--threads=1", "--batch=4", "--max-queue=64"} <= set(load.service())
-    assert "--max-queue=100" in replace(load, clients=100).service()
+    assert {"--max-queue=100", "--max-connections=1100"} <= set(replace(load, clients=100).service())
 
 
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:

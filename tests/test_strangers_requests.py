@@ -331,6 +331,22 @@ def test_a_kept_connection_is_not_held_by_empty_lines(client: httpx.Client) -> N
         assert b"408" in rest_of(connection)
 
 
+def test_a_kept_connection_that_gives_way_is_told_nothing(client: httpx.Client) -> None:
+    """What came unasked would be taken for the answer to the next request."""
+    with ExitStack() as stack:
+        kept = stack.enter_context(socket.create_connection(parts_of(client), timeout=10))
+        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert status_of(kept.recv(65536)) == 200
+        for _ in range(140):  # half of 256 files may be connections
+            stack.enter_context(socket.create_connection(parts_of(client), timeout=5))
+        assert rest_of(kept) == b""
+
+
+def test_a_refused_head_is_answered_like_every_refusal(client: httpx.Client) -> None:
+    answer = raw(client, b"GET / HTTP/1.1\r\nX: ", HEAD_SECONDS + 8)
+    assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n") and PROBLEM.encode() in answer
+
+
 def test_a_visitor_gets_in_beside_more_idle_connections_than_files_may_be_open(client: httpx.Client) -> None:
     with ExitStack() as stack:
         for _ in range(300):

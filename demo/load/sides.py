@@ -52,6 +52,7 @@ class Load:
     def service(self) -> list[str]:
         """The arguments of Python's -m that start the service."""
         settings = {"out": self.out, "port": 0, "max-queue": max(self.clients, Limits().queue)}
+        settings |= {"max-connections": OVERLOAD * self.clients + 100}  # what is measured is the queue
         settings |= {"workers": self.workers, "threads": self.threads, "batch": self.batch}
         return ["demo", *(f"--{name}={value}" for name, value in settings.items())]
 
