@@ -323,10 +323,18 @@ def test_who_sends_half_a_head_is_sent_away(client: httpx.Client) -> None:
     assert answers == [408] * len(halves) and HEAD_SECONDS - 0.5 < time.monotonic() - began < HEAD_SECONDS + 3
 
 
+def one_answer(connection: socket.socket) -> bytes:
+    """The answer to /healthz, whose body may come after its headers; the connection is kept."""
+    came = b""
+    while not came.endswith(b"}"):
+        came += connection.recv(65536)
+    return came
+
+
 def test_a_kept_connection_is_not_held_by_empty_lines(client: httpx.Client) -> None:
     with socket.create_connection(parts_of(client), timeout=10) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        assert status_of(connection.recv(65536)) == 200
+        assert status_of(one_answer(connection)) == 200
         connection.sendall(b"\r\n")
         assert b"408" in rest_of(connection)
 
@@ -336,7 +344,7 @@ def test_a_kept_connection_that_gives_way_is_told_nothing(client: httpx.Client) 
     with ExitStack() as stack:
         kept = stack.enter_context(socket.create_connection(parts_of(client), timeout=10))
         kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        assert status_of(kept.recv(65536)) == 200
+        assert status_of(one_answer(kept)) == 200
         for _ in range(140):  # half of 256 files may be connections
             stack.enter_context(socket.create_connection(parts_of(client), timeout=5))
         assert rest_of(kept) == b""
