@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from demo.hosts import Hosts
-from demo.limits import PHOTO_FORMATS, Limits, bounds, flag_of
+from demo.service.hosts import Hosts
+from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from runtime.classifier import Classifier, load
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, exit_with_one_sentence, missing_extra
 
 if TYPE_CHECKING:
-    from demo.serving import Serving
+    from demo.service.queue import Serving
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -37,7 +37,7 @@ def main() -> None:
     for library in ("gradio", "prometheus_client"):
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
-    from demo.serving import Serving
+    from demo.service.queue import Serving
 
     def open_classifier(path: Path) -> Classifier:
         return load(path, threads=arguments.threads, streams=arguments.workers)
@@ -54,9 +54,12 @@ def main() -> None:
 
 def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
     """Serve page and API on `listener` until a signal."""
-    from demo.logs import log_as_json
-    from demo.page import build, mount  # only now: it takes seconds, and what is wrong before should be said at once
-    from demo.service import Server, build_api
+    from demo.page.frame import (  # only now: it takes seconds, and what is wrong before should be said at once
+        build,
+        mount,
+    )
+    from demo.service.api import Server, build_api
+    from demo.service.logs import log_as_json
 
     engine = serving.engine
     given = arguments.examples

@@ -18,22 +18,22 @@ import tyro
 from PIL import Image
 
 from export import parity
-from export.cam import write_cam
-from export.embed import write_embedded
 from export.engine import Built, Options, Profile, build_engines
 from export.foreign import Foreign, import_foreign
+from export.geometry import write_with_geometry
 from export.golden import write_golden
-from export.model_repository import write_models
+from export.heatmap import write_heatmap
+from export.triton_repository import write_models
 from runtime import environment
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
-from runtime.evaluation import GATES, Gate, JudgingSet, read_gates
+from runtime.evaluation import GATES, Gate, ValidationSet, read_gates
 from runtime.files import replacing_folder, sha256_file
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from training.classifier import PhotoClassifier
+    from training.network.classifier import PhotoClassifier
 
 REVISION = 2  # raised when earlier exports are wrong and have to be made anew: 1 had golden vectors of FP16 weights
 
@@ -148,7 +148,7 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
     Raises GateFailed, leaving an earlier export untouched, when the FP32 file does not agree with the checkpoint.
     """
     from export.graph import OPSET, operators
-    from training.classifier import load_checkpoint, reference_logits
+    from training.network.classifier import load_checkpoint, reference_logits
 
     model, spec = load_checkpoint(run / "checkpoint.pt")
     digest, request = sha256_file(run / "checkpoint.pt"), command.request()
@@ -156,23 +156,23 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
     if earlier:
         say(f"{spec.architecture}: up to date in {folder}, --force to redo")
         return earlier
-    judging = _judging_set(run, spec)
-    say(f"{spec.architecture}: reference logits of {len(judging.labels)} validation photos")
-    judging = dataclasses.replace(judging, logits=reference_logits(model, judging.images))
+    validation = _validation_set(run, spec)
+    say(f"{spec.architecture}: reference logits of {len(validation.labels)} validation photos")
+    validation = dataclasses.replace(validation, logits=reference_logits(model, validation.images))
     with replacing_folder(folder) as new:
-        judging.save(new / "judging.npz")
+        validation.save(new / "validation.npz")
         _write_graphs(model, spec, run / "calibration.npz", new, command, say)
         engines, skipped = build_engines(new, command.wanted, command.precisions, command.options, say)
         for reason in skipped:
             say(f"{spec.architecture}: {reason}")
-        candidates = parity.judge_folder(spec, new, judging, say, _facts(new, engines), command.bounds)
+        candidates = parity.check_folder(spec, new, validation, say, _facts(new, engines), command.bounds)
         _require_right_fp32(candidates, run / "checkpoint.pt")
         write_golden(functools.partial(reference_logits, model), spec, new, candidates)
-        candidates += write_embedded(new, spec, candidates, judging, _source(run), say, command.bounds)
-        maps, without = write_cam(new, spec, judging, say, command.bounds)
+        candidates += write_with_geometry(new, spec, candidates, validation, _source(run), say, command.bounds)
+        maps, without = write_heatmap(new, spec, validation, say, command.bounds)
         candidates, skipped = candidates + maps, skipped + without
-        _write_examples(new / "examples", judging, spec)
-        report = parity.report(spec, candidates, judging, skipped, command.bounds)
+        _write_examples(new / "examples", validation, spec)
+        report = parity.report(spec, candidates, validation, skipped, command.bounds)
         (new / "parity.md").write_text(report, encoding="utf-8")
         names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
         receipt = Receipt(
@@ -190,12 +190,12 @@ def export_model(run: Path, folder: Path, command: Command, say: Callable[[str],
     return receipt
 
 
-def _judging_set(run: Path, spec: ModelSpec) -> JudgingSet:
-    judging = JudgingSet.load(run / "judging.npz")
+def _validation_set(run: Path, spec: ModelSpec) -> ValidationSet:
+    validation = ValidationSet.load(run / "validation.npz")
     size, classes = spec.geometry.size, len(spec.classes)
-    if judging.images.shape[1:] != (size, size, 3) or not set(judging.labels.tolist()) <= set(range(classes)):
-        raise BadModel(f"{run}/judging.npz is not of checkpoint.pt ({size} px, {classes} classes); train again")
-    return judging
+    if validation.images.shape[1:] != (size, size, 3) or not set(validation.labels.tolist()) <= set(range(classes)):
+        raise BadModel(f"{run}/validation.npz is not of checkpoint.pt ({size} px, {classes} classes); train again")
+    return validation
 
 
 def _write_graphs(
@@ -215,7 +215,7 @@ def _write_graphs(
     export_pt2(model, spec, folder / "model.pt2")
     if "int8" in command.wanted:
         say(f"{spec.architecture}: calibrating model.int8.onnx")
-        photos = JudgingSet.load(calibration).images
+        photos = ValidationSet.load(calibration).images
         int8 = folder / "model.int8.onnx"
         quantise(
             folder / "model.onnx",
@@ -291,16 +291,16 @@ def _of_result(versions: dict[str, str]) -> dict[str, str]:
     return {name: version for name, version in versions.items() if name not in ("gradio", "scikit-learn")}
 
 
-def _write_examples(folder: Path, judging: JudgingSet, spec: ModelSpec) -> None:
+def _write_examples(folder: Path, validation: ValidationSet, spec: ModelSpec) -> None:
     """One picture per class to show in a demo: the validation photo that the checkpoint is surest of, as it sees it."""
-    assert judging.logits is not None
-    probabilities = spec.probabilities(judging.logits)
+    assert validation.logits is not None
+    probabilities = spec.probabilities(validation.logits)
     folder.mkdir()
     for label, name in enumerate(spec.classes):
-        of_class = np.flatnonzero(judging.labels == label)
+        of_class = np.flatnonzero(validation.labels == label)
         best = of_class[probabilities[of_class, label].argmax()]
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        Image.fromarray(judging.images[best]).save(folder / f"{label:03d}_{safe}.png")
+        Image.fromarray(validation.images[best]).save(folder / f"{label:03d}_{safe}.png")
 
 
 def _say(line: str) -> None:

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.embed import FILES as EMBEDDED
-from export.embed import embed, open_embedded
 from export.faults import SUSPECTS, NotApplicable, broken
+from export.geometry import FILES as EMBEDDED
+from export.geometry import open_with_geometry, with_geometry
 from export.graph import LAYERS
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
 from runtime.errors import SajiError, exit_with_one_sentence
-from runtime.evaluation import GATES, JudgingSet, compare
+from runtime.evaluation import GATES, ValidationSet, compare
 from runtime.preprocess import decode
 from runtime.receipt import Receipt
 
@@ -69,10 +69,10 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
 
     Raises SajiError when there is nothing to compare by, or the candidate cannot be opened at all.
     """
-    judging = JudgingSet.load(folder / "judging.npz")
-    if judging.logits is None:
-        raise SajiError(f"{folder / 'judging.npz'} has no reference logits; write them with: make export")
-    images, logits, labels = judging.images[:PHOTOS], judging.logits[:PHOTOS], judging.labels[:PHOTOS]
+    validation = ValidationSet.load(folder / "validation.npz")
+    if validation.logits is None:
+        raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
+    images, logits, labels = validation.images[:PHOTOS], validation.logits[:PHOTOS], validation.labels[:PHOTOS]
     found = _answers(replace(candidate, precision=_opened_as(candidate)), folder, images)
     if found.shape != logits.shape:
         raise SajiError(f"{candidate.file} gives logits {list(found.shape)}, the checkpoint {list(logits.shape)}")
@@ -202,16 +202,16 @@ def diagnose_embedded(folder: Path, file: str, photo: Path) -> str:
     Empty where none explains most of the difference.
     """
     spec, pixels = Receipt.read(folder).spec, np.asarray(decode(photo))
-    found = open_embedded(folder / file)(pixels)[0]
+    found = open_with_geometry(folder / file)(pixels)[0]
     left = {}
     with tempfile.TemporaryDirectory() as temporary:
         right, other = Path(temporary) / "right.onnx", Path(temporary) / "other.onnx"
-        embed(folder / EMBEDDED.get(file, ("model.onnx",))[0], spec, right)
-        shift = _apart(open_embedded(right)(pixels)[0], found)
+        with_geometry(folder / EMBEDDED.get(file, ("model.onnx",))[0], spec, right)
+        shift = _apart(open_with_geometry(right)(pixels)[0], found)
         for mode, antialias in FILTERS:
             onnx.save_model(_resized_by(onnx.load(right), mode, antialias), other)
             said = f"it resized by {mode} {'with' if antialias else 'without'} antialiasing"
-            left[said] = _apart(open_embedded(other)(pixels)[0], found)
+            left[said] = _apart(open_with_geometry(other)(pixels)[0], found)
     return _closest(left, shift)
 
 

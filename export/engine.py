@@ -15,7 +15,7 @@ from typing import Any
 
 from export.graph import layer_facts
 from runtime.backends import cuda
-from runtime.backends.proof import proved
+from runtime.backends.precision_check import check_precision
 from runtime.backends.tensorrt_logger import collecting_logger
 from runtime.environment import machine
 from runtime.errors import SajiError, Unavailable, install_line
@@ -137,7 +137,7 @@ def build_engine(trt: ModuleType, onnx_file: Path, path: Path, precision: str, o
     network = parse(trt, builder, logger, onnx_file)
     facts = layer_facts(onnx_file)
     work = [(name, kind, macs) for name, _, kind, macs in layers_of(trt, network) if macs]
-    share = proved(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts)
+    share = check_precision(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts)
     config = _config(trt, builder, network, options, logger)
     progress = _progress_monitor(trt, path.name)
     config.progress_monitor = progress

@@ -13,21 +13,21 @@ import onnx.version_converter
 import onnxruntime
 
 from export import parity
-from export.cam import write_cam
-from export.embed import write_embedded
+from export.geometry import write_with_geometry
 from export.golden import Reference, write_golden
 from export.graph import OPSET, OUTPUT, operators, save_onnx
+from export.heatmap import write_heatmap
 from runtime.backends import open_backend
 from runtime.candidate import candidates_in
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError
-from runtime.evaluation import GATES, Gate, JudgingSet, accuracy
+from runtime.evaluation import GATES, Gate, ValidationSet, accuracy
 from runtime.files import replacing_folder, sha256_file
 from runtime.golden import PICTURE
-from runtime.photos import read_photo_set
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Geometry, ModelSpec
+from training.photos.photo_set import read_photo_set
 
 Triple = tuple[float, float, float]
 
@@ -68,21 +68,23 @@ def import_foreign(
         raise SajiError("a foreign model needs --onnx FILE --classes FILE --mean R G B --std R G B; see --help")
     core = read_foreign(foreign.onnx)
     spec, reference = _spec(core, foreign), reference_of(core, foreign)
-    judging, skipped = None, list[str]()
+    validation, skipped = None, list[str]()
     if foreign.data:
-        judging = _judging(foreign.data, spec, reference)
-        score = accuracy(reference(judging.images), judging.labels)
-        spec = replace(spec, validation={"accuracy": round(score, 4), "photos": len(judging.labels)})
+        validation = _validation_set(foreign.data, spec, reference)
+        score = accuracy(reference(validation.images), validation.labels)
+        spec = replace(spec, validation={"accuracy": round(score, 4), "photos": len(validation.labels)})
     with replacing_folder(out / "models" / spec.architecture) as new:
         save_onnx(wrapped(core, spec, foreign), spec, new / "model.onnx")
         candidates = candidates_in(spec.architecture, new)
-        if judging and foreign.data:
-            judging.save(new / "judging.npz")
-            candidates = parity.judge_folder(spec, new, judging, say, {}, gates)
-            candidates += write_embedded(new, spec, candidates, judging, foreign.data, say, gates)
-            maps, skipped = write_cam(new, spec, judging, say, gates)
+        if validation and foreign.data:
+            validation.save(new / "validation.npz")
+            candidates = parity.check_folder(spec, new, validation, say, {}, gates)
+            candidates += write_with_geometry(new, spec, candidates, validation, foreign.data, say, gates)
+            maps, skipped = write_heatmap(new, spec, validation, say, gates)
             candidates += maps
-            (new / "parity.md").write_text(parity.report(spec, candidates, judging, skipped, gates), encoding="utf-8")
+            (new / "parity.md").write_text(
+                parity.report(spec, candidates, validation, skipped, gates), encoding="utf-8"
+            )
         else:
             why = ("there were no photos to judge it by; import it again with --data",)
             candidates = [replace(candidate, reasons=why) for candidate in candidates]
@@ -198,7 +200,7 @@ def wrapped(core: onnx.ModelProto, spec: ModelSpec, foreign: Foreign) -> onnx.Mo
     return whole
 
 
-def _judging(data: Path, spec: ModelSpec, reference: Reference) -> JudgingSet:
+def _validation_set(data: Path, spec: ModelSpec, reference: Reference) -> ValidationSet:
     """The validation photos of `data`, or all where it has no split."""
     found = read_photo_set(data).photos
     photos = [photo for photo in found if photo.split == "val"] or list(found)
@@ -207,7 +209,7 @@ def _judging(data: Path, spec: ModelSpec, reference: Reference) -> JudgingSet:
     images = np.stack([pixels(photo.path, spec.geometry) for photo in photos])
     labels = np.array([spec.classes.index(photo.label) for photo in photos])
     names = tuple(f"{photo.label}/{photo.path.name}" for photo in photos)
-    return JudgingSet(images, labels, names, reference(images))
+    return ValidationSet(images, labels, names, reference(images))
 
 
 def _require_same(folder: Path, spec: ModelSpec, reference: Reference) -> None:

@@ -11,7 +11,7 @@ from runtime.candidate import Candidate
 from runtime.golden import PHOTO, PICTURE, Answer, Golden, difference, digest
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
-from training.sample_dishes import DISHES, draw_dish
+from training.photos.drawn import DISHES, draw_dish
 
 Reference = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] RGB → float32 logits [N, C]
 

@@ -22,7 +22,7 @@ OPSET = 18
 INPUT, OUTPUT = "images", "logits"
 LAYERS = ("Conv", "Gemm", "MatMul")  # the operators that multiply and add
 # Ops that a fixed feed-forward classifier never needs. Seen where the exporter met strided views (see
-# training.classifier.Normalise); OpenVINO's INT8 computes such a graph wrongly without a word.
+# training.network.classifier.Normalise); OpenVINO's INT8 computes such a graph wrongly without a word.
 FORBIDDEN_IN_OURS = ("Shape", "Range", "Gather")
 
 

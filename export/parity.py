@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.candidate import Candidate, candidates_in, judged
-from runtime.evaluation import Gate, JudgingSet
+from runtime.candidate import Candidate, candidates_in, check_candidate
+from runtime.evaluation import Gate, ValidationSet
 from runtime.spec import ModelSpec
 
 _HEADER = (
@@ -22,10 +22,10 @@ _HEADER = (
 )
 
 
-def judge_folder(
+def check_folder(
     spec: ModelSpec,
     folder: Path,
-    judging: JudgingSet,
+    validation: ValidationSet,
     say: Callable[[str], None],
     facts: Mapping[str, dict[str, Any]],
     gates: Mapping[str, Gate],
@@ -34,7 +34,7 @@ def judge_folder(
     results = []
     for candidate in candidates_in(spec.architecture, folder, facts):
         candidate = replace(candidate, gate=asdict(gates[candidate.precision]))
-        result = judged(candidate, folder, judging, spec)
+        result = check_candidate(candidate, folder, validation, spec)
         say(f"{result.name}: {result.verdict}" + "".join(f"; {reason}" for reason in result.reasons))
         results.append(result)
     return results
@@ -74,12 +74,12 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
 def report(
     spec: ModelSpec,
     candidates: list[Candidate],
-    judging: JudgingSet,
+    validation: ValidationSet,
     skipped: list[str],
     gates: Mapping[str, Gate],
 ) -> str:
     """`parity.md`: the table, the gates, every flipped photo, what was skipped and what the sample can show."""
-    n = len(judging.labels)
+    n = len(validation.labels)
     lines = [
         f"# Parity of {spec.name}",
         "",
@@ -111,6 +111,6 @@ def report(
         if candidate.figures and not candidate.figures["keeps_99_percent"]:
             lines.append(f"- {candidate.name} has less than 99 % of the FP32 accuracy (MLPerf's rule; not a gate here)")
         for flip in candidate.figures.get("flipped", []):
-            lines.append(f"- {candidate.name} flips {judging.names[flip['photo']]}, margin {flip['margin']:.3f}")
+            lines.append(f"- {candidate.name} flips {validation.names[flip['photo']]}, margin {flip['margin']:.3f}")
     lines += [f"- {reason}" for reason in skipped]
     return "\n".join(lines).rstrip() + "\n"

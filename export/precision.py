@@ -19,7 +19,7 @@ from export.graph import LAYERS, OUTPUT, layer_facts, save_onnx
 from runtime.errors import missing_extra
 from runtime.evaluation import GATES
 from runtime.spec import ModelSpec
-from training.classifier import PhotoClassifier
+from training.network.classifier import PhotoClassifier
 
 # Accuracy recovery aims at this share of the gate's bound, since training photos are fitted and others may shift a
 # little more; at most so many layers; ranked by so many photos

@@ -10,8 +10,8 @@ if not __package__:  # run as a plain path: Python put runtime/ first, where our
 
 from runtime import environment
 from runtime.benchmark.pareto import draw
-from runtime.benchmark.race import Race, measured, receipts_in
 from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.benchmark.run import Race, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.benchmark.table import comparison, table
 from runtime.deployment import Deployment, Policy, choose

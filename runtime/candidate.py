@@ -11,11 +11,11 @@ import numpy as np
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
 from runtime.environment import machine
 from runtime.errors import SajiError, Unavailable
-from runtime.evaluation import GATES, Gate, JudgingSet, judge
+from runtime.evaluation import GATES, Gate, ValidationSet, apply_gate
 from runtime.spec import ModelSpec
 
 CHECKED_AT_ONCE = 8  # photos: more would not be quicker, and every layer's output is kept
-VERDICTS = ("pass", "fail", "inconclusive", "unjudged")
+VERDICTS = ("pass", "fail", "inconclusive", "unchecked")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Candidate:
     precision: str
     variant: str = ""
     servable: bool = True
-    verdict: str = "unjudged"
+    verdict: str = "unchecked"
     reasons: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     precision_share: dict[str, float] = field(default_factory=dict)
@@ -86,34 +86,36 @@ def candidates_in(
     ]
 
 
-def judged(candidate: Candidate, folder: Path, judging: JudgingSet, spec: ModelSpec, batch: int = 1) -> Candidate:
+def check_candidate(
+    candidate: Candidate, folder: Path, validation: ValidationSet, spec: ModelSpec, batch: int = 1
+) -> Candidate:
     """The candidate with the verdict of this machine, given by running the very file on the validation photos.
 
     `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes. A file
     check is never served, so it takes what is quickest; it is opened as the FP32 that its backend really computes, and
-    held to the gate of the file's own precision. What cannot be opened here is "unjudged" with the reason; what opens
+    held to the gate of the file's own precision. What cannot be opened here is "unchecked" with the reason; what opens
     as something else is "fail".
     """
-    if judging.logits is None:
-        raise SajiError(f"{folder / 'judging.npz'} has no reference logits; write them with: make export")
+    if validation.logits is None:
+        raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
     reason = unavailable_because(candidate.backend)
     if reason:
-        return replace(candidate, verdict="unjudged", reasons=(reason,), machine=machine())
+        return replace(candidate, verdict="unchecked", reasons=(reason,), machine=machine())
     try:
         backend = candidate.open(folder)
     except Unavailable as error:
-        return replace(candidate, verdict="unjudged", reasons=(str(error),), machine=machine())
+        return replace(candidate, verdict="unchecked", reasons=(str(error),), machine=machine())
     except SajiError as error:
         return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
     try:
         share = backend.precision_share()
-        logits = run_all(backend, judging.images, batch if candidate.servable else CHECKED_AT_ONCE)
+        logits = run_all(backend, validation.images, batch if candidate.servable else CHECKED_AT_ONCE)
     except SajiError as error:
         return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
     finally:
         backend.close()
     gate = Gate(**candidate.gate) if candidate.gate else GATES[candidate.precision]
-    verdict = judge(judging.logits, logits, judging.labels, gate, spec)
+    verdict = apply_gate(validation.logits, logits, validation.labels, gate, spec)
     return replace(
         candidate,
         verdict=verdict.verdict,

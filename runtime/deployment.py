@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime import environment
-from runtime.benchmark.verdict import TIE, compared
 from runtime.candidate import Candidate
+from runtime.comparison import TIE, compared
 from runtime.errors import BadModel, GateFailed
 from runtime.files import read_json, sha256_json, write_json
 from runtime.receipt import candidate_from
@@ -117,7 +117,7 @@ class Deployment:
     def told(self) -> str:
         """In words: what was not run here and what the gate refused, by cause, then the choice and its reason."""
         lines = []
-        for what, verdict in (("not run here", "unjudged"), ("refused", "verdict fail")):
+        for what, verdict in (("not run here", "unchecked"), ("refused", "verdict fail")):
             by_reason: dict[str, list[str]] = {}
             for entry in self.rejected:
                 if verdict in entry["reason"]:
@@ -154,7 +154,7 @@ def choose(
     allowed = _allowed(measured, policy, rejected)
     if not allowed:
         why = "; ".join(
-            sorted({entry["reason"] for entry in rejected if "verdict unjudged" not in entry["reason"]})[:2]
+            sorted({entry["reason"] for entry in rejected if "verdict unchecked" not in entry["reason"]})[:2]
         )
         raise GateFailed(
             f"no candidate may be served on this machine, so nothing is chosen ({why or 'none was judged'})"

@@ -42,7 +42,7 @@ GATES = {
     "fp16": Gate(0.02, 0.10, 0.10, 0.01, "significands of 11 bits"),
     "bf16": Gate(0.05, 0.25, 0.25, 0.015, "significands of 8 bits"),
     "int8": Gate(0.12, 0.50, 0.70, 0.02, "256 steps for each activation, calibrated"),
-    # Not a precision: resizing inside the graph, against the same file on pixels that Pillow resized (export.embed)
+    # Not a precision: resizing inside the graph, against the same file on pixels that Pillow resized (export.geometry)
     "geometry": Gate(0.05, 0.25, 0.10, 0.015, "pixels that differ by up to 1/255 after resizing"),
 }
 
@@ -50,7 +50,7 @@ MIN_PHOTOS = 30  # below this, not one flip still leaves 10 % flips possible (ru
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GateResult:
     """A candidate's verdict ("pass", "fail" or "inconclusive"), why, and the figures behind it."""
 
     verdict: str
@@ -99,9 +99,9 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
 
 
-def judge(
+def apply_gate(
     reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray, gate: Gate, spec: ModelSpec | None = None
-) -> Judgement:
+) -> GateResult:
     """Hold a candidate's logits `[N, C]` against the FP32 checkpoint's on the same photos.
 
     With the model's `spec` the figures also count the served decisions that change, "not sure" being one.
@@ -111,22 +111,22 @@ def judge(
     where the paired test tells it from chance, else "inconclusive", as is any verdict on too few photos.
     """
     if candidate.shape != reference.shape:
-        return Judgement("fail", (f"gives logits {list(candidate.shape)}, the checkpoint {list(reference.shape)}",))
+        return GateResult("fail", (f"gives logits {list(candidate.shape)}, the checkpoint {list(reference.shape)}",))
     finite = np.isfinite(candidate).all(axis=1)
     if not finite.all():
-        return Judgement("fail", (f"{int((~finite).sum())} of {len(labels)} photos give NaN or infinite logits",))
+        return GateResult("fail", (f"{int((~finite).sum())} of {len(labels)} photos give NaN or infinite logits",))
     if len(labels) == 0:
-        return Judgement("inconclusive", ("there are no photos to judge by",))
+        return GateResult("inconclusive", ("there are no photos to judge by",))
     figures = compare(reference, candidate, labels)
     if spec:
         figures["decisions_changed"] = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
     broken, doubtful = _against(gate, figures)
     verdict = "fail" if broken else "inconclusive" if doubtful else "pass"
-    return Judgement(verdict, tuple(broken + doubtful), figures)
+    return GateResult(verdict, tuple(broken + doubtful), figures)
 
 
 def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Every paired figure of a candidate, without judging: float logits `[N, C]` of both, labels int `[N]`, N > 0."""
+    """Every paired figure of a candidate, without a verdict: float logits `[N, C]` of both, labels int `[N]`, N > 0."""
     n = len(labels)
     # Softmax ignores a constant added to all logits of a photo, so compare what is left without it
     reference, candidate = _centred(reference), _centred(candidate)
@@ -219,7 +219,7 @@ def _centred(logits: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class JudgingSet:
+class ValidationSet:
     """The preprocessed validation photos: uint8 `[N, S, S, 3]` RGB, labels int64 `[N]`, names, reference logits."""
 
     images: np.ndarray
@@ -228,7 +228,7 @@ class JudgingSet:
     logits: np.ndarray | None = None
 
     def save(self, path: Path) -> None:
-        """Write as `judging.npz`, atomically; photos do not compress further, so they are stored as they are."""
+        """Write as `validation.npz`, atomically; photos do not compress further, so they are stored as they are."""
         arrays = {"images": self.images, "labels": self.labels, "names": np.array(self.names)}
         if self.logits is not None:
             arrays["logits"] = self.logits
@@ -236,10 +236,11 @@ class JudgingSet:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub mixes up its keyword arguments
 
     @classmethod
-    def load(cls, path: Path) -> "JudgingSet":
-        """Read `judging.npz`; raises BadModel when it is missing or damaged."""
+    def load(cls, path: Path) -> "ValidationSet":
+        """Read `validation.npz`; raises BadModel when it is missing or damaged."""
+        earlier = path.with_name("judging.npz")  # its name until version 0.1
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(path if path.exists() else earlier, allow_pickle=False) as arrays:
                 logits = arrays.get("logits")
                 return cls(arrays["images"], arrays["labels"], tuple(map(str, arrays["names"])), logits)
         except (OSError, ValueError, KeyError, EOFError) as error:

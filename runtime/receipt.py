@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class Receipt:
 def candidate_from(values: dict[str, Any]) -> Candidate:
     """A Candidate from its JSON form. Raises ValueError, KeyError or TypeError when it is none."""
     candidate = Candidate(**{**values, "reasons": tuple(values["reasons"])})
+    if candidate.verdict == "unjudged":  # what version 0.1 called it
+        candidate = replace(candidate, verdict="unchecked")
     if not all(isinstance(part, str) for part in candidate.key()):
         raise ValueError("a candidate is not named by text")
     if candidate.verdict not in VERDICTS or candidate.precision not in GATES:

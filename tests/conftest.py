@@ -26,7 +26,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real photos b
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small drawn photo set: a folder per class."""
-    from training.sample_dishes import write_sample
+    from training.photos.drawn import write_sample
 
     return write_sample(tmp_path_factory.mktemp("data") / "sample", per_class=16, size=72)
 
@@ -48,9 +48,9 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run with one tiny network: the folder that holds checkpoint.pt."""
     from runtime.files import write_json
-    from training.dataset import load_data
+    from training.photos.dataset import load_data
     from training.recipe import Recipe
-    from training.train import Place, train
+    from training.run.train import Place, train
 
     def make(out: Path) -> None:
         recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")

@@ -26,34 +26,34 @@ from runtime.candidate import Candidate
 from runtime.classifier import spec_of
 from runtime.deployment import Measured, Policy, choose
 from runtime.errors import BadModel, BadPhoto, SajiError
-from runtime.evaluation import GATES, JudgingSet, compare, judge
+from runtime.evaluation import GATES, ValidationSet, apply_gate, compare
 from runtime.files import sha256_file
-from runtime.photos import Photo, read_photo_set
 from runtime.preprocess import decode, pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
+from training.photos.photo_set import Photo, read_photo_set
 
-__all__ = ["GATES", "BadModel", "BadPhoto", "Candidate", "Geometry", "JudgingSet", "Measured", "ModelSpec", "Photo"]
-__all__ += ["Policy", "Receipt", "SajiError", "choose", "compare", "decode", "judge", "pixels", "read_photo_set"]
+__all__ = ["GATES", "BadModel", "BadPhoto", "Candidate", "Geometry", "Measured", "ModelSpec", "Photo", "ValidationSet"]
+__all__ += ["Policy", "Receipt", "SajiError", "apply_gate", "choose", "compare", "decode", "pixels", "read_photo_set"]
 __all__ += ["sha256_file", "spec_of"]
 
 # What stands after `python`, and the module whose `main` that runs
 COMMANDS = {
     "runtime": (("-m", "runtime"), "runtime.__main__"),
     "training": (("-m", "training"), "training.__main__"),
-    "check": (("-m", "training.dataset", "check"), "training.dataset"),
-    "evaluate": (("-m", "training.evaluate"), "training.evaluate"),
+    "check": (("-m", "training.photos.dataset", "check"), "training.photos.dataset"),
+    "evaluate": (("-m", "training.outcome.evaluate"), "training.outcome.evaluate"),
     "export": (("-m", "export"), "export.__main__"),
     "bench": ((str(ROOT / "runtime" / "bench.py"),), "runtime.bench"),
     "demo": (("-m", "demo"), "demo.__main__"),
 }
 # What imports PyTorch or SciPy, and is imported once a test asks for it
 ROOMS = {
-    "architectures": "training.architectures",
-    "classifier": "training.classifier",
-    "confidence": "training.confidence",
-    "dataset": "training.dataset",
-    "folds": "training.folds",
+    "architectures": "training.network.architectures",
+    "classifier": "training.network.classifier",
+    "confidence": "training.run.confidence",
+    "dataset": "training.photos.dataset",
+    "folds": "training.photos.folds",
     "recipe": "training.recipe",
 }
 EMBEDDING_EXAMPLE = ROOT / "demo" / "embed" / "python" / "classify.py"

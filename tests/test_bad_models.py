@@ -20,10 +20,10 @@ from export.__main__ import Command, export_model
 from export.graph import export_pt2, save_onnx
 from runtime.backends import open_backend
 from runtime.errors import BadModel, exit_with_one_sentence
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
-from training.classifier import save_checkpoint
+from training.network.classifier import save_checkpoint
 
 SPEC = ModelSpec("x", "resnet18", ("a", "b"), Geometry.for_size(8))
 
@@ -93,9 +93,9 @@ def test_weights_outside_the_file_that_are_missing_or_elsewhere_are_refused(loca
 
 def test_a_judging_set_of_other_classes_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").symlink_to(run / "checkpoint.pt")
-    judging = JudgingSet.load(run / "judging.npz")
-    replace(judging, labels=judging.labels + 3).save(tmp_path / "judging.npz")
-    with pytest.raises(BadModel, match=r"judging\.npz is not of checkpoint\.pt \(32 px, 5 classes\)"):
+    validation = ValidationSet.load(run / "validation.npz")
+    replace(validation, labels=validation.labels + 3).save(tmp_path / "validation.npz")
+    with pytest.raises(BadModel, match=r"validation\.npz is not of checkpoint\.pt \(32 px, 5 classes\)"):
         export_model(tmp_path, tmp_path / "models" / "resnet18", Command(), lambda line: None)
     assert not (tmp_path / "models").exists()
 
@@ -126,7 +126,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "checkpoint.pt": lambda path: save_checkpoint(path, Sums(), SPEC),  # type: ignore[arg-type]
     "model.pt2": lambda path: export_pt2(Sums(), SPEC, path),
     "model.onnx": lambda path: save_onnx(onnx.load(onnx_file(path.parent.parent / "m.onnx")), SPEC, path),
-    "judging.npz": lambda path: JudgingSet(np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, int), ("x",) * 9).save(path),
+    "validation.npz": lambda path: ValidationSet(np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, int), ("x",) * 9).save(
+        path
+    ),
 }
 
 

@@ -20,11 +20,11 @@ from test_demo import BLUE, GREEN, RED, colour_classifier, picture, running, ser
 from test_page import open_tab, opened
 from test_service import SMALL, Held, photo
 
-from demo.archive import Archive
-from demo.batch import Batch, Row, as_csv, as_json, counts
-from demo.limits import Limits
-from demo.problem import Problem
-from demo.serving import Serving
+from demo.page.archive import Archive
+from demo.page.batch import Batch, Row, as_csv, as_json, counts
+from demo.service.limits import Limits
+from demo.service.problem import Problem
+from demo.service.queue import Serving
 
 GREY = (90, 90, 90)
 LIMITS = replace(SMALL, batch=6, upload=1_000_000)
@@ -296,7 +296,7 @@ def test_a_visitor_comes_between_two_photos_of_a_batch(tmp_path: Path) -> None:
 
 
 def test_a_batch_waits_while_the_queue_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("demo.batch.PATIENCE", 0.01)
+    monkeypatch.setattr("demo.page.batch.PATIENCE", 0.01)
     file = picture(tmp_path / "a.png", RED)
 
     async def crowded(serving: Serving) -> list[Row]:
@@ -315,7 +315,7 @@ def test_a_batch_waits_while_the_queue_is_full(tmp_path: Path, monkeypatch: pyte
 
 
 def test_only_a_few_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from demo.turn import PLACES, Turns
+    from demo.page.turns import PLACES, Turns
 
     async def crowd() -> None:
         turns, order = Turns("batches"), list[int]()
@@ -338,7 +338,7 @@ def test_only_a_few_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_and_labels_are_text_on_the_page() -> None:
-    from demo.tabs.batch import table_of, unsure_of
+    from demo.page.tabs.batch import table_of, unsure_of
 
     classifier = colour_classifier(**UNSURE)
     prediction = classifier(photo(GREY))
@@ -350,7 +350,7 @@ def test_names_and_labels_are_text_on_the_page() -> None:
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """The address of a demo whose model is sometimes not sure."""
-    from demo.page import build
+    from demo.page.frame import build
 
     with pytest.MonkeyPatch.context() as patch, serving_of(colour_classifier(**UNSURE), tmp_path, LIMITS) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
@@ -398,7 +398,7 @@ def test_browser_names_a_batch_and_hands_it_out(browser: Any, address: str, scre
 
 def test_a_batch_ends_when_its_visitor_goes(browser: Any, tmp_path: Path) -> None:
     """Nobody waits behind the photos of a tab that was closed."""
-    from demo.page import build
+    from demo.page.frame import build
 
     backend, classifier = held(tmp_path)
     limits = replace(LIMITS, batch=500)

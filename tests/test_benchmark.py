@@ -14,12 +14,13 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from runtime.benchmark import disturbance, loops, pareto, rows, scenarios, speed, tried, worker
-from runtime.benchmark.ratio import compare
+from lab.claims import loops, speed, tried
+from lab.claims.ratio import compare
+from runtime.benchmark import disturbance, pareto, rows, scenarios, worker
 from runtime.benchmark.table import comparison, table
-from runtime.benchmark.verdict import compared, percentile, samples_needed
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
+from runtime.comparison import compared, percentile, samples_needed
 from runtime.errors import SajiError
 from runtime.spec import Geometry, ModelSpec
 
@@ -217,7 +218,7 @@ def test_the_frontier_holds_whom_nobody_beats_in_both(tmp_path: Path) -> None:
 
 def test_ideas_and_ratios_refuse_nonsense_in_one_sentence(tmp_path: Path) -> None:
     def said(*arguments: str) -> str:
-        command = [sys.executable, "-m", "runtime.benchmark.tried", *arguments]
+        command = [sys.executable, "-m", "lab.claims.tried", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         return done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import house
 import numpy as np
 import pytest
-from house import GATES, Candidate, JudgingSet, Measured, Policy, Said, SajiError
+from house import GATES, Candidate, Measured, Policy, Said, SajiError, ValidationSet
 from test_others_models import bring, network
 
 import runtime
@@ -20,7 +20,7 @@ TWO = ("ort-cpu fp32", "openvino fp32")  # the candidates that these races are b
 
 def model_in(out: Path, model: Path, name: str = "resnet18", among: tuple[str, ...] = TWO) -> Path:
     """`OUT/models/NAME` with some candidates of the tiny model; its large files are links."""
-    names = ("model.json", "model.onnx", "model.int8.onnx", "golden.json", "golden.png", "golden.jpg", "judging.npz")
+    names = ("model.json", "model.onnx", "model.int8.onnx", "golden.json", "golden.png", "golden.jpg", "validation.npz")
     folder = house.linked(model, out / "models" / name, *names)
     with house.changing(folder / "model.json") as receipt:
         own = [c for c in receipt["candidates"] if c["servable"] and f"{c['backend']} {c['precision']}" in among]
@@ -222,11 +222,13 @@ def test_what_is_served_in_batches_is_judged_in_batches(
 @pytest.mark.parametrize("candidate", ["ort-cpu fp32", "ort-cpu int8", "openvino fp32", "openvino int8"])
 def test_what_passed_on_single_photos_passes_in_batches(candidate: str, model: Path) -> None:
     backend, precision = candidate.split()
-    judging = JudgingSet.load(model / "judging.npz")
+    validation = ValidationSet.load(model / "validation.npz")
     with runtime.load(model, backend, precision) as classifier:
         for batch in (8, 32):
-            parts = [classifier.logits(judging.images[i : i + batch]) for i in range(0, len(judging.images), batch)]
-            judgement = house.judge(judging.logits, np.concatenate(parts), judging.labels, GATES[precision])
+            parts = [
+                classifier.logits(validation.images[i : i + batch]) for i in range(0, len(validation.images), batch)
+            ]
+            judgement = house.apply_gate(validation.logits, np.concatenate(parts), validation.labels, GATES[precision])
             assert judgement.verdict == "pass", (batch, judgement)
 
 
@@ -234,8 +236,8 @@ def test_what_passed_on_single_photos_passes_in_batches(candidate: str, model: P
     strict=True, reason="peak memory counts the validation photos, too (issue 20)", raises=AssertionError
 )
 def test_peak_memory_is_the_engines_and_not_the_validation_sets(out: Path, tmp_path: Path) -> None:
-    photos = out / "models" / "resnet18" / "judging.npz"
-    few = JudgingSet.load(photos)
+    photos = out / "models" / "resnet18" / "validation.npz"
+    few = ValidationSet.load(photos)
     many = replace(few, **{name: np.concatenate([getattr(few, name)] * 400) for name in ("images", "labels", "logits")})
     photos.unlink()
     replace(many, names=few.names * 400).save(photos)
@@ -313,7 +315,7 @@ def classifier(request: pytest.FixtureRequest, model: Path) -> Iterator[runtime.
 
 @pytest.fixture(scope="module")
 def images(model: Path) -> np.ndarray:
-    return JudgingSet.load(model / "judging.npz").images[:3]
+    return ValidationSet.load(model / "validation.npz").images[:3]
 
 
 def refusal(call: Callable[[], object]) -> Exception | None:

@@ -17,18 +17,18 @@ from PIL import Image, ImageDraw
 from test_demo import colour_classifier, serving_of
 from test_foreign import foreign
 
-from demo.heat import look
-from demo.limits import Limits
-from demo.problem import Problem
-from demo.serving import Serving
-from demo.tabs.classify import heat_of
-from export.cam import add_map, judge_cam, linear_head, write_cam
+from demo.page.heat import look
+from demo.page.tabs.classify import heat_of
+from demo.service.limits import Limits
+from demo.service.problem import Problem
+from demo.service.queue import Serving
 from export.foreign import import_foreign
 from export.graph import OPSET, save_onnx
+from export.heatmap import add_map, check_heatmap, linear_head, write_heatmap
 from runtime.backends import open_backend
 from runtime.candidate import run_all
 from runtime.errors import BadModel, BadPhoto, SajiError, TooManyPixels
-from runtime.evaluation import GATES, JudgingSet
+from runtime.evaluation import GATES, ValidationSet
 from runtime.heatmap import FILE, Heat, Heatmap
 from runtime.preprocess import Bounds, decode, pixels
 from runtime.receipt import Receipt, file_facts
@@ -90,7 +90,7 @@ def network(head: str, spec: ModelSpec = SPEC) -> onnx.ModelProto:
     return model
 
 
-def written(folder: Path, head: str) -> JudgingSet:
+def written(folder: Path, head: str) -> ValidationSet:
     """`model.onnx` with this head, and 40 photos of coloured noise with its own logits as the checkpoint's."""
     save_onnx(network(head), SPEC, folder / "model.onnx")
     random = np.random.default_rng(1)
@@ -98,7 +98,7 @@ def written(folder: Path, head: str) -> JudgingSet:
     engine = open_backend("ort-cpu", folder / "model.onnx", "fp32")
     logits = run_all(engine, images, 1)
     engine.close()
-    return JudgingSet(images, logits.argmax(1), tuple(map(str, range(40))), logits)
+    return ValidationSet(images, logits.argmax(1), tuple(map(str, range(40))), logits)
 
 
 def silent(line: str) -> None:
@@ -107,15 +107,15 @@ def silent(line: str) -> None:
 
 @pytest.mark.parametrize("head", LINEAR.values(), ids=LINEAR)
 def test_the_mean_of_a_map_and_the_bias_are_the_logit(head: str, tmp_path: Path) -> None:
-    judging = written(tmp_path, head)
-    checks, why = write_cam(tmp_path, SPEC, judging, silent)
+    validation = written(tmp_path, head)
+    checks, why = write_heatmap(tmp_path, SPEC, validation, silent)
     assert [(check.file, check.verdict, check.servable) for check in checks] == [(FILE, "pass", False)] and not why
     graph = onnx.load(tmp_path / FILE).graph
     assert [value.name for value in graph.input] == ["images"]
     assert [value.name for value in graph.output] == ["logits", "cam"]
-    logits, maps = Heatmap(tmp_path / FILE, SPEC).maps(judging.images)
+    logits, maps = Heatmap(tmp_path / FILE, SPEC).maps(validation.images)
     assert maps.dtype == np.float32 and maps.shape == (40, 8, 8) and len(set(logits.argmax(1))) > 1
-    np.testing.assert_allclose(logits, judging.logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, validation.logits, rtol=1e-4, atol=1e-4)
     bias = linear_head(onnx.load(tmp_path / "model.onnx")).bias
     found = maps.mean(axis=(1, 2)) + bias[logits.argmax(1)]
     np.testing.assert_allclose(found, logits.max(axis=1), rtol=1e-4, atol=1e-4)
@@ -124,7 +124,7 @@ def test_the_mean_of_a_map_and_the_bias_are_the_logit(head: str, tmp_path: Path)
 @pytest.mark.parametrize(("head", "words"), OTHER.values(), ids=OTHER)
 def test_a_head_that_is_not_linear_gets_no_map_and_the_reason(head: str, words: str, tmp_path: Path) -> None:
     said: list[str] = []
-    checks, why = write_cam(tmp_path, SPEC, written(tmp_path, head), said.append)
+    checks, why = write_heatmap(tmp_path, SPEC, written(tmp_path, head), said.append)
     assert not checks and len(why) == 1 and words in why[0] and why[0] in said[0] and not (tmp_path / FILE).exists()
 
 
@@ -148,19 +148,19 @@ def spoilt(folder: Path, name: str, change: str) -> Path:
     ],
 )
 def test_a_map_of_other_weights_is_refused(name: str, change: str, words: str, tmp_path: Path) -> None:
-    judging = written(tmp_path, LINEAR["pool, linear"])
-    write_cam(tmp_path, SPEC, judging, silent)
+    validation = written(tmp_path, LINEAR["pool, linear"])
+    write_heatmap(tmp_path, SPEC, validation, silent)
     head = linear_head(onnx.load(tmp_path / "model.onnx"))
     for path, verdict in ((tmp_path / FILE, "pass"), (spoilt(tmp_path, name, change), "fail")):
-        found = judge_cam(path, head, SPEC, judging, GATES["fp32"])
+        found = check_heatmap(path, head, SPEC, validation, GATES["fp32"])
         assert found.verdict == verdict, found.reasons
     assert words in found.reasons[0]
 
 
 def test_a_map_that_does_not_pass_is_not_shipped(tmp_path: Path) -> None:
-    judging = written(tmp_path, LINEAR["pool, linear"])
-    assert judging.logits is not None
-    checks, _ = write_cam(tmp_path, SPEC, replace(judging, logits=judging.logits[:, ::-1]), silent)
+    validation = written(tmp_path, LINEAR["pool, linear"])
+    assert validation.logits is not None
+    checks, _ = write_heatmap(tmp_path, SPEC, replace(validation, logits=validation.logits[:, ::-1]), silent)
     assert checks[0].verdict == "fail" and checks[0].reasons and not (tmp_path / FILE).exists()
 
 
@@ -168,7 +168,7 @@ def test_the_receipt_lists_the_map_and_nothing_else_is_opened(model: Path, tmp_p
     receipt = Receipt.read(model)
     check = next(candidate for candidate in receipt.candidates if candidate.file == FILE)
     assert (check.verdict, check.variant, check.servable) == ("pass", "cam", False) and FILE in receipt.files
-    assert check.figures["photos"] == len(JudgingSet.load(model / "judging.npz").labels)
+    assert check.figures["photos"] == len(ValidationSet.load(model / "validation.npz").labels)
     for name in ("model.json", FILE):
         shutil.copy(model / name, tmp_path)
     photo = model / "golden.jpg"

@@ -16,7 +16,7 @@ from test_batch import looked_at
 from test_demo import CANDIDATE, RED, colour_classifier, deployment, picture, running, serving_of
 from test_page import open_tab, opened
 
-from demo.comparison import Row, compare, contenders, measured
+from demo.page.comparison import Row, compare, contenders, measured
 from runtime.benchmark.rounds import Entrant
 from runtime.candidate import Candidate
 from runtime.deployment import Measured
@@ -187,7 +187,7 @@ async def _all(rows: Any) -> list[Row]:
 
 
 def test_what_answers_otherwise_stands_out_and_every_word_is_text() -> None:
-    from demo.tabs.compare import state_of
+    from demo.page.tabs.compare import state_of
 
     classifier = colour_classifier()
     served = Row(CANDIDATE.name, CANDIDATE, {"red_rendang": 0.9, "green_lalap": 0.1})
@@ -208,7 +208,7 @@ def test_browser_shows_the_candidates_beside_each_other(
     processes: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    from demo.page import build
+    from demo.page.frame import build
 
     exported(tmp_path / "models" / "resnet34", CANDIDATE, ORT, REFERENCE)
     exported(tmp_path / "models" / "plain34", PLAIN, replace(REFERENCE, architecture="plain34"))

@@ -13,7 +13,7 @@ from runtime.classifier import Classifier
 from runtime.errors import BadModel
 from runtime.evaluation import calibration_error
 from runtime.spec import RULES, Geometry, ModelSpec
-from training.confidence import KEPT, cross_fitted, fitted_temperature, settled, threshold_keeping
+from training.run.confidence import KEPT, cross_fitted, fitted_temperature, settled, threshold_keeping
 
 
 def calibrated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -17,12 +17,12 @@ from PIL import Image
 from test_duplicates import drawn
 
 from runtime.errors import GateFailed, SajiError
-from training import dataset, duplicates
-from training.batches import TrainPhotos
-from training.dataset import Data, load_data, scene_numbers, without_leaks
-from training.findings import examine
-from training.findings_page import contact_sheet, describe, page
+from training.photos import dataset, duplicates
+from training.photos.dataset import Data, load_data, scene_numbers, without_leaks
+from training.photos.findings import examine
+from training.photos.findings_page import contact_sheet, describe, page
 from training.recipe import Recipe
+from training.run.batches import TrainPhotos
 
 SIZE = (80, 100)  # width, height: neither tiny nor extreme
 
@@ -269,7 +269,7 @@ def test_data_that_cannot_train_is_one_sentence(tmp_path: Path) -> None:
 def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: Path, monkeypatch) -> None:
     for label, start in (("a", 0), ("b", 100)):
         write_photos(tmp_path, label, 2, start)
-    monkeypatch.setattr("training.findings.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("training.photos.findings.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
     with pytest.raises(SajiError, match="set TMPDIR"):
         load_data(tmp_path, 0.5, 0)
 
@@ -334,7 +334,7 @@ def test_a_full_disk_leaves_the_report_as_it_was(
 def test_bad_input_on_the_command_line_is_one_sentence(tmp_path: Path) -> None:
     write_photos(tmp_path / "set", "a", 3)
     done = subprocess.run(
-        [sys.executable, "-m", "training.dataset", "check", str(tmp_path / "set")],
+        [sys.executable, "-m", "training.photos.dataset", "check", str(tmp_path / "set")],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -21,7 +21,7 @@ from conftest import PATIENCE
 from PIL import Image
 
 from demo import app
-from demo.limits import Limits
+from demo.service.limits import Limits
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment, Measured, Policy
@@ -90,7 +90,7 @@ def address(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) ->
 @contextmanager
 def demo_in(folder: Path, classifier: Classifier) -> Iterator[str]:
     """The address of a running page with an example to click; deployment and uploads are in `folder`."""
-    from demo.page import build
+    from demo.page.frame import build
 
     with pytest.MonkeyPatch.context() as patch, serving_of(classifier, folder) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
@@ -102,7 +102,7 @@ def demo_in(folder: Path, classifier: Classifier) -> Iterator[str]:
 @contextmanager
 def serving_of(classifier: Classifier, folder: Path, limits: Limits = LIMITS, **options: Any) -> Iterator[Any]:
     """A queue in front of `classifier`, by a deployment in `folder`."""
-    from demo.serving import Serving
+    from demo.service.queue import Serving
 
     deployment().write(folder / "deployment.json")
     with Serving(folder / "deployment.json", lambda path: classifier, limits, **options) as serving:
@@ -112,11 +112,11 @@ def serving_of(classifier: Classifier, folder: Path, limits: Limits = LIMITS, **
 @contextmanager
 def running(serving: Any, page: Any = None, token: str = "") -> Iterator[str]:
     """The address of a server of `serving`, with or without a page."""
-    from demo.service import Server, build_api
+    from demo.service.api import Server, build_api
 
     api = build_api(serving)
     if page:
-        from demo.page import mount
+        from demo.page.frame import mount
 
         mount(page, api, serving.limits)
     server = Server(api, serving.limits, token)
@@ -238,7 +238,7 @@ def test_browser_shows_the_heat_map_on_a_click_and_not_of_another_photo(
             asked.append(photo)
             return Heat("green_lalap", np.eye(4, dtype=np.float32), Geometry.for_size(32))
 
-    monkeypatch.setattr("demo.heat._of_model", lambda folder, since: Stub())
+    monkeypatch.setattr("demo.page.heat._of_model", lambda folder, since: Stub())
     look = page.get_by_role("button", name="What did it look at?")
     look.click()
     page.locator(".quiet", has_text="Upload, take or paste").nth(1).wait_for()
@@ -281,7 +281,7 @@ def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None
 
 @pytest.mark.parametrize("drawn", [True, False])
 def test_page_says_when_the_model_knows_only_drawings(drawn: bool, tmp_path: Path) -> None:
-    from demo.page import build
+    from demo.page.frame import build
 
     with serving_of(colour_classifier(data={"drawn": drawn}), tmp_path) as serving:
         config = json.dumps(build(serving).get_config_file(), default=str)
@@ -289,7 +289,7 @@ def test_page_says_when_the_model_knows_only_drawings(drawn: bool, tmp_path: Pat
 
 
 def test_an_answer_below_the_rejection_threshold_is_not_sure(tmp_path: Path) -> None:
-    from demo.tabs.classify import note_on
+    from demo.page.tabs.classify import note_on
 
     rejecting = colour_classifier(rejection={"rule": "max_probability", "threshold": 0.9})
     assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))), "en")
@@ -333,7 +333,7 @@ def test_missing_gradio_is_said_with_the_line_that_installs_it(deployed: Path, m
     monkeypatch.setattr(app, "load", lambda path, **options: colour_classifier())
     monkeypatch.setattr(sys, "argv", ["demo", "--out", str(deployed), "--port", "0"])
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "demo.page", raising=False)
+    monkeypatch.delitem(sys.modules, "demo.page.frame", raising=False)
     with pytest.raises(Unavailable, match=r"gradio is not installed.*\[demo\]"):
         app.main()
 

@@ -9,11 +9,11 @@ import pytest
 from conftest import ROOT
 
 import runtime
-from docs import capacity
-from docs.tables import refreshed
-from export.mutants import FAINT, HEALTHY, trials
+from lab.claims.tried import IDEAS
+from lab.mutants import FAINT, HEALTHY, trials
+from lab.tables import capacity
+from lab.tables.write import refreshed
 from runtime.benchmark.rows import read_rows
-from runtime.benchmark.tried import IDEAS
 from runtime.files import sha256_file
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -162,18 +162,3 @@ def test_make_refuses_a_python_without_venv(tmp_path: Path) -> None:
     done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode and "sudo apt-get install -y python3-venv" in done.stdout
     assert not (tmp_path / ".venv").exists()
-
-
-def test_runtime_imports_nothing_of_ours() -> None:
-    for file in (ROOT / "runtime").rglob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        assert not re.search(r"^\s*(from|import) (training|export|demo)\b", text, re.MULTILINE), file.name
-    for file in (ROOT / "training").rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) (export|demo)\b", file.read_text(encoding="utf-8"), re.MULTILINE)
-
-
-def test_no_stage_folder_shadows_a_library() -> None:
-    stages = [ROOT / name for name in ("training", "export", "runtime", "demo")]
-    names = {file.stem for stage in stages for file in stage.glob("*.py")} - {"__init__", "__main__"}
-    libraries = {"onnx", "onnxruntime", "openvino", "tensorrt", "torch", "gradio", "numpy", "lightning", "tyro", "nncf"}
-    assert not names & (libraries | set(sys.stdlib_module_names))

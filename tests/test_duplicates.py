@@ -8,10 +8,10 @@ import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from lab.duplicates import drawn as drawn_search
+from lab.duplicates import exponent, known, scored
 from runtime.errors import SajiError
-from training.duplicates import Pair, find_duplicates, groups
-from training.experiments.duplicates_score import drawn as drawn_search
-from training.experiments.duplicates_score import exponent, known, scored
+from training.photos.duplicates import Pair, find_duplicates, groups
 
 SIZE = (260, 200)  # width, height
 NEAR = SHARED / "near_duplicates"

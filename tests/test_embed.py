@@ -19,25 +19,25 @@ from PIL import Image
 from test_preprocess import P3, profile
 
 import runtime
-from export.embed import (
+from export.geometry import (
     BOUND,
     answer_originals,
-    embed,
+    check_geometry,
     geometry_graph,
-    judge_embedded,
-    open_embedded,
     open_in_openvino,
+    open_with_geometry,
     originals,
-    write_embedded,
+    with_geometry,
+    write_with_geometry,
 )
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
-from runtime.evaluation import JudgingSet
-from runtime.photos import read_photo_set
+from runtime.evaluation import ValidationSet
 from runtime.preprocess import fit, pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry
-from training.sample_dishes import DISHES, draw_dish
+from training.photos.drawn import DISHES, draw_dish
+from training.photos.photo_set import read_photo_set
 
 EMBED = ROOT / "demo" / "embed"
 
@@ -64,7 +64,7 @@ def embedded(model: Path) -> list[Candidate]:
 
 
 def test_embed_files_are_judged_on_the_original_photos(model: Path) -> None:
-    checks, n = embedded(model), len(JudgingSet.load(model / "judging.npz").labels)
+    checks, n = embedded(model), len(ValidationSet.load(model / "validation.npz").labels)
     assert checks[0].file == "model.embed.onnx" and not any(check.servable for check in checks)
     passed = {c.file for c in Receipt.read(model).candidates if c.backend == "ort-cpu" and c.verdict == "pass"}
     assert ("model.embed.int8.onnx" in [check.file for check in checks]) == ("model.int8.onnx" in passed)
@@ -84,13 +84,13 @@ def inner_logits(model: Path, images: np.ndarray) -> np.ndarray:
 
 
 def test_openvino_ignores_antialiasing_and_the_gate_says_fail(model: Path, sample: Path) -> None:
-    judging, spec = JudgingSet.load(model / "judging.npz"), Receipt.read(model).spec
-    paths = originals(sample, judging, spec.geometry)
+    validation, spec = ValidationSet.load(model / "validation.npz"), Receipt.read(model).spec
+    paths = originals(sample, validation, spec.geometry)
     file = model / "model.embed.onnx"
-    runs = {"openvino": open_in_openvino(file), "ort": open_embedded(file)}
+    runs = {"openvino": open_in_openvino(file), "ort": open_with_geometry(file)}
     images, answers = answer_originals(list(paths.values()), spec.geometry, runs)
-    inner, labels = inner_logits(model, images), judging.labels[list(paths)]
-    verdicts = {name: judge_embedded(inner, found, labels, spec) for name, found in answers.items()}
+    inner, labels = inner_logits(model, images), validation.labels[list(paths)]
+    verdicts = {name: check_geometry(inner, found, labels, spec) for name, found in answers.items()}
     assert verdicts["ort"].verdict == "pass" and verdicts["openvino"].verdict == "fail", verdicts
     assert "a probability changes by" in " ".join(verdicts["openvino"].reasons)
 
@@ -98,17 +98,17 @@ def test_openvino_ignores_antialiasing_and_the_gate_says_fail(model: Path, sampl
 def test_photos_that_are_gone_or_changed_leave_the_embed_file_unjudged(
     model: Path, sample: Path, tmp_path: Path
 ) -> None:
-    receipt, judging = Receipt.read(model), JudgingSet.load(model / "judging.npz")
+    receipt, validation = Receipt.read(model), ValidationSet.load(model / "validation.npz")
     copy = tmp_path / "photos"
     shutil.copytree(sample, copy)
-    name = judging.names[0]
+    name = validation.names[0]
     Image.new("RGB", (72, 72)).save(copy / name)
-    (copy / judging.names[1]).unlink()
-    assert set(range(len(judging.names))) - set(originals(copy, judging, receipt.spec.geometry)) == {0, 1}
+    (copy / validation.names[1]).unlink()
+    assert set(range(len(validation.names))) - set(originals(copy, validation, receipt.spec.geometry)) == {0, 1}
     shutil.copy(model / "model.onnx", tmp_path)
     passed = [Candidate("resnet18", "model.onnx", "ort-cpu", "fp32", verdict="pass")]
-    checks = write_embedded(tmp_path, receipt.spec, passed, judging, tmp_path / "gone", lambda line: None)
-    assert [check.verdict for check in checks] == ["unjudged"] and "not there any more" in checks[0].reasons[0]
+    checks = write_with_geometry(tmp_path, receipt.spec, passed, validation, tmp_path / "gone", lambda line: None)
+    assert [check.verdict for check in checks] == ["unchecked"] and "not there any more" in checks[0].reasons[0]
     assert (tmp_path / "model.embed.onnx").is_file()
 
 
@@ -117,7 +117,7 @@ def test_the_geometry_keeps_within_the_bound_on_real_photos(model: Path) -> None
     spec = Receipt.read(model).spec
     found = read_photo_set(SHARED / "food5").photos
     paths = [photo.path for photo in found if photo.split == "val"]
-    images, answers = answer_originals(paths, spec.geometry, {"ort": open_embedded(model / "model.embed.onnx")})
+    images, answers = answer_originals(paths, spec.geometry, {"ort": open_with_geometry(model / "model.embed.onnx")})
     expected = spec.probabilities(inner_logits(model, images))
     assert len(paths) == 142 and np.abs(answers["ort"][1] - expected).max() <= BOUND
 
@@ -175,7 +175,7 @@ def both(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder with an INT8 embed file even where the gate refused INT8, as it does for tiny networks."""
     folder = tmp_path_factory.mktemp("models") / "both"
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("engines", "*.pt2"))
-    embed(folder / "model.int8.onnx", Receipt.read(model).spec, folder / "model.embed.int8.onnx")
+    with_geometry(folder / "model.int8.onnx", Receipt.read(model).spec, folder / "model.embed.int8.onnx")
     return folder
 
 

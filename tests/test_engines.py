@@ -22,17 +22,17 @@ from export.engine import SOURCES, Options, Profile, build_engine, build_engines
 from export.graph import FORBIDDEN_IN_OURS, export_onnx, layer_facts, multiply_adds, operators
 from runtime.backends import open_backend, unavailable_because
 from runtime.backends import tensorrt as serving
-from runtime.backends.proof import proved
+from runtime.backends.precision_check import check_precision
 from runtime.backends.tensorrt_logger import collecting_logger
 from runtime.backends.tensorrt_worker import Worker
 from runtime.benchmark import scenarios
 from runtime.errors import NotAsAsked, SajiError, Unavailable
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import ValidationSet
 from runtime.files import sha256_file
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
-from training.architectures import ACTIVATIONS
-from training.classifier import Normalise, PhotoClassifier, reference_logits
+from training.network.architectures import ACTIVATIONS
+from training.network.classifier import Normalise, PhotoClassifier, reference_logits
 
 OURS = ("plain34", "resnet34", "se_resnet34")
 RELEASED = {version: release["names"] for version, release in json.loads(tensorrt_names.FILE.read_text()).items()}
@@ -244,7 +244,7 @@ class TestCudaGraph:
         reason = unavailable_because(backend)
         if reason:
             pytest.skip(reason)
-        images = JudgingSet.load(model / "judging.npz").images[:1]
+        images = ValidationSet.load(model / "validation.npz").images[:1]
         for candidate in (c for c in Receipt.read(model).candidates if c.backend == backend):
             opened = candidate.open(model)
             calls = scenarios.timed(lambda opened=opened: opened.run(images), 0.2)
@@ -268,11 +268,11 @@ class TestCudaGraph:
 class TestProof:
     def test_declared_layers_are_set_apart_and_others_are_named(self) -> None:
         layers = [("a", "int8", 60.0), ("b", "fp32", 30.0), ("c", "int8", 10.0)]
-        assert proved(layers, "int8", "x", {"kept": {"b": 0.3}}) == {"fp32": 0.3, "int8": 0.7}
+        assert check_precision(layers, "int8", "x", {"kept": {"b": 0.3}}) == {"fp32": 0.3, "int8": 0.7}
         with pytest.raises(NotAsAsked, match=r"70 % int8, 30 % fp32 \(b\)"):
-            proved(layers, "int8", "x", {})
+            check_precision(layers, "int8", "x", {})
         with pytest.raises(NotAsAsked):
-            proved(layers, "int8", "x", {"kept": {"b": 0.2}})
+            check_precision(layers, "int8", "x", {"kept": {"b": 0.2}})
 
     def test_the_inspectors_layers_weigh_what_their_nodes_do(self) -> None:
         fused = {
@@ -393,7 +393,7 @@ class TestModelFolder:
             launched, graph = (c for c in receipt.candidates if c.file == file)
             assert (launched.variant, graph.variant) == ("", "CUDA graph")
             for candidate in (launched, graph):
-                assert candidate.verdict == "unjudged" or candidate.machine["gpu"]
+                assert candidate.verdict == "unchecked" or candidate.machine["gpu"]
                 assert candidate.facts["targets"] == ["sm86", "sm89", "sm120"] and candidate.facts["multiply_adds"]
 
 
@@ -449,7 +449,7 @@ class TestBuilder:
     @pytest.mark.slow
     @pytest.mark.parametrize("architecture", OURS)
     def test_each_precision_halves_the_engine_and_int8_is_int8(self, trt, architecture: str, tmp_path: Path) -> None:
-        from export.engine_sizes import write_files
+        from lab.engine_sizes import write_files
 
         write_files(architecture, tmp_path, 64)
         size = {}

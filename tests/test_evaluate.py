@@ -1,4 +1,4 @@
-"""`python -m training.evaluate`: the figures of a model on photos it has not learnt from, whatever the photos' list."""
+"""The verb evaluate: the figures of a model on photos it has not learnt from, whatever the photos' list."""
 
 import csv
 import json
@@ -15,11 +15,11 @@ import pytest
 from conftest import ROOT, SHARED, needs_shared
 
 from runtime.errors import BadModel, SajiError
-from runtime.evaluation import JudgingSet, wilson_interval
-from runtime.photos import Photo
+from runtime.evaluation import ValidationSet, wilson_interval
 from runtime.spec import Geometry, ModelSpec
-from training import evaluate
-from training.classifier import load_checkpoint
+from training.network.classifier import load_checkpoint
+from training.outcome import evaluate
+from training.photos.photo_set import Photo
 
 Evaluate = Callable[..., dict[str, Any]]
 SPEC = ModelSpec("x", "y", ("soto_ayam", "bakso", "rendang"))
@@ -42,11 +42,11 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 def listed(run: Path, sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The validation photos as a CSV as people write them, with two photos of another dish and two that are no photo.
 
-    The rows of the split test are the photos of `judging.npz`.
+    The rows of the split test are the photos of `validation.npz`.
     """
     folder = tmp_path_factory.mktemp("listed")
     rows = [["FileName", "label_check", " label", "split", "source"]]
-    for number, name in enumerate(JudgingSet.load(run / "judging.npz").names):
+    for number, name in enumerate(ValidationSet.load(run / "validation.npz").names):
         label, file = name.split("/")
         shutil.copy(sample / name, folder / f"{label}_{file}")
         spelled = (label, label.replace("_", " ").title(), f" {label.upper()} ")[len(label) % 3]
@@ -79,7 +79,7 @@ def test_the_exported_file_says_what_its_checkpoint_says_without_pytorch(
     hide += "        if name in ('torch', 'lightning'): raise ModuleNotFoundError(name)\n"
     hide += "sys.meta_path.insert(0, Hide())\n"
     code = hide + f"sys.argv[1:] = [{str(model / 'model.onnx')!r}, {str(listed)!r}]\n"
-    code += "runpy.run_module('training.evaluate', run_name='__main__')"
+    code += "runpy.run_module('training.outcome.evaluate', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     by_file, by_checkpoint = json.loads(done.stdout.splitlines()[-1]), run_command(run / "checkpoint.pt", listed)
     for key in ("accuracy", "per_class", "macro_f1", "known", "unknown", "unreadable"):
@@ -88,7 +88,7 @@ def test_the_exported_file_says_what_its_checkpoint_says_without_pytorch(
 
 
 def test_strangers_and_files_that_are_no_photo_are_counted_apart(run: Path, listed: Path, run_command) -> None:
-    photos = len(JudgingSet.load(run / "judging.npz").names)
+    photos = len(ValidationSet.load(run / "validation.npz").names)
     found = run_command(run / "checkpoint.pt", listed)
     assert (found["known"], found["unknown"], found["none_of_these"]) == (photos, 2, ["durian", "rambutan"])
     assert sum(row["support"] for row in found["per_class"].values()) == photos

@@ -6,11 +6,11 @@ import pytest
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import (
     GATES,
-    JudgingSet,
+    ValidationSet,
     accuracy,
+    apply_gate,
     calibration_error,
     confusion,
-    judge,
     mcnemar_p,
     paired_bootstrap,
     read_gates,
@@ -31,7 +31,7 @@ def reference() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("precision", GATES)
 def test_the_same_logits_pass(reference: tuple, precision: str) -> None:
     logits, labels = reference
-    verdict = judge(logits, logits.copy(), labels, GATES[precision])
+    verdict = apply_gate(logits, logits.copy(), labels, GATES[precision])
     assert verdict.verdict == "pass" and verdict.figures["agreement"] == 1 and not verdict.figures["flipped"]
 
 
@@ -39,13 +39,13 @@ def test_the_same_logits_pass(reference: tuple, precision: str) -> None:
 def test_rounding_of_the_precision_passes_and_ten_times_the_bound_fails(reference: tuple, precision: str) -> None:
     logits, labels = reference
     noise = np.random.default_rng(1).normal(0, logits.std() * GATES[precision].shift, logits.shape)
-    assert judge(logits, logits + noise / 3, labels, GATES[precision]).verdict == "pass"
-    assert judge(logits, logits + noise * 10, labels, GATES[precision]).verdict == "fail"
+    assert apply_gate(logits, logits + noise / 3, labels, GATES[precision]).verdict == "pass"
+    assert apply_gate(logits, logits + noise * 10, labels, GATES[precision]).verdict == "fail"
 
 
 def test_a_constant_added_to_all_logits_of_a_photo_changes_nothing(reference: tuple) -> None:
     logits, labels = reference
-    assert judge(logits, logits + 100, labels, GATES["fp32"]).verdict == "pass"
+    assert apply_gate(logits, logits + 100, labels, GATES["fp32"]).verdict == "pass"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_constant_added_to_all_logits_of_a_photo_changes_nothing(reference: tu
 @pytest.mark.parametrize("precision", GATES)
 def test_broken_candidates_fail_at_every_precision(reference: tuple, broken, precision: str) -> None:
     logits, labels = reference
-    verdict = judge(logits, broken(logits), labels, GATES[precision])
+    verdict = apply_gate(logits, broken(logits), labels, GATES[precision])
     assert verdict.verdict == "fail" and verdict.reasons
 
 
@@ -74,7 +74,7 @@ def test_flips_are_listed_with_the_references_margin(reference: tuple) -> None:
     close[3] = [1.0, 0.999, -1, -1, -1]
     flipped = close.copy()
     flipped[3, 1] += 0.002
-    verdict = judge(close, flipped, labels, GATES["bf16"])
+    verdict = apply_gate(close, flipped, labels, GATES["bf16"])
     assert verdict.verdict == "pass"
     assert [flip["photo"] for flip in verdict.figures["flipped"]] == [3]
     assert verdict.figures["flipped"][0]["margin"] < 0.01
@@ -82,7 +82,7 @@ def test_flips_are_listed_with_the_references_margin(reference: tuple) -> None:
 
 def test_too_few_photos_are_inconclusive(reference: tuple) -> None:
     logits, labels = reference
-    assert judge(logits[:10], logits[:10], labels[:10], GATES["fp32"]).verdict == "inconclusive"
+    assert apply_gate(logits[:10], logits[:10], labels[:10], GATES["fp32"]).verdict == "inconclusive"
 
 
 def test_wilson_interval_against_published_values() -> None:
@@ -99,17 +99,19 @@ def test_accuracy_and_confusion() -> None:
 
 
 def test_judging_set_survives_the_disk_and_damage_is_one_sentence(tmp_path) -> None:
-    judging = JudgingSet(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a", "bé"), np.ones((2, 2), np.float32))
-    file = tmp_path / "judging.npz"
-    judging.save(file)
-    again = JudgingSet.load(file)
-    assert again.names == ("a", "bé") and np.array_equal(again.logits, judging.logits)
+    validation = ValidationSet(
+        np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a", "bé"), np.ones((2, 2), np.float32)
+    )
+    file = tmp_path / "validation.npz"
+    validation.save(file)
+    again = ValidationSet.load(file)
+    assert again.names == ("a", "bé") and np.array_equal(again.logits, validation.logits)
     for content in (file.read_bytes()[:300], b"", b"hello"):
         file.write_bytes(content)
         with pytest.raises(BadModel):
-            JudgingSet.load(file)
+            ValidationSet.load(file)
     with pytest.raises(BadModel):
-        JudgingSet.load(tmp_path / "gone.npz")
+        ValidationSet.load(tmp_path / "gone.npz")
 
 
 def test_mcnemar_and_bootstrap_against_known_values() -> None:
@@ -133,7 +135,7 @@ def test_a_loss_of_accuracy_by_close_calls_is_inconclusive_until_it_is_significa
         reference[lost:, 1] = -1.0
         candidate = reference.copy()
         candidate[:lost, 1] = 1.001
-        return judge(reference, candidate, np.zeros(n, int), GATES["int8"]).verdict
+        return apply_gate(reference, candidate, np.zeros(n, int), GATES["int8"]).verdict
 
     assert [verdict(lost) for lost in (3, 5, 8)] == ["pass", "inconclusive", "fail"]
 
@@ -144,9 +146,9 @@ def test_a_changed_decision_is_another_class_or_another_not_sure(reference: tupl
     candidate[0] = [1.0, 3.0, 0.0]  # another class
     candidate[1] = [1.0, 0.9, 0.8]  # the same class, no longer sure
     spec = ModelSpec("x", "y", ("a", "b", "c"), rejection={"rule": "max_probability", "threshold": 0.6})
-    assert judge(logits, candidate, labels, GATES["int8"], spec).figures["decisions_changed"] == 2
+    assert apply_gate(logits, candidate, labels, GATES["int8"], spec).figures["decisions_changed"] == 2
     unlimited = ModelSpec("x", "y", ("a", "b", "c"))
-    assert judge(logits, candidate, labels, GATES["int8"], unlimited).figures["decisions_changed"] == 1
+    assert apply_gate(logits, candidate, labels, GATES["int8"], unlimited).figures["decisions_changed"] == 1
 
 
 def test_own_bounds_replace_those_of_the_table_and_say_so(tmp_path, reference: tuple) -> None:
@@ -154,8 +156,8 @@ def test_own_bounds_replace_those_of_the_table_and_say_so(tmp_path, reference: t
     noise = np.random.default_rng(1).normal(0, logits.std() * GATES["fp32"].shift, logits.shape)
     (tmp_path / "own.toml").write_text("fp32.shift = 0.02\nfp32.worst_shift = 0.1\nfp32.flip_margin = 0.1\n")
     gates = read_gates(tmp_path / "own.toml")
-    assert judge(logits, logits + 10 * noise, labels, GATES["fp32"]).verdict == "fail"
-    assert judge(logits, logits + 10 * noise, labels, gates["fp32"]).verdict == "pass"
+    assert apply_gate(logits, logits + 10 * noise, labels, GATES["fp32"]).verdict == "fail"
+    assert apply_gate(logits, logits + 10 * noise, labels, gates["fp32"]).verdict == "pass"
     assert "own.toml" in gates["fp32"].source and gates["int8"] == GATES["int8"]
 
 

@@ -15,15 +15,15 @@ from export import parity
 from export.__main__ import Command, export_model
 from export.graph import OPSET, check_contract, export_onnx
 from export.precision import FP16_QDQ_OPSET
-from runtime.candidate import Candidate, judged
+from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
-from runtime.evaluation import GATES, JudgingSet
+from runtime.evaluation import GATES, ValidationSet
 from runtime.files import replacing_folder, sha256_file
 from runtime.golden import Golden
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
-from training.classifier import PhotoClassifier, load_checkpoint, reference_logits
+from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-trt.onnx"])
@@ -42,10 +42,10 @@ def test_no_machine_path_travels_in_the_file(model: Path) -> None:
 
 
 def test_pt2_is_bit_equal_to_the_checkpoint(model: Path, run: Path) -> None:
-    judging = JudgingSet.load(model / "judging.npz")
+    validation = ValidationSet.load(model / "validation.npz")
     checkpoint, _ = load_checkpoint(run / "checkpoint.pt")
     program = torch.export.load(model / "model.pt2").module()
-    images = torch.from_numpy(judging.images[:8])
+    images = torch.from_numpy(validation.images[:8])
     with torch.inference_mode():
         assert torch.equal(program(images), checkpoint(images))
 
@@ -59,12 +59,12 @@ def test_the_golden_vector_is_what_the_checkpoint_answers(model: Path, run: Path
 
 
 def test_every_candidate_is_judged_on_the_whole_validation_set(model: Path) -> None:
-    receipt, n = Receipt.read(model), len(JudgingSet.load(model / "judging.npz").labels)
-    judged_here = [c for c in receipt.candidates if c.verdict != "unjudged"]
+    receipt, n = Receipt.read(model), len(ValidationSet.load(model / "validation.npz").labels)
+    judged_here = [c for c in receipt.candidates if c.verdict != "unchecked"]
     assert {c.backend for c in judged_here} == {"pytorch", "ort-cpu", "openvino"}
     assert all(c.figures["photos"] == n and c.machine for c in judged_here if c.figures)
     for c in receipt.candidates:
-        if c.verdict == "unjudged":
+        if c.verdict == "unchecked":
             assert c.reasons, c.name
     fp32 = [c for c in judged_here if c.precision == "fp32"]
     assert len(fp32) >= 3 and all(c.verdict == "pass" for c in fp32)
@@ -90,18 +90,20 @@ def test_the_receipt_describes_every_file_and_notices_a_change(model: Path, tmp_
 
 
 def test_another_models_file_fails_parity(model: Path) -> None:
-    receipt, judging = Receipt.read(model), JudgingSet.load(model / "judging.npz")
+    receipt, validation = Receipt.read(model), ValidationSet.load(model / "validation.npz")
     stranger = PhotoClassifier("resnet18", 5, receipt.spec.recipe).eval()
-    wrong = replace(judging, logits=reference_logits(stranger, judging.images))
-    result = judged(Candidate("resnet18", "model.onnx", "ort-cpu", "fp32"), model, wrong, receipt.spec)
+    wrong = replace(validation, logits=reference_logits(stranger, validation.images))
+    result = check_candidate(Candidate("resnet18", "model.onnx", "ort-cpu", "fp32"), model, wrong, receipt.spec)
     assert result.verdict == "fail"
     assert parity.failures([result]) == [result] and "shift" in parity.table([result])
 
 
 def test_an_fp32_file_passed_off_as_int8_is_a_failure(model: Path) -> None:
-    judging = JudgingSet.load(model / "judging.npz")
+    validation = ValidationSet.load(model / "validation.npz")
     for backend in ("ort-cpu", "openvino"):
-        result = judged(Candidate("resnet18", "model.onnx", backend, "int8"), model, judging, Receipt.read(model).spec)
+        result = check_candidate(
+            Candidate("resnet18", "model.onnx", backend, "int8"), model, validation, Receipt.read(model).spec
+        )
         assert result.verdict == "fail" and "asked for int8" in result.reasons[0]
 
 
@@ -127,7 +129,7 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     digest = sha256_file(run / "checkpoint.pt")
     assert exporting._up_to_date(model, digest, Command(recover=False).request() | {"revision": 1}) is None
     monkeypatch.setattr(
-        "training.classifier.reference_logits", lambda m, images: np.zeros((len(images), 5), np.float32)
+        "training.network.classifier.reference_logits", lambda m, images: np.zeros((len(images), 5), np.float32)
     )
     with pytest.raises(GateFailed, match="nothing was replaced"):
         export_model(run, model, Command(precisions=("fp32",), force=True), said.append)
@@ -146,7 +148,7 @@ def test_every_verdict_carries_the_bounds_it_was_given_by(model: Path, run: Path
         export_model(run, tmp_path / "model", strict, lambda line: None)
     openvino = next(c for c in Receipt.read(model).candidates if (c.backend, c.precision) == ("openvino", "int8"))
     tightened = replace(openvino, gate=openvino.gate | {"shift": 1e-12})
-    result = judged(tightened, model, JudgingSet.load(model / "judging.npz"), Receipt.read(model).spec)
+    result = check_candidate(tightened, model, ValidationSet.load(model / "validation.npz"), Receipt.read(model).spec)
     assert result.verdict == "fail" and "above 1e-12" in result.reasons[0]
 
 

@@ -13,8 +13,8 @@ from export.graph import check_contract, export_onnx, multiply_adds
 from runtime.backends import open_backend
 from runtime.preprocess import fit
 from runtime.spec import Geometry, ModelSpec
-from training.classifier import PhotoClassifier, reference_logits
-from training.sample_dishes import DISHES, draw_dish
+from training.network.classifier import PhotoClassifier, reference_logits
+from training.photos.drawn import DISHES, draw_dish
 
 
 def awake(architecture: str, options: dict[str, int], photos: torch.Tensor) -> PhotoClassifier:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import SajiError
-from runtime.photos import Photo
-from training.dataset import Data
-from training.folds import folds
+from training.photos.dataset import Data
+from training.photos.folds import folds
+from training.photos.photo_set import Photo
 from training.recipe import Recipe
 
 RECIPE = Recipe(seed=3)

@@ -15,7 +15,7 @@ from export import __main__ as exporting
 from export.foreign import Foreign, import_foreign
 from export.graph import check_contract
 from runtime.errors import SajiError
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import ValidationSet
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry
@@ -76,7 +76,7 @@ def test_a_foreign_file_is_wrapped_and_judged_against_itself(
     with runtime.load(folder) as classifier:  # their file ends in a softmax, ours in logits: the answers are the same
         answer = classifier(photo).probabilities
     assert [answer[name] for name in CLASSES] == pytest.approx(theirs.tolist(), abs=1e-4)
-    assert len(JudgingSet.load(folder / "judging.npz").labels) == receipt.spec.validation["photos"] == 80
+    assert len(ValidationSet.load(folder / "validation.npz").labels) == receipt.spec.validation["photos"] == 80
 
 
 def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -87,8 +87,8 @@ def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pyt
     exporting.main()
     assert '"archs": ["their_net"], "failed": []' in capsys.readouterr().out
     folder = tmp_path / "models" / "their_net"
-    assert {candidate.verdict for candidate in Receipt.read(folder).candidates} == {"unjudged"}
-    with pytest.raises(SajiError, match="verdict is unjudged: there were no photos to judge it by"):
+    assert {candidate.verdict for candidate in Receipt.read(folder).candidates} == {"unchecked"}
+    with pytest.raises(SajiError, match="verdict is unchecked: there were no photos to judge it by"):
         runtime.load(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import house
 import numpy as np
 import pytest
-from house import GATES, judge
+from house import GATES, apply_gate
 
 PHOTOS = 142
 
@@ -30,7 +30,7 @@ def test_a_reference_that_is_no_number_passes_nothing(value: float) -> None:
     candidate = np.random.default_rng(0).normal(size=(40, 3))
     reference = -candidate[::-1]
     reference[0, 0] = value
-    assert judge(reference, candidate, candidate.argmax(1), GATES["fp32"]).verdict != "pass"
+    assert apply_gate(reference, candidate, candidate.argmax(1), GATES["fp32"]).verdict != "pass"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -38,7 +38,7 @@ def test_a_candidate_that_is_no_number_fails(value: float) -> None:
     reference, labels = logits(5)
     candidate = reference.copy()
     candidate[3, 2] = value
-    assert judge(reference, candidate, labels, GATES["int8"]).verdict == "fail"
+    assert apply_gate(reference, candidate, labels, GATES["int8"]).verdict == "fail"
 
 
 @pytest.mark.parametrize("classes", [5, 1000])
@@ -48,7 +48,7 @@ def test_a_class_that_has_become_far_too_likely_does_not_pass(precision: str, cl
     reference, labels = logits(classes)
     candidate = reference.copy()
     candidate[:, 0] += 8
-    assert judge(reference, candidate, labels, GATES[precision]).verdict != "pass"
+    assert apply_gate(reference, candidate, labels, GATES[precision]).verdict != "pass"
 
 
 @pytest.mark.xfail(strict=True, reason="intervals take memory without bound (issue 20)", raises=AssertionError)
@@ -58,7 +58,7 @@ def test_judging_many_photos_takes_little_memory() -> None:
     labels = reference.argmax(1)
     tracemalloc.start()
     try:
-        judge(reference, reference + random.normal(0, 1e-6, reference.shape), labels, GATES["fp32"])
+        apply_gate(reference, reference + random.normal(0, 1e-6, reference.shape), labels, GATES["fp32"])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -13,12 +13,12 @@ import pytest
 from conftest import ROOT
 from test_demo import colour_classifier, running, serving_of
 
-from demo.load import clients, parts, sides
-from demo.load.parts import PARTS, Plan
-from demo.load.sides import Load, flatness
-from demo.load.table import table
+from lab.claims.speed import write_photo
+from lab.load import clients, parts, sides
+from lab.load.parts import PARTS, Plan
+from lab.load.sides import Load, flatness
+from lab.load.table import table
 from runtime.benchmark.rows import read_rows
-from runtime.benchmark.speed import write_photo
 from runtime.deployment import Deployment, Measured, Policy
 from runtime.errors import SajiError
 from runtime.receipt import Receipt
@@ -130,7 +130,7 @@ def test_the_service_is_started_with_room_for_all_clients(out: Path, photos: Pat
 
 
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
-    from demo.load.server import serving
+    from lab.load.server import serving
 
     sentence = r"did not start: saji: .*deployment.json does not exist"
     with pytest.raises(SajiError, match=sentence), serving("demo", "--out", str(tmp_path), "--port=0"):
@@ -140,7 +140,7 @@ def test_a_server_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
 @needs_wrk
 @pytest.mark.slow
 def test_every_part_runs(out: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "demo.load", "--out", str(out), "--seconds", "2", "--memory-seconds", "2"]
+    command = [sys.executable, "-m", "lab.load", "--out", str(out), "--seconds", "2", "--memory-seconds", "2"]
     command += ["--rounds", "1", "--clients", "4", "--rows", str(tmp_path / "load.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
     assert done.returncode == 0, done.stderr

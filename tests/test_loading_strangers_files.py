@@ -210,7 +210,7 @@ def candidate(**values: Any) -> Change:
 DEPLOYMENTS: dict[str, Change] = {
     "verdict fail": candidate(verdict="fail"),
     "verdict inconclusive": candidate(verdict="inconclusive"),
-    "verdict unjudged": candidate(verdict="unjudged"),
+    "verdict unchecked": candidate(verdict="unchecked"),
     "verdict PASS": candidate(verdict="PASS"),
     "verdict null": candidate(verdict=None),
     "a file check": candidate(servable=False),

@@ -10,16 +10,16 @@ import pytest
 from export.diagnose import Diagnosis, Layer, class_order, diagnose, diagnose_embedded, explanation, lines, main
 from export.faults import FAULTS, FP16_FAULTS, INT8_FAULTS, SUSPECTS, Fault, NotApplicable, broken
 from export.graph import FORBIDDEN_IN_OURS, operators
-from export.mutants import FAINT, HEALTHY, PEERS, examined, opened, strided
 from export.precision import quantise
+from lab.mutants import FAINT, HEALTHY, PEERS, examined, opened, strided
 from runtime.backends import open_backend
-from runtime.candidate import Candidate, judged, run_all
+from runtime.candidate import Candidate, check_candidate, run_all
 from runtime.errors import SajiError
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
-from training.dataset import load_data
+from training.photos.dataset import load_data
 from training.recipe import Recipe
-from training.train import Place, train
+from training.run.train import Place, train
 
 CASES = [
     *(("model.onnx", "fp32", "", fault) for fault in FAULTS),
@@ -50,19 +50,21 @@ def test_every_mutant_fails_its_gate(folder: Path, file: str, precision: str, va
     candidate = Candidate(
         "resnet18", write(folder, file, fault), "ort-cpu", precision, variant, servable=precision != "fp16"
     )
-    result = judged(candidate, folder, JudgingSet.load(folder / "judging.npz"), Receipt.read(folder).spec)
+    result = check_candidate(
+        candidate, folder, ValidationSet.load(folder / "validation.npz"), Receipt.read(folder).spec
+    )
     assert result.verdict == "fail" and result.reasons
 
 
 @pytest.mark.slow
 def test_diagnosis_names_the_mistake(folder: Path) -> None:
-    right, judging = onnx.load(folder / "model.onnx"), JudgingSet.load(folder / "judging.npz")
+    right, validation = onnx.load(folder / "model.onnx"), ValidationSet.load(folder / "validation.npz")
     rotated = next(fault for fault in FAULTS if fault.name == "classes rotated")
     for fault, said in [*((fault, fault.says) for fault in SUSPECTS), (rotated, ROTATED)]:
         engine = open_backend("ort-cpu", folder / write(folder, "model.onnx", fault), "fp32")
-        found = run_all(engine, judging.images, 8)
+        found = run_all(engine, validation.images, 8)
         engine.close()
-        assert explanation(right, judging.images, found, judging.logits) == said
+        assert explanation(right, validation.images, found, validation.logits) == said
 
 
 def test_the_order_of_classes_is_found_by_their_likeness() -> None:
@@ -112,7 +114,7 @@ def test_the_graph_without_a_copy_is_refused_on_openvino_and_its_layer_named(sam
     data = load_data(sample, 0.5, 0, look_alikes=False)
     train("resnet34", data, recipe, tmp_path, tmp_path / "cache", Place("cpu"))
     subject = opened(tmp_path, tmp_path)
-    subject.judging.save(tmp_path / "judging.npz")
+    subject.validation.save(tmp_path / "validation.npz")
     ours, theirs = subject.export(subject.model, "model.onnx"), subject.export(strided(subject.model), "strided.onnx")
     assert set(FORBIDDEN_IN_OURS) & set(operators(theirs)) and not set(FORBIDDEN_IN_OURS) & set(operators(ours))
     quantise(theirs, subject.calibration, subject.spec, tmp_path / "strided.int8.onnx", recover=False)
@@ -121,7 +123,9 @@ def test_the_graph_without_a_copy_is_refused_on_openvino_and_its_layer_named(sam
         subject.candidate("strided.int8.onnx", "ort-cpu", "int8"),
         subject.candidate("strided.int8.onnx", "openvino", "int8"),
     ]
-    verdicts = [judged(candidate, tmp_path, subject.judging, subject.spec).verdict for candidate in candidates]
+    verdicts = [
+        check_candidate(candidate, tmp_path, subject.validation, subject.spec).verdict for candidate in candidates
+    ]
     assert verdicts == ["pass", "pass", "fail"]
     found = diagnose(tmp_path, candidates[2])
     assert found.parts and "max_pool" in found.parts.name

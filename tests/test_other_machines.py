@@ -213,9 +213,6 @@ def test_every_verb_works_without_asserts(model: Path, tmp_path: Path) -> None:
 
 # SysCV/sam-pt#6, facebookresearch/detectron2#1960
 @pytest.mark.parametrize("name", ["training", "export", "demo", "runtime"])
-@pytest.mark.xfail(
-    strict=True, reason="a user's own folder of that name is hidden by saji's package (issue 17)", raises=AssertionError
-)
 def test_a_users_own_package_is_found_beside_an_installed_saji(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "mine.py").write_text("print('mine')")

@@ -13,9 +13,9 @@ import pytest
 from conftest import PATIENCE
 from test_demo import CANDIDATE, colour_classifier, demo_in, serving_of
 
-from demo import texts
-from demo.races import races
-from runtime.evaluation import JudgingSet
+from demo.page import texts
+from demo.page.benchmarks import races
+from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
 
 MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
@@ -57,7 +57,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     model.mkdir(parents=True)
     labels = np.repeat([0, 1, 2], 4)
     logits = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 0, 0]]
-    JudgingSet(np.zeros((12, 2, 2, 3), np.uint8), labels, ("",) * 12, logits).save(model / "judging.npz")
+    ValidationSet(np.zeros((12, 2, 2, 3), np.uint8), labels, ("",) * 12, logits).save(model / "validation.npz")
     files = {CANDIDATE.file: {"sha256": "5a" * 32, "bytes": 12_300_000}}
     Receipt(classifier.spec, files, (CANDIDATE,), "c0" * 32, {}).write(model)
     other = [row("a · ort-cpu · fp32", 99.0, 0.9, machine_cpu="Other CPU", time="2026-01-01T00:00:00+00:00")]
@@ -172,7 +172,7 @@ def test_tabs_are_opened_from_the_keyboard(browser: Any, address: str) -> None:
 
 
 def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
-    from demo.tabs.about import card_of
+    from demo.page.tabs.about import card_of
 
     with serving_of(colour_classifier(), tmp_path) as serving:
         card = card_of(serving.engine, tmp_path, "en")

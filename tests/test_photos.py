@@ -6,7 +6,7 @@ import pytest
 from conftest import SHARED, needs_shared
 
 from runtime.errors import SajiError
-from runtime.photos import read_photo_set
+from training.photos.photo_set import read_photo_set
 
 
 def touch(root: Path, *names: str) -> None:

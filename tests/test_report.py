@@ -1,4 +1,4 @@
-"""The report of a run: what it shows is what the checkpoint, the judging set and the files beside them say."""
+"""The report of a run: what it shows is what the checkpoint, the validation set and the files beside them say."""
 
 import contextlib
 import csv
@@ -17,9 +17,9 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torchvision.models import ResNet18_Weights
 
 from runtime.errors import BadModel, SajiError
-from training import figures, report
-from training.classifier import PhotoClassifier, load_checkpoint, save_checkpoint
-from training.outcome import Outcome, difference_p, multiply_adds, read_outcome, summary
+from training.network.classifier import PhotoClassifier, load_checkpoint, save_checkpoint
+from training.outcome import figures, report
+from training.outcome.summary import Outcome, difference_p, multiply_adds, read_outcome, summary
 
 LAYERS = ("network.conv1.weight", "network.layer1.0.conv1.weight", "network.fc.weight")
 
@@ -28,7 +28,7 @@ def copied(network: Path, run: Path, name: str) -> Path:
     """A finished network under another run and name."""
     folder = run / name
     folder.mkdir(parents=True)
-    for file in ("checkpoint.pt", "judging.npz", "history.csv"):
+    for file in ("checkpoint.pt", "validation.npz", "history.csv"):
         shutil.copy(network / file, folder / file)
     return folder
 
@@ -82,7 +82,7 @@ def test_every_figure_is_there_and_shows_something(reported: tuple[Path, list[Ou
 
 def test_the_figures_per_class_are_scikit_learns(reported: tuple[Path, list[Outcome]], outcome: Outcome) -> None:
     text = (reported[0] / "report.md").read_text(encoding="utf-8")
-    labels, classes = outcome.judging.labels, list(outcome.spec.classes)
+    labels, classes = outcome.validation.labels, list(outcome.spec.classes)
     right = classification_report(labels, outcome.logits.argmax(1), target_names=classes, output_dict=True)
     rows = rows_of(text, "first | precision")
     assert [row[0].replace("\\", "") for row in rows] == classes
@@ -96,7 +96,7 @@ def test_the_figures_per_class_are_scikit_learns(reported: tuple[Path, list[Outc
 
 
 def test_the_confusion_matrix_is_scikit_learns(outcome: Outcome) -> None:
-    counts = confusion_matrix(outcome.judging.labels, outcome.predicted, labels=range(5))
+    counts = confusion_matrix(outcome.validation.labels, outcome.predicted, labels=range(5))
     drawn = {text.get_position(): int(text.get_text()) for text in figures.confusions([outcome]).axes[0].texts}
     assert drawn == {(c, r): counts[r, c] for r, c in zip(*np.nonzero(counts), strict=True)}
 
@@ -134,7 +134,7 @@ def test_the_recipe_stands_once_and_differences_per_network(outcome: Outcome) ->
 
 def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
     logits = np.zeros_like(outcome.logits)
-    labels = outcome.judging.labels
+    labels = outcome.validation.labels
     logits[np.arange(len(labels)), labels] = 9
     for photo, lead in ((3, 2.0), (8, 5.0), (12, 3.0)):
         logits[photo] = 0
@@ -143,17 +143,17 @@ def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
     grid = figures.mistakes([wrong]).axes[0]
     assert grid.get_title(loc="left") == "first: 3 mistakes" and len(grid.images) == 3
     for shown, photo in zip(grid.images, (8, 12, 3), strict=True):
-        assert np.array_equal(shown.get_array(), outcome.judging.images[photo])
+        assert np.array_equal(shown.get_array(), outcome.validation.images[photo])
     told = [text.get_text() for text in grid.texts[:3]]
     classes, lead = outcome.spec.classes, np.exp(5 / outcome.spec.temperature)
     sure = lead / (lead + 4)
     assert told[0] == classes[labels[8]] and told[1] == f"✗ {sure:.2f} {classes[(labels[8] + 1) % 5]}"
-    assert told[2] == Path(outcome.judging.names[8]).name
+    assert told[2] == Path(outcome.validation.names[8]).name
 
 
 def test_each_network_answers_the_same_pictures(outcome: Outcome) -> None:
     better = np.zeros_like(outcome.logits)
-    better[np.arange(len(better)), outcome.judging.labels] = 5
+    better[np.arange(len(better)), outcome.validation.labels] = 5
     ours, perfect = figures.predictions([outcome, replace(outcome, logits=better)]).axes
     assert len(ours.images) == figures.COLUMNS * figures.MOST_ROWS
     assert all(np.array_equal(a.get_array(), b.get_array()) for a, b in zip(ours.images, perfect.images, strict=True))
@@ -186,8 +186,8 @@ def test_a_difference_is_tested_on_the_same_photos_only(outcome: Outcome) -> Non
     worse = replace(outcome, logits=logits)
     lost, won = (outcome.right & ~worse.right).sum(), (~outcome.right & worse.right).sum()
     assert difference_p(worse, outcome) == pytest.approx(binomtest(int(lost), int(lost + won)).pvalue) and lost == 7
-    names = replace(outcome.judging, names=outcome.judging.names[::-1])
-    assert difference_p(replace(outcome, judging=names), outcome) is None
+    names = replace(outcome.validation, names=outcome.validation.names[::-1])
+    assert difference_p(replace(outcome, validation=names), outcome) is None
     foreign = replace(outcome, spec=replace(outcome.spec, data={"fingerprint": "another"}))
     assert difference_p(foreign, outcome) is None
     assert "do not compare" in report._head(Path("x"), [outcome, foreign])

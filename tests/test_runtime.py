@@ -17,13 +17,13 @@ from PIL import Image
 import runtime
 from runtime.__main__ import main
 from runtime.backends import BACKENDS, open_backend, unavailable_because
-from runtime.benchmark.race import Race, receipts_in
 from runtime.benchmark.rounds import Entrant, race
 from runtime.benchmark.rows import read_rows
+from runtime.benchmark.run import Race, receipts_in
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment, Measured, Policy, choose
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import ValidationSet
 from runtime.golden import Golden
 from runtime.receipt import Receipt
 
@@ -59,12 +59,12 @@ def test_gpu_candidates_pass_parity(backend: str, model: Path) -> None:
 
 @pytest.mark.parametrize("backend", HERE)
 def test_engines_agree_and_take_any_batch(backend: str, model: Path) -> None:
-    judging = JudgingSet.load(model / "judging.npz")
+    validation = ValidationSet.load(model / "validation.npz")
     offer = BACKENDS[backend].offers[0]
     engine = open_backend(backend, model / offer.file, offer.precision, threads=1)
-    one, many = engine.run(judging.images[:1]), engine.run(judging.images[:7])
+    one, many = engine.run(validation.images[:1]), engine.run(validation.images[:7])
     assert one.dtype == np.float32 and many.shape == (7, 5)
-    assert np.allclose(many[:1], one, atol=1e-4) and np.allclose(many, judging.logits[:7], atol=1e-3)
+    assert np.allclose(many[:1], one, atol=1e-4) and np.allclose(many, validation.logits[:7], atol=1e-3)
     assert engine.precision_share() == {"fp32": 1.0}
     engine.close()
 
@@ -187,12 +187,13 @@ def test_bounds_on_memory_and_size_reject_with_the_figure() -> None:
         chosen(entries[0], policy=Policy(max_size=20))
 
 
-@pytest.mark.parametrize("verdict", ["fail", "inconclusive", "unjudged"])
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive", "unchecked"])
 def test_only_a_pass_is_ever_served(verdict: str) -> None:
     deployment = chosen(measured("good", 9, 0.9), measured("bad", 1, 0.99, verdict=verdict))
     assert deployment.choice.candidate.architecture == "good"
     with pytest.raises(
-        GateFailed, match=f"nothing is chosen .parity verdict {verdict}" if verdict != "unjudged" else "none was judged"
+        GateFailed,
+        match=f"nothing is chosen .parity verdict {verdict}" if verdict != "unchecked" else "none was judged",
     ):
         chosen(measured("bad", 1, 0.99, verdict=verdict))
 
@@ -269,7 +270,7 @@ def test_a_cold_start_that_fails_costs_no_race(model: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("backend", HERE)
 def test_streams_answer_as_one_stream_does(backend: str, model: Path) -> None:
-    images = JudgingSet.load(model / "judging.npz").images[:6]
+    images = ValidationSet.load(model / "validation.npz").images[:6]
     file = BACKENDS[backend].offers[0].file
     one, two = (open_backend(backend, model / file, "fp32", threads=1, streams=n) for n in (1, 2))
     with ThreadPoolExecutor(2) as callers:

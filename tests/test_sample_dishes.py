@@ -8,8 +8,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from runtime.errors import SajiError
-from training import sample_dishes
-from training.sample_dishes import DISHES, DRAWN, draw_dish, write_sample
+from training.photos import drawn as sample_dishes
+from training.photos.drawn import DISHES, DRAWN, draw_dish, write_sample
 
 
 def contents(folder: Path) -> dict[str, bytes]:

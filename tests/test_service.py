@@ -27,7 +27,7 @@ from PIL import Image
 from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
 
 from demo import app
-from demo.limits import Limits
+from demo.service.limits import Limits
 from runtime.errors import SajiError
 
 SMALL = Limits(bytes=200_000, pixels=1_000_000, photos=3, queue=4, seconds=20)
@@ -365,7 +365,7 @@ def test_only_what_waited_goes_through_together(tmp_path: Path, batch: int, batc
 
 def test_what_was_accepted_is_answered_before_the_service_stops(tmp_path: Path) -> None:
     """Although a page is open, whose connection would last for as long as it is."""
-    from demo.page import build
+    from demo.page.frame import build
 
     backend, classifier = Held(), colour_classifier()
     backend.free.set()
@@ -386,7 +386,7 @@ def test_what_was_accepted_is_answered_before_the_service_stops(tmp_path: Path) 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that looks for another deployment all the time."""
-    monkeypatch.setattr("demo.serving.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("demo.service.queue.POLL_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -436,7 +436,7 @@ def test_a_deployment_is_opened_anew_when_asked(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with a page, behind a token."""
-    from demo.page import build
+    from demo.page.frame import build
 
     folder = tmp_path_factory.mktemp("guarded")
     with (
@@ -501,7 +501,7 @@ def test_an_unknown_address_of_the_api_is_a_problem_beside_a_page_too(guarded: s
 def test_requests_are_logged_as_json_without_content_or_name(
     service: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from demo.logs import JsonLine
+    from demo.service.logs import JsonLine
 
     with caplog.at_level("INFO", "saji"):
         answer = service.post(

@@ -11,7 +11,7 @@ import test_demo
 from conftest import PATIENCE
 from test_demo import CANDIDATE, MeanColour, picture, running, serving_of
 
-from demo.page import build
+from demo.page.frame import build
 from runtime.classifier import Classifier
 from runtime.spec import Geometry, ModelSpec
 

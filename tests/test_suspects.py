@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from runtime.errors import SajiError
-from runtime.photos import Photo, PhotoSet
-from training import suspects as module
-from training.dataset import Data
+from training.photos import suspects as module
+from training.photos.dataset import Data
+from training.photos.photo_set import Photo, PhotoSet
+from training.photos.suspects import Answers, answers, contact_sheet, features, planted, recall, suspects
 from training.progress import silent
-from training.suspects import Answers, answers, contact_sheet, features, planted, recall, suspects
 
 CLASSES = 3
 
@@ -114,7 +114,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(module, "features", features)
-    monkeypatch.setattr("training.duplicates.find_duplicates", lambda *_: [])
+    monkeypatch.setattr("training.photos.duplicates.find_duplicates", lambda *_: [])
 
 
 def test_the_command_writes_a_list_and_a_contact_sheet(
@@ -156,7 +156,7 @@ def test_a_wrong_option_is_one_sentence(
 def test_weights_that_nobody_publishes_are_one_sentence(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.duplicates.find_duplicates", lambda *_: [])
+    monkeypatch.setattr("training.photos.duplicates.find_duplicates", lambda *_: [])
     with pytest.raises(SajiError, match="nobody publishes weights of plain34"):
         listed(monkeypatch, sample, "--out", tmp_path / "out", "--arch", "plain34")
 

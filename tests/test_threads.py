@@ -10,7 +10,7 @@ import pytest
 
 import runtime
 from runtime.backends import BACKENDS, unavailable_because
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import ValidationSet
 
 THREADS, TURNS = 16, 4
 
@@ -27,7 +27,7 @@ def torch_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if unavailable_because(name) is None])
 def test_16_threads_get_the_answers_of_one(backend: str, model: Path) -> None:
-    images = JudgingSet.load(model / "judging.npz").images
+    images = ValidationSet.load(model / "validation.npz").images
     batches = [images[i % len(images) : i % len(images) + 1 + i % 2] for i in range(THREADS * TURNS)]  # of 1 and of 2
     start = Barrier(THREADS)
     with runtime.load(model, backend, "fp32", threads=1) as classifier:  # 16 callers are enough for two cores

@@ -16,16 +16,17 @@ from conftest import ROOT
 from torch import nn
 
 from runtime.errors import SajiError
-from runtime.evaluation import JudgingSet
-from training import architectures, fitting
-from training.batches import EpochSampler, TrainPhotos
-from training.classifier import finished, load_checkpoint
-from training.dataset import Data, load_data
-from training.fitting import Fitting, Teacher, distillation
-from training.history import History
-from training.pretrained import load_weights
+from runtime.evaluation import ValidationSet
+from training.network import architectures
+from training.network.classifier import finished, load_checkpoint
+from training.network.pretrained import load_weights
+from training.photos.dataset import Data, load_data
 from training.recipe import Recipe
-from training.train import Place, _check_teacher, _processes, train
+from training.run import fitting
+from training.run.batches import EpochSampler, TrainPhotos
+from training.run.fitting import Fitting, Teacher, distillation
+from training.run.history import History
+from training.run.train import Place, _check_teacher, _processes, train
 
 TINY = Recipe(image_size=32, epochs=3, batch_size=16, warmup_epochs=1, precision="fp32", calibration_photos=20)
 
@@ -338,7 +339,7 @@ def test_two_processes_train_together(tmp_path: Path, launcher: str) -> None:
     _, spec = load_checkpoint(folder / "checkpoint.pt")
     rows = list(csv.DictReader((folder / "history.csv").open()))
     # exact: what two processes measured on their halves is what one measures on all photos
-    judged = len(JudgingSet.load(folder / "judging.npz").labels)
+    judged = len(ValidationSet.load(folder / "validation.npz").labels)
     best = max(float(row["val_accuracy"]) for row in rows)
     assert spec.validation["accuracy"] == pytest.approx(best, abs=1e-4) and judged == spec.validation["photos"]
     assert np.isfinite([float(row["train_loss"]) for row in rows]).all()

@@ -17,14 +17,14 @@ import torch
 from conftest import ROOT
 
 from runtime.errors import BadModel, SajiError
-from runtime.evaluation import JudgingSet, accuracy
+from runtime.evaluation import ValidationSet, accuracy
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
-from training import architectures
-from training.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
-from training.fitting import Fitting, rate_factor
+from training.network import architectures
+from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
 from training.recipe import Recipe, load_recipe, names
-from training.train import resolve_device
+from training.run.fitting import Fitting, rate_factor
+from training.run.train import resolve_device
 
 RECIPE = asdict(Recipe())
 
@@ -39,16 +39,18 @@ def test_the_checkpoint_is_data_only_and_carries_its_spec(run: Path) -> None:
 
 
 def test_the_judging_set_is_what_serving_would_see(run: Path, sample: Path) -> None:
-    judging = JudgingSet.load(run / "judging.npz")
+    validation = ValidationSet.load(run / "validation.npz")
     _, spec = load_checkpoint(run / "checkpoint.pt")
-    for name, image in list(zip(judging.names, judging.images, strict=True))[:5]:
+    for name, image in list(zip(validation.names, validation.images, strict=True))[:5]:
         assert np.array_equal(image, pixels(sample / name, spec.geometry))
 
 
 def test_the_stated_accuracy_is_that_of_the_checkpoint(run: Path) -> None:
     model, spec = load_checkpoint(run / "checkpoint.pt")
-    judging = JudgingSet.load(run / "judging.npz")
-    assert spec.validation["accuracy"] == round(accuracy(reference_logits(model, judging.images), judging.labels), 4)
+    validation = ValidationSet.load(run / "validation.npz")
+    assert spec.validation["accuracy"] == round(
+        accuracy(reference_logits(model, validation.images), validation.labels), 4
+    )
 
 
 def test_history_has_a_row_per_epoch(run: Path) -> None:
@@ -58,8 +60,8 @@ def test_history_has_a_row_per_epoch(run: Path) -> None:
 
 
 def test_calibration_photos_are_training_photos(run: Path) -> None:
-    validation = set(JudgingSet.load(run / "judging.npz").names)
-    calibration = JudgingSet.load(run / "calibration.npz")
+    validation = set(ValidationSet.load(run / "validation.npz").names)
+    calibration = ValidationSet.load(run / "calibration.npz")
     assert len(calibration.names) and not validation & set(calibration.names)
     assert set(calibration.labels.tolist()) == {0, 1, 2, 3, 4}
 

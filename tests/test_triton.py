@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.model_repository import config, write_models
+from export.triton_repository import config, write_models
 from runtime.candidate import Candidate
 from runtime.errors import BadModel
 from runtime.receipt import Receipt, file_facts

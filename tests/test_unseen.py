@@ -1,4 +1,4 @@
-"""`python -m training.experiments.unseen`: what is left out is really not learnt from, and a stopped run goes on."""
+"""`python -m lab.unseen`: what is left out is really not learnt from, and a stopped run goes on."""
 
 import json
 import sys
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from lab import unseen
 from runtime.benchmark.rows import read_rows
 from runtime.errors import SajiError
 from runtime.spec import RULES, Geometry
-from training.classifier import PhotoClassifier
-from training.dataset import Data, load_data
-from training.experiments import unseen
+from training.network.classifier import PhotoClassifier
+from training.photos.dataset import Data, load_data
 from training.recipe import Recipe
 
 

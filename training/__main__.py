@@ -14,11 +14,11 @@ import tyro
 
 from runtime.errors import SajiError, exit_with_one_sentence
 from runtime.files import write_json
-from training import architectures
-from training.dataset import load_data, run_name
-from training.findings_page import describe
+from training.network import architectures
+from training.photos.dataset import load_data, run_name
+from training.photos.drawn import write_sample
+from training.photos.findings_page import describe
 from training.recipe import Recipe, load_recipe, names
-from training.sample_dishes import write_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,10 +58,10 @@ def main() -> None:
     )
     for architecture in command.archs:
         architectures.check_name(architecture)
-    from training.classifier import finished
+    from training.network.classifier import finished
+    from training.outcome.report import write_report
     from training.progress import bar  # after the command line is read, so that --help is quick
-    from training.report import write_report
-    from training.train import Place, train
+    from training.run.train import Place, train
 
     place = Place(command.device, command.devices, command.tensorboard, resume=not command.force)
     drawn = command.data is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import proved
+from runtime.backends.precision_check import check_precision
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
@@ -113,7 +113,7 @@ class OnnxRuntime:
                 if node:
                     seen[node] = _format(arguments)
         layers = [(node, seen.get(node, "unseen"), macs) for node, macs in table.items()]
-        return proved(layers, self.precision, f"ONNX Runtime on {self.path.name}", self.facts)
+        return check_precision(layers, self.precision, f"ONNX Runtime on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the session."""

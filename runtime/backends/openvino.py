@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import proved
+from runtime.backends.precision_check import check_precision
 from runtime.environment import machine
 from runtime.errors import BadModel, Unavailable, missing_extra
 
@@ -73,7 +73,7 @@ class OpenVino:
             for op in self.model.get_ops()
             if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
         ]
-        return proved(layers, self.precision, f"OpenVINO on {self.path.name}", self.facts)
+        return check_precision(layers, self.precision, f"OpenVINO on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the compiled model."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import Layer, proved
+from runtime.backends.precision_check import Layer, check_precision
 from runtime.errors import BadModel, missing_extra
 
 # The members of an archive that torch.export.save writes for a program of tensors
@@ -148,7 +148,7 @@ class PyTorch:
                 dtype = names.get(str(out.dtype), str(out.dtype))
                 macs = math.prod(int(n) for n in out.shape[1:]) * math.prod(int(n) for n in weight.shape[1:])
                 layers.append((node.name, dtype, macs))
-        return proved(layers, self.precision, f"PyTorch on {self.path.name}", {})
+        return check_precision(layers, self.precision, f"PyTorch on {self.path.name}", {})
 
     def close(self) -> None:
         """Free the program."""

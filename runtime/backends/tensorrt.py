@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.proof import Layer, proved
+from runtime.backends.precision_check import Layer, check_precision
 from runtime.backends.tensorrt_logger import collecting_logger
 from runtime.backends.tensorrt_worker import Worker
 from runtime.environment import machine
@@ -152,7 +152,7 @@ class TensorRt:
         inspector = self.engine.create_engine_inspector()
         information = json.loads(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
         layers = inspected(information, self.facts.get("multiply_adds", {}))
-        return proved(layers, self.precision, f"{self.trt.__name__} on {self.path.name}", self.facts)
+        return check_precision(layers, self.precision, f"{self.trt.__name__} on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the engine and the buffers of every thread that ran it, from any thread."""

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from runtime.benchmark.scenarios import highest_rate
-from runtime.benchmark.verdict import samples_needed
 from runtime.candidate import Candidate
+from runtime.comparison import samples_needed
 from runtime.errors import SajiError
 from runtime.receipt import candidate_from
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-ROUNDS = 5  # fewer tell no pair apart, see runtime.benchmark.verdict.compared
+ROUNDS = 5  # fewer tell no pair apart, see runtime.comparison.compared
 
 Load = tuple[str, int]  # a name in runtime.benchmark.scenarios.SCENARIOS, and the batch size
 
@@ -87,9 +87,9 @@ class Entrant:
         finally:
             fresh.close()
 
-    def judge(self) -> None:
+    def apply_gate(self) -> None:
         """Take this machine's verdict, in the candidate's own process."""
-        self.candidate = candidate_from(self.ask({"do": "judge"}))
+        self.candidate = candidate_from(self.ask({"do": "check"}))
 
     def close(self) -> None:
         """End the process."""

@@ -11,7 +11,7 @@ from runtime import environment
 from runtime.benchmark.disturbance import disturbed_by
 from runtime.benchmark.rounds import Entrant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS
-from runtime.benchmark.verdict import percentile
+from runtime.comparison import percentile
 from runtime.receipt import Receipt
 
 SCHEMA_VERSION = 2
@@ -105,7 +105,7 @@ def conditions_of(entrant: Entrant, receipt: Receipt, experiment: str) -> Row:
 
 
 def per_round(row: Row) -> list[float]:
-    """The median milliseconds of each round of a row: what `runtime.benchmark.verdict.compared` pairs."""
+    """The median milliseconds of each round of a row: what `runtime.comparison.compared` pairs."""
     return [statistics.median(samples) for samples in row["samples"]]
 
 

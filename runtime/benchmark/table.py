@@ -1,10 +1,10 @@
-"""Rows as Markdown, on the terminal and in the documents (`docs/tables.py`)."""
+"""Rows as Markdown, on the terminal and in the documents (`lab/tables/write.py`)."""
 
 from collections.abc import Callable
 from functools import partial
 
 from runtime.benchmark.rows import TAILS, Row, per_round
-from runtime.benchmark.verdict import compared
+from runtime.comparison import compared
 
 Column = tuple[str, Callable[[Row], str]]
 

@@ -1,6 +1,6 @@
 """One candidate in a process of its own: engines in one process disturb each other's threads and caches.
 
-Speaks JSON lines. Commands on stdin: {"do": "judge"}, {"do": "time", "scenario": …, "batch": N, "seconds": S},
+Speaks JSON lines. Commands on stdin: {"do": "check"}, {"do": "time", "scenario": …, "batch": N, "seconds": S},
 {"do": "serve", "rate": R, "queries": N, "seed": I} and {"do": "classify", "photo": base64}; it idles in between.
 """
 
@@ -18,10 +18,10 @@ from runtime import golden
 from runtime.backends import unavailable_because
 from runtime.benchmark.disturbance import Watch
 from runtime.benchmark.scenarios import SCENARIOS, Bench, server, settle
-from runtime.candidate import Candidate, judged
+from runtime.candidate import Candidate, check_candidate
 from runtime.classifier import Classifier
 from runtime.errors import SajiError
-from runtime.evaluation import JudgingSet
+from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt, candidate_from
 
 
@@ -36,9 +36,9 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            if order["do"] == "judge":
-                judging = JudgingSet.load(folder / "judging.npz")
-                answer = dataclasses.asdict(judged(candidate, folder, judging, Receipt.read(folder).spec))
+            if order["do"] == "check":
+                validation = ValidationSet.load(folder / "validation.npz")
+                answer = dataclasses.asdict(check_candidate(candidate, folder, validation, Receipt.read(folder).spec))
             else:
                 worker = worker or Worker(folder, candidate, **asked)
                 answer = worker.classify(order.get("photo", "")) if order["do"] == "classify" else worker.answer(order)
@@ -62,7 +62,7 @@ class Worker:
     @cached_property
     def bench(self) -> Bench:
         """The engine and photos for it; a first label needs none of them."""
-        images = JudgingSet.load(self.folder / "judging.npz").images
+        images = ValidationSet.load(self.folder / "validation.npz").images
         return Bench(self.classifier, images, self.encoded, self.streams)
 
     def classify(self, photo: str = "") -> dict[str, Any]:

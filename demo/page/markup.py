@@ -1,0 +1,63 @@
+"""HTML that several tabs show. Everything comes in as text and is escaped here, but for what is `Markup` already."""
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from demo.page.texts import say
+from runtime.classifier import Classifier
+from runtime.deployment import Deployment
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = False) -> str:
+    """A table whose first column names its rows; without a `head`, only rows.
+
+    The last cell of a short row takes the place of those that it lacks. With `cards`, a row is a card of its own where
+    the page is narrow.
+    """
+    names = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in head)
+    body = "".join(_row(head, *row) for row in rows)
+    top = f"<thead><tr>{names}</tr></thead>" if head else ""
+    kind = "facts cards" if cards else "facts"
+    return f'<div class="{kind}"><table>{top}<tbody>{body}</tbody></table></div>'
+
+
+def _row(head: Sequence[str], first: object, *cells: object) -> str:
+    missing = max(0, len(head) - 1 - len(cells))
+    names = () if missing else head[1:]  # on a card a cell says what it is, unless it is all there is
+    rest = Markup("").join(
+        Markup('<td data-head="{}" colspan="{}">{}</td>').format(name, missing + 1, cell)
+        for cell, name in zip_longest(cells, names, fillvalue="")
+    )
+    return f'<tr><th scope="row">{escape(first)}</th>{rest}</tr>'
+
+
+def progress(done: int, count: int, sentence: str) -> str:
+    """How far a longer work has come: a bar, and the sentence, which a screen reader says as it changes."""
+    bar = Markup('<progress value="{}" max="{}" aria-hidden="true"></progress>').format(done, count)
+    return f'<div class="progress" role="status">{bar}<p class="quiet">{escape(sentence)}</p></div>'
+
+
+def rejected(classifier: Classifier, deployment: Deployment, language: str) -> str:
+    """Which candidates were not chosen, and why; "" when there is none."""
+    rows = [
+        (row["candidate"], row["reason"])
+        for row in deployment.rejected
+        if row["candidate"] != classifier.candidate.name  # a fallback that serves
+    ]
+    return table([say(language, "not_chosen"), say(language, "because")], rows) if rows else ""
+
+
+def machine(facts: dict[str, Any], language: str) -> str:
+    """A machine's facts (`runtime.environment.machine`) in one line, not escaped."""
+    known = [
+        facts.get("cpu"),
+        facts.get("cores") and say(language, "cores", count=facts["cores"]),
+        " ".join(facts.get("cpu_features") or ()),
+        facts.get("memory_gib") and f"{facts['memory_gib']} GiB",
+        facts.get("gpu") or say(language, "no_gpu"),
+        facts.get("system"),
+    ]
+    return ", ".join(str(fact) for fact in known if fact)

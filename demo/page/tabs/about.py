@@ -1,0 +1,178 @@
+"""About the model: what it learned from, how right it is, how far to trust it, and what it is not for."""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from demo.page.markup import table
+from demo.page.tabs.classify import shown
+from demo.page.texts import language_of, say
+from demo.service.engine import Engine
+from demo.service.queue import Serving
+from runtime.classifier import Classifier
+from runtime.errors import BadModel
+from runtime.evaluation import confusion
+from runtime.receipt import Receipt
+from runtime.spec import ModelSpec
+
+MOST_CLASSES = 30  # above it a confusion matrix is no picture any more, and the commonest confusions are listed
+MOST_CONFUSIONS = 20
+
+
+def build(serving: Serving, opened: Callable[..., Any]) -> None:
+    """The model card of what serves when the tab is opened."""
+    card = gr.HTML()
+
+    def fill(request: gr.Request) -> str:
+        return card_of(serving.engine, serving.path.parent, language_of(request))
+
+    opened(fill, None, card, show_progress="hidden", api_visibility="private")
+
+
+def card_of(engine: Engine, out: Path, language: str) -> str:
+    """The card as HTML; what the model or its folder below `out` does not tell is left out."""
+    classifier, spec = engine.classifier, engine.classifier.spec
+    place = engine.deployment.place_of(classifier.candidate)
+    folder = out / place.folder if place else None
+    names = [shown(classifier)[name] for name in spec.classes]
+    parts = [
+        ("model", table([], _model(classifier, folder, language))),
+        ("data", table([], _data(spec, language))),
+        ("recipe", _recipe(spec, language)),
+        ("accuracy_column", _accuracy(classifier, language)),
+        ("confusions", _confusions(folder, names, language)),
+        ("calibration", _calibration(spec, language)),
+        ("rejection", f"<p>{_rejection(spec, language)}</p>"),
+        ("limits", _limits(spec, language)),
+    ]
+    sections = "".join(f"<section><h2>{say(language, title)}</h2>{body}</section>" for title, body in parts if body)
+    return f'<div class="card">{sections}</div>'
+
+
+def _model(classifier: Classifier, folder: Path | None, language: str) -> Iterator[tuple[str, object]]:
+    spec, candidate = classifier.spec, classifier.candidate
+    yield say(language, "name"), spec.name
+    yield say(language, "architecture"), spec.architecture
+    yield say(language, "pixels"), f"{spec.geometry.size} × {spec.geometry.size}"
+    yield say(language, "serves"), candidate.name
+    if candidate.precision_share:
+        share = ", ".join(f"{100 * part:.0f} % {kind}" for kind, part in candidate.precision_share.items())
+        yield say(language, "computed_in"), share
+    receipt = _receipt(folder)
+    if receipt and candidate.file in receipt.files:
+        facts = receipt.files[candidate.file]
+        yield say(language, "file"), f"{candidate.file}, {facts['bytes'] / 1e6:.1f} MB, sha256 {facts['sha256'][:12]}…"
+
+
+def _receipt(folder: Path | None) -> Receipt | None:
+    try:
+        return Receipt.read(folder) if folder else None
+    except BadModel:
+        return None
+
+
+def _data(spec: ModelSpec, language: str) -> Iterator[tuple[str, object]]:
+    yield say(language, "kind"), say(language, "drawings" if spec.data.get("drawn") else "photos")
+    yield say(language, "classes"), ", ".join(name.replace("_", " ") for name in spec.classes)
+    for key, count in (("trained_on", spec.data.get("train")), ("judged_on", spec.validation.get("photos"))):
+        if count:
+            yield say(language, key), count
+    if spec.data.get("fingerprint"):
+        yield say(language, "fingerprint"), spec.data["fingerprint"]
+
+
+def _recipe(spec: ModelSpec, language: str) -> str:
+    told = {name: value for name, value in spec.recipe.items() if value not in ("", None)}
+    if not told:
+        return ""
+    facts = table([], ((name.replace("_", " "), value) for name, value in told.items()))
+    return f'<details lang="en"><summary>{escape(str(told.get("name", spec.name)))}</summary>{facts}</details>'
+
+
+def _accuracy(classifier: Classifier, language: str) -> str:
+    validation, figures = classifier.spec.validation, classifier.candidate.figures
+    rows = [
+        (name, f"{of['accuracy']:.3f}", _between(of.get(interval)))
+        for name, of, interval in (
+            (classifier.candidate.name, figures, "accuracy_interval"),
+            (say(language, "checkpoint"), validation, "interval"),
+        )
+        if "accuracy" in of
+    ]
+    return table([say(language, head) for head in ("of", "accuracy_column", "wilson")], rows) if rows else ""
+
+
+def _between(interval: list[float] | None) -> str:
+    return "{:.3f}–{:.3f}".format(*interval) if interval else "–"
+
+
+def _confusions(folder: Path | None, names: list[str], language: str) -> str:
+    counts = confusion_of(folder, len(names)) if folder else None
+    if counts is None:
+        return ""
+    told = f"<p>{say(language, 'confusions_told', photos=counts.sum())}</p>"
+    return told + (_matrix(counts, names, language) if len(names) <= MOST_CLASSES else _list(counts, names, language))
+
+
+def confusion_of(folder: Path, classes: int) -> np.ndarray | None:
+    """Counts int `[C, C]` of the FP32 checkpoint (row = true class), from the model's validation.npz; None without it.
+
+    Only labels and logits are read: the photos in that file may be gigabytes.
+    """
+    try:
+        with np.load(folder / "validation.npz", allow_pickle=False) as arrays:
+            logits, labels = arrays["logits"], arrays["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return confusion(logits, labels) if logits.ndim == 2 and logits.shape[1] == classes and len(labels) else None
+
+
+def _matrix(counts: np.ndarray, names: list[str], language: str) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    rows = []
+    for true, (name, row) in enumerate(zip(names, counts, strict=True)):
+        shares = row / max(1, row.sum())
+        cells = "".join(
+            f'<td class="{"right" if true == said else "wrong"}" style="--share: {100 * share:.0f}%">{count}</td>'
+            for said, (count, share) in enumerate(zip(row, shares, strict=True))
+        )
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    corner = f'<th scope="col">{say(language, "true_said")}</th>'
+    inside = f"<table><thead><tr>{corner}{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    title = say(language, "confusions")
+    return f'<div class="facts confusions" tabindex="0" role="region" aria-label="{title}">{inside}</div>'
+
+
+def _list(counts: np.ndarray, names: list[str], language: str) -> str:
+    wrong = counts - np.diag(np.diag(counts))
+    commonest = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    pairs = [(true, said) for true, said in zip(*np.unravel_index(commonest, wrong.shape), strict=True)]
+    rows = [(names[true], names[said], wrong[true, said]) for true, said in pairs if wrong[true, said]]
+    return table([say(language, head) for head in ("true", "said", "count")], rows)
+
+
+def _calibration(spec: ModelSpec, language: str) -> str:
+    calibration = spec.validation.get("calibration", {})
+    told = f"<p>{say(language, 'temperature', value=spec.temperature)}"
+    if "ece_after" in calibration:
+        before, after = calibration["ece_before"], calibration["ece_after"]
+        told += " " + say(language, "ece", before=before, after=after)
+    return told + "</p>"
+
+
+def _rejection(spec: ModelSpec, language: str) -> str:
+    if not spec.rejection:
+        return say(language, "no_rejection")
+    rule = escape(spec.rejection["rule"].replace("_", " "))
+    return say(language, "rejection_told", rule=rule, threshold=spec.rejection["threshold"])
+
+
+def _limits(spec: ModelSpec, language: str) -> str:
+    keys = ["limit_drawn"] * bool(spec.data.get("drawn")) + ["limit_dishes", "limit_photos", "limit_health"]
+    items = "".join(f"<li>{say(language, key, count=len(spec.classes))}</li>" for key in keys)
+    return f"<ul>{items}</ul>"

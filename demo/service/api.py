@@ -1,0 +1,274 @@
+"""The HTTP API: photos in, labels out, and what an operator asks for. The page is mounted behind it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from demo.service.connections import bounded
+from demo.service.guard import Guard
+from demo.service.hosts import Hosts
+from demo.service.limits import Limits
+from demo.service.problem import PROBLEM_TYPE, Problem, problem_response
+from demo.service.queue import Serving
+
+RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+FORM = "multipart/form-data"
+
+
+class PhotoAnswer(BaseModel):
+    """What one photo shows."""
+
+    label: str
+    probability: float
+    sure: bool
+    probabilities: dict[str, float]
+    milliseconds: dict[str, float]
+
+
+class Answers(BaseModel):
+    """What the photos of a request show, in their order."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "answers": [
+                    {
+                        "label": "rendang",
+                        "probability": 0.93,
+                        "sure": True,
+                        "probabilities": {"rendang": 0.93, "gado_gado": 0.04},
+                        "milliseconds": {"decode": 9.1, "geometry": 0.9, "inference": 3.9},
+                    }
+                ],
+                "served_by": "resnet34 · openvino · int8",
+            }
+        }
+    )
+    answers: list[PhotoAnswer]
+    served_by: str
+
+
+class Model(BaseModel):
+    """What serves now, and why."""
+
+    served_by: str
+    architecture: str
+    backend: str
+    precision: str
+    verdict: str
+    accuracy: float | None
+    reason: str
+    passed_over: list[str]
+    classes: list[str]
+    image_size: int
+    deployment_sha256: str
+    since: str
+    limits: dict[str, int]
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457; `detail` is one sentence, `cause` the word for programs."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    cause: str
+    request_id: str
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    schema = {"schema": ProblemDocument.model_json_schema()}
+    return {status: {"description": "Refused", "content": {PROBLEM_TYPE: schema}} for status in statuses}
+
+
+_BINARY = {"type": "string", "format": "binary"}
+_BINARIES = {"type": "array", "items": _BINARY, "minItems": 1}
+_PHOTOS_BODY = {
+    "required": True,
+    "content": {
+        FORM: {"schema": {"type": "object", "required": ["photo"], "properties": {"photo": _BINARIES}}},
+        **{kind: {"schema": _BINARY} for kind in RAW},
+    },
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/classify",
+    summary="Name the dish on each photo",
+    openapi_extra={"requestBody": _PHOTOS_BODY},
+    responses=_problems(400, 401, 408, 413, 415, 422, 429, 503),
+)
+async def classify(
+    request: Request,
+    top: Annotated[int | None, Query(ge=1, description="How many of the most likely classes are listed")] = None,
+) -> Answers:
+    """Send a photo as the body, or one or several as the files of a form: `curl -F photo=@photo.jpg`."""
+    serving: Serving = request.app.state.serving
+    photos = await photos_of(request, serving.limits)  # before it takes a place: a slow sender would hold it
+    with serving.place():
+        answer = await serving.classify(photos)
+    shown = top or request.app.state.top
+    return Answers(
+        answers=[
+            PhotoAnswer(
+                label=prediction.label,
+                probability=prediction.probability,
+                sure=prediction.sure,
+                probabilities=dict(list(prediction.probabilities.items())[:shown]),
+                milliseconds=prediction.milliseconds,
+            )
+            for prediction in answer.predictions
+        ],
+        served_by=answer.classifier.candidate.name,
+    )
+
+
+@router.get("/v1/model", summary="What serves now, and why", responses=_problems(401))
+async def model(request: Request) -> Model:
+    """Changes when another deployment is taken into service."""
+    serving: Serving = request.app.state.serving
+    engine = serving.engine
+    classifier, candidate = engine.classifier, engine.classifier.candidate
+    return Model(
+        served_by=candidate.name,
+        architecture=candidate.architecture,
+        backend=candidate.backend,
+        precision=candidate.precision,
+        verdict=candidate.verdict,
+        accuracy=candidate.figures.get("accuracy"),
+        reason=classifier.reason,
+        passed_over=list(classifier.passed_over),
+        classes=list(classifier.spec.classes),
+        image_size=classifier.spec.geometry.size,
+        deployment_sha256=engine.sha256,
+        since=engine.since.isoformat(timespec="seconds"),
+        limits=vars(serving.limits),
+    )
+
+
+@router.get("/healthz", summary="The process answers")
+async def healthz() -> dict[str, str]:
+    """For a supervisor that restarts what hangs; needs no token."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="A model is loaded and warm", responses=_problems(503))
+async def readyz(request: Request) -> dict[str, str]:
+    """For a load balancer; refused as soon as the service is stopping. Needs no token."""
+    if request.app.state.stopping.is_set():
+        raise Problem(503, "stopping", "the service is stopping; ask another instance")
+    return {"status": "ready"}
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=_problems(401))
+async def metrics() -> Response:
+    """Requests, errors by cause, latencies by part, queue depth, batch sizes, and what serves."""
+    return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 0  # SpooledTemporaryFile then never goes to disk: a photo is gone when its answer is sent
+
+
+async def photos_of(request: Request, limits: Limits) -> list[bytes]:
+    """The encoded photos of a request. Raises Problem 400 for none, 413 for too many, 415 for another type."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == FORM:
+        photos = await _photos_of_form(request, limits)
+    elif not kind or kind in RAW or kind.startswith("image/"):
+        photos = [await request.body()]
+    else:
+        raise Problem(415, "content-type", f"a body of this type is no photo; send {', '.join(RAW)} or {FORM}")
+    if not any(photos):
+        raise Problem(400, "no-photo", "the request has no photo; send one as the body, or as a file of a form")
+    return photos
+
+
+async def _photos_of_form(request: Request, limits: Limits) -> list[bytes]:
+    try:
+        form = await _InMemory(request.headers, request.stream(), max_files=limits.photos).parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            detail = f"the form has more than {limits.photos} photos; send the others in another request"
+            raise Problem(413, "too-many-photos", detail) from None
+        reason = error.message.rstrip(".")
+        raise Problem(
+            400, "form", f"the form cannot be read ({reason}); send it like curl -F photo=@photo.jpg"
+        ) from None
+    photos = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    if form and not photos:
+        raise Problem(400, "no-photo", "no part of the form has a file name; send it like curl -F photo=@photo.jpg")
+    return photos
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        error = Problem(422, "parameter", f"{first['loc'][-1]}: {first['msg']}; see /openapi.json")
+    elif not isinstance(error, Problem):
+        assert isinstance(error, HTTPException)
+        error = HTTPException(error.status_code, f"{error.detail}; see /openapi.json for what there is", error.headers)
+    return problem_response(error, request.scope)
+
+
+def build_api(serving: Serving, top: int = 5) -> FastAPI:
+    """The application without its page: classify, model, health and metrics.
+
+    `top` is how many classes an answer lists unless it is asked for another number. `state.stopping` is set when the
+    server is asked to stop.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(serving.watch())
+        yield
+        watching.cancel()
+
+    app = FastAPI(
+        title="saji",
+        version=version("saji"),
+        lifespan=lifespan,
+        docs_url=None,  # those pages load their scripts from a CDN
+        redoc_url=None,
+        exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse},
+    )
+    app.state.serving, app.state.top, app.state.stopping = serving, top, asyncio.Event()
+    app.include_router(router)
+    return app
+
+
+class Server(uvicorn.Server):
+    """Serves `app` until a signal, then answers what it has accepted, however many pages are open."""
+
+    def __init__(self, app: FastAPI, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
+        self._stopping = app.state.stopping
+        super().__init__(
+            uvicorn.Config(
+                Guard(app, limits, token, hosts),
+                http=bounded(limits),  # type: ignore[arg-type]  # called as the class that it stands for
+                log_config=None,  # ours: JSON lines
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=2 * limits.seconds,  # what a request may take: to be sent, and to be answered
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let go of the open pages first, each of which holds a connection for as long as it is open."""
+        self._stopping.set()
+        await super().shutdown(sockets)

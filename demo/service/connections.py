@@ -1,0 +1,106 @@
+"""Connections that nobody holds for nothing: how many there are, and the head of a request in bytes and seconds."""
+
+import asyncio
+import json
+import sys
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from demo.service.limits import Limits
+from demo.service.metrics import ERRORS
+from demo.service.problem import PROBLEM_TYPE, Problem, busy, document_of
+
+HEAD_BYTES = 64 * 2**10  # of request line and headers: eight times what nginx takes
+
+
+class Connection(HttpToolsProtocol):
+    """A connection of uvicorn's that is refused when the head of its request is too long, or too long on its way.
+
+    Above `most` connections the one that has waited longest for a head is closed; where none waits, the newest is.
+    """
+
+    def __init__(self, limits: Limits, most: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._limits, self._most = limits, most
+        self._head_bytes, self._late = 0, None  # type: tuple[int, asyncio.TimerHandle | None]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+        if len(self.connections) > self._most:
+            waiting = [other for other in self.connections if isinstance(other, Connection) and other.waits_since]
+            longest = min(waiting, key=lambda other: other.waits_since)
+            longest.refuse(busy(503, "connections-full", "all connections are taken; try again soon"))
+
+    @property
+    def waits_since(self) -> float:
+        """The time of the loop at which it will have waited for a head too long; 0 while a request is answered."""
+        return self._late.when() if self._late else 0
+
+    def _await_head(self) -> None:
+        if self._late is None:
+            seconds = self._limits.header_seconds
+            problem = Problem(408, "headers-too-slow", f"no headers of a request came within {seconds} s")
+            self._head_bytes, self._late = 0, self.loop.call_later(seconds, self.refuse, problem)
+
+    def _head_is_in(self) -> None:
+        if self._late:
+            self._late.cancel()
+            self._late = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._late:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self.refuse(Problem(431, "headers-too-large", f"the headers are larger than {HEAD_BYTES:,} bytes"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_in()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_in()
+        super().connection_lost(exc)
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer with a problem document and close.
+
+        A kept connection on which nothing has come since the last answer is closed without a word, which its client
+        would take for the answer to a request that is on its way.
+        """
+        self._head_is_in()
+        ERRORS.labels(problem.cause).inc()
+        if self.cycle is None or self._head_bytes:
+            body = json.dumps(document_of(problem)).encode()
+            headers = {"content-type": PROBLEM_TYPE, "content-length": len(body), "connection": "close"}
+            lines = [f"HTTP/1.1 {problem.status_code} {HTTPStatus(problem.status_code).phrase}"]
+            lines += [f"{name}: {value}" for name, value in (headers | dict(problem.headers or {})).items()]
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.close()
+
+
+def bounded(limits: Limits) -> partial[Connection]:
+    """What makes a Connection for uvicorn: at most `limits.connections`, and half of the files that may be open."""
+    return partial(Connection, limits, min(limits.connections, _open_files() // 2))
+
+
+def _open_files() -> int:
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return sys.maxsize
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,97 @@
+"""The engine that answers: an opened classifier, and the threads that take turns on it."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from demo.service.limits import Limits
+from demo.service.metrics import BATCH_SIZE, PART_SECONDS
+from demo.service.reading import Photo, read
+from runtime.classifier import Classifier, Prediction
+from runtime.deployment import Deployment
+
+WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
+
+
+@dataclass(eq=False)
+class _Turn:
+    """A preprocessed photo, uint8 `[size, size, 3]`, on its way through the engine."""
+
+    image: np.ndarray
+    queued: float = field(default_factory=time.perf_counter)
+    result: "Future[tuple[np.ndarray, float]]" = field(default_factory=Future)
+
+
+class Engine:
+    """An opened classifier on which `workers` threads work at a time, each on up to `batch` of the waiting photos.
+
+    There are no threads of its own, for handing a photo over costs more than a small network: whoever comes to its
+    turn takes along what waits behind it. Nobody waits for a batch to fill.
+    """
+
+    def __init__(self, classifier: Classifier, deployment: Deployment, sha256: str, workers: int, batch: int) -> None:
+        self.classifier, self.deployment, self.sha256 = classifier, deployment, sha256
+        self.since = datetime.now(UTC)
+        self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
+        self._batch, self._free = batch, threading.Semaphore(workers)
+        self._waiting: deque[_Turn] = deque()
+        self._taking = threading.Lock()
+
+    def answer(self, photo: Photo, limits: Limits, asked: float) -> Prediction:
+        """Name one photo, in the thread of the caller, who `asked` at that `time.perf_counter()`. Raises Problem."""
+        PART_SECONDS.labels("wait").observe(time.perf_counter() - asked)
+        image, milliseconds = read(photo, self.classifier.spec.geometry, limits)
+        logits, seconds = self.run(image)
+        milliseconds["inference"] = round(1000 * seconds, 3)
+        for part, value in milliseconds.items():
+            PART_SECONDS.labels(part).observe(value / 1000)
+        return self.classifier.predictions(logits[None], milliseconds)[0]
+
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        """Logits `[C]` of one preprocessed photo, uint8 `[size, size, 3]`, and the seconds that the engine took."""
+        turn = _Turn(image)
+        self._waiting.append(turn)
+        with self._free:
+            together = self._take(turn)
+            if together:
+                self._run_together(together)
+        return turn.result.result()
+
+    def _take(self, own: _Turn) -> list[_Turn]:
+        with self._taking:
+            if own not in self._waiting:  # another took it along
+                return []
+            self._waiting.remove(own)
+            return [own, *(self._waiting.popleft() for _ in range(min(self._batch - 1, len(self._waiting))))]
+
+    def _run_together(self, turns: list[_Turn]) -> None:
+        started = time.perf_counter()
+        try:
+            logits = self.classifier.logits(np.stack([turn.image for turn in turns]))
+        except Exception as error:  # for each of them to report
+            for turn in turns:
+                turn.result.set_exception(error)
+            return
+        seconds = time.perf_counter() - started
+        BATCH_SIZE.observe(len(turns))
+        for turn, row in zip(turns, logits, strict=True):
+            PART_SECONDS.labels("queue").observe(started - turn.queued)
+            turn.result.set_result((row, seconds))
+
+    def warm(self) -> None:
+        """Answer a few blank photos, so that the first visitor's latency is everybody's."""
+        size = self.classifier.spec.geometry.size
+        for _ in range(WARM_UP):
+            self.run(np.zeros((size, size, 3), np.uint8))
+
+    async def retire(self) -> None:
+        """Close once the last request that holds this engine is done."""
+        if self.requests:
+            await asyncio.wait(self.requests)
+        await asyncio.to_thread(self.classifier.close)

@@ -1,0 +1,237 @@
+"""What stands before page and API alike: the token, the bounds of a body, headers, request ids and the access log."""
+
+import asyncio
+import base64
+import logging
+import re
+import secrets
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from demo.service.hosts import Hosts
+from demo.service.limits import Limits
+from demo.service.metrics import ERRORS, REQUEST_SECONDS, REQUESTS
+from demo.service.problem import Problem, busy, problem_response
+
+OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token, and asks by whatever name
+LINGER_SECONDS = 2.0
+GRACE_SECONDS = 5.0  # until a body has to come at its least rate
+CLIENT_GONE = 499  # nginx's number for the log: nobody is there to be answered
+REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+# Gradio writes its configuration and styles into the page itself (unsafe-inline) and evaluates the JavaScript of an
+# event (unsafe-eval); photos are blobs. Nothing is fetched from elsewhere, and no other page may frame this one
+CONTENT_SECURITY_POLICY = {
+    "default-src": "'self'",
+    "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
+    "style-src": "'self' 'unsafe-inline'",
+    "img-src": "'self' data: blob:",
+    "media-src": "'self' data: blob:",
+    "font-src": "'self' data:",
+    "worker-src": "'self' blob:",
+    "object-src": "'none'",
+    "base-uri": "'self'",
+    "form-action": "'self'",
+    "frame-ancestors": "'none'",
+}
+HEADERS = {
+    "content-security-policy": "; ".join(f"{name} {value}" for name, value in CONTENT_SECURITY_POLICY.items()),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+OF_GRADIO = "/gradio_api/"
+UPLOAD = f"{OF_GRADIO}upload"
+
+log = logging.getLogger("saji.access")
+
+
+class Guard:
+    """ASGI middleware around the whole application; with a `token`, only who knows it comes in.
+
+    It answers to the names of `hosts`, and to no page of another origin.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
+        self.app, self.limits, self.token, self.hosts = app, limits, token.strip(), hosts or Hosts()
+        self.held = 0  # bytes of bodies in memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or answer it with a problem document."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":  # of websockets, which nothing here speaks, none gets past the token
+            await self._exchange(scope, receive, send)
+
+    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, headers = time.perf_counter(), Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        scope["saji.request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        body = _Body(self, scope["path"], headers, receive)
+        reply = _Reply(scope, body, send)
+        try:
+            self._admit(scope, headers)
+            body.check_declared()
+            await self.app(scope, body.receive, reply.send)
+        except ClientDisconnect:
+            reply.status = CLIENT_GONE
+        except Exception as error:
+            problem = body.problem or (error if isinstance(error, Problem) else None)
+            if problem is None:
+                log.exception("request failed", extra={"facts": {"request_id": scope["saji.request_id"]}})
+                problem = Problem(500, "failed", "the service failed at this request; its log says why")
+            if not reply.status:
+                await problem_response(problem, scope)(scope, receive, reply.send)
+        finally:
+            body.release()
+            _record(scope, reply.status or CLIENT_GONE, body.taken, time.perf_counter() - started)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        if scope["path"] in OPEN_TO_ALL:
+            return
+        host = headers.get("host", "")
+        if not self.hosts.serves(host):
+            detail = "this service has another name; let this one in with: python -m demo --allow-host NAME"
+            raise Problem(421, "foreign-host", detail)
+        if not all(self.hosts.trusts(origin, host) for origin in headers.getlist("origin")):
+            raise Problem(403, "foreign-origin", "a page of another site may not ask this service; open its own page")
+        if not self.token:
+            return
+        if not secrets.compare_digest(_secret(headers.get("authorization", "")), self.token.encode()):
+            detail = "a token is needed; send it as Authorization: Bearer TOKEN, or as the password of any user"
+            raise Problem(401, "unauthorized", detail, www_authenticate='Basic realm="saji", charset="UTF-8"')
+
+
+def _secret(authorization: str) -> bytes:
+    """The token of a Bearer header, or the password of a Basic one, which is what browsers ask their user for."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode("latin-1")
+    try:
+        return base64.b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
+    except ValueError:  # no base64, or no ASCII even
+        return b""
+
+
+class _Body:
+    """A request's body as it comes in: cut when it is too large, takes too long, or comes too slowly."""
+
+    def __init__(self, guard: Guard, path: str, headers: Headers, receive: Receive) -> None:
+        limits = guard.limits
+        self._guard, self._receive, self._is_upload = guard, receive, path == UPLOAD
+        self._most, self._seconds = limits.bytes, limits.seconds
+        if self._is_upload:
+            self._most, self._seconds = limits.upload, limits.upload_seconds
+        elif path.startswith(OF_GRADIO):
+            self._most = limits.json
+        self._declared = headers.get("content-length", "0")
+        self._started = asyncio.get_running_loop().time()
+        self.taken = 0
+        self.unread = self._declared != "0" or "transfer-encoding" in headers
+        self.problem: Problem | None = None  # kept, for an application may answer its own way to our exception
+
+    def check_declared(self) -> None:
+        """Raise Problem 413 before a byte is read, when the headers announce too many."""
+        if self._declared.isdigit() and int(self._declared) > self._most:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """The next part. Raises Problem 413 or 408; once the body is in, waits as long as the application likes."""
+        if not self.unread:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._due()):
+                message = await self._receive()
+        except TimeoutError:
+            slow = f"within {self._seconds} s, or at {self._guard.limits.rate:,} bytes a second"
+            self.problem = Problem(408, "upload-too-slow", f"the request did not come {slow}; send a smaller photo")
+            raise self.problem from None
+        self._count(len(message.get("body", b"")))
+        self.unread = message["type"] == "http.request" and message.get("more_body", False)
+        if self.problem:
+            raise self.problem
+        return message
+
+    def _due(self) -> float:
+        """When the next part has to be here."""
+        at_least = GRACE_SECONDS + self.taken / self._guard.limits.rate
+        return self._started + min(self._seconds, at_least)
+
+    def _count(self, came: int) -> None:
+        self.taken += came
+        if not self._is_upload:  # which goes to the disk as it comes
+            self._guard.held += came
+        if self.taken > self._most:
+            self.problem = self._too_large()
+        elif self._guard.held > self._guard.limits.held:
+            self.problem = busy(503, "memory-full", "too many photos are on their way; try again soon")
+
+    def release(self) -> None:
+        """The request is over: its bytes are held no longer."""
+        if not self._is_upload:
+            self._guard.held -= self.taken
+
+    async def discard(self) -> None:
+        """Read on for a moment: closed at once, a connection takes our answer with it while the client still sends."""
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while (await self._receive()).get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+        self.unread = False
+
+    def _too_large(self) -> Problem:
+        detail = f"the request is larger than {self._most:,} bytes; send a smaller photo, or fewer at a time"
+        return Problem(413, "too-large", detail)
+
+
+class _Reply:
+    """A response on its way out: with our headers, and patient with a client that is still sending."""
+
+    def __init__(self, scope: Scope, body: _Body, send: Send) -> None:
+        self._scope, self._body, self._send = scope, body, send
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name in [name for name in headers if name.startswith("access-control-")]:  # Gradio's, to any origin
+                del headers[name]
+            headers.update({**HEADERS, "x-request-id": self._scope["saji.request_id"]})
+            if self._refused_early:
+                headers["connection"] = "close"
+        elif self._refused_early and not message.get("more_body"):
+            await self._send({**message, "more_body": True})
+            await self._body.discard()
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+    @property
+    def _refused_early(self) -> bool:
+        return self._body.unread and self.status >= 400
+
+
+def _record(scope: Scope, status: int, taken: int, seconds: float) -> None:
+    # The template, for a path as it was sent may hold the name of a file
+    route = getattr(scope.get("route"), "path", "unknown")
+    REQUESTS.labels(route, status).inc()
+    REQUEST_SECONDS.labels(route).observe(seconds)
+    facts = {
+        "request_id": scope["saji.request_id"],
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "bytes": taken,
+        "milliseconds": round(1000 * seconds, 2),
+    }
+    if "saji.cause" in scope:
+        facts["cause"] = scope["saji.cause"]
+        ERRORS.labels(facts["cause"]).inc()
+    log.info("request", extra={"facts": facts})

@@ -1,0 +1,173 @@
+"""What serves now: a bounded queue in front of the engine, and another deployment without a pause."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from demo.service.engine import Engine
+from demo.service.limits import Limits
+from demo.service.metrics import ENGINE, QUEUE_DEPTH, RELOADS
+from demo.service.problem import Problem, busy
+from demo.service.reading import Photo
+from runtime.classifier import Classifier, Prediction
+from runtime.deployment import Deployment
+from runtime.errors import SajiError
+from runtime.files import sha256_file
+
+POLL_SECONDS = 1.0
+
+log = logging.getLogger("saji.serving")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the photos of a request show, in their order, and the classifier that said so."""
+
+    predictions: list[Prediction]
+    classifier: Classifier
+
+
+class Serving:
+    """The queue that page and API share, in front of the engine that `deployment.json` names now.
+
+    `open_classifier` opens what the file at `path` chooses. Each photo has a thread, in which it is decoded beside
+    others and then waits for its turn on the engine. Raises SajiError when nothing can be opened; use it as a context
+    manager.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        open_classifier: Callable[[Path], Classifier],
+        limits: Limits,
+        workers: int = 1,
+        batch: int = 1,
+    ) -> None:
+        self.path, self.limits = path, limits
+        self._open_classifier, self._workers, self._batch = open_classifier, workers, batch
+        self._taken, self._asked = 0, False
+        # Enough to decode on all cores while the engine is busy and its next batch waits
+        self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + workers * batch, "photo")
+        self._stamp = self._stamp_now()
+        self.engine = self._open()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, held until the answer is sent. Raises Problem 429 when all are taken."""
+        if self._taken >= self.limits.queue:
+            raise busy(429, "queue-full", f"all {self.limits.queue} places of the queue are taken; try again soon")
+        self._taken += 1
+        QUEUE_DEPTH.inc()
+        try:
+            yield
+        finally:
+            self._taken -= 1
+            QUEUE_DEPTH.dec()
+
+    async def classify(self, photos: Sequence[Photo]) -> Answer:
+        """Answer photos, each a path or encoded bytes, within a `place`.
+
+        Raises Problem: 422 for what is no picture, 413 for too many pixels or bytes, 503 for an answer too late.
+        """
+        engine, now = self.engine, time.perf_counter()
+        results = await self.finished(engine, [partial(engine.answer, p, self.limits, now) for p in photos])
+        for number, result in enumerate(results, 1):
+            if isinstance(result, Problem) and len(results) > 1:
+                result.detail = f"photo {number} of {len(results)}: {result.detail}"
+            if isinstance(result, BaseException):
+                raise result
+        return Answer(list(results), engine.classifier)  # type: ignore[arg-type]  # no exception is left in it
+
+    async def finished(self, engine: Engine, works: Sequence[Callable[[], T]]) -> list[T | BaseException]:
+        """What each work gives or raises, done in a thread of its own, within a `place`; `engine` is held until then.
+
+        Raises Problem 503 when it takes too long.
+        """
+        jobs = [self._threads.submit(work) for work in works]
+        done = asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
+        engine.requests.add(done)
+        done.add_done_callback(engine.requests.discard)
+        try:
+            return await asyncio.wait_for(asyncio.shield(done), self.limits.seconds)
+        except TimeoutError:
+            for job in jobs:
+                job.cancel()  # what has begun cannot be stopped, and holds the engine until it ends
+            seconds = self.limits.seconds
+            raise busy(503, "too-slow", f"no answer within {seconds} s, so many are waiting; try again soon") from None
+
+    def look_again(self) -> None:
+        """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
+        self._asked = True
+
+    async def watch(self) -> None:
+        """Look for another deployment each second, for ever; whoever waits meanwhile is answered by the old one."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if self._asked or self._stamp_now() != self._stamp:
+                await self.reload()
+
+    async def reload(self) -> None:
+        """Serve what the file says now, if it differs and opens; if not, the old one goes on and the log says why."""
+        asked, self._asked, self._stamp = self._asked, False, self._stamp_now()
+        try:
+            if not asked and sha256_file(self.path) == self.engine.sha256:
+                return
+            fresh = await asyncio.to_thread(self._open)
+        except Exception as error:  # whatever is wrong with the new one, the old one serves
+            known = isinstance(error, SajiError | OSError)
+            facts = {"reason": str(error), "serving": self.engine.classifier.candidate.name}
+            log.error("deployment refused", exc_info=not known, extra={"facts": facts})
+            RELOADS.labels("refused").inc()
+            return
+        old, self.engine = self.engine, fresh
+        RELOADS.labels("served").inc()
+        log.info("deployment served", extra={"facts": {"serving": fresh.classifier.candidate.name}})
+        await old.retire()
+
+    def _open(self) -> Engine:
+        deployment, sha256 = Deployment.read(self.path), sha256_file(self.path)
+        engine = Engine(self._open_classifier(self.path), deployment, sha256, self._workers, self._batch)
+        try:
+            engine.warm()
+        except BaseException:
+            engine.classifier.close()
+            raise
+        candidate = engine.classifier.candidate
+        ENGINE.info(
+            {
+                "architecture": candidate.architecture,
+                "backend": candidate.backend,
+                "precision": candidate.precision,
+                "variant": candidate.variant,
+                "deployment_sha256": sha256,
+            }
+        )
+        return engine
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
+
+    def close(self) -> None:
+        """Finish what is being answered, then free the engine."""
+        self._threads.shutdown()
+        self.engine.classifier.close()
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,3 +1,0 @@
-"""Checkpoints become judged files."""
-
-import runtime  # noqa: F401  # before every library that reports its use

@@ -1,0 +1,160 @@
+"""`python -m lab.duplicates`: how well duplicates are found, and how the search grows.
+
+`known DATA` holds the pairs found inside a photo set against the column `group` of its CSV, which photos of one scene
+share; without that column it lists the pairs for a person to look at. `drawn N` searches N drawn dishes.
+"""
+
+import argparse
+import csv
+import json
+import threading
+import time
+from collections.abc import Sequence, Set
+from itertools import combinations
+from pathlib import Path
+
+from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.benchmark.worker import peak_memory_mib
+from runtime.environment import stamp
+from runtime.errors import SajiError, exit_with_one_sentence, require_extra
+
+if __name__ == "__main__":  # before the imports that would fail with a traceback
+    require_extra("train", "rich", "cv2", "sklearn", "imagehash")
+
+import numpy as np
+
+from training.photos.drawn import DISHES, write_sample
+from training.photos.duplicates import Pair, find_duplicates, groups
+from training.progress import bar
+
+
+def main() -> None:
+    """Read the command line, measure, print, and keep the row."""
+    arguments = _arguments()
+    if arguments.verb == "known":
+        row = known(arguments.data) | stamp()
+    else:
+        row = drawn(arguments.photos, arguments.size, arguments.out) | stamp()
+        earlier = read_rows(arguments.rows) if arguments.rows and arguments.rows.is_file() else []
+        row["growth_exponent"] = exponent([*earlier, row])
+    if arguments.rows:
+        append_rows(arguments.rows, [row])
+    print(json.dumps(row, ensure_ascii=False))
+
+
+def known(source: Path) -> Row:
+    """The pairs found inside a photo set: scored, with the misses, where its CSV has groups; else all of them.
+
+    Photos that pairs join to one cluster count as found pairs, each with each. Raises SajiError without such a CSV.
+    """
+    table = source / "labels.csv" if source.is_dir() else source
+    if not table.is_file():
+        raise SajiError(f"{table} does not exist; DATA is a CSV with filename,label[,group], or the folder of one")
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        photos = list(csv.DictReader(file))
+    if not photos or "filename" not in photos[0]:
+        raise SajiError(f"{table} names no photos; it needs filename,label[,group]")
+    started = time.perf_counter()
+    pairs = find_duplicates([table.parent / photo["filename"] for photo in photos], bar)
+    seconds = round(time.perf_counter() - started, 2)
+    row = {"experiment": "known duplicates", "data": table.parent.name, "photos": len(photos), "seconds": seconds}
+    return row | scored([photo["filename"] for photo in photos], [photo.get("group") for photo in photos], pairs)
+
+
+def scored(names: Sequence[str], group: Sequence[str | None], pairs: Sequence[Pair]) -> Row:
+    """Recall and precision of pairs against the group of each photo; the pairs themselves where there is no group."""
+    if None in group:
+        return {"pairs": [[names[pair.first], names[pair.second], pair.kind] for pair in pairs]}
+
+    def named(chosen: Set[tuple[int, int]]) -> list[list[str]]:
+        return [[names[first], names[second]] for first, second in sorted(chosen)]
+
+    alike = {(i, j) for i, j in combinations(range(len(names)), 2) if group[i] == group[j]}
+    joined = {pair for cluster in groups(len(names), pairs) for pair in combinations(cluster, 2)}
+    return {
+        "true_pairs": len(alike),
+        "found_pairs": len(joined),
+        "recall": round(len(alike & joined) / max(1, len(alike)), 4),
+        "precision": round(len(alike & joined) / max(1, len(joined)), 4),
+        "missed": named(alike - joined),
+        "wrong": named(joined - alike),
+    }
+
+
+def drawn(photos: int, size: int, out: Path) -> Row:
+    """Search this many drawn dishes, `size` pixels wide and high: photos per second and peak memory, MiB.
+
+    `private_memory_mib` leaves out the pages of files, which the system takes back when it needs them.
+    """
+    per_class = -(-photos // len(DISHES))
+    folder = write_sample(out / f"drawn-{per_class}-{size}", per_class, size)
+    paths = sorted(folder.glob("*/*.jpg"))[:photos]
+    memory = _PrivateMemory()
+    started, worked = time.perf_counter(), time.process_time()
+    pairs = find_duplicates(paths, bar)
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
+    return {
+        "experiment": "duplicates among drawn photos",
+        "photos": len(paths),
+        "image_size": size,
+        "pairs": len(pairs),
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(worked, 2),
+        "photos_per_second": round(len(paths) / seconds, 1),
+        "peak_memory_mib": peak_memory_mib(),
+        "private_memory_mib": memory.peak(),
+    }
+
+
+def exponent(rows: Sequence[Row]) -> float | None:
+    """The power of the number of photos with which the work grows; None from a single number.
+
+    By least squares over the logarithms of all rows of the last one's kind and processor. Processor seconds are the
+    work: other programs on the machine hardly change them.
+    """
+    same = ("experiment", "image_size", "machine_cpu", "machine_cpu_features")
+    alike = [row for row in rows if all(row.get(key) == rows[-1].get(key) for key in same)]
+    if len({row["photos"] for row in alike}) < 2:
+        return None
+    logs = np.log([[row["photos"], row["cpu_seconds"]] for row in alike])
+    return round(float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0]), 3)
+
+
+class _PrivateMemory:
+    """Watches the memory of this process that is no file's, where the system tells it (Linux)."""
+
+    def __init__(self) -> None:
+        self._most, self._over = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        status = Path("/proc/self/status")
+        while status.is_file() and not self._over.wait(0.1):
+            lines = (line.split() for line in status.read_text(encoding="ascii").splitlines())
+            kib = next((int(words[1]) for words in lines if words[0] == "RssAnon:"), 0)
+            self._most = max(self._most, kib / 1024)
+
+    def peak(self) -> float | None:
+        """The most it was, MiB; ends the watch."""
+        self._over.set()
+        self._thread.join()
+        return round(self._most, 1) or None
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lab.duplicates", description="Measure the search.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    known = verbs.add_parser("known", help="recall and precision where the duplicates are known, or the pairs found")
+    known.add_argument("data", type=Path, help="a CSV with filename,label[,group], or the folder of a labels.csv")
+    drawn = verbs.add_parser("drawn", help="photos per second, memory and growth, on drawn dishes")
+    drawn.add_argument("photos", type=int, help="how many")
+    drawn.add_argument("--size", type=int, default=96, help="width and height, pixels")
+    drawn.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    for verb in (known, drawn):
+        verb.add_argument("--rows", type=Path, help="append the row to this .jsonl")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -1,0 +1,173 @@
+"""`python -m lab.study DATA`: what docs/study.md tells, one committed row per finished run.
+
+- `transfer`: EfficientNet-Lite0 from ImageNet weights.
+- `folds`: plain, residual and squeeze-and-excitation from scratch, every photo judged by a network that never saw it.
+- `seeds`: the four seed recipes and their networks on a split without leaks, beside what they reported on one with.
+- `distil`: ResNet-34 from scratch, taught by the network of `transfer`.
+- `long`: ResNet-34 from scratch, with patience.
+
+A run that has its row is not repeated; one that was cut off goes on where it was.
+"""
+
+import argparse
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.environment import stamp, usable_cores
+from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.evaluation import ValidationSet, accuracy, calibration_error, wilson_interval
+from training.network.classifier import finished, load_checkpoint, reference_logits
+from training.photos.dataset import Data, load_data
+from training.photos.folds import folds
+from training.recipe import Recipe, load_recipe
+from training.run.train import Place, train
+
+FOLDS = 3
+NETWORKS = ("plain34", "resnet34", "se_resnet34")
+TEACHER = "efficientnet_lite0"
+WAVES = (("transfer", "folds", "seeds"), ("distil", "long"))  # the second needs the first
+# Validation accuracy as the students' own reports state it, by recipe and network
+SEEDS = {
+    "salt": {"plain34": 0.47, "resnet34": 0.671, "se_resnet34": 0.545},
+    "300gecs": {"plain34": 0.54, "resnet34": 0.60, "se_resnet34": 0.706},
+    "nasgor_goreng": {"plain34": 0.428, "resnet34": 0.671},
+    "cosine_warmup": {"plain34": 0.82, "resnet34": 0.87},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train. `fold` is None for the split that the data came with."""
+
+    part: str
+    architecture: str
+    recipe: Recipe
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the row and its folder are called, such as "folds/scratch-2/plain34"."""
+        fold = "" if self.fold is None else f"-{self.fold}"
+        return f"{self.part}/{self.recipe.name}{fold}/{self.architecture}"
+
+
+def jobs(part: str, out: Path) -> list[Job]:
+    """The runs of one part."""
+    if part == "folds":
+        last = replace(load_recipe("scratch"), release="last")  # no fold may pick its own epoch
+        return [Job(part, network, last, fold) for fold in range(FOLDS) for network in NETWORKS]
+    if part == "seeds":  # at 128 px: their 224 and 300 would take five times as long
+        recipes = {name: replace(load_recipe(name), image_size=128) for name in SEEDS}
+        return [Job(part, network, recipes[name]) for name, reported in SEEDS.items() for network in reported]
+    if part == "transfer":
+        return [Job(part, TEACHER, load_recipe("transfer"))]
+    if part == "distil":
+        teacher = out / "study" / "transfer" / "transfer" / TEACHER / "checkpoint.pt"
+        return [Job(part, "resnet34", replace(load_recipe("distil"), teacher=str(teacher)))]
+    return [Job(part, "resnet34", load_recipe("long"))]
+
+
+def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
+    """Train one network, or take it up where it was, and say how it does on the photos it did not see."""
+    torch.set_num_threads(threads)
+    data = load_data(source, job.recipe.validation_share, job.recipe.seed, True, out / "cache")
+    if job.fold is not None:
+        data = folds(data, FOLDS, seed=0)[job.fold]
+    folder = out / "study" / job.name
+    if not finished(folder, job.architecture, asdict(job.recipe), data.fingerprint):
+        train(job.architecture, data, job.recipe, folder, out / "cache", Place("cpu"))
+    return row_of(job, data, folder) | {"threads": threads, "runs_at_once": at_once} | stamp()
+
+
+def row_of(job: Job, data: Data, folder: Path) -> Row:
+    """The facts of a finished run; `labels` and `predictions` have a digit per photo, in one order for all networks."""
+    model, spec = load_checkpoint(folder / "checkpoint.pt")
+    validation = ValidationSet.load(folder / "validation.npz")
+    logits = reference_logits(model, validation.images)
+    right = int((logits.argmax(1) == validation.labels).sum())
+    seconds = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)["seconds"]
+    return {
+        "experiment": "study",
+        "part": job.part,
+        "run": job.name,
+        "architecture": job.architecture,
+        "fold": job.fold,
+        "recipe": _told(job.recipe),
+        "data_fingerprint": data.fingerprint,
+        "trained_on": len(data.train),
+        "photos": len(validation.labels),
+        "accuracy": round(accuracy(logits, validation.labels), 4),
+        "accuracy_interval": [round(edge, 4) for edge in wilson_interval(right, len(validation.labels))],
+        "calibration_error": round(calibration_error(logits, validation.labels), 4),
+        "best_epoch": spec.validation["best_epoch"],
+        "last_epoch": spec.validation["last_epoch"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(float(seconds.sum()), 1),
+        "labels": _digits(validation.labels),
+        "predictions": _digits(logits.argmax(1)),
+    }
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without the place of its teacher, which differs from machine to machine."""
+    return asdict(recipe) | {"teacher": Path(recipe.teacher).parent.name}
+
+
+def _digits(classes: np.ndarray) -> str:
+    return "".join(np.base_repr(number, 36) for number in classes)
+
+
+def main() -> None:
+    """Read the command line and do what is missing of the study."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", type=Path, help="photo set with a split of its own")
+    parts = [part for wave in WAVES for part in wave]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run; all by default")
+    parser.add_argument("--rows", type=Path, default=Path("results/study.jsonl"), help="append rows to this .jsonl")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    parser.add_argument("--at-once", type=int, default=usable_cores(), help="runs that share the cores; 1 thread each")
+    arguments = parser.parse_args()
+    if arguments.at_once < 1:
+        raise SajiError("--at-once must be at least 1")
+    done = {row["run"] for row in read_rows(arguments.rows)} if arguments.rows.is_file() else set()
+    for wave in WAVES:
+        todo = [job for part in wave if part in arguments.parts for job in jobs(part, arguments.out)]
+        todo = [job for job in todo if job.name not in done]
+        for row in _run_all(todo, arguments.data, arguments.out, arguments.at_once):
+            append_rows(arguments.rows, [row])
+            print(f"{row['run']}: accuracy {row['accuracy']:.3f} on {row['photos']} photos", flush=True)
+    print(json.dumps({"rows": str(arguments.rows), "parts": list(arguments.parts)}))
+
+
+def _run_all(todo: list[Job], source: Path, out: Path, at_once: int) -> Any:
+    """The row of each job as it is finished, from processes that share the cores; a failure is raised at the end."""
+    if not todo:
+        return
+    at_once = min(at_once, len(todo))
+    threads = max(1, usable_cores() // at_once)
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run, job, source, out, threads, at_once) for job in todo]
+        failed = []
+        for future in as_completed(futures):
+            if future.exception():
+                failed.append(future)
+            else:
+                yield future.result()
+    for future in failed:
+        future.result()
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -1,0 +1,176 @@
+"""The tables of docs/study.md: networks compared, duplicates, wrong labels."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import f1_score
+
+from lab.study import SEEDS
+from lab.tables.markdown import NAMES, markdown, with_interval
+from runtime.benchmark.rows import Row
+from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval
+
+ACCURACY = "accuracy (95 % interval)"
+
+
+def seeds(rows: list[Row]) -> str:
+    """The seed experiments as reported, beside the same recipe on a split without leaks."""
+    head = "recipe", "network", "reported, on a split that leaks", "the same, without leaks (95 % interval)", "epochs"
+    measured = {(row["recipe"]["name"], row["architecture"]): row for row in rows if row["part"] == "seeds"}
+    lines = []
+    for recipe, networks in SEEDS.items():
+        for network, reported in networks.items():
+            row = measured.get((recipe, network))
+            found = with_interval(row["accuracy"], row["accuracy_interval"]) if row else "not run yet"
+            epochs = f"{row['best_epoch']['epoch']} of {row['last_epoch']['epoch']}" if row else ""
+            lines.append((recipe, NAMES[network], f"{reported:.3f}", found, epochs))
+    return f"{markdown(head, lines)}\n\n{_conditions([*measured.values()])}" if measured else markdown(head, lines)
+
+
+def folds(rows: list[Row]) -> str:
+    """Three networks, every photo answered by one that never saw it, and each pair of networks compared."""
+    rows = sorted((row for row in rows if row["part"] == "folds"), key=lambda row: row["run"])
+    by_network = {name: [row for row in rows if row["architecture"] == name] for name in NAMES}
+    by_network = {name: runs for name, runs in by_network.items() if runs}
+    head = (
+        "network",
+        "folds",
+        "photos",
+        "accuracy (95 % interval)",
+        "macro-F1",
+        "calibration error",
+        "parameters",
+    )
+    lines = []
+    for name, runs in by_network.items():
+        labels, predictions = _joined(runs, "labels"), _joined(runs, "predictions")
+        right, n = int((labels == predictions).sum()), len(labels)
+        error = sum(run["calibration_error"] * run["photos"] for run in runs) / n
+        f1 = f1_score(labels, predictions, average="macro")
+        cells = NAMES[name], str(len(runs)), str(n), with_interval(right / n, wilson_interval(right, n)), f"{f1:.3f}"
+        lines.append((*cells, f"{error:.3f}", f"{runs[0]['parameters'] / 1e6:.2f} M"))
+    pairs = [_compared(*pair) for pair in itertools.combinations(by_network.items(), 2)]
+    return "\n\n".join([markdown(head, lines), markdown(_PAIR, pairs), _conditions(rows)])
+
+
+_PAIR = (
+    "first against second",
+    "photos",
+    "difference of accuracy (95 % interval)",
+    "only first right",
+    "only second",
+    "p",
+    "",
+)
+
+
+def _compared(first: tuple[str, list[Row]], second: tuple[str, list[Row]]) -> tuple[str, ...]:
+    """Paired on the same photos: bootstrap interval of the difference, exact McNemar test."""
+    common = {run["fold"] for run in first[1]} & {run["fold"] for run in second[1]}
+    a, b = ([run for run in runs if run["fold"] in common] for _, runs in (first, second))
+    labels = _joined(a, "labels")
+    ours, theirs = (_joined(runs, "predictions") == labels for runs in (a, b))
+    low, high = paired_bootstrap(ours.astype(int) - theirs)
+    won, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    p = mcnemar_p(lost, won)
+    difference = float(ours.mean() - theirs.mean())
+    said = "inconclusive" if p >= 0.05 else f"{NAMES[(first if difference > 0 else second)[0]]} is better"
+    name = f"{NAMES[first[0]]} against {NAMES[second[0]]}"
+    return (
+        name,
+        str(len(labels)),
+        f"{difference:+.3f} ({low:+.3f} to {high:+.3f})",
+        str(won),
+        str(lost),
+        f"{p:.2g}",
+        said,
+    )
+
+
+def finest(rows: list[Row]) -> str:
+    """The best recipes on the given split."""
+    head = "run", "network", "size", "epochs", ACCURACY, "released epoch"
+    chosen = [row for row in rows if row["part"] in ("transfer", "distil", "long")]
+    lines = [
+        (
+            row["part"],
+            row["architecture"],
+            f"{row['recipe']['image_size']} px",
+            str(row["recipe"]["epochs"]),
+            with_interval(row["accuracy"], row["accuracy_interval"]),
+            str(row["best_epoch"]["epoch"]),
+        )
+        for row in chosen
+    ]
+    return f"{markdown(head, lines)}\n\n{_conditions(chosen)}"
+
+
+def duplicates(rows: list[Row]) -> str:
+    """The search for duplicates where they are known."""
+    head = ("photo set", "photos", "true pairs", "found", "recall", "precision", "missed")
+    lines = [
+        (
+            row["data"],
+            str(row["photos"]),
+            str(row["true_pairs"]),
+            str(row["found_pairs"]),
+            f"{row['recall']:.3f}",
+            f"{row['precision']:.3f}",
+            ", ".join(" = ".join(pair) for pair in row["missed"]) or "none",
+        )
+        for row in rows
+        if "recall" in row
+    ]
+    return markdown(head, lines)
+
+
+def growth(rows: list[Row]) -> str:
+    """The search for duplicates among more and more drawn photos, and the power of their number that it grows with."""
+    head = ("photos", "photos/s", "seconds", "peak memory, MiB", "of it private")
+    found = [row for row in rows if row["experiment"] == "duplicates among drawn photos"]
+    lines = [
+        (
+            f"{row['photos']:,}",
+            f"{row['photos_per_second']:.0f}",
+            f"{row['seconds']:.0f}",
+            f"{row['peak_memory_mib']:.0f}",
+            f"{row['private_memory_mib']:.0f}",
+        )
+        for row in found
+    ]
+    last = found[-1]
+    conditions = f"Processor seconds grow with the power {last['growth_exponent']} of the number of photos; "
+    conditions += f"{last['image_size']} px, {last['machine_cores']} cores of {last['machine_cpu']} "
+    conditions += f"({', '.join(last['machine_cpu_features'])}); commit {last['commit']}."
+    return f"{markdown(head, lines)}\n\n{conditions}"
+
+
+def suspects(rows: list[Row]) -> str:
+    """Mislabelled photos that were mixed into a set, and how many of them the list begins with."""
+    head = ("photos", "mislabelled ones mixed in", "found among the first", "recall (95 % interval)")
+    lines = [
+        (
+            str(row["photos"]),
+            str(row["planted"]),
+            f"{row['found']} of {row['first']}",
+            with_interval(row["recall"], wilson_interval(row["found"], row["planted"])),
+        )
+        for row in rows
+    ]
+    return markdown(head, lines)
+
+
+def _joined(runs: Sequence[Row], what: str) -> np.ndarray:
+    """The classes of all photos of several runs, which `lab.study` writes as digits of base 36."""
+    return np.array([int(digit, 36) for run in runs for digit in run[what]])
+
+
+def _conditions(rows: Sequence[Row]) -> str:
+    row = rows[-1]
+    sizes = ", ".join(sorted({f"{r['recipe']['image_size']} px" for r in rows}))
+    commits = ", ".join(sorted({r["commit"] for r in rows}))
+    return (
+        f"{sizes}, {row['photos']} photos to validate on in the last run; PyTorch {row['versions']['torch']} on "
+        f"{row['machine_cores']} cores of {row['machine_cpu']}, shared by {row['runs_at_once']} runs; commit {commits}."
+    )

@@ -1,0 +1,208 @@
+"""`python -m lab.unseen`: does a classifier notice a class that it has never seen?
+
+Each class is left out in turn: a network is trained on the others, then every rule scores the validation photos of
+the known classes and all photos of the class left out. One row a class, so that a run that was stopped goes on where
+it was.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import SajiError, exit_with_one_sentence, require_extra
+
+if __name__ == "__main__":  # before the imports that would fail with a traceback
+    require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from runtime import environment
+from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.evaluation import accuracy
+from runtime.preprocess import pixels
+from runtime.spec import RULES, Geometry
+from training.network import architectures
+from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_logits
+from training.photos.dataset import Data, load_data, run_name
+from training.progress import bar
+from training.recipe import Recipe, load_recipe
+from training.run.confidence import KEPT, fitted_temperature, threshold_keeping
+
+BATCH = 32  # photos in memory at a time
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network makes of N photos: logits float32 `[N, C]` and what goes into its last layer, `[N, F]`."""
+
+    logits: np.ndarray
+    features: np.ndarray
+
+
+def main() -> None:
+    """Read the command line, do the classes that have no row yet, print the mean AUROC of each rule."""
+    arguments = _arguments()
+    architectures.check_name(arguments.arch)
+    recipe = load_recipe(arguments.recipe)
+    given = {"epochs": arguments.epochs, "image_size": arguments.image_size}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    cache = arguments.out / "cache"
+    data = load_data(arguments.data, recipe.validation_share, recipe.seed, True, cache, bar)
+    if len(data.classes) < 3 or arguments.leave not in ("", *data.classes):
+        raise SajiError(f"--leave takes one of at least three classes; there are {', '.join(data.classes)}")
+    same = {"architecture": arguments.arch, "recipe": asdict(recipe), "data_fingerprint": data.fingerprint}
+    for name in [arguments.leave] if arguments.leave else data.classes:
+        if name not in _rows(arguments.rows, same):
+            folder = arguments.out / "unseen" / run_name(arguments.data) / name / arguments.arch
+            model = _trained(without(data, name), arguments.arch, recipe, folder, cache)
+            figures = held_against(model, data, name, Geometry.for_size(recipe.image_size))
+            row = {"experiment": "unseen", "unseen": name, **same, **figures, **environment.stamp()}
+            append_rows(arguments.rows, [row])
+    rows = list(_rows(arguments.rows, same).values())
+    print(table(rows))
+    print(json.dumps({"classes": [row["unseen"] for row in rows], "auroc": means(rows, "auroc")}, ensure_ascii=False))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lab.unseen", description=__doc__)
+    parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
+    parser.add_argument("--arch", default="efficientnet_lite0", help="architecture")
+    parser.add_argument("--recipe", default="transfer", help="recipe by name, or a path to a .toml file")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--image-size", type=int, help="instead of the recipe's, pixels")
+    parser.add_argument("--leave", default="", help="only this class; by default each in turn")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    parser.add_argument("--rows", type=Path, default=Path("results/unseen.jsonl"), help="append rows to this .jsonl")
+    return parser.parse_args()
+
+
+def _rows(path: Path, same: dict[str, Any]) -> dict[str, Row]:
+    """The rows of this very experiment by the class left out."""
+    rows = read_rows(path) if path.is_file() else []
+    return {row["unseen"]: row for row in rows if all(row[key] == value for key, value in same.items())}
+
+
+def without(data: Data, name: str) -> Data:
+    """The photo set without the photos of one class; every other photo stays on its side of the split."""
+    kept = np.array([photo.label != name for photo in data.photos])
+    place = np.cumsum(kept) - 1  # old index → new index
+    photos = tuple(photo for photo in data.photos if photo.label != name)
+    classes = tuple(other for other in data.classes if other != name)
+    return replace(
+        data,
+        photos=photos,
+        classes=classes,
+        labels=np.array([classes.index(photo.label) for photo in photos]),
+        train=place[data.train[kept[data.train]]],
+        val=place[data.val[kept[data.val]]],
+        hashes=tuple(digest for digest, keep in zip(data.hashes, kept, strict=True) if keep),
+        scenes=data.scenes[kept],
+    )
+
+
+def _trained(data: Data, architecture: str, recipe: Recipe, folder: Path, cache: Path) -> PhotoClassifier:
+    """The network trained on these photos, from its checkpoint where that is up to date."""
+    from training.run.train import Place, train
+
+    if done := finished(folder, architecture, asdict(recipe), data.fingerprint):
+        return done[0]
+    train(architecture, data, recipe, folder, cache, Place(), bar)
+    return load_checkpoint(folder / "checkpoint.pt")[0]
+
+
+def held_against(model: PhotoClassifier, data: Data, name: str, geometry: Geometry) -> dict[str, Any]:
+    """A model that knows all classes but `name`: its validation photos against all photos of that class.
+
+    The temperature is fitted to the known photos alone, and the threshold behind `unknown_rejected` keeps a share
+    of `KEPT` of those that are right: nothing that a rule uses has been set by a photo of the class left out.
+    """
+    known = without(data, name)
+    strangers = [photo.path for photo in data.photos if photo.label == name]
+    learnt = outputs(model, [known.photos[i].path for i in known.train], geometry)
+    seen = outputs(model, [known.photos[i].path for i in known.val], geometry)
+    unseen = outputs(model, strangers, geometry)
+    labels = known.labels[known.val]
+    right = seen.logits.argmax(1) == labels
+    temperature = fitted_temperature(seen.logits, labels)
+    high, low = (scores(each, temperature, learnt.features) for each in (seen, unseen))
+    is_known = np.repeat([1, 0], [len(labels), len(strangers)])
+    return {
+        "known": len(labels),
+        "unknown": len(strangers),
+        "accuracy": round(accuracy(seen.logits, labels), 4),
+        "temperature": round(temperature, 4),
+        "auroc": {r: round(float(roc_auc_score(is_known, np.concatenate([high[r], low[r]]))), 4) for r in high},
+        "right_kept": KEPT,
+        "unknown_rejected": {r: round(float((low[r] < threshold_keeping(high[r][right])).mean()), 4) for r in high},
+    }
+
+
+def outputs(model: PhotoClassifier, paths: Sequence[Path], geometry: Geometry) -> Outputs:
+    """Photos through the network, batch by batch, as serving preprocesses them."""
+    features: list[np.ndarray] = []
+    head = architectures.head(model.network)
+
+    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        features.append(inputs[0].flatten(1).numpy())
+
+    hook = head.register_forward_pre_hook(keep)
+    starts = range(0, len(paths), BATCH)
+    logits = []
+    for start in bar(starts, "scoring", len(starts)):
+        images = np.stack([pixels(path, geometry) for path in paths[start : start + BATCH]])
+        logits.append(reference_logits(model, images))
+    hook.remove()
+    return Outputs(np.concatenate(logits), np.concatenate(features))
+
+
+def scores(found: Outputs, temperature: float, learnt: np.ndarray) -> dict[str, np.ndarray]:
+    """By every rule, how much each photo looks like the known classes: float `[N]`, higher is surer.
+
+    The rules of `runtime.spec` need the logits alone. Beside them stand the largest logit (Hendrycks et al. 2022)
+    and the cosine to the nearest of the training photos' features `learnt` `[M, F]`, which a served model has not.
+    """
+    scaled = found.logits.astype(np.float64) / temperature
+    return {
+        **{rule: score(scaled, temperature) for rule, score in RULES.items()},
+        "max_logit": found.logits.max(axis=1),
+        "nearest_features": (_unit(found.features) @ _unit(learnt).T).max(axis=1),
+    }
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown: a line per rejection rule, its AUROC for each class left out, the means at the end."""
+    classes, kept = [row["unseen"] for row in rows], f"{100 * rows[0]['right_kept']:g} %"
+    head = ["rule", *classes, "mean AUROC", f"unknown rejected where {kept} of right ones are kept"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(classes) + 2)]
+    auroc, rejected = means(rows, "auroc"), means(rows, "unknown_rejected")
+    for rule in auroc:
+        cells = [f"{row['auroc'][rule]:.3f}" for row in rows]
+        lines.append(f"| {' | '.join([rule, *cells, f'{auroc[rule]:.3f}', f'{rejected[rule]:.3f}'])} |")
+    row, recipe = rows[0], rows[0]["recipe"]
+    said = (
+        f"AUROC of validation photos of the other classes against all photos of the class that is left out; "
+        f"{row['architecture']}, recipe {recipe['name']}, {recipe['epochs']} epochs at {recipe['image_size']} px, "
+        f"accuracy {min(r['accuracy'] for r in rows):.3f} to {max(r['accuracy'] for r in rows):.3f}; "
+        f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def means(rows: list[Row], figure: str) -> dict[str, float]:
+    """The mean of a figure that each row has by rule, for each rule."""
+    return {rule: round(statistics.mean(row[figure][rule] for row in rows), 4) for rule in rows[0][figure]}
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

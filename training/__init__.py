@@ -1,3 +1,0 @@
-"""Photos become checkpoints."""
-
-import runtime  # noqa: F401  # before every library that reports its use

@@ -1,1 +1,0 @@
-"""Experiments around the trainer: each is a command of its own, and nothing else imports it but documents and tests."""

@@ -1,0 +1,113 @@
+"""The trained module: uint8 photos in, logits out; and the checkpoint file that carries it with its spec."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from runtime.errors import BadModel
+from runtime.files import replacing
+from runtime.spec import ModelSpec
+from training.network import architectures
+
+
+class Normalise(nn.Module):
+    """uint8 `[N, H, W, 3]` RGB → float32 `[N, 3, H, W]` with the weights' own mean and standard deviation.
+
+    The only place where they exist: every exported graph begins with this layer.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, 3, H, W]`."""
+        return self.scaled(planes(images))
+
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        """The arithmetic alone, of float32 `[N, 3, H, W]` RGB on a scale of 0 to 255."""
+        return (x - self.mean) / self.std
+
+
+def planes(images: torch.Tensor) -> torch.Tensor:
+    """uint8 `[N, H, W, 3]` → float32 `[N, 3, H, W]`, still on a scale of 0 to 255."""
+    # Cast first: TensorRT's parser does not transpose uint8. Contiguous: otherwise the exporter emits a strided
+    # gather before the head, which OpenVINO computes wrongly in INT8 without a word.
+    return images.float().permute(0, 3, 1, 2).contiguous()
+
+
+class PhotoClassifier(nn.Module):
+    """Normalisation and network in one module: uint8 `[N, H, W, 3]` RGB → logits `[N, classes]`."""
+
+    def __init__(self, architecture: str, classes: int, recipe: dict, pretrained: bool = False) -> None:
+        super().__init__()
+        network = architectures.build(architecture, classes, recipe, pretrained)  # first: it knows what does not exist
+        self.normalise = Normalise(*architectures.mean_std(architecture, pretrained))
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 `[N, H, W, 3]` RGB → logits float `[N, classes]`."""
+        return self.network(self.normalise(images))
+
+
+def save_checkpoint(path: Path, model: PhotoClassifier, spec: ModelSpec) -> None:
+    """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"spec": spec.to_json(), "weights": weights}, file)
+
+
+def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
+    """Read a checkpoint; the module in evaluation mode on the CPU. No code in the file is ever executed.
+
+    Raises BadModel when the file is missing, truncated, pickled code or another project's.
+    """
+    if not path.is_file():
+        raise BadModel(f"{path} does not exist; train first with: make train")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        text, weights = content["spec"], content["weights"]
+    except (KeyError, TypeError, IndexError):
+        raise BadModel(f"{path} is no saji checkpoint (it has no spec); train one with: make train") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+        raise BadModel(f"{path} is truncated or holds code instead of weights and was refused; train again") from None
+    spec = ModelSpec.from_json(text, str(path))
+    model = PhotoClassifier(spec.architecture, len(spec.classes), spec.recipe)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:120]
+        raise BadModel(f"{path} has weights that do not fit {spec.architecture} ({what}…)") from None
+    return model.eval(), spec
+
+
+def finished(
+    folder: Path, architecture: str, recipe: dict, fingerprint: str
+) -> tuple[PhotoClassifier, ModelSpec] | None:
+    """What a run's folder holds if it is this very run and complete, else None."""
+    if (folder / "last.ckpt").exists():  # it stays where a run was interrupted
+        return None
+    try:
+        model, spec = load_checkpoint(folder / "checkpoint.pt")
+    except (BadModel, OSError):
+        return None
+    same = (spec.architecture, spec.recipe, spec.data["fingerprint"]) == (architecture, recipe, fingerprint)
+    there = (folder / "validation.npz").is_file() and (folder / "calibration.npz").is_file()
+    return (model, spec) if same and there else None
+
+
+def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:
+    """The FP32 answer on the CPU that every candidate is held against; uint8 `[N, S, S, 3]` → float32 `[N, C]`."""
+    images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
+    model = model.float().cpu().eval()  # plain FP32 arithmetic, whatever the training used
+    with torch.inference_mode():
+        parts = [model(torch.from_numpy(images[i : i + batch])).numpy() for i in range(0, len(images), batch)]
+    return np.concatenate(parts)

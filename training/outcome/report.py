@@ -1,0 +1,234 @@
+"""What came out of a training run, for people: `report.md` and its figures in the run's folder.
+
+`python -m training.outcome.report RUN [RUN...]` writes it anew; of several runs it also compares the networks.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from runtime.errors import SajiError, exit_with_one_sentence, require_extra
+
+if __name__ == "__main__":  # before the imports that would fail with a traceback
+    require_extra("train", "torch", "torchvision", "sklearn", "matplotlib")
+
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
+
+from runtime.files import replacing
+from training.outcome import figures
+from training.outcome.summary import Outcome, difference_p, finished, read_outcome, summary
+
+_HEADER = (
+    "network",
+    "photos",
+    "accuracy (95 % interval)",
+    "p against the best",
+    "macro-F1",
+    "calibration error",
+    "best epoch",
+    "last epoch",
+    "parameters",
+    "multiply-adds",
+    "training time",
+    "photos/s",
+)
+_NOTES = (
+    "Accuracy is the checkpoint's in FP32 on the validation photos, with Wilson's interval; p is McNemar's exact test "
+    "against the most accurate network, where both saw the same photos. The calibration error is the expected one in "
+    "ten bins, of the logits as they are. An epoch stands with its validation accuracy during training. Multiply-adds "
+    "are for one photo at the network's image size; time is that of the training steps alone, photos/s the median over "
+    "the epochs."
+)
+
+
+def write_report(run: Path) -> list[Outcome]:
+    """Write `report.md` and its figures into a run's folder; gives the outcome of each finished network, by name.
+
+    What needs `history.csv` or `gradients.csv` is left out where those are missing. Raises SajiError when no network
+    is finished, and BadModel on a damaged file.
+    """
+    outcomes = [read_outcome(folder) for folder in finished(run)]
+    sections = [_head(run, outcomes), _curves(run, outcomes), _classes(run, outcomes), _pictures(run, outcomes)]
+    sections += [_gradients(run, outcomes), _recipe(outcomes)]
+    with replacing(run / "report.md") as temporary:  # last: it names the figures
+        text = "\n\n".join(filter(None, sections)) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The networks as a Markdown table with its notes; runs are named where there are several."""
+    best = max(outcomes, key=lambda outcome: outcome.right.mean())
+    several = len({outcome.run for outcome in outcomes}) > 1
+    rows = [_row(outcome, best, outcome.name if several else outcome.network) for outcome in outcomes]
+    return f"{_markdown(_HEADER, rows)}\n\n{_NOTES}"
+
+
+def differences(outcomes: Sequence[Outcome]) -> str:
+    """The settings in which networks of several runs differ, as a Markdown table; empty where they do not."""
+    rows = [[name, *values] for name, values in _settings(outcomes).items() if len(set(values)) > 1]
+    return _markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
+
+
+def _row(outcome: Outcome, best: Outcome, name: str) -> list[str]:
+    of = summary(outcome)
+    low, high = of["accuracy_interval"]
+    p = None if outcome is best else difference_p(outcome, best)
+    epochs = [
+        f"{epoch['epoch']}: {epoch['val_accuracy']:.3f}" if epoch else ""
+        for epoch in (of["best_epoch"], of["last_epoch"])
+    ]
+    return [
+        name,
+        str(of["photos"]),
+        f"{of['accuracy']:.3f} ({low:.3f}–{high:.3f})",
+        "" if p is None else f"{p:.2g}",
+        f"{of['macro_f1']:.3f}",
+        f"{of['calibration_error']:.3f}",
+        *epochs,
+        f"{of['parameters'] / 1e6:.2f} M",
+        f"{of['multiply_adds'] / 1e6:.0f} M at {of['image_size']} px",
+        f"{of['training_seconds']:.0f} s" if outcome.history else "",
+        f"{of['photos_per_second']:.0f}" if outcome.history else "",
+    ]
+
+
+def _head(run: Path, outcomes: Sequence[Outcome]) -> str:
+    spec = outcomes[0].spec
+    versions = ", ".join(f"{name} {spec.versions[name]}" for name in ("torch", "torchvision") if name in spec.versions)
+    drawn = ", drawn dishes and not photos" if spec.data.get("drawn") else ""
+    lines = [
+        f"# {_text(run.resolve().name)}",
+        f"{len(spec.classes)} classes, {spec.data.get('train', '?')} photos to train on and "
+        f"{len(outcomes[0].validation.labels)} to validate{drawn}; {versions}.",
+        table(outcomes),
+    ]
+    if len({outcome.spec.data.get("fingerprint") for outcome in outcomes}) > 1:
+        lines.append("**These networks were trained on different photos, so their figures do not compare.**")
+    return "\n\n".join(lines)
+
+
+def _curves(run: Path, outcomes: Sequence[Outcome]) -> str:
+    told = [outcome for outcome in outcomes if outcome.history]
+    if not told:
+        return ""
+    return (
+        f"## Accuracy and loss per epoch\n\n{_figure(run, figures.curves, told)}\n\nThe training loss is the one that "
+        "is minimised, with the recipe's augmentation and label smoothing; the validation loss is plain cross-entropy."
+    )
+
+
+def _classes(run: Path, outcomes: Sequence[Outcome]) -> str:
+    parts = ["## Per class"]
+    for outcome in outcomes:
+        classes = outcome.spec.classes
+        scores = precision_recall_fscore_support(
+            outcome.validation.labels, outcome.predicted, labels=range(len(classes)), zero_division=0
+        )
+        rows = [
+            [name, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", str(support)]
+            for name, precision, recall, f1, support in zip(classes, *scores, strict=True)
+        ]
+        parts.append(_markdown((outcome.network, "precision", "recall", "F1", "support"), rows))
+    return "\n\n".join([*parts, _figure(run, figures.confusions, outcomes)])
+
+
+def _pictures(run: Path, outcomes: Sequence[Outcome]) -> str:
+    return "\n\n".join(
+        [
+            "## Worst mistakes",
+            "The most confident first: true class, predicted class with its probability, file.",
+            _figure(run, figures.mistakes, outcomes),
+            "## Test pictures",
+            "Taken evenly from all classes, whatever the answer, the same for each network.",
+            _figure(run, figures.predictions, outcomes),
+        ]
+    )
+
+
+def _gradients(run: Path, outcomes: Sequence[Outcome]) -> str:
+    norms = {outcome.network: outcome.gradients.norms for outcome in outcomes if outcome.gradients}
+    if not norms:
+        return ""
+    ratios = [f"{network} {_plain(np.nanmedian(norm[0] / norm[-1]))}" for network, norm in norms.items()]
+    return (
+        f"## Gradients\n\n{_figure(run, figures.gradients, outcomes)}\n\nNorm of the first layer's gradient over that "
+        f"of the last, median over the epochs: {', '.join(ratios)}."
+    )
+
+
+def _recipe(outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for setting, values in _settings(outcomes).items():
+        each = [f"{outcome.network}: {value}" for outcome, value in zip(outcomes, values, strict=True)]
+        rows.append([setting, values[0] if len(set(values)) == 1 else ", ".join(each)])
+    return f"## Recipe\n\n{_markdown(('setting', 'value'), rows)}"
+
+
+def _settings(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Each setting of the recipes with its value for each network."""
+    recipes = [outcome.spec.recipe for outcome in outcomes]
+    return {name: [str(recipe.get(name)) for recipe in recipes] for name in dict.fromkeys(chain(*recipes))}
+
+
+def _figure(run: Path, draw: figures.Draw, outcomes: Sequence[Outcome]) -> str:
+    name = f"{draw.__name__}.png"
+    figures.write(draw, outcomes, run / name)
+    return f"![{draw.__name__}]({name})"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(_text, line)) + " |" for line in lines)
+
+
+def _text(cell: str) -> str:
+    """A name as one line of text that Markdown leaves as it is."""
+    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", " ".join(cell.split()))
+
+
+def _plain(number: float) -> str:
+    return np.format_float_positional(number, precision=3, fractional=False, trim="-")
+
+
+def _run_folder(name: str, out: Path) -> Path:
+    """The folder of a run that is given by its name in `out`, or as a folder."""
+    for folder in (out / "runs" / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    there = sorted(path.name for path in (out / "runs").glob("*") if path.is_dir())
+    raise SajiError(
+        f"there is no run {name!r} in {out / 'runs'} ({', '.join(there) or 'no run at all'}); "
+        f"train it with: make train RUN={name}"
+    )
+
+
+def main() -> None:
+    """Read the command line, write each run's report, compare several."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.outcome.report", description="What came out of training runs."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name, or its folder")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    arguments = parser.parse_args()
+    runs = [_run_folder(name, arguments.out) for name in dict.fromkeys(arguments.runs)]
+    outcomes = []
+    for run in runs:
+        outcomes += write_report(run)
+        print(f"report: {run / 'report.md'}", file=sys.stderr)
+    print(table(outcomes))
+    if len(runs) > 1:
+        print(f"\n{differences(outcomes)}".rstrip())
+        comparison = arguments.out / "comparison.png"
+        figures.write(figures.comparison, outcomes, comparison)
+        print(f"comparison: {comparison}", file=sys.stderr)
+    print(json.dumps({"reports": [str(run / "report.md") for run in runs], "networks": list(map(summary, outcomes))}))
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -1,0 +1,200 @@
+"""What is wrong with a photo set: faults of files, duplicates, and the leaks they make across a split."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageStat
+
+from runtime.errors import BadPhoto, SajiError
+from runtime.files import sha256_file, sha256_json, write_json
+from runtime.preprocess import decode
+from training.photos.photo_set import Photo, PhotoSet
+
+if TYPE_CHECKING:  # OpenCV and scikit-learn take seconds to import, so duplicates are imported where they are needed
+    from training.photos.duplicates import Kind, Pair
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+Scene = list[list[int]]  # the pictures of one scene, each as the indexes of the photos that show it
+
+SIDES = ("train", "val", "test")
+KINDS: tuple["Kind", ...] = ("identical", "same picture", "same scene")
+LARGEST_FILE = 2 * 10**9  # bytes; a film that strayed into a photo folder must not fill the memory
+SMALLEST_SIDE, LONGEST_ASPECT = 64, 3  # pixels; longer over shorter side
+# Standard deviation of the liveliest channel, in levels of 255. Measured: 805 food photos have 37 or more
+BLANK = 8
+TEMPORARY_BYTES = 83_000  # what `duplicates` keeps of a photo in a temporary file
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one file is: its SHA-256, why it cannot be read ("" when it can be), and what is suspicious about it."""
+
+    sha256: str = ""
+    unreadable: str = ""
+    suspicious: tuple[str, ...] = ()
+
+
+def examine(path: Path) -> Facts:
+    """Read one file, once."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            return Facts(unreadable=f"has more than {LARGEST_FILE:,} bytes")
+        content = path.read_bytes()
+        image = decode(content, shorter_side=32)  # the smallest DCT scale still reads the whole file
+    except BadPhoto as error:
+        return Facts(unreadable=str(error).removeprefix("the file "))
+    except OSError as error:
+        return Facts(unreadable=error.strerror or str(error))
+    return Facts(hashlib.sha256(content).hexdigest(), "", tuple(_suspicious(path.suffix.lower(), content, image)))
+
+
+def _suspicious(suffix: str, content: bytes, image: Image.Image) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = Image.open(io.BytesIO(content))
+    width, height = header.size
+    if min(width, height) < SMALLEST_SIDE:
+        yield f"tiny ({width}×{height} pixels)"
+    if max(ImageStat.Stat(image).stddev) < BLANK:
+        yield "blank (all pixels are nearly the same)"
+    if max(width, height) > LONGEST_ASPECT * min(width, height):
+        yield f"extreme aspect ({width}×{height} pixels)"
+    known = "JPEG" if header.format == "MPO" else header.format  # a phone's JPEG with a second view in it
+    if Image.registered_extensions().get(suffix) != known:
+        yield f"wrong extension (it is {known}, named {suffix or 'without one'})"
+    if header.mode == "CMYK":
+        yield "CMYK (its colours are meant for print)"
+    with contextlib.suppress(Exception):  # whatever Pillow's many readers raise at a damaged second frame
+        if known != "JPEG" and getattr(header, "is_animated", False):
+            yield "animated (the first frame is used)"
+
+
+def find_scenes(
+    paths: Sequence[Path], hashes: Sequence[str], look_alikes: bool, folder: Path | None, progress: Progress
+) -> list[Scene]:
+    """The scenes that two or more of the readable files show; of identical files only, without `look_alikes`.
+
+    What was found is kept in `folder`, if given, by the files' hashes. Raises SajiError when the disk is too full.
+    """
+    files: dict[str, list[int]] = defaultdict(list)
+    for index, digest in enumerate(hashes):
+        files[digest].append(index)
+    if not look_alikes and len(files) == len(hashes):
+        return []
+    from training.photos.duplicates import Pair, groups
+
+    pairs = [Pair(same[0], index, "identical", 0, 0, 1.0) for same in files.values() for index in same[1:]]
+    if look_alikes:
+        distinct = sorted(files)  # the order must not depend on names, or renamed files would not be recognised
+        first = [files[digest][0] for digest in distinct]
+        for pair in _look_alikes([paths[index] for index in first], distinct, folder, progress):
+            pairs.append(replace(pair, first=first[pair.first], second=first[pair.second]))
+    pictures = {picture[0]: picture for picture in groups(len(hashes), pairs, KINDS[:2])}
+    later = {index for picture in pictures.values() for index in picture[1:]}
+    scenes = groups(len(hashes), pairs)
+    return [[pictures.get(index, [index]) for index in scene if index not in later] for scene in scenes]
+
+
+def _look_alikes(paths: list[Path], hashes: list[str], folder: Path | None, progress: Progress) -> "list[Pair]":
+    from training.photos import duplicates
+
+    code = sha256_file(Path(duplicates.__file__))  # what another version of it found would not be found again
+    file = folder / f"{sha256_json([code, hashes])[:16]}.duplicates.json" if folder else None
+    if file and file.is_file():
+        return [duplicates.Pair(**pair) for pair in json.loads(file.read_text(encoding="utf-8"))]
+    needed, place = len(paths) * TEMPORARY_BYTES, tempfile.gettempdir()
+    if needed > (free := shutil.disk_usage(place).free):
+        raise SajiError(
+            f"comparing {len(paths)} photos needs {needed / 1e6:.0f} MB and {place} has {free / 1e6:.0f} MB free; "
+            "set TMPDIR to a folder with more"
+        )
+    pairs = duplicates.find_duplicates(paths, progress)
+    if file:
+        write_json(file, [asdict(pair) for pair in pairs])
+    return pairs
+
+
+def collect(
+    found: PhotoSet,
+    facts: Sequence[Facts],
+    photos: Sequence[Photo],
+    hashes: Sequence[str],
+    sides: Sequence[str],
+    scenes: Sequence[Scene],
+) -> dict[str, Any]:
+    """All findings as a JSON value, from the facts of each listed photo and the hash and side of each readable one."""
+    names = [_name(photo, found) for photo in photos]
+    of_file = {_name(photo, found): fact for photo, fact in zip(found.photos, facts, strict=True)}
+    leaks: dict[str, str] = {}
+    two_labels: list[list[str]] = []
+    groups: list[dict[str, Any]] = []
+    for scene in scenes:
+        leaking = {names[index]: kind for index, kind in _leaks(scene, hashes, sides)}
+        mixed = [picture for picture in scene if len({photos[index].label for index in picture}) > 1]
+        files = {hashes[index] for picture in scene for index in picture}
+        group = {
+            "kind": "same scene" if len(scene) > 1 else "same picture" if len(files) > 1 else "identical",
+            "leaks": len(leaking),
+            "two_labels": bool(mixed),
+            "pictures": [
+                [{"photo": names[i], "label": photos[i].label, "side": sides[i], "sha256": hashes[i]} for i in picture]
+                for picture in scene
+            ],
+        }
+        groups.append(group)
+        leaks.update(leaking)
+        two_labels += [[f"{names[index]} ({photos[index].label})" for index in picture] for picture in mixed]
+    # What matters most first: the contact sheet has room for so many
+    groups.sort(key=lambda group: (-group["leaks"], not group["two_labels"], KINDS.index(group["kind"])))
+    per_class = Counter(zip((photo.label for photo in photos), sides, strict=True))
+    used, labels = Counter(sides), sorted({photo.label for photo in photos})
+    return {
+        "source": printable(str(found.source)),
+        "listed": len(found.photos),
+        "used": {side: used[side] for side in SIDES},
+        "per_class": {label: {side: per_class[label, side] for side in SIDES} for label in labels},
+        "unreadable": [f"{name}: {fact.unreadable}" for name, fact in of_file.items() if fact.unreadable],
+        "suspicious": {name: list(fact.suspicious) for name, fact in of_file.items() if fact.suspicious},
+        "problems": list(found.problems),
+        "leaks": leaks,
+        "two_labels": two_labels,
+        "groups": groups,
+    }
+
+
+def _name(photo: Photo, found: PhotoSet) -> str:
+    root = found.source if found.source.is_dir() else found.source.parent
+    return printable(Path(os.path.relpath(photo.path, root)).as_posix())
+
+
+def printable(name: str) -> str:
+    """The name as UTF-8 can hold it, "?" for what is no text: Linux allows such file names."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _leaks(scene: Scene, hashes: Sequence[str], sides: Sequence[str]) -> "Iterator[tuple[int, Kind]]":
+    """The photos that an earlier side of the split shows too, each with the closest likeness of that."""
+    rank = [[SIDES.index(sides[index]) for index in picture] for picture in scene]
+    in_scene = min(min(ranks) for ranks in rank)
+    for picture, ranks in zip(scene, rank, strict=True):
+        by_file: dict[str, int] = {}
+        for index, side in zip(picture, ranks, strict=True):
+            by_file[hashes[index]] = min(side, by_file.get(hashes[index], side))
+        for index, side in zip(picture, ranks, strict=True):
+            if by_file[hashes[index]] < side:
+                yield index, "identical"
+            elif min(ranks) < side:
+                yield index, "same picture"
+            elif in_scene < side:
+                yield index, "same scene"

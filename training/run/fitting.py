@@ -1,0 +1,159 @@
+"""How a network learns: loss, teacher, optimiser and schedule of a recipe."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from runtime.errors import SajiError
+from training.network import architectures
+from training.network.classifier import PhotoClassifier, load_checkpoint, planes
+from training.network.pretrained import load_weights
+from training.recipe import Recipe
+from training.run.batches import mixed_seed
+
+
+class Fitting(L.LightningModule):
+    """A PhotoClassifier in training. `identity` goes into `last.ckpt`: only the same run may be resumed from it."""
+
+    def __init__(self, architecture: str, classes: int, recipe: Recipe, identity: str = "") -> None:
+        super().__init__()
+        self.recipe, self.identity = recipe, identity
+        self.model = PhotoClassifier(architecture, classes, asdict(recipe), recipe.pretrained)
+        if recipe.weights:
+            load_weights(self.model.network, architectures.head(self.model.network), Path(recipe.weights))
+        if recipe.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.mix = v2.RandomChoice([v2.MixUp(num_classes=classes, alpha=0.2), v2.CutMix(num_classes=classes)])
+        # in a tuple, or Lightning would save and train it as a part of this module
+        self.teacher = (Teacher(Path(recipe.teacher)),) if recipe.teacher else ()
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the device of its pupil."""
+        for teacher in self.teacher:
+            teacher.model.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """In the first epochs of `freeze_epochs` only the head learns; frozen batch norms keep their statistics."""
+        frozen = self.current_epoch < self.recipe.freeze_epochs
+        for parameter in self.model.network.parameters():
+            parameter.requires_grad_(not frozen)
+        architectures.head(self.model.network).requires_grad_(True)
+        self.model.train(not frozen)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed what is drawn in this step (dropout, mixing) by its place, so that a resumed run draws the same."""
+        seed = mixed_seed(self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slow where CUDA is compiled in and absent
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        """One step; images uint8 `[N, S, S, 3]`, labels int64 `[N]`."""
+        images, labels = batch
+        x = planes(images)
+        if self.recipe.mix:
+            x, labels = self.mix(x, labels)
+        scaled = self.model.normalise.scaled(x)
+        if self.recipe.channels_last:
+            scaled = scaled.to(memory_format=torch.channels_last)
+        logits = self.model.network(scaled)
+        loss = self.loss(logits, labels)
+        for teacher in self.teacher:
+            share, softness = self.recipe.teacher_share, self.recipe.teacher_temperature
+            loss = (1 - share) * loss + share * distillation(logits, teacher(x), softness)
+        if not torch.isfinite(loss):
+            raise SajiError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}; the likely cause is the learning "
+                f"rate {self.recipe.learning_rate:g}, try: --learning-rate {self.recipe.learning_rate / 5:g}"
+            )
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int, dataloader_idx: int = 0) -> None:
+        """Loss without smoothing and accuracy: of the validation photos (0), and of training photos as they are (1)."""
+        images, labels = batch
+        logits = self.model(images).float()
+        found = {"accuracy": (logits.argmax(1) == labels).float().mean()}
+        if dataloader_idx == 0:
+            found["loss"] = nn.functional.cross_entropy(logits, labels)
+        named = {f"{('val', 'train')[dataloader_idx]}_{name}": value for name, value in found.items()}
+        self.log_dict(named, batch_size=len(images), sync_dist=True, add_dataloader_idx=False)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip gradients here rather than by the trainer's flag, which refuses fused optimisers under autocast."""
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in `last.ckpt` which run it belongs to."""
+        checkpoint["identity"] = self.identity
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimiser, with the learning rate set anew each step."""
+        recipe = self.recipe
+        groups = self._groups()
+        # One pass over the weights instead of ten; under fp16 the loss scale must be taken out before the step
+        fused = self.trainer.precision != "16-mixed"
+        optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=fused)
+        elif recipe.optimizer == "adam":
+            optimizer = torch.optim.Adam(groups, weight_decay=recipe.weight_decay, fused=fused)
+        else:
+            optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+        steps = max(1, math.ceil(self.trainer.estimated_stepping_batches / recipe.epochs))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step / steps, recipe))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Body and head at their own rates; biases and norms without decay, which only hurts them (but for adam)."""
+        recipe = self.recipe
+        head = {id(parameter) for parameter in architectures.head(self.model.network).parameters()}
+        groups: list[dict[str, Any]] = []
+        for in_head, rate in ((False, recipe.learning_rate * recipe.backbone_rate), (True, recipe.learning_rate)):
+            part = [p for p in self.model.parameters() if (id(p) in head) == in_head]
+            groups.append({"params": [p for p in part if p.ndim > 1], "lr": rate})
+            decay = {} if recipe.optimizer == "adam" else {"weight_decay": 0.0}
+            groups.append({"params": [p for p in part if p.ndim <= 1], "lr": rate, **decay})
+        return groups
+
+
+def rate_factor(epoch: float, recipe: Recipe) -> float:
+    """The learning rate at a (fractional) epoch, as a share of the peak."""
+    if epoch < recipe.warmup_epochs:
+        return max(1e-3, epoch / recipe.warmup_epochs)
+    if recipe.schedule == "step":
+        return recipe.step_gamma ** int(epoch / recipe.step_epochs)
+    if recipe.schedule == "constant":
+        return 1.0
+    length = max(1e-9, recipe.epochs - recipe.warmup_epochs)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - recipe.warmup_epochs) / length)))
+
+
+class Teacher:
+    """A checkpoint whose answers another network learns. It sees the very same mixed and cropped pixels, which is what
+    makes distillation work (Beyer et al. 2022, "A good teacher is patient and consistent")."""
+
+    def __init__(self, path: Path) -> None:
+        self.model, self.spec = load_checkpoint(path)
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 `[N, 3, S, S]` RGB on a scale of 0 to 255 → logits `[N, C]`, at the size the teacher learnt with."""
+        size = self.spec.geometry.size
+        if x.shape[-1] != size:
+            x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        return self.model.network(self.model.normalise.scaled(x))
+
+
+def distillation(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL divergence of two answers `[N, C]` softened by a temperature, times its square (Hinton et al. 2015, eq. 4)."""
+    pupil, teacher = (nn.functional.log_softmax(answer.float() / temperature, 1) for answer in (logits, taught))
+    return temperature**2 * nn.functional.kl_div(pupil, teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,240 @@
+"""Train one network on prepared data and release its checkpoint. Lightning drives the loop."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from runtime.environment import versions
+from runtime.errors import SajiError, missing_extra
+from runtime.evaluation import ValidationSet, accuracy, wilson_interval
+from runtime.spec import Geometry, ModelSpec
+from training.network.classifier import reference_logits, save_checkpoint
+from training.photos.dataset import Data, calibration_set, judging_set, without_leaks
+from training.photos.findings import Progress
+from training.progress import silent
+from training.recipe import Recipe
+from training.run.batches import Batches, TrainPhotos
+from training.run.confidence import settled
+from training.run.fitting import Fitting
+from training.run.history import AtomicFiles, Gradients, History, Kept, Patience
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a run computes; nothing here changes what is learnt, but for rounding."""
+
+    device: str = "auto"
+    devices: int = 0  # processes that share the work: 0 = all GPUs, or one process on a CPU
+    tensorboard: bool = False
+    resume: bool = True  # go on from `last.ckpt` where the same run was interrupted
+
+
+# Of what `last.ckpt` keeps; raise it with every change there, so that a run that an older saji left begins anew
+STATE_VERSION = 2
+
+
+def train(
+    architecture: str, data: Data, recipe: Recipe, folder: Path, cache: Path, place: Place, progress: Progress = silent
+) -> ModelSpec:
+    """Train and write `checkpoint.pt`, `validation.npz`, `calibration.npz` and the histories into `folder`.
+
+    The checkpoint is written last and holds the epoch that the recipe's `release` names. While training, `last.ckpt`
+    holds the last complete epoch; a run that was cut off goes on from there. Ctrl-C releases what there is so far, then
+    raises KeyboardInterrupt. Raises SajiError on a loss that is not finite.
+    """
+    quieten()
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    geometry = Geometry.for_size(recipe.image_size)
+    validation = judging_set(data, geometry, progress)
+    calibration = calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress)
+    identity = json.dumps([STATE_VERSION, architecture, data.fingerprint, asdict(recipe)])
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = Kept(folder)
+    start = _resumable(kept.last, identity) if place.resume else 0
+    if start:
+        print(f"{architecture}: resuming after epoch {start}", file=sys.stderr)
+    fitting = Fitting(architecture, len(data.classes), recipe, identity)
+    _check_teacher(fitting, data)
+    seen = _first(calibration, len(validation.labels))
+    batches = Batches(TrainPhotos(data, recipe, cache, progress), validation, seen, recipe, start)
+    history, gradients = History(architecture, recipe.epochs), Gradients()
+    trainer = _trainer(recipe, place, folder, [history, gradients, kept])
+    interrupted = _fit(trainer, fitting, batches, kept.last if start else None)
+    if interrupted and not kept.best_epoch:
+        raise KeyboardInterrupt
+    spec = ModelSpec(architecture, architecture, data.classes)
+    if trainer.is_global_zero:
+        spec = _released(architecture, data, fitting, validation, history, kept)
+        validation.save(folder / "validation.npz")
+        calibration.save(folder / "calibration.npz")
+        history.write(folder / "history.csv")
+        gradients.write(folder / "gradients.csv")
+        save_checkpoint(folder / "checkpoint.pt", fitting.model, spec)  # last: its presence says the run is complete
+        if not interrupted:
+            for file in (kept.best, kept.last):
+                file.unlink(missing_ok=True)
+    trainer.strategy.barrier()
+    if interrupted:
+        raise KeyboardInterrupt
+    return spec
+
+
+def _first(photos: ValidationSet, n: int) -> ValidationSet:
+    return ValidationSet(photos.images[:n], photos.labels[:n], photos.names[:n])
+
+
+def _released(
+    architecture: str, data: Data, fitting: Fitting, validation: ValidationSet, history: History, kept: Kept
+) -> ModelSpec:
+    """Take up the weights of the epoch that the recipe releases, and say what they do."""
+    recipe = fitting.recipe
+    chosen = kept.best if recipe.release == "best" else kept.last
+    fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
+    logits = reference_logits(fitting.model, validation.images)
+    spec = ModelSpec(
+        name=f"{architecture} on {kept.last.parents[1].name}",
+        architecture=architecture,
+        classes=data.classes,
+        geometry=Geometry.for_size(recipe.image_size),
+        validation=_facts(logits, data, history, kept, recipe.release),
+        recipe=asdict(recipe),
+        data={"fingerprint": data.fingerprint, "train": len(data.train), "drawn": data.report.get("drawn", False)},
+        versions=versions(),
+    )
+    return settled(spec, logits, validation.labels)
+
+
+def _resumable(last: Path, identity: str) -> int:
+    """How many epochs of this very run `last.ckpt` holds; 0 when there is none or it belongs to another run."""
+    try:
+        content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["epoch"]) + 1 if content["identity"] == identity else 0
+    except Exception:  # missing, damaged or of another version of Lightning: begin anew
+        return 0
+
+
+def _check_teacher(fitting: Fitting, data: Data) -> None:
+    for teacher in fitting.teacher:
+        if teacher.spec.classes != data.classes:
+            raise SajiError(
+                f"the teacher {fitting.recipe.teacher} knows {', '.join(teacher.spec.classes)}, the photos show "
+                f"{', '.join(data.classes)}; train a teacher on these photos first"
+            )
+        if teacher.spec.data.get("fingerprint") != data.fingerprint:
+            raise SajiError(
+                f"the teacher {fitting.recipe.teacher} learnt from another set or split, so it may have seen the "
+                "validation photos and would give them away; train a teacher on this very split"
+            )
+
+
+def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callback]) -> L.Trainer:
+    accelerator, precision = resolve_device(place.device, recipe.precision)
+    if recipe.ema_decay:
+        callbacks = [*callbacks, EMAWeightAveraging(decay=recipe.ema_decay)]
+    if recipe.patience:
+        callbacks = [*callbacks, Patience(recipe.patience)]
+    if sys.stderr.isatty():
+        callbacks = [*callbacks, RichProgressBar(console_kwargs={"stderr": True})]
+    return L.Trainer(
+        accelerator=accelerator,
+        precision=precision,  # type: ignore[arg-type]  # a str from our table, a Literal there
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        callbacks=callbacks,
+        plugins=AtomicFiles(),
+        logger=_tensorboard(folder) if place.tensorboard else False,
+        log_every_n_steps=10,
+        deterministic=recipe.deterministic,
+        use_distributed_sampler=False,  # ours knows the process it is in
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **_processes(accelerator, place.devices, recipe.freeze_epochs > 0),
+    )
+
+
+def _processes(accelerator: str, devices: int, freezes: bool) -> dict[str, Any]:
+    """How many processes train together: as torchrun says, or as many as devices were asked for."""
+    together = DDPStrategy(find_unused_parameters=freezes)  # frozen layers have no gradient to wait for
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return {"devices": here, "num_nodes": everywhere // here, "strategy": together}
+    count = devices or (torch.cuda.device_count() if accelerator == "cuda" else 1)
+    return {"devices": count, "strategy": together if count > 1 else "auto"}
+
+
+def _tensorboard(folder: Path) -> TensorBoardLogger:
+    try:
+        return TensorBoardLogger(folder, name="", version="tensorboard")
+    except ModuleNotFoundError:
+        raise missing_extra("tensorboard", "tensorboard") from None
+
+
+def _fit(trainer: L.Trainer, fitting: Fitting, batches: Batches, resume_from: Path | None) -> bool:
+    """Train; True when Ctrl-C ended it."""
+    try:
+        trainer.fit(fitting, datamodule=batches, ckpt_path=resume_from, weights_only=True)
+    except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into SystemExit(1)
+        return True
+    return bool(trainer.interrupted)
+
+
+def _facts(logits: np.ndarray, data: Data, history: History, kept: Kept, release: str) -> dict[str, Any]:
+    """What the released epoch does on the validation photos, whose logits are computed as every candidate's will be."""
+    labels, rows = data.labels[data.val], history.rows
+    right, n = int((logits.argmax(1) == labels).sum()), len(labels)
+    facts = {
+        "accuracy": round(accuracy(logits, labels), 4),
+        "interval": [round(edge, 4) for edge in wilson_interval(right, n)],
+        "photos": n,
+        "epoch": kept.best_epoch if release == "best" else kept.last_epoch,
+        # as measured while training, in its own arithmetic
+        "best_epoch": {"epoch": kept.best_epoch, "accuracy": rows[kept.best_epoch - 1]["val_accuracy"]},
+        "last_epoch": {"epoch": rows[-1]["epoch"], "accuracy": rows[-1]["val_accuracy"]},
+    }
+    leaks = without_leaks(data, logits)
+    return facts | ({"without_leaks": leaks} if leaks else {})
+
+
+def resolve_device(device: str, precision: str) -> tuple[str, str]:
+    """Lightning's accelerator and precision for `--device` and the recipe's precision.
+
+    bf16 only where the hardware computes it: compute capability 8.0 on a GPU (a T4 emulates it, slower than FP32),
+    AVX-512 BF16 or AMX on a CPU. Raises SajiError when CUDA is asked for and absent.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SajiError("--device cuda was asked for, but PyTorch sees no CUDA GPU here; use --device cpu or auto")
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if precision == "auto":
+        if cuda:
+            precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+        else:
+            precision = (
+                "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+            )
+    table = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    if precision == "fp16" and not cuda:
+        raise SajiError("precision=fp16 trains on a GPU only; use bf16 or fp32 on a CPU")
+    return ("cuda" if cuda else "cpu"), table[precision]
+
+
+def quieten() -> None:
+    """Silence Lightning's hints (worker counts, tips); errors and our own lines stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
