@@ -1,7 +1,7 @@
 """`python -m demo`: see `demo.app`."""
 
 from demo.app import main
-from runtime.errors import exit_with_one_sentence
+from runtime.command_line import exit_with_one_sentence
 
 if __name__ == "__main__":
     exit_with_one_sentence(main)

@@ -16,8 +16,9 @@ if not __package__:  # run as a plain path: Python put demo/ first, where our na
 from demo.service.hosts import Hosts
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from runtime.classifier import Classifier, load
+from runtime.command_line import Parser, exit_with_one_sentence
 from runtime.deployment import Deployment
-from runtime.errors import SajiError, exit_with_one_sentence, missing_extra
+from runtime.errors import SajiError, missing_extra
 
 if TYPE_CHECKING:
     from demo.service.queue import Serving
@@ -110,7 +111,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m demo", description="Serve the chosen model: a page in the browser, and an HTTP API."
     )
     add = parser.add_argument

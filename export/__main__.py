@@ -3,18 +3,16 @@
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from runtime.errors import require_extra
+from runtime.command_line import require_extra
 
-require_extra("export", "torch", "torchvision", "onnx", "onnxscript", "tyro")
+require_extra("export", "torch", "torchvision", "onnx", "onnxscript")
 
 import numpy as np
-import tyro
 from PIL import Image
 
 from export import parity
@@ -26,7 +24,8 @@ from export.heatmap import write_heatmap
 from export.triton_repository import write_models
 from runtime import environment
 from runtime.candidate import Candidate
-from runtime.errors import BadModel, GateFailed, SajiError, exit_with_one_sentence
+from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, say
+from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import GATES, Gate, ValidationSet, read_gates
 from runtime.files import replacing_folder, sha256_file
 from runtime.receipt import Receipt, file_facts
@@ -69,7 +68,6 @@ class Command:
     """Export again even when nothing has changed."""
     gates: Path | None = None
     """A TOML file with other bounds for the verdicts, such as: int8.shift = 0.2"""
-    foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -105,9 +103,9 @@ class Command:
 
 def main() -> None:
     """Read the command line and export each architecture; exit 1 when a gate failed."""
-    command = tyro.cli(Command, prog="python -m export")
-    if command.foreign.onnx:
-        run, receipts = "", iter([import_foreign(command.foreign, command.out, _say, command.bounds)])
+    command, foreign = _read()
+    if foreign.onnx:
+        run, receipts = "", iter([import_foreign(foreign, command.out, say, command.bounds)])
     else:
         run, receipts = _exports(command)
     archs: list[str] = []
@@ -116,7 +114,7 @@ def main() -> None:
     for receipt in receipts:
         archs.append(receipt.spec.architecture)
         if command.triton:
-            write_models(command.out / "models" / receipt.spec.architecture, receipt, command.triton, _say)
+            write_models(command.out / "models" / receipt.spec.architecture, receipt, command.triton, say)
         for candidate in parity.failures(list(receipt.candidates)):
             asked = candidate.precision in (*command.precisions, "fp32")
             (failed if asked else refused).append(candidate)
@@ -132,6 +130,14 @@ def main() -> None:
         )
 
 
+def _read() -> tuple[Command, Foreign]:
+    parser = Parser(prog="python -m export", description=Command.__doc__)
+    add_flags(parser, Command())
+    add_flags(parser.add_argument_group("import", Foreign.__doc__), Foreign())
+    typed = parser.parse_args()
+    return from_flags(Command(), typed), from_flags(Foreign(), typed)
+
+
 def _exports(command: Command) -> tuple[str, Iterator[Receipt]]:
     """The run's name, and the receipt of each architecture asked for as soon as it is exported."""
     run = _run_folder(command.out / "runs", command.run)
@@ -139,7 +145,7 @@ def _exports(command: Command) -> tuple[str, Iterator[Receipt]]:
     if not archs:
         raise SajiError(f"{run} holds no checkpoint; train first with: make train")
     models = command.out / "models"
-    return run.name, (export_model(run / name, models / name, command, _say) for name in archs)
+    return run.name, (export_model(run / name, models / name, command, say) for name in archs)
 
 
 def export_model(run: Path, folder: Path, command: Command, say: Callable[[str], None]) -> Receipt:
@@ -301,10 +307,6 @@ def _write_examples(folder: Path, validation: ValidationSet, spec: ModelSpec) ->
         best = of_class[probabilities[of_class, label].argmax()]
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
         Image.fromarray(validation.images[best]).save(folder / f"{label:03d}_{safe}.png")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Two questions. Which of the usual mistakes explains its logits: each is made in 
 the same logits is it. And where does it part: layer by layer on the photo that it gets most wrong.
 """
 
-import argparse
 import contextlib
 import json
 import tempfile
@@ -21,7 +20,8 @@ from export.geometry import open_with_geometry, with_geometry
 from export.graph import LAYERS
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.errors import SajiError
 from runtime.evaluation import GATES, ValidationSet, compare
 from runtime.preprocess import decode
 from runtime.receipt import Receipt
@@ -242,7 +242,7 @@ def _candidates(folder: Path, receipt: Receipt, file: str, backend: str, precisi
 
 def main() -> None:
     """Read the command line; explain one file, or every ONNX file of the folder that failed its gate."""
-    parser = argparse.ArgumentParser(prog="python -m export.diagnose", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m export.diagnose", description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a folder with model.json, such as artifacts/models/resnet34")
     parser.add_argument("file", nargs="?", default="", help="an ONNX file in it; by default all that failed their gate")
     parser.add_argument("--backend", choices=["ort-cpu", "openvino"], default="ort-cpu", help="what runs the file")

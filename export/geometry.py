@@ -20,7 +20,8 @@ from runtime import environment
 from runtime.backends import open_backend
 from runtime.benchmark.rows import append_rows
 from runtime.candidate import Candidate, run_all
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.command_line import exit_with_one_sentence
+from runtime.errors import SajiError
 from runtime.evaluation import GATES, Gate, GateResult, ValidationSet, apply_gate
 from runtime.files import replacing
 from runtime.preprocess import decode, fit, pixels

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from runtime.benchmark.rows import Row, append_rows, read_rows
 from runtime.benchmark.worker import peak_memory_mib
+from runtime.command_line import exit_with_one_sentence, require_extra
 from runtime.environment import stamp
-from runtime.errors import SajiError, exit_with_one_sentence, require_extra
+from runtime.errors import SajiError
 
 if __name__ == "__main__":  # before the imports that would fail with a traceback
     require_extra("train", "rich", "cv2", "sklearn", "imagehash")

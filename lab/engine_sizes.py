@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from export.engine import SOURCES, Options, build_engine, module_for
 from export.graph import export_onnx
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
 from runtime import environment
 from runtime.benchmark.rows import Row, append_rows
-from runtime.errors import exit_with_one_sentence
+from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags
 from runtime.files import sha256_file
 from runtime.spec import Geometry, ModelSpec
 from training.network.classifier import PhotoClassifier
@@ -43,7 +42,9 @@ class Command:
 
 def main() -> None:
     """Read the command line, measure, print a table; the last line of stdout is JSON."""
-    command = tyro.cli(Command, prog="python -m lab.engine_sizes")
+    parser = Parser(prog="python -m lab.engine_sizes", description=Command.__doc__)
+    add_flags(parser, Command())
+    command = from_flags(Command(), parser.parse_args())
     rows = []
     for architecture in command.archs:
         print(f"{architecture}: exporting and building", file=sys.stderr, flush=True)

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from runtime.benchmark.rows import Row, append_rows
+from runtime.command_line import exit_with_one_sentence
 from runtime.environment import stamp
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.errors import SajiError
 from runtime.receipt import Receipt
 
 

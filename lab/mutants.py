@@ -25,8 +25,9 @@ from export.graph import export_onnx, layer_facts
 from export.precision import HalfPrecision, quantise
 from runtime.benchmark.rows import Row, append_rows
 from runtime.candidate import Candidate, check_candidate, run_all
+from runtime.command_line import exit_with_one_sentence
 from runtime.environment import machine, stamp
-from runtime.errors import SajiError, exit_with_one_sentence, missing_extra
+from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
 from runtime.spec import ModelSpec
 from training.network.classifier import Normalise, PhotoClassifier, load_checkpoint, reference_logits

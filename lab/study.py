@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.command_line import exit_with_one_sentence
 from runtime.environment import stamp, usable_cores
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, accuracy, calibration_error, wilson_interval
 from training.network.classifier import finished, load_checkpoint, reference_logits
 from training.photos.dataset import Data, load_data

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import SajiError, exit_with_one_sentence, require_extra
+from runtime.command_line import exit_with_one_sentence, require_extra
+from runtime.errors import SajiError
 
 if __name__ == "__main__":  # before the imports that would fail with a traceback
     require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")

@@ -1,14 +1,14 @@
 """`python -m runtime`: classify photos, show a model, tell what this machine can run."""
 
-import argparse
 import io
 import sys
 from pathlib import Path
 
 from runtime import golden
 from runtime.classify import classify as classify_photos
+from runtime.command_line import Parser, exit_with_one_sentence
 from runtime.doctor import doctor
-from runtime.errors import GateFailed, SajiError, exit_with_one_sentence
+from runtime.errors import GateFailed, SajiError
 from runtime.preprocess import MAX_PIXELS
 from runtime.receipt import Receipt
 from runtime.show import show
@@ -16,7 +16,7 @@ from runtime.show import show
 
 def main() -> None:
     """Read the command line and run one verb."""
-    parser = argparse.ArgumentParser(prog="python -m runtime", description="Run models that saji exported and judged.")
+    parser = Parser(prog="python -m runtime", description="Run models that saji exported and judged.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     classify = verbs.add_parser("classify", help="say what photos show, one row each")
     classify.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER|-", help=_PHOTOS_HELP)

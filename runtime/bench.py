@@ -14,8 +14,9 @@ from runtime.benchmark.rows import Row, append_rows, read_rows
 from runtime.benchmark.run import Race, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.benchmark.table import comparison, table
+from runtime.command_line import Parser, exit_with_one_sentence, say
 from runtime.deployment import Deployment, Policy, choose
-from runtime.errors import SajiError, Unavailable, exit_with_one_sentence
+from runtime.errors import SajiError, Unavailable
 from runtime.preprocess import decode
 
 
@@ -33,9 +34,9 @@ def main() -> None:
     inputs = race.inputs()
     deployment = None if asked.force else Deployment.up_to_date(chosen_at, policy, inputs)
     if deployment:
-        _say(f"up to date in {chosen_at}, --force to redo")
+        say(f"up to date in {chosen_at}, --force to redo")
     else:
-        finished, left_out, rows = race.run(_say)
+        finished, left_out, rows = race.run(say)
         if rows:
             append_rows(asked.rows or asked.out / "bench.jsonl", rows)
             print(table(rows))
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python runtime/bench.py",
         description="Race every candidate that passed parity, each in its own process, and choose what is served.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -111,13 +112,9 @@ def _compare(before: Path, after: Path) -> None:
 def _draw(rows: list[Row], path: Path) -> None:
     try:
         draw(rows, path)
-        _say(f"accuracy against latency: {path}")
+        say(f"accuracy against latency: {path}")
     except Unavailable as error:
-        _say(f"no picture of the race: {error}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        say(f"no picture of the race: {error}")
 
 
 if __name__ == "__main__":

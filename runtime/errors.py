@@ -9,9 +9,6 @@ SajiError            a misuse: exit status 2
 └── GateFailed       a check that was asked for failed: exit status 1
 """
 
-import importlib.util
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -61,34 +58,3 @@ def install_line(extra: str) -> str:
     if not (root / "pyproject.toml").is_file():
         return f"pip install 'saji[{extra}]'"
     return f"pip install '{'.' if root == Path.cwd() else root}[{extra}]'"
-
-
-def require_extra(extra: str, *modules: str) -> None:
-    """End the command line with the install line when a module of an extra is missing; nothing is imported.
-
-    For the top of a `__main__` module, before the imports that would fail with a traceback.
-    """
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            sys.exit(_say(str(missing_extra(module, extra)), Unavailable.exit_status))
-
-
-def exit_with_one_sentence(main: Callable[[], None]) -> None:
-    """Run a command line; turn an expected failure into one sentence on stderr and its exit status."""
-    try:
-        main()
-    except SajiError as error:
-        sys.exit(_say(str(error), error.exit_status))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped by Ctrl-C; finished files are kept", 130))
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output (head, a pager) has gone: nothing to say to it
-        sys.exit(141)
-    except OSError as error:  # read-only folder, full disk, missing file: the system's words name the cause
-        where = f" ({error.filename})" if error.filename else ""
-        sys.exit(_say(f"{error.strerror or error}{where}; check the path, its permissions and free space", 2))
-
-
-def _say(sentence: str, status: int) -> int:
-    print(f"saji: {sentence}", file=sys.stderr)
-    return status

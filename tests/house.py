@@ -103,7 +103,7 @@ def here(command: str, *arguments: object, encoding: str = "utf-8") -> Said:
 
     The sentence for an expected error is the command's own, `exit_with_one_sentence`.
     """
-    from runtime.errors import exit_with_one_sentence
+    from runtime.command_line import exit_with_one_sentence
 
     line, module = COMMANDS[command]
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)

@@ -19,7 +19,8 @@ from export import __main__ as exporting
 from export.__main__ import Command, export_model
 from export.graph import export_pt2, save_onnx
 from runtime.backends import open_backend
-from runtime.errors import BadModel, exit_with_one_sentence
+from runtime.command_line import exit_with_one_sentence
+from runtime.errors import BadModel
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec

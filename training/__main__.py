@@ -2,17 +2,15 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from runtime.errors import require_extra
+from runtime.command_line import require_extra
 
-require_extra("train", "torch", "torchvision", "lightning", "tyro", "sklearn", "matplotlib")
+require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
 
-import tyro
-
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags
 from runtime.files import write_json
 from training.network import architectures
 from training.photos.dataset import load_data, run_name
@@ -43,19 +41,11 @@ class Command:
     """Write TensorBoard logs beside the checkpoint as well."""
     force: bool = False
     """Train again even when nothing has changed, and from the start where a run was interrupted."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
 
 def main() -> None:
     """Read the command line, prepare the data once, train what is out of date."""
-    arguments, recipe = _take_recipe(sys.argv[1:])
-    command = tyro.cli(
-        Command,
-        args=arguments,
-        default=replace(Command(), recipe=recipe),
-        prog="python -m training",
-        description=f"{Command.__doc__} --recipe NAME chooses the defaults below: {', '.join(names())}.",
-    )
+    command, recipe = _read(sys.argv[1:])
     for architecture in command.archs:
         architectures.check_name(architecture)
     from training.network.classifier import finished
@@ -68,19 +58,17 @@ def main() -> None:
     source = command.data or write_sample(command.out / "sample")
     run = command.run or ("sample" if drawn else run_name(source))
     # The drawn dishes are known to have no look-alikes
-    data = load_data(
-        source, command.recipe.validation_share, command.recipe.seed, not drawn, command.out / "cache", bar
-    )
+    data = load_data(source, recipe.validation_share, recipe.seed, not drawn, command.out / "cache", bar)
     data.report["drawn"] = drawn
     write_json(command.out / "runs" / run / "data.json", data.report)
     print(describe(data.report), file=sys.stderr)
     trained = False
     for architecture in command.archs:
         folder = command.out / "runs" / run / architecture
-        if not command.force and finished(folder, architecture, asdict(command.recipe), data.fingerprint):
+        if not command.force and finished(folder, architecture, asdict(recipe), data.fingerprint):
             print(f"{architecture}: up to date in {folder}, --force to redo", file=sys.stderr)
             continue
-        spec = train(architecture, data, command.recipe, folder, command.out / "cache", place, bar)
+        spec = train(architecture, data, recipe, folder, command.out / "cache", place, bar)
         if spec.validation:  # empty in all but the first of several processes
             print(_told(architecture, spec.validation, folder))
             trained = True
@@ -106,18 +94,16 @@ def _told(architecture: str, facts: dict[str, Any], folder: Path) -> str:
     return told
 
 
-def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
-    """Take `--recipe NAME` out of the arguments, so that its values become the defaults of all other flags."""
-    rest = list(arguments)
-    for position, argument in enumerate(rest):
-        if argument == "--recipe" or argument.startswith("--recipe="):
-            _, equals, name = argument.partition("=")
-            if not equals and position + 1 == len(rest):
-                raise SajiError(f"--recipe needs a name: {', '.join(names())}")
-            name = name or rest[position + 1]
-            del rest[position : position + (1 if equals else 2)]
-            return rest, load_recipe(name)
-    return rest, load_recipe("scratch" if any(a.partition("=")[0] == "--data" for a in rest) else "quick")
+def _read(arguments: list[str]) -> tuple[Command, Recipe]:
+    """The command and the recipe; what `--recipe` names gives the defaults of all other flags of the recipe."""
+    parser = Parser(prog="python -m training", description=Command.__doc__)
+    parser.add_argument("--recipe", metavar="NAME", help=f"where the hyperparameters start from: {', '.join(names())}")
+    add_flags(parser, Command())
+    known, _ = parser.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
+    recipe = load_recipe(known.recipe or ("scratch" if known.data else "quick"))
+    add_flags(parser.add_argument_group("hyperparameters"), recipe)
+    typed = parser.parse_args(arguments)
+    return from_flags(Command(), typed), from_flags(recipe, typed)
 
 
 if __name__ == "__main__":

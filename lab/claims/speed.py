@@ -18,8 +18,9 @@ from lab.claims.loops import TRTEXEC
 from lab.claims.ratio import compare
 from runtime import golden, load
 from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.command_line import exit_with_one_sentence
 from runtime.deployment import Deployment
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.errors import SajiError
 from runtime.files import sha256_file
 from runtime.receipt import Receipt
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lab.claims.ratio import compare
 from runtime.benchmark.rows import append_rows
-from runtime.errors import exit_with_one_sentence
+from runtime.command_line import exit_with_one_sentence
 from training.photos.dataset import Data, load_data
 from training.recipe import Recipe
 

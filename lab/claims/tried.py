@@ -24,8 +24,9 @@ from runtime import golden, preprocess
 from runtime.benchmark.rows import append_rows
 from runtime.classifier import load
 from runtime.classify import answers, in_order
+from runtime.command_line import exit_with_one_sentence
 from runtime.environment import usable_cores
-from runtime.errors import SajiError, exit_with_one_sentence
+from runtime.errors import SajiError
 from runtime.receipt import Receipt
 
 SMALL, LARGE = "efficientnet_lite0", "resnet34"

@@ -9,8 +9,8 @@ from lab.claims.speed import require_choice, write_photo
 from lab.load.parts import PARTS, Plan
 from lab.load.sides import Load
 from runtime.benchmark.rows import append_rows
+from runtime.command_line import exit_with_one_sentence
 from runtime.deployment import Deployment
-from runtime.errors import exit_with_one_sentence
 
 PHOTO_SIZE = 512, 384
 LEAST_PHOTOS, MOST_PHOTOS = 64, 1000  # offline takes each once; short runs get fewer, for they take time to draw

@@ -23,8 +23,8 @@ from lab.load.clients import ask_gradio, ask_service
 from lab.load.server import Server, serving
 from runtime.benchmark.scenarios import settle, timed
 from runtime.classifier import Classifier, load
+from runtime.command_line import exit_with_one_sentence
 from runtime.deployment import Deployment
-from runtime.errors import exit_with_one_sentence
 
 WARM_UP_SHARE, WITNESSES, OVERLOAD = 0.1, 16, 10
 LONE_BEFORE, PATIENCE = 100, 20.0  # lone requests that show what is ordinary; seconds to wait for the ordinary

@@ -16,7 +16,8 @@ from lab.tables import study as study_tables
 from lab.tables.markdown import NAMES, markdown
 from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import best, table
-from runtime.errors import GateFailed, exit_with_one_sentence
+from runtime.command_line import exit_with_one_sentence
+from runtime.errors import GateFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 

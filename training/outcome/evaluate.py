@@ -3,7 +3,6 @@
 Photos whose label is no class of the model count as "none of these": they are to be rejected, not to be classified.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import exit_with_one_sentence, require_extra
+from runtime.command_line import Parser, exit_with_one_sentence, require_extra
 
 if __name__ == "__main__":  # before the imports that would fail with a traceback
     require_extra("train", "rich", "sklearn")
@@ -45,7 +44,7 @@ class Answers:
 
 def main() -> None:
     """Read the command line, let the model answer, print the figures for people and as JSON on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m training.outcome.evaluate", description=__doc__)
+    parser = Parser(prog="python -m training.outcome.evaluate", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, an .onnx file, or what runtime.load opens")
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this side; all photos by default")

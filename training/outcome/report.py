@@ -3,7 +3,6 @@
 `python -m training.outcome.report RUN [RUN...]` writes it anew; of several runs it also compares the networks.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -11,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from runtime.errors import SajiError, exit_with_one_sentence, require_extra
+from runtime.command_line import Parser, exit_with_one_sentence, require_extra
+from runtime.errors import SajiError
 
 if __name__ == "__main__":  # before the imports that would fail with a traceback
     require_extra("train", "torch", "torchvision", "sklearn", "matplotlib")
@@ -210,9 +210,7 @@ def _run_folder(name: str, out: Path) -> Path:
 
 def main() -> None:
     """Read the command line, write each run's report, compare several."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.outcome.report", description="What came out of training runs."
-    )
+    parser = Parser(prog="python -m training.outcome.report", description="What came out of training runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name, or its folder")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     arguments = parser.parse_args()

@@ -3,7 +3,6 @@
 `python -m training.photos.dataset check DATA` writes that report without training.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -14,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import GateFailed, SajiError, exit_with_one_sentence, require_extra
+from runtime.command_line import Parser, exit_with_one_sentence, require_extra
+from runtime.errors import GateFailed, SajiError
 
 if __name__ == "__main__":  # before the imports that would fail with a traceback
     require_extra("train", "torch", "torchvision", "rich", "cv2", "sklearn", "imagehash")
@@ -171,9 +171,7 @@ def _stratified_split(
 
 def main() -> None:
     """Read the command line; `check` reports on a photo set."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.photos.dataset", description="Look at photos before training."
-    )
+    parser = Parser(prog="python -m training.photos.dataset", description="Look at photos before training.")
     check = parser.add_subparsers(dest="verb", required=True).add_parser(
         "check", help="report duplicates, leaks, odd and unreadable files, class balance and faults of a CSV"
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import exit_with_one_sentence, require_extra
+from runtime.command_line import Parser, exit_with_one_sentence, require_extra
 
 if __name__ == "__main__":  # before the imports that would fail with a traceback
     require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")
@@ -220,7 +220,7 @@ def recall(ranked: Sequence[Suspect], wrong: Set[Path]) -> dict[str, Any]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.photos.suspects", description="Find mislabelled photos.")
+    parser = Parser(prog="python -m training.photos.suspects", description="Find mislabelled photos.")
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
     parser.add_argument(
         "--arch", default="efficientnet_lite0", help="network whose published weights look at the photos"

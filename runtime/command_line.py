@@ -1,0 +1,123 @@
+"""Command lines by argparse: a dataclass gives the flags, and what goes wrong is said in one sentence."""
+
+import argparse
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from itertools import pairwise
+from types import UnionType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from runtime.errors import SajiError, Unavailable, missing_extra
+
+Record = TypeVar("Record")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises SajiError instead of printing its usage, and takes no shortened flags."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **more})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, with --image_size for --image-size."""
+        typed = sys.argv[1:] if args is None else args
+        hyphens = [re.sub(r"^--\w+", lambda flag: flag[0].replace("_", "-"), argument) for argument in typed]
+        return super().parse_known_args(hyphens, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise SajiError with argparse's own words."""
+        raise SajiError(f"{message}; see {self.prog} --help")
+
+
+def add_flags(parser: argparse._ActionsContainer, defaults: Any) -> None:
+    """A flag for each field of the dataclass instance `defaults`, whose values are what holds without the flag.
+
+    The docstring below a field is its help. Its type is bool, int, float, str, Path, a Literal, a tuple of these, or
+    one of these or None.
+    """
+    kinds, helps = get_type_hints(type(defaults)), _docstrings(type(defaults))
+    for field in dataclasses.fields(defaults):
+        kind, value, words = kinds[field.name], getattr(defaults, field.name), helps.get(field.name, "")
+        if value not in (None, "", ()) and kind is not bool:
+            words += f" (default: {_as_typed(value)})"
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, default=value, help=words.replace("%", "%%"), **_options(kind))
+
+
+def from_flags(defaults: Record, arguments: argparse.Namespace) -> Record:
+    """The dataclass instance with what was typed for its fields."""
+    typed = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(defaults)}  # type: ignore[arg-type]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+    return dataclasses.replace(defaults, **values)  # type: ignore[type-var]
+
+
+def _docstrings(record: type) -> dict[str, str]:
+    """The text below each field of a class, which Python itself does not keep; none without the source."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0].body  # type: ignore[attr-defined]
+    except OSError:
+        return {}
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def _options(kind: Any) -> dict[str, Any]:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if origin is Literal:
+        return {"choices": parts}
+    if origin is UnionType:
+        return _options(parts[0])
+    if origin is tuple:
+        return {**_options(parts[0]), "nargs": "*" if parts[-1] is Ellipsis else len(parts)}
+    return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, kind.__name__.upper())}
+
+
+def _as_typed(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def say(line: str) -> None:
+    """Tell progress on stderr; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """End the command line with the install line when a module of an extra is missing; nothing is imported.
+
+    For the top of a `__main__` module, before the imports that would fail with a traceback.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            sys.exit(_one_sentence(str(missing_extra(module, extra)), Unavailable.exit_status))
+
+
+def exit_with_one_sentence(main: Callable[[], None]) -> None:
+    """Run a command line; turn an expected failure into one sentence on stderr and its exit status."""
+    try:
+        main()
+    except SajiError as error:
+        sys.exit(_one_sentence(str(error), error.exit_status))
+    except KeyboardInterrupt:
+        sys.exit(_one_sentence("stopped by Ctrl-C; finished files are kept", 130))
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output (head, a pager) has gone: nothing to say to it
+        sys.exit(141)
+    except OSError as error:  # read-only folder, full disk, missing file: the system's words name the cause
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(_one_sentence(f"{error.strerror or error}{where}; check the path, its permissions and free space", 2))
+
+
+def _one_sentence(sentence: str, status: int) -> int:
+    print(f"saji: {sentence}", file=sys.stderr)
+    return status
