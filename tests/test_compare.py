@@ -144,7 +144,7 @@ def test_a_file_that_was_not_judged_is_not_opened(tmp_path: Path, processes: dic
     folder = exported(tmp_path / "resnet34", ORT)
     (folder / ORT.file).write_text("something else")
     [row] = rows_of([Entrant(ORT, folder)])
-    assert "is not the file that was judged" in row.problem and "\n" not in row.problem
+    assert "is not the file that was checked" in row.problem and "\n" not in row.problem
     assert processes["started"] == []
 
 

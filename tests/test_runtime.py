@@ -383,5 +383,5 @@ def test_selftest_names_what_is_wrong_and_its_exit_status_tells(
     (copy / "model.onnx").write_bytes((copy / "model.int8.onnx").read_bytes())
     Image.new("RGB", (1600, 1200), "blue").save(copy / "golden.jpg")
     bad = subprocess.run([sys.executable, "-m", "runtime", "selftest", str(copy)], capture_output=True, text=True)
-    assert bad.returncode == 1 and "model.onnx is not the file that was judged" in bad.stdout
+    assert bad.returncode == 1 and "model.onnx is not the file that was checked" in bad.stdout
     assert "in golden.jpg a probability differs" in bad.stdout
