@@ -23,6 +23,7 @@ from export.golden import write_golden
 from export.heatmap import write_heatmap
 from export.triton_repository import write_models
 from runtime import environment
+from runtime.backends import BuildFacts
 from runtime.candidate import Candidate
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, say
 from runtime.errors import BadModel, GateFailed, SajiError
@@ -247,7 +248,7 @@ def _require_right_fp32(candidates: list[Candidate], checkpoint: Path) -> None:
             )
 
 
-def _facts(folder: Path, engines: dict[str, Built]) -> dict[str, dict[str, Any]]:
+def _facts(folder: Path, engines: dict[str, Built]) -> dict[str, BuildFacts]:
     """By file, what candidates know of it: an engine's facts, and the layers that an INT8 file keeps above INT8."""
     from export.graph import layer_facts
 
@@ -255,7 +256,7 @@ def _facts(folder: Path, engines: dict[str, Built]) -> dict[str, dict[str, Any]]
     for file in folder.glob("*int8*.onnx"):
         kept = layer_facts(file)["kept"]
         if kept:
-            facts[file.name] = {"kept": kept}
+            facts[file.name] = BuildFacts(kept=kept)
     return facts
 
 

@@ -87,11 +87,11 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
         parted = [layer for layer in layers if not layer.difference <= bound]  # NaN parts too
         if len(parted) and layer.number - parted[0].number + 1 >= SHOWN:
             break
-    shift = figures["shift"] if finite else float("nan")
+    shift = figures.shift if finite else float("nan")
     as_written = None
     if candidate.precision == "int8":
         plain = replace(candidate, backend="ort-cpu", precision="fp32", variant="as written", servable=False)
-        as_written = compare(logits, _answers(plain, folder, images), labels)["shift"]
+        as_written = compare(logits, _answers(plain, folder, images), labels).shift
     return Diagnosis(shift, suspect, tuple(layers), parted[0] if parted else None, as_written, bound)
 
 
@@ -116,12 +116,12 @@ def explanation(model: onnx.ModelProto, images: np.ndarray, found: np.ndarray, l
     left = {}
     for suspect in SUSPECTS:
         with contextlib.suppress(NotApplicable):
-            left[suspect.says] = compare(_logits(broken(model, suspect), images), found, labels)["shift"]
+            left[suspect.says] = compare(_logits(broken(model, suspect), images), found, labels).shift
     order = class_order(found, logits)
     if order != sorted(order):
         said = f"its classes were in the order {', '.join(map(str, order))}"
-        left[said] = compare(logits[:, order], found, labels)["shift"]
-    return _closest(left, compare(logits, found, labels)["shift"])
+        left[said] = compare(logits[:, order], found, labels).shift
+    return _closest(left, compare(logits, found, labels).shift)
 
 
 def _closest(left: dict[str, float], shift: float) -> str:

@@ -4,6 +4,7 @@
 on what a network has learnt. It prints a table and appends one row per network.
 """
 
+import dataclasses
 import datetime
 import json
 import sys
@@ -86,7 +87,7 @@ def measured(architecture: str, folder: Path, command: Command) -> dict[str, Any
         "bytes_of_second_build": again,
         "identical": identical,
         "build_seconds": seconds,
-        **{f"machine_{name}": value for name, value in environment.machine().items()},
+        **{f"machine_{name}": value for name, value in dataclasses.asdict(environment.machine()).items()},
         "versions": environment.versions(),
     }
 

@@ -23,6 +23,7 @@ from export import geometry as embed
 from export.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS, Fault, NotApplicable, broken
 from export.graph import export_onnx, layer_facts
 from export.precision import HalfPrecision, quantise
+from runtime.backends import BuildFacts
 from runtime.benchmark.rows import Row, append_rows
 from runtime.candidate import Candidate, check_candidate, run_all
 from runtime.command_line import exit_with_one_sentence
@@ -58,7 +59,7 @@ class Subject:
         if (backend, precision) == ("ort-cpu", "fp16"):  # a file check, as in runtime.backends
             return Candidate(self.spec.architecture, name, backend, precision, "as written", servable=False)
         kept = layer_facts(self.folder / name)["kept"] if precision == "int8" else {}
-        return Candidate(self.spec.architecture, name, backend, precision, facts={"kept": kept})
+        return Candidate(self.spec.architecture, name, backend, precision, facts=BuildFacts(kept=kept))
 
 
 def opened(run: Path, folder: Path) -> Subject:
@@ -221,18 +222,18 @@ def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
 
 def _row(name: str, result: Candidate) -> Row:
     figures = result.figures
-    flips = [flip["margin"] for flip in figures.get("flipped", [])]
+    flips = [flip.margin for flip in figures.flipped] if figures else []
     return {
         "name": name,
         "backend": result.backend,
         "precision": result.precision,
         "verdict": result.verdict,
         "reason": result.reasons[0] if result.reasons else "",
-        "shift": figures.get("shift"),
-        "worst_shift": figures.get("worst_shift"),
+        "shift": figures and figures.shift,
+        "worst_shift": figures and figures.worst_shift,
         "flips": len(flips),
         "largest_flip_margin": max(flips, default=0.0),
-        "accuracy_difference": figures.get("accuracy_difference"),
+        "accuracy_difference": figures and figures.accuracy_difference,
     }
 
 
@@ -284,7 +285,7 @@ def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequen
         "drawn": bool(spec.data.get("drawn")),
         "data_fingerprint": spec.data.get("fingerprint"),
         "photos": len(subject.validation.labels),
-        "cpu": machine().get("cpu"),
+        "cpu": machine().cpu,
         "outcomes": outcomes,
         **stamp(),
     }

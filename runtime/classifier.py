@@ -148,7 +148,7 @@ def _from_deployment(path: Path, threads: int, streams: int) -> Classifier:
             _require_pass(place.candidate)
             receipt = Receipt.read(folder)
             receipt.verify(folder, place.candidate.file)
-            if receipt.files[place.candidate.file]["sha256"] != place.sha256:
+            if receipt.files[place.candidate.file].sha256 != place.sha256:
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
             settings = threads or place.threads, max(streams, place.streams)
             engine = _opened(place.candidate, folder, receipt.spec, *settings)
@@ -173,8 +173,8 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
     _require_pass(candidate)
     receipt.verify(folder, candidate.file)
     engine = _opened(candidate, folder, receipt.spec, threads, streams)
-    digest = receipt.files[candidate.file]["sha256"]
-    return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=digest)
+    sha256 = receipt.files[candidate.file].sha256
+    return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=sha256)
 
 
 def _require_pass(candidate: Candidate) -> None:

@@ -62,7 +62,7 @@ def test_every_candidate_is_judged_on_the_whole_validation_set(model: Path) -> N
     receipt, n = Receipt.read(model), len(ValidationSet.load(model / "validation.npz").labels)
     judged_here = [c for c in receipt.candidates if c.verdict != "unchecked"]
     assert {c.backend for c in judged_here} == {"pytorch", "ort-cpu", "openvino"}
-    assert all(c.figures["photos"] == n and c.machine for c in judged_here if c.figures)
+    assert all(c.figures.photos == n and c.machine for c in judged_here if c.figures)
     for c in receipt.candidates:
         if c.verdict == "unchecked":
             assert c.reasons, c.name

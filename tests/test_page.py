@@ -17,6 +17,7 @@ from demo.page import texts
 from demo.page.benchmarks import races
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
+from runtime.spec import Rejection
 
 MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
 ROW = {
@@ -33,7 +34,7 @@ SPEC = {
         "calibration": {"ece_before": 0.2346, "ece_after": 0.1234},
     },
     "recipe": {"name": "quick", "epochs": 2},
-    "rejection": {"rule": "max_probability", "threshold": 0.4321},
+    "rejection": Rejection("max_probability", 0.4321),
     "temperature": 0.8768,
 }
 # Findings of axe-core in what Gradio (6.31) renders of itself: an empty Label has an aria-label without a role

@@ -150,7 +150,7 @@ async def model(request: Request) -> Model:
         backend=candidate.backend,
         precision=candidate.precision,
         verdict=candidate.verdict,
-        accuracy=candidate.figures.get("accuracy"),
+        accuracy=candidate.figures.accuracy if candidate.figures else None,
         reason=classifier.reason,
         passed_over=list(classifier.passed_over),
         classes=list(classifier.spec.classes),

@@ -7,9 +7,9 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from lab.study import SEEDS
-from lab.tables.markdown import NAMES, markdown, with_interval
+from lab.tables.markdown import NAMES, markdown
 from runtime.benchmark.rows import Row
-from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval
+from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval, with_interval
 
 ACCURACY = "accuracy (95 % interval)"
 
