@@ -4,6 +4,7 @@ Precision lives in the ONNX file: networks are strongly typed and no precision f
 serves TensorRT 10.14, 11 and RTX. What was really built is read back from the parsed network.
 """
 
+import contextlib
 import importlib
 import math
 import sys
@@ -95,6 +96,16 @@ def module_for(backend: str) -> ModuleType:
         raise Unavailable(
             f"{MODULES[backend]} cannot be imported ({str(error)[:80]}); install it with: {install_line(backend)}"
         ) from None
+
+
+def buildable() -> list[str]:
+    """The TensorRT flavours whose engines can be built here."""
+    flavours = []
+    for backend in MODULES:
+        with contextlib.suppress(Unavailable):
+            module_for(backend)
+            flavours.append(backend)
+    return flavours
 
 
 def build_engines(
