@@ -107,8 +107,8 @@ def as_record(kind: type[Record], values: Any, origin: str = "") -> Record:
 
 def _as(kind: Any, value: Any, origin: str) -> Any:
     container, parts = get_origin(kind), get_args(kind)
-    if container is UnionType:  # "one of these or None", and None was once written as an empty object
-        return None if value in (None, {}) else _as(parts[0], value, origin)
+    if container is UnionType:  # one of these or None
+        return None if value is None else _as(parts[0], value, origin)
     if container is dict:
         return {key: _as(parts[1], inner, origin) for key, inner in value.items()}
     if container is tuple:
