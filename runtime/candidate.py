@@ -45,7 +45,8 @@ class Candidate:
     @classmethod
     def from_values(cls, values: Any, origin: str = "") -> "Candidate":
         """A candidate from its JSON form; one of `runtime.files.DAMAGE` when it is none."""
-        candidate = as_record(cls, values, origin)
+        # Version 0.1 wrote an empty object where there is nothing
+        candidate = as_record(cls, {name: value for name, value in values.items() if value != {}}, origin)
         if candidate.verdict == "unjudged":  # what version 0.1 called it
             candidate = replace(candidate, verdict="unchecked")
         if not all(isinstance(part, str) for part in candidate.key()):

@@ -167,8 +167,8 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
     receipt = Receipt.read(folder)
     named = [c for c in receipt.candidates if (c.backend, c.precision) == (backend, precision) and c.servable]
     if not named:
-        there = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
-        raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(there) or 'none'}")
+        names = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
+        raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(names) or 'none'}")
     candidate = named[0]
     _require_pass(candidate)
     receipt.verify(folder, candidate.file)

@@ -12,7 +12,6 @@ from runtime.machine import Machine, machine
 
 SCHEMA_VERSION = 2
 MOST_THREADS = 1024  # or streams, that a deployment may ask for: far above any machine
-CAUSES = ("unchecked", "inconclusive", "fail", "file check", "memory", "size", "accuracy", "speed")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A candidate, by its name, that was not chosen: the reason in words, and one of CAUSES."""
+    """A candidate, by its name, that was not chosen: the reason in words, and what kind of reason it is.
+
+    `cause` is its verdict where that is not "pass", or "file check", "memory", "size", "accuracy" or "speed".
+    """
 
     candidate: str
     reason: str

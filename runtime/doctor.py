@@ -207,7 +207,7 @@ def examine() -> Facts:
         gpu=here.gpu,
         on_bus=nvidia_on_bus(),
         container=any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")),
-        cuda=_cuda_versions(),
+        cuda=cuda.versions(),
         onnxruntimes=tuple(sorted(set(metadata.packages_distributions().get("onnxruntime", [])))),
         versions=environment.versions(),
         pillow={name: bool(features.check(name)) for name in PHOTOS if name != "heif"}
@@ -266,10 +266,3 @@ def _require_zero(answer: Any) -> None:
     value = np.asarray(answer).item()
     if value != 0:
         raise ArithmeticError(f"it says {value:g} for max(0, -1), so nothing that it says is to be trusted")
-
-
-def _cuda_versions() -> dict[str, str]:
-    try:
-        return cuda.versions()
-    except RuntimeError:  # the driver's library is missing
-        return {"cuda": "installed", "driver": "none"}

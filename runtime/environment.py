@@ -18,13 +18,13 @@ _LIBRARIES = "numpy pillow torchvision onnx nncf gradio opencv-python-headless s
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that can change a result, and Python's."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in (*_LIBRARIES.split(), *distributions()):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit() -> tuple[str | None, bool]:

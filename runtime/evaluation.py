@@ -162,7 +162,7 @@ def apply_gate(
     if not finite.all():
         return GateResult("fail", (f"{int((~finite).sum())} of {len(labels)} photos give NaN or infinite logits",))
     if len(labels) == 0:
-        return GateResult("inconclusive", ("there are no photos to judge by",))
+        return GateResult("inconclusive", ("there are no photos to check by",))
     figures = compare(reference, candidate, labels)
     if spec:
         changed = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
@@ -208,19 +208,16 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
 
 
 def _decisions(logits: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """What people are told of each photo, int `[N]`: its class, or -1 for "not sure"."""
+    """What the model answers for each photo, int `[N]`: its class, or -1 for "not sure"."""
     return np.where(spec.sure(logits), logits.argmax(1), -1)
 
 
 def _against(gate: Gate, figures: Figures) -> tuple[list[str], list[str]]:
     """What the gate forbids, and what it can neither forbid nor allow."""
     broken = [
-        f"{what} {value:.3g} is above {bound:g}"
-        for what, value, bound in (
-            ("shift", figures.shift, gate.shift),
-            ("worst shift", figures.worst_shift, gate.worst_shift),
-        )
-        if value > bound
+        f"{name.replace('_', ' ')} {getattr(figures, name):.3g} is above {getattr(gate, name):g}"
+        for name in ("shift", "worst_shift")
+        if getattr(figures, name) > getattr(gate, name)
     ]
     clear = [flip.margin for flip in figures.flipped if flip.margin > gate.flip_margin]
     if clear:

@@ -86,12 +86,12 @@ def read_record(path: Path, kind: type[Record], version: int, advice: str) -> Re
     """The dataclass that `write_record` wrote. Raises BadModel, ending in `advice`, for another version or damage."""
     try:
         content = read_json(path)
-        found = content.pop("schema_version")
-        if found == version:
+        schema = content.pop("schema_version")
+        if schema == version:
             return as_record(kind, content, str(path))
     except DAMAGE as error:
         raise BadModel(f"{path} is damaged ({error!r}); {advice}") from None
-    raise BadModel(f"{path} has version {found}, this saji reads {version}; {advice}")
+    raise BadModel(f"{path} has version {schema}, this saji reads {version}; {advice}")
 
 
 def as_record(kind: type[Record], values: Any, origin: str = "") -> Record:
@@ -107,8 +107,8 @@ def as_record(kind: type[Record], values: Any, origin: str = "") -> Record:
 
 def _as(kind: Any, value: Any, origin: str) -> Any:
     container, parts = get_origin(kind), get_args(kind)
-    if container is UnionType:  # "one of these or None", and None was once written as an empty object
-        return None if value in (None, {}) else _as(parts[0], value, origin)
+    if container is UnionType:  # one of these or None
+        return None if value is None else _as(parts[0], value, origin)
     if container is dict:
         return {key: _as(parts[1], inner, origin) for key, inner in value.items()}
     if container is tuple:

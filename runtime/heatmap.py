@@ -36,7 +36,7 @@ class Heat:
     @property
     def heat(self) -> np.ndarray:
         """The map over the crop that the network sees, float32 `[size, size]`: 0 for no evidence, 1 for the most."""
-        evidence = np.maximum(self.activation, 0)  # what speaks against the class is not what was asked
+        evidence = np.maximum(self.activation, 0)  # not what speaks against the class
         size = (self.geometry.size, self.geometry.size)
         heat = np.asarray(Image.fromarray(evidence).resize(size, Image.Resampling.BILINEAR))
         return heat / (heat.max() or 1)

@@ -69,6 +69,15 @@ class Rejection:
     rule: str
     threshold: float
 
+    @classmethod
+    def from_values(cls, values: Any, origin: str) -> "Rejection":
+        """A rejection from its JSON form; raises BadModel naming `origin` when it cannot be followed."""
+        if not isinstance(values, dict) or values.get("rule") not in tuple(RULES):
+            raise BadModel(f"{origin} has the rejection {values!r}, saji knows {', '.join(RULES)}; train it again")
+        if not _is_number(values.get("threshold")):
+            raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")
+        return as_record(cls, values)
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -111,7 +120,6 @@ class ModelSpec:
                 raise BadModel(
                     f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again"
                 )
-            _check_rejection(values.get("rejection"), origin)
             spec = as_record(cls, values, origin)
         except DAMAGE as error:
             raise _damaged(origin, error) from None
@@ -170,12 +178,3 @@ def _is_number(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check_rejection(rejection: Any, origin: str) -> None:
-    if rejection is None:
-        return
-    if not isinstance(rejection, dict) or rejection.get("rule") not in tuple(RULES):
-        raise BadModel(f"{origin} has the rejection {rejection!r}, saji knows {', '.join(RULES)}; train it again")
-    if not _is_number(rejection.get("threshold")):
-        raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")

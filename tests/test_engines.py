@@ -23,8 +23,7 @@ from export.graph import FORBIDDEN_IN_OURS, export_onnx, layer_facts, multiply_a
 from runtime.backends import open_backend, unavailable_because
 from runtime.backends import tensorrt as serving
 from runtime.backends.base import BuildFacts, Request, check_precision
-from runtime.backends.tensorrt import collecting_logger
-from runtime.backends.tensorrt_worker import Worker
+from runtime.backends.tensorrt import Worker, collecting_logger
 from runtime.benchmark import scenarios
 from runtime.errors import NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
@@ -54,7 +53,7 @@ HOLDS = {
 NOT_TENSORRT = {"name", "ndim"}  # of modules and of our own objects that share a variable's name
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 RTX_ONLY |= {"CudaGraphStrategy", "cuda_graph_strategy"}
-READERS = ("export/engine.py", *(f"runtime/backends/tensorrt{part}.py" for part in ("", "_worker")))
+READERS = ("export/engine.py", "runtime/backends/tensorrt.py")
 
 
 class TestNames:

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import house
 import numpy as np
@@ -21,6 +22,7 @@ from runtime.backends import BACKENDS, open_backend, unavailable_because
 from runtime.benchmark.rounds import Entrant, race
 from runtime.benchmark.rows import read_rows
 from runtime.benchmark.run import Race, receipts_in
+from runtime.benchmark.table import conditions
 from runtime.candidate import Candidate
 from runtime.choice import Policy, choose
 from runtime.deployment import Deployment, Measured
@@ -174,6 +176,42 @@ def test_the_choice_is_the_fastest_accurate_enough() -> None:
     assert "5.0 points below the best" in reasons["wrong"] and "slower" in reasons["slow"]
     lenient = Policy(max_accuracy_drop=0.1)
     assert chosen(measured("a", 9, 0.95), measured("b", 1, 0.90), policy=lenient).choice.milliseconds == 1
+
+
+def test_a_deployment_of_the_last_version_is_read(model: Path, tmp_path: Path) -> None:
+    path = house.write_deployment(model, tmp_path / "deployment.json", "ort-cpu")
+    before = Deployment.read(path)
+    with house.changing(path) as content:
+        as_version_0_1(content["choice"]["candidate"])
+        reasons = "parity verdict fail: it is wrong", "parity verdict unchecked: no GPU", "slower: 2 ms"
+        content["rejected"] = [{"candidate": "a · b", "reason": reason} for reason in reasons]
+    after = Deployment.read(path)
+    assert [entry.cause for entry in after.rejected] == ["fail", "unchecked", ""]
+    assert replace(after, rejected=()) == replace(before, rejected=())
+    assert "refused: a · b: it is wrong" in after.summary() and "not run here: a · b: no GPU" in after.summary()
+
+
+def test_a_receipt_of_the_last_version_is_read(model: Path, tmp_path: Path) -> None:
+    shutil.copy(model / "model.json", tmp_path)
+    with house.changing(tmp_path / "model.json") as content:
+        for candidate in content["candidates"]:
+            as_version_0_1(candidate)
+    assert Receipt.read(tmp_path) == Receipt.read(model)
+
+
+def as_version_0_1(candidate: dict[str, Any]) -> None:
+    """Change a candidate's JSON into what version 0.1 wrote: empty objects for nothing, and no fields without use."""
+    candidate["figures"] = {name: value for name, value in (candidate["figures"] or {}).items() if value is not None}
+    empty = ({}, [], "", False)
+    candidate["facts"] = {name: value for name, value in candidate["facts"].items() if value not in empty}
+    candidate["machine"], candidate["gate"] = candidate["machine"] or {}, candidate["gate"] or {}
+
+
+def test_the_conditions_name_what_was_timed_by_the_package_that_is_installed() -> None:
+    row = read_rows(ROOT / "results" / "sample.jsonl")[-1]
+    versions = {"torch": "2.9", "onnxruntime-gpu": "1.31", "tensorrt-cu13": "10.14", "tensorrt-rtx-cu13": "1.7"}
+    rows = [{**row, "backend": backend, "versions": versions} for backend in ("tensorrt", "ort-cuda")]
+    assert "; onnxruntime-gpu 1.31, tensorrt-cu13 10.14; commit" in conditions(rows)
 
 
 def test_ties_go_to_accuracy_then_size() -> None:

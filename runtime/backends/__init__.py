@@ -52,6 +52,7 @@ class Row:
     triton: Triton | None = None
 
 
+_PYTORCH = (Offer("model.pt2", "fp32"), Offer("model.pt2", "fp32", variant="channels-last"))
 _FP32, _INT8 = Offer("model.onnx", "fp32"), Offer("model.int8.onnx", "int8")
 # ONNX Runtime's CPU provider computes an FP16 graph in FP32 between casts, and leaves out those between two layers; as
 # written it keeps them, so that rounding and overflow show. FP16 sums and FP16 speed it cannot show
@@ -68,51 +69,17 @@ def _engines(backend: str) -> tuple[Offer, ...]:
 
 
 BACKENDS: dict[str, Row] = {
-    "pytorch": Row(
-        "pytorch.PyTorch",
-        extra="train",
-        distributions=("torch",),
-        offers=(Offer("model.pt2", "fp32"), Offer("model.pt2", "fp32", variant="channels-last")),
-    ),
-    "ort-cpu": Row(
-        "onnxruntime.OnnxRuntime",
-        extra="cpu",
-        distributions=_ORT,
-        offers=(_FP32, _INT8, _FP16_CHECK, _INT8_CHECK),
-        provider="CPUExecutionProvider",
-        triton=Triton("onnxruntime", "model.onnx", "KIND_CPU"),
-    ),
-    "openvino": Row(
-        "openvino.OpenVino",
-        extra="openvino",
-        distributions=("openvino",),
-        offers=(_FP32, Offer("model.onnx", "bf16"), _INT8),
-    ),
-    "ort-cuda": Row(
-        "onnxruntime.OnnxRuntime",
-        extra="gpu",
-        distributions=_ORT,
-        offers=(_FP32, Offer("model.fp16.onnx", "fp16")),
-        gpu=True,
-        provider="CUDAExecutionProvider",
-        triton=Triton("onnxruntime", "model.onnx", "KIND_GPU"),
-    ),
-    "tensorrt": Row(
-        "tensorrt.TensorRt",
-        extra="tensorrt",
-        distributions=("tensorrt", "tensorrt-cu13"),
-        offers=_engines("tensorrt"),
-        gpu=True,
-        triton=Triton("tensorrt", "model.plan", "KIND_GPU"),
-    ),
-    "tensorrt-rtx": Row(
-        "tensorrt.TensorRt",
-        extra="tensorrt-rtx",
-        distributions=("tensorrt-rtx-cu13",),
-        offers=_engines("tensorrt-rtx"),
-        gpu=True,
-    ),
-}
+    "pytorch": Row("pytorch.PyTorch", "train", ("torch",), _PYTORCH),
+    "ort-cpu": Row("onnxruntime.OnnxRuntime", "cpu", _ORT, (_FP32, _INT8, _FP16_CHECK, _INT8_CHECK),
+                   provider="CPUExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_CPU")),
+    "openvino": Row("openvino.OpenVino", "openvino", ("openvino",), (_FP32, Offer("model.onnx", "bf16"), _INT8)),
+    "ort-cuda": Row("onnxruntime.OnnxRuntime", "gpu", _ORT, (_FP32, Offer("model.fp16.onnx", "fp16")), gpu=True,
+                    provider="CUDAExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_GPU")),
+    "tensorrt": Row("tensorrt.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"), gpu=True,
+                    triton=Triton("tensorrt", "model.plan", "KIND_GPU")),
+    "tensorrt-rtx": Row("tensorrt.TensorRt", "tensorrt-rtx", ("tensorrt-rtx-cu13",), _engines("tensorrt-rtx"),
+                        gpu=True),
+}  # fmt: skip
 
 
 def unavailable_because(backend: str) -> str | None:
@@ -134,8 +101,9 @@ def available_backends() -> dict[str, str | None]:
 
 
 def distributions(*backends: str) -> tuple[str, ...]:
-    """The packages that some backends, by default all, are installed by, each once."""
-    return tuple(dict.fromkeys(name for b in backends or BACKENDS for name in BACKENDS[b].distributions))
+    """The packages that some backends, by default all, are installed by, each once and in the table's order."""
+    rows = (row for name, row in BACKENDS.items() if not backends or name in backends)
+    return tuple(dict.fromkeys(package for row in rows for package in row.distributions))
 
 
 def open_backend(

@@ -16,10 +16,12 @@ from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, miss
 def require_contract(session: Any, path: Path) -> None:
     """Raise BadModel unless the file takes uint8 photos in batches of any size, as every file that we export does."""
     inputs = session.get_inputs()
-    as_asked = [(value.name, value.type, value.shape[3:]) for value in inputs] == [("images", "tensor(uint8)", [3])]
-    if not as_asked or isinstance(inputs[0].shape[0], int):
-        found = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
-        raise BadModel(f"{path} takes {found}, a saji model images uint8 [batch, S, S, 3]; export it with: make export")
+    of_photos = [(value.name, value.type, value.shape[3:]) for value in inputs] == [("images", "tensor(uint8)", [3])]
+    if not of_photos or isinstance(inputs[0].shape[0], int):
+        signature = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+        raise BadModel(
+            f"{path} takes {signature}, a saji model images uint8 [batch, S, S, 3]; export it with: make export"
+        )
 
 
 class OnnxRuntime(Backend):

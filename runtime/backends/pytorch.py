@@ -28,8 +28,8 @@ _TENSOR = re.compile(r"(weight|tensor)_\d+")
 def spec_text(path: Path) -> str:
     """The spec in a `.pt2` file as JSON text, read without opening the program; empty where there is none."""
     with _archive(path) as archive:
-        found = [name for name in archive.namelist() if name.endswith("/extra/spec")]
-        return archive.read(found[0]).decode(errors="replace") if found else ""
+        specs = [name for name in archive.namelist() if name.endswith("/extra/spec")]
+        return archive.read(specs[0]).decode(errors="replace") if specs else ""
 
 
 def require_no_code(path: Path) -> None:
