@@ -46,7 +46,7 @@ def row(name: str, milliseconds: float, accuracy: float, **other: Any) -> dict[s
         **ROW,
         **MACHINE,
         "candidate": name,
-        "backend": name.split(" · ")[1],
+        "backend": "ort-cpu",
         "milliseconds": milliseconds,
         "accuracy": accuracy,
         **other,
