@@ -43,7 +43,15 @@ OF_GRADIO = {"aria-prohibited-attr"}
 
 
 def row(name: str, milliseconds: float, accuracy: float, **other: Any) -> dict[str, Any]:
-    return {**ROW, **MACHINE, "candidate": name, "milliseconds": milliseconds, "accuracy": accuracy, **other}
+    return {
+        **ROW,
+        **MACHINE,
+        "candidate": name,
+        "backend": "ort-cpu",
+        "milliseconds": milliseconds,
+        "accuracy": accuracy,
+        **other,
+    }
 
 
 def write_rows(path: Path, *rows: dict[str, Any]) -> None:
