@@ -1,27 +1,19 @@
-"""What came out of a training run, for people: `report.md` and its figures in the run's folder.
-
-`python -m training.outcome.report RUN [RUN...]` writes it anew; of several runs it also compares the networks.
-"""
+"""What came out of training runs, for people: `report.md` and its figures in a run's folder, and runs compared."""
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from runtime.command_line import Parser, exit_with_one_sentence, require_extra
-from runtime.errors import SajiError
-
-if __name__ == "__main__":  # before the imports that would fail with a traceback
-    require_extra("train", "torch", "torchvision", "sklearn", "matplotlib")
-
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
+from runtime.command_line import say
+from runtime.errors import SajiError
 from runtime.files import replacing
 from training.outcome import figures
-from training.outcome.summary import Outcome, difference_p, finished, read_outcome, summary
+from training.outcome.summary import Outcome, difference_p, finished, read_outcome
+from training.run.records import share_of
 
 _HEADER = (
     "network",
@@ -76,25 +68,21 @@ def differences(outcomes: Sequence[Outcome]) -> str:
 
 
 def _row(outcome: Outcome, best: Outcome, name: str) -> list[str]:
-    of = summary(outcome)
-    low, high = of["accuracy_interval"]
+    accuracy, (low, high) = share_of(outcome.right)
     p = None if outcome is best else difference_p(outcome, best)
-    epochs = [
-        f"{epoch['epoch']}: {epoch['val_accuracy']:.3f}" if epoch else ""
-        for epoch in (of["best_epoch"], of["last_epoch"])
-    ]
+    ends = (outcome.best_epoch, outcome.history[-1] if outcome.history else None)
     return [
         name,
-        str(of["photos"]),
-        f"{of['accuracy']:.3f} ({low:.3f}–{high:.3f})",
+        str(len(outcome.validation.labels)),
+        f"{accuracy:.3f} ({low:.3f}–{high:.3f})",
         "" if p is None else f"{p:.2g}",
-        f"{of['macro_f1']:.3f}",
-        f"{of['calibration_error']:.3f}",
-        *epochs,
-        f"{of['parameters'] / 1e6:.2f} M",
-        f"{of['multiply_adds'] / 1e6:.0f} M at {of['image_size']} px",
-        f"{of['training_seconds']:.0f} s" if outcome.history else "",
-        f"{of['photos_per_second']:.0f}" if outcome.history else "",
+        f"{outcome.macro_f1:.3f}",
+        f"{outcome.calibration_error:.3f}",
+        *(f"{epoch.epoch}: {epoch.val_accuracy:.3f}" if epoch else "" for epoch in ends),
+        f"{outcome.parameters / 1e6:.2f} M",
+        f"{outcome.multiply_adds / 1e6:.0f} M at {outcome.spec.geometry.size} px",
+        f"{outcome.training_seconds:.0f} s" if outcome.history else "",
+        f"{outcome.photos_per_second:.0f}" if outcome.history else "",
     ]
 
 
@@ -114,40 +102,32 @@ def _head(run: Path, outcomes: Sequence[Outcome]) -> str:
 
 
 def _curves(run: Path, outcomes: Sequence[Outcome]) -> str:
-    told = [outcome for outcome in outcomes if outcome.history]
-    if not told:
+    measured = [outcome for outcome in outcomes if outcome.history]
+    if not measured:
         return ""
     return (
-        f"## Accuracy and loss per epoch\n\n{_figure(run, figures.curves, told)}\n\nThe training loss is the one that "
-        "is minimised, with the recipe's augmentation and label smoothing; the validation loss is plain cross-entropy."
+        f"## Accuracy and loss per epoch\n\n{_figure(run, figures.curves, measured)}\n\nThe training loss is the one "
+        "that is minimised, with the recipe's augmentation and label smoothing; the validation loss is plain "
+        "cross-entropy."
     )
 
 
 def _classes(run: Path, outcomes: Sequence[Outcome]) -> str:
     parts = ["## Per class"]
     for outcome in outcomes:
-        classes = outcome.spec.classes
-        scores = precision_recall_fscore_support(
-            outcome.validation.labels, outcome.predicted, labels=range(len(classes)), zero_division=0
-        )
         rows = [
-            [name, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", str(support)]
-            for name, precision, recall, f1, support in zip(classes, *scores, strict=True)
+            [name, f"{scores.precision:.3f}", f"{scores.recall:.3f}", f"{scores.f1:.3f}", str(scores.support)]
+            for name, scores in zip(outcome.spec.classes, outcome.class_scores, strict=True)
         ]
         parts.append(_markdown((outcome.network, "precision", "recall", "F1", "support"), rows))
     return "\n\n".join([*parts, _figure(run, figures.confusions, outcomes)])
 
 
 def _pictures(run: Path, outcomes: Sequence[Outcome]) -> str:
-    return "\n\n".join(
-        [
-            "## Worst mistakes",
-            "The most confident first: true class, predicted class with its probability, file.",
-            _figure(run, figures.mistakes, outcomes),
-            "## Test pictures",
-            "Taken evenly from all classes, whatever the answer, the same for each network.",
-            _figure(run, figures.predictions, outcomes),
-        ]
+    return (
+        "## Worst mistakes\n\nThe most confident first: true class, predicted class with its probability, file.\n\n"
+        f"{_figure(run, figures.mistakes, outcomes)}\n\n## Test pictures\n\nTaken evenly from all classes, whatever "
+        f"the answer, the same for each network.\n\n{_figure(run, figures.predictions, outcomes)}"
     )
 
 
@@ -201,32 +181,24 @@ def _run_folder(name: str, out: Path) -> Path:
     for folder in (out / "runs" / name, Path(name)):
         if folder.is_dir():
             return folder
-    there = sorted(path.name for path in (out / "runs").glob("*") if path.is_dir())
+    runs = sorted(path.name for path in (out / "runs").glob("*") if path.is_dir())
     raise SajiError(
-        f"there is no run {name!r} in {out / 'runs'} ({', '.join(there) or 'no run at all'}); "
+        f"there is no run {name!r} in {out / 'runs'} ({', '.join(runs) or 'no run at all'}); "
         f"train it with: make train RUN={name}"
     )
 
 
-def main() -> None:
-    """Read the command line, write each run's report, compare several."""
-    parser = Parser(prog="python -m training.outcome.report", description="What came out of training runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name, or its folder")
-    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
-    arguments = parser.parse_args()
-    runs = [_run_folder(name, arguments.out) for name in dict.fromkeys(arguments.runs)]
+def report(names: Sequence[str], out: Path) -> None:
+    """Write the report of each run in `out`, given by name or as a folder, and compare the networks of several."""
+    runs = [_run_folder(name, out) for name in dict.fromkeys(names)]
     outcomes = []
     for run in runs:
         outcomes += write_report(run)
-        print(f"report: {run / 'report.md'}", file=sys.stderr)
+        say(f"report: {run / 'report.md'}")
     print(table(outcomes))
     if len(runs) > 1:
         print(f"\n{differences(outcomes)}".rstrip())
-        comparison = arguments.out / "comparison.png"
-        figures.write(figures.comparison, outcomes, comparison)
-        print(f"comparison: {comparison}", file=sys.stderr)
-    print(json.dumps({"reports": [str(run / "report.md") for run in runs], "networks": list(map(summary, outcomes))}))
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)
+        figures.write(figures.comparison, outcomes, out / "comparison.png")
+        say(f"comparison: {out / 'comparison.png'}")
+    networks = [outcome.record() for outcome in outcomes]
+    print(json.dumps({"reports": [str(run / "report.md") for run in runs], "networks": networks}))
