@@ -158,7 +158,7 @@ def test_rejection_counts_what_the_rule_keeps() -> None:
 
 def test_only_known_and_only_unknown_photos_have_figures_too() -> None:
     known = evaluate.evaluated(SPEC, scored([1.0, 2]), np.array([0, 1]))
-    assert known.recognition and known.recognition.accuracy == 0.5 and known.rejection.auroc is None
+    assert known.accuracy == 0.5 and known.rejection.auroc is None
     unknown = evaluate.evaluated(SPEC, scored([1.0, 2]), np.array([evaluate.NONE] * 2))
     assert "accuracy" not in unknown.record() and unknown.record()["rejection"]["unknown_rejected"]["share"] == 0
     for figures in (known, unknown):

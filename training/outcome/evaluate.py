@@ -5,7 +5,7 @@ Photos whose label is no class of the model count as "none of these": they are t
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
 from training.photos.photo_set import Photo, read_photo_set, spoken
 from training.progress import Progress, bar, in_threads, silent
-from training.run.records import Interval, in_words, rounded, share_of
+from training.run.records import Interval, Share, rounded
 
 BATCH = 32  # photos in memory at a time
 NONE = -1  # the label of a photo that shows none of the model's classes
@@ -47,31 +47,12 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of photos, from 0 to 1, with its 95 % interval."""
-
-    share: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
 class Calibration:
     """The expected calibration error at the model's temperature, and at 1."""
 
     temperature: float
     ece: float
     ece_at_temperature_1: float
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """What the photos of known classes say. Macro-F1 is the mean over the classes that the photos show."""
-
-    accuracy: float
-    accuracy_interval: Interval
-    macro_f1: float
-    per_class: dict[str, ClassScores]
-    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -87,19 +68,25 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures of a model on some photos, `known` of its classes and `unknown` of none of them."""
+    """All figures of a model on some photos, `known` of its classes and `unknown` of none of them.
+
+    What is None has no known photo to be measured on. Macro-F1 is the mean over the classes that the photos show.
+    """
 
     photos: int
     known: int
     unknown: int
-    recognition: Recognition | None
     rejection: Rejection
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+    macro_f1: float | None = None
+    per_class: dict[str, ClassScores] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def record(self) -> dict[str, Any]:
         """Its JSON form, numbers to four digits."""
-        values = asdict(self)
-        recognition, rejection = values.pop("recognition") or {}, values.pop("rejection")
-        return {**rounded({**values, **recognition}), "rejection": {**rounded(rejection), "rule": self.rejection.rule}}
+        known = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        return {**rounded(known), "rejection": {**rounded(asdict(self.rejection)), "rule": self.rejection.rule}}
 
 
 def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
@@ -195,27 +182,29 @@ def evaluated(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> Evalua
         broken = int((~np.isfinite(logits)).any(axis=1).sum())
         raise BadModel(f"{spec.name} gives NaN or infinite logits for {broken} of {len(labels)} photos; train it again")
     known = labels != NONE
-    recognition = _recognition(spec, logits[known], labels[known]) if known.any() else None
-    return Evaluation(len(labels), int(known.sum()), int((~known).sum()), recognition, _rejection(spec, logits, labels))
+    figures = Evaluation(len(labels), int(known.sum()), int((~known).sum()), _rejection(spec, logits, labels))
+    if not known.any():
+        return figures
+    logits, labels = logits[known], labels[known]
+    right, scores = Share.of(logits.argmax(1) == labels), class_scores(labels, logits.argmax(1), len(spec.classes))
+    return replace(
+        figures,
+        accuracy=right.share,
+        accuracy_interval=right.interval,
+        macro_f1=float(np.mean([each.f1 for each in scores if each.support])),
+        per_class=dict(zip(spec.classes, scores, strict=True)),
+        calibration=Calibration(
+            temperature=spec.temperature,
+            ece=calibration_error(logits / spec.temperature, labels),
+            ece_at_temperature_1=calibration_error(logits, labels),
+        ),
+    )
 
 
 def class_scores(labels: np.ndarray, predicted: np.ndarray, classes: int) -> list[ClassScores]:
     """The scores of each class, 0 where they are undefined; labels and predictions int `[N]`."""
     table = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
     return [ClassScores(float(p), float(r), float(f1), int(support)) for p, r, f1, support in zip(*table, strict=True)]
-
-
-def _recognition(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> Recognition:
-    predicted = logits.argmax(1)
-    accuracy, interval = share_of(predicted == labels)
-    scores = class_scores(labels, predicted, len(spec.classes))
-    calibration = Calibration(
-        temperature=spec.temperature,
-        ece=calibration_error(logits / spec.temperature, labels),
-        ece_at_temperature_1=calibration_error(logits, labels),
-    )
-    macro_f1 = float(np.mean([each.f1 for each in scores if each.support]))
-    return Recognition(accuracy, interval, macro_f1, dict(zip(spec.classes, scores, strict=True)), calibration)
 
 
 def _rejection(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> Rejection:
@@ -231,7 +220,7 @@ def _rejection(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> Rejec
 
 
 def _share(hits: np.ndarray) -> Share | None:
-    return Share(*share_of(hits)) if len(hits) else None
+    return Share.of(hits) if len(hits) else None
 
 
 def described(
@@ -243,8 +232,8 @@ def described(
         f"{evaluation.photos} photos: {evaluation.known} of the model's classes, {evaluation.unknown} of none of these"
         + labelled
     ]
-    if evaluation.recognition:
-        lines += _described_recognition(evaluation.recognition)
+    if evaluation.known:
+        lines += _described_known(evaluation)
     lines += _described_rejection(evaluation.rejection)
     if unreadable:
         lines.append(f"unreadable, left out: {len(unreadable)}")
@@ -252,11 +241,12 @@ def described(
     return "\n".join([*lines, *(f"note: {problem}" for problem in problems)])
 
 
-def _described_recognition(figures: Recognition) -> list[str]:
-    wide = max(map(len, (*figures.per_class, "class")))
-    calibration = figures.calibration
+def _described_known(figures: Evaluation) -> list[str]:
+    assert figures.accuracy is not None and figures.accuracy_interval and figures.calibration
+    wide, calibration = max(map(len, (*figures.per_class, "class"))), figures.calibration
+    accuracy = Share(figures.accuracy, figures.accuracy_interval).in_words()
     return [
-        f"accuracy {in_words(figures.accuracy, figures.accuracy_interval)}, macro-F1 {figures.macro_f1:.3f}",
+        f"accuracy {accuracy}, macro-F1 {figures.macro_f1:.3f}",
         f"{'class':{wide}}  precision  recall     f1  support",
         *(
             f"{name:{wide}}  {row.precision:9.3f}  {row.recall:6.3f}  {row.f1:5.3f}  {row.support:7}"
@@ -277,7 +267,7 @@ def _described_rejection(rejection: Rejection) -> list[str]:
             ("none-of-these rejected", rejection.unknown_rejected),
         ):
             if share:
-                lines.append(f"  {what} {in_words(share.share, share.interval)}")
+                lines.append(f"  {what} {share.in_words()}")
     if rejection.auroc is not None:
         lines.append(f"  AUROC of known against unknown {rejection.auroc:.3f}")
     return lines

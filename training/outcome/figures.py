@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from runtime.evaluation import confusion
 from runtime.files import replacing
 from training.outcome.summary import Outcome
-from training.run.records import share_of
+from training.run.records import Share
 
 # Okabe and Ito's palette, which colour-blind people tell apart (https://jfly.uni-koeln.de/color/)
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
@@ -142,9 +142,9 @@ def comparison(outcomes: Outcomes) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     for row, outcome in enumerate(outcomes):
         colour, line = PALETTE[row % len(PALETTE)], ("-", "--", ":", "-.")[row // len(PALETTE) % 4]
-        accuracy, interval = share_of(outcome.right)
-        left.plot(interval, (row, row), line, color=colour, linewidth=2)
-        left.plot(accuracy, row, "o", color=colour)
+        accuracy = Share.of(outcome.right)
+        left.plot(accuracy.interval, (row, row), line, color=colour, linewidth=2)
+        left.plot(accuracy.share, row, "o", color=colour)
         if outcome.history:
             right.plot(outcome.curve("epoch"), outcome.curve("val_accuracy"), line, color=colour)
     left.set_yticks(range(len(outcomes)), [shortened(outcome.name, 40) for outcome in outcomes])

@@ -1,8 +1,7 @@
 """What came out of training runs, for people: `report.md` and its figures in a run's folder, and runs compared."""
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from runtime.errors import SajiError
 from runtime.files import replacing
 from training.outcome import figures
 from training.outcome.summary import Outcome, difference_p, finished, read_outcome
-from training.run.records import share_of
+from training.photos.findings_page import markdown, plain
+from training.run.records import Share
 
 _HEADER = (
     "network",
@@ -58,23 +58,24 @@ def table(outcomes: Sequence[Outcome]) -> str:
     best = max(outcomes, key=lambda outcome: outcome.right.mean())
     several = len({outcome.run for outcome in outcomes}) > 1
     rows = [_row(outcome, best, outcome.name if several else outcome.network) for outcome in outcomes]
-    return f"{_markdown(_HEADER, rows)}\n\n{_NOTES}"
+    return f"{markdown(_HEADER, rows)}\n\n{_NOTES}"
 
 
 def differences(outcomes: Sequence[Outcome]) -> str:
     """The settings in which networks of several runs differ, as a Markdown table; empty where they do not."""
     rows = [[name, *values] for name, values in _settings(outcomes).items() if len(set(values)) > 1]
-    return _markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
+    return markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
 
 
 def _row(outcome: Outcome, best: Outcome, name: str) -> list[str]:
-    accuracy, (low, high) = share_of(outcome.right)
+    accuracy = Share.of(outcome.right)
+    low, high = accuracy.interval
     p = None if outcome is best else difference_p(outcome, best)
     ends = (outcome.best_epoch, outcome.history[-1] if outcome.history else None)
     return [
         name,
         str(len(outcome.validation.labels)),
-        f"{accuracy:.3f} ({low:.3f}–{high:.3f})",
+        f"{accuracy.share:.3f} ({low:.3f}–{high:.3f})",
         "" if p is None else f"{p:.2g}",
         f"{outcome.macro_f1:.3f}",
         f"{outcome.calibration_error:.3f}",
@@ -91,7 +92,7 @@ def _head(run: Path, outcomes: Sequence[Outcome]) -> str:
     versions = ", ".join(f"{name} {spec.versions[name]}" for name in ("torch", "torchvision") if name in spec.versions)
     drawn = ", drawn dishes and not photos" if spec.data.get("drawn") else ""
     lines = [
-        f"# {_text(run.resolve().name)}",
+        f"# {plain(run.resolve().name)}",
         f"{len(spec.classes)} classes, {spec.data.get('train', '?')} photos to train on and "
         f"{len(outcomes[0].validation.labels)} to validate{drawn}; {versions}.",
         table(outcomes),
@@ -119,7 +120,7 @@ def _classes(run: Path, outcomes: Sequence[Outcome]) -> str:
             [name, f"{scores.precision:.3f}", f"{scores.recall:.3f}", f"{scores.f1:.3f}", str(scores.support)]
             for name, scores in zip(outcome.spec.classes, outcome.class_scores, strict=True)
         ]
-        parts.append(_markdown((outcome.network, "precision", "recall", "F1", "support"), rows))
+        parts.append(markdown((outcome.network, "precision", "recall", "F1", "support"), rows))
     return "\n\n".join([*parts, _figure(run, figures.confusions, outcomes)])
 
 
@@ -135,7 +136,7 @@ def _gradients(run: Path, outcomes: Sequence[Outcome]) -> str:
     norms = {outcome.network: outcome.gradients.norms for outcome in outcomes if outcome.gradients}
     if not norms:
         return ""
-    ratios = [f"{network} {_plain(np.nanmedian(norm[0] / norm[-1]))}" for network, norm in norms.items()]
+    ratios = [f"{network} {_shortened(np.nanmedian(norm[0] / norm[-1]))}" for network, norm in norms.items()]
     return (
         f"## Gradients\n\n{_figure(run, figures.gradients, outcomes)}\n\nNorm of the first layer's gradient over that "
         f"of the last, median over the epochs: {', '.join(ratios)}."
@@ -147,7 +148,7 @@ def _recipe(outcomes: Sequence[Outcome]) -> str:
     for setting, values in _settings(outcomes).items():
         each = [f"{outcome.network}: {value}" for outcome, value in zip(outcomes, values, strict=True)]
         rows.append([setting, values[0] if len(set(values)) == 1 else ", ".join(each)])
-    return f"## Recipe\n\n{_markdown(('setting', 'value'), rows)}"
+    return f"## Recipe\n\n{markdown(('setting', 'value'), rows)}"
 
 
 def _settings(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
@@ -162,17 +163,7 @@ def _figure(run: Path, draw: figures.Draw, outcomes: Sequence[Outcome]) -> str:
     return f"![{draw.__name__}]({name})"
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(_text, line)) + " |" for line in lines)
-
-
-def _text(cell: str) -> str:
-    """A name as one line of text that Markdown leaves as it is."""
-    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", " ".join(cell.split()))
-
-
-def _plain(number: float) -> str:
+def _shortened(number: float) -> str:
     return np.format_float_positional(number, precision=3, fractional=False, trim="-")
 
 

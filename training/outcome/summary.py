@@ -15,7 +15,7 @@ from runtime.evaluation import ValidationSet, calibration_error, mcnemar_p
 from runtime.spec import ModelSpec
 from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits
 from training.outcome.evaluate import ClassScores, class_scores
-from training.run.records import Epoch, LayerNorm, read_csv, rounded, share_of
+from training.run.records import Epoch, LayerNorm, Share, read_csv, rounded
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,15 @@ class Outcome:
 
     def record(self) -> dict[str, Any]:
         """The figures as plain JSON values, None where they are not known."""
-        accuracy, interval = share_of(self.right)
+        accuracy = Share.of(self.right)
         return {
             "run": self.run,
             "network": self.network,
             "recipe": self.spec.recipe.get("name"),
             "image_size": self.spec.geometry.size,
             "photos": len(self.validation.labels),
-            "accuracy": accuracy,
-            "accuracy_interval": list(interval),
+            "accuracy": accuracy.share,
+            "accuracy_interval": list(accuracy.interval),
             "macro_f1": round(self.macro_f1, 4),
             "calibration_error": round(self.calibration_error, 4),
             "best_epoch": _figures(self.best_epoch) if self.best_epoch else None,

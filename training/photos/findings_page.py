@@ -1,5 +1,6 @@
 """The findings about a photo set for people: a few lines, a page, and a contact sheet of the duplicates."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def page(findings: Findings) -> str:
     parts = [
         f"# {findings.source}",
         f"{findings.listed} photos are listed, {sum(findings.used.values())} can be read.",
-        "\n".join("| " + " | ".join(row) + " |" for row in (["class", *sides], ["---"] * (1 + len(sides)), *rows)),
+        markdown(["class", *sides], rows),
         f"The largest class has {_imbalance(findings):.1f} times the photos of the smallest.",
         *_section("Leaks across the split", [f"{n}: {kind}" for n, kind in findings.leaks.items()], _leak(findings)),
         *_section("Same picture under two labels", [" = ".join(names) for names in findings.two_labels]),
@@ -75,6 +76,17 @@ def page(findings: Findings) -> str:
         lines = [f"{group.kind}: {' / '.join(map(_picture, group.pictures))}" for group in groups]
         parts += [f"{_duplicates(findings)}.", f"![the first {ROWS} groups](duplicates.png)", _list(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of one line a row, the first column to the left; cells are plain text."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(plain, line)) + " |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """A text as one line that Markdown leaves as it is."""
+    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _section(title: str, items: Sequence[str], sentence: str = "") -> list[str]:
@@ -147,7 +159,7 @@ def contact_sheet(findings: Findings) -> Image.Image:
             left, below = MARGIN + column * (CELL + MARGIN), top + LINE
             if column and picture != photos[column - 1][1]:
                 draw.line((left - MARGIN / 2, below, left - MARGIN / 2, below + CELL + 2 * LINE), BLACK, 2)
-            sheet.paste(_thumbnail(root / photo.photo), (left, below))
+            sheet.paste(thumbnail(root / photo.photo), (left, below))
             side = RED if photo.photo in findings.leaks else BLACK
             draw.text((left, below + CELL), photo.label[:24], RED if group.two_labels else BLACK, font)
             draw.text((left, below + CELL + LINE), photo.side, side, font)
@@ -155,7 +167,8 @@ def contact_sheet(findings: Findings) -> Image.Image:
     return sheet
 
 
-def _thumbnail(path: Path) -> Image.Image:
+def thumbnail(path: Path) -> Image.Image:
+    """A photo in a white square of CELL pixels; a grey one where it cannot be read."""
     try:
         return ImageOps.pad(decode(path, CELL), (CELL, CELL), color="white")
     except BadPhoto:  # its name is no text, or it has gone

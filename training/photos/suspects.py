@@ -21,25 +21,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
 from runtime.files import replacing
-from runtime.preprocess import decode, pixels
+from runtime.preprocess import pixels
 from runtime.spec import Geometry
 from training.network import architectures
 from training.network.classifier import PhotoClassifier
 from training.photos.dataset import load_data, run_name
 from training.photos.findings import printable
+from training.photos.findings_page import CELL, COLUMNS, LINE, MARGIN, RED, thumbnail
 from training.photos.photo_set import Photo
 from training.photos.split import Data, folds
 from training.progress import Progress, bar, in_threads
 from training.recipe import DEFAULTS
 
 LISTED, SHOWN = 10, 80  # suspects on stdout and on the contact sheet
-COLUMNS, CELL, LINE, MARGIN = 8, 160, 16, 8  # pictures a row; side of a picture, line of text, space around in pixels
 SIZE, BATCH = 224, 32  # what published weights were trained with, pixels; photos at once
 NEAREST = 3  # photos of the label whose distance counts
 LOOSENESS = 10.0  # inverse strength of the logistic regression's L2 penalty, on features of length 1
@@ -136,9 +136,9 @@ def contact_sheet(ranked: Sequence[Suspect]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for number, suspect in enumerate(chosen):
         left, top = MARGIN + number % COLUMNS * (CELL + MARGIN), MARGIN + number // COLUMNS * height
-        sheet.paste(ImageOps.pad(decode(suspect.photo, CELL), (CELL, CELL), color="white"), (left, top))
+        sheet.paste(thumbnail(suspect.photo), (left, top))
         draw.text((left, top + CELL), f"{number + 1}  {suspect.label[:18]} {suspect.confidence:.2f}", "black", font)
-        draw.text((left, top + CELL + LINE), f"or {suspect.other[:18]} {suspect.likeness:.2f}", "#c00000", font)
+        draw.text((left, top + CELL + LINE), f"or {suspect.other[:18]} {suspect.likeness:.2f}", RED, font)
     return sheet
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import lightning as L
 import torch
@@ -15,18 +15,41 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from runtime.command_line import say
 from runtime.files import replacing
-from training.run.records import NAN, Epoch, LayerNorm
+from training.run.records import NAN, Epoch, LayerNorm, Row, write_csv
 
 AT_STAKE = 10  # seconds of training that a kill may cost: epochs shorter than that are kept together
 GRADIENTS_EVERY = 4  # steps between two looks at the gradients: each reads all of them
 
 
-class History(Callback):
+class Recorder(Callback, Generic[Row]):
+    """Collects the rows of a CSV file; `last.ckpt` keeps them, so that a resumed run writes all."""
+
+    kind: type[Row]
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `last.ckpt` keeps."""
+        return {"rows": [asdict(row) for row in self.rows]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up an interrupted run's rows."""
+        self.rows = [self.kind(**row) for row in state["rows"]]
+
+    def write(self, path: Path) -> None:
+        """Write all rows as CSV."""
+        write_csv(path, self.kind, self.rows)
+
+
+class History(Recorder[Epoch]):
     """One row an epoch, for `history.csv`, and one line an epoch where there is no progress bar."""
 
+    kind = Epoch
+
     def __init__(self, architecture: str, epochs: int) -> None:
+        super().__init__()
         self.architecture, self.epochs = architecture, epochs
-        self.rows: list[Epoch] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -60,23 +83,14 @@ class History(Callback):
                 f"{row.val_accuracy:.3f}, {row.photos_per_second:.0f} photos/s"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `last.ckpt` keeps, so that a resumed run writes the whole history."""
-        return {"rows": [asdict(row) for row in self.rows]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up an interrupted run's history."""
-        self.rows = [Epoch(**row) for row in state["rows"]]
-
-
-class Gradients(Callback):
+class Gradients(Recorder[LayerNorm]):
     """The gradient norm of each layer for `gradients.csv`: where the signal dies or explodes is seen there.
 
     The median over the steps of an epoch: in a last batch of a few photos, batch norm makes norms a thousandfold.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[LayerNorm] = []
+    kind = LayerNorm
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Forget the last epoch's norms."""
@@ -103,14 +117,6 @@ class Gradients(Callback):
     def _layers(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
         network = module.get_submodule("model.network")
         return {name: p for name, p in network.named_parameters() if p.ndim > 1}  # filters and matrices
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `last.ckpt` keeps."""
-        return {"rows": [asdict(row) for row in self.rows]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up an interrupted run's gradients."""
-        self.rows = [LayerNorm(**row) for row in state["rows"]]
 
 
 class Kept(Checkpoint):

@@ -17,6 +17,24 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Share:
+    """A share of photos, from 0 to 1, with its 95 % interval (Wilson's)."""
+
+    share: float
+    interval: Interval
+
+    @classmethod
+    def of(cls, hits: np.ndarray) -> "Share":
+        """The share of bool `[N]` that is true, to four digits; NaN where N is 0."""
+        low, high = wilson_interval(int(hits.sum()), len(hits))
+        return cls(round(float(hits.mean()), 4) if len(hits) else NAN, (round(low, 4), round(high, 4)))
+
+    def in_words(self, more: str = "") -> str:
+        """The share for people; `more` stands behind the interval."""
+        return f"{self.share:.3f} (95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f}{more})"
+
+
+@dataclass(frozen=True)
 class Epoch:
     """A row of `history.csv`; accuracies and losses are means over photos, NaN where they were not measured.
 
@@ -89,7 +107,7 @@ class Validation:
 
     def in_words(self, architecture: str, checkpoint: Path) -> str:
         """The line that ends a training, and one more where the split leaks."""
-        accuracy = in_words(self.accuracy, self.interval, f", {self.photos} validation photos")
+        accuracy = Share(self.accuracy, self.interval).in_words(f", {self.photos} validation photos")
         last, leaks = self.last_epoch, self.without_leaks
         line = (
             f"{architecture}: accuracy {accuracy} at epoch {self.epoch}; epoch {last.epoch}, the last, has "
@@ -102,17 +120,6 @@ class Validation:
                 f"on the {leaks.photos} others the accuracy is {others}"
             )
         return line
-
-
-def share_of(hits: np.ndarray) -> tuple[float, Interval]:
-    """The share of bool `[N]` that is true and its 95 % interval (Wilson's), to four digits; NaN where N is 0."""
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    return round(float(hits.mean()), 4) if len(hits) else NAN, (round(low, 4), round(high, 4))
-
-
-def in_words(share: float, interval: Interval, more: str = "") -> str:
-    """A share with its interval for people; `more` stands behind the interval."""
-    return f"{share:.3f} (95 % interval {interval[0]:.3f} to {interval[1]:.3f}{more})"
 
 
 def rounded(value: Any) -> Any:

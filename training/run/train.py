@@ -32,7 +32,7 @@ from training.run.batches import Batches, TrainPhotos
 from training.run.confidence import settled
 from training.run.fitting import Fitting
 from training.run.history import AtomicFiles, Gradients, History, Kept, Patience
-from training.run.records import Epoch, EpochAccuracy, LayerNorm, Validation, WithoutLeaks, share_of, write_csv
+from training.run.records import Epoch, EpochAccuracy, Share, Validation, WithoutLeaks
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def train(
         say(f"{architecture}: resuming after epoch {start}")
     fitting = Fitting(architecture, len(data.classes), recipe, identity)
     _check_teacher(fitting, data)
-    seen = _first(calibration, len(validation.labels))
+    n = len(validation.labels)
+    seen = ValidationSet(calibration.images[:n], calibration.labels[:n], calibration.names[:n])
     batches = Batches(TrainPhotos(data, recipe, cache, progress), validation, seen, recipe, start)
     history, gradients = History(architecture, recipe.epochs), Gradients()
     trainer = _trainer(recipe, place, folder, [history, gradients, kept])
@@ -86,8 +87,8 @@ def train(
         stated = _stated(logits, data, history.rows, kept, recipe.release)
         validation.save(folder / "validation.npz")
         calibration.save(folder / "calibration.npz")
-        write_csv(folder / "history.csv", Epoch, history.rows)
-        write_csv(folder / "gradients.csv", LayerNorm, gradients.rows)
+        history.write(folder / "history.csv")
+        gradients.write(folder / "gradients.csv")
         spec = settled(_spec(architecture, data, recipe, folder.parent.name, stated), logits, validation.labels)
         save_checkpoint(folder / "checkpoint.pt", fitting.model, spec)  # last: its presence says the run is complete
         if not interrupted:
@@ -97,10 +98,6 @@ def train(
     if interrupted:
         raise KeyboardInterrupt
     return stated
-
-
-def _first(photos: ValidationSet, n: int) -> ValidationSet:
-    return ValidationSet(photos.images[:n], photos.labels[:n], photos.names[:n])
 
 
 def _released_logits(fitting: Fitting, validation: ValidationSet, kept: Kept) -> np.ndarray:
@@ -210,10 +207,10 @@ def _fit(trainer: L.Trainer, fitting: Fitting, batches: Batches, resume_from: Pa
 
 def _stated(logits: np.ndarray, data: Data, rows: list[Epoch], kept: Kept, release: str) -> Validation:
     """What the released epoch does on the validation photos, from its logits float `[len(data.val), C]`."""
-    accuracy, interval = share_of(logits.argmax(1) == data.labels[data.val])
+    right = Share.of(logits.argmax(1) == data.labels[data.val])
     return Validation(
-        accuracy=accuracy,
-        interval=interval,
+        accuracy=right.share,
+        interval=right.interval,
         photos=len(data.val),
         epoch=kept.best_epoch if release == "best" else kept.last_epoch,
         best_epoch=EpochAccuracy(kept.best_epoch, rows[kept.best_epoch - 1].val_accuracy),
@@ -230,9 +227,8 @@ def without_leaks(data: Data, logits: np.ndarray) -> WithoutLeaks | None:
     leaks = np.isin(data.val, data.leaking)
     if not leaks.any():
         return None
-    right = (logits.argmax(1) == data.labels[data.val])[~leaks]
-    accuracy, interval = share_of(right)
-    return WithoutLeaks(int(leaks.sum()), len(right), accuracy if len(right) else None, interval)
+    right = Share.of((logits.argmax(1) == data.labels[data.val])[~leaks])
+    return WithoutLeaks(int(leaks.sum()), int((~leaks).sum()), None if leaks.all() else right.share, right.interval)
 
 
 def resolve_device(device: str, precision: str) -> tuple[str, str]:
