@@ -17,10 +17,10 @@ from runtime.environment import stamp
 from training.network import architectures
 from training.photos.dataset import load_data
 from training.photos.photo_set import PhotoSet, read_photo_set
-from training.photos.suspects import Suspect, answers, features, ranking
+from training.photos.suspects import Suspect, ask_folds, features, ranking
 from training.progress import bar
 
-FIRST = 60  # suspects on which the list is judged; as many as a person looks through in some minutes
+FIRST = 60  # suspects that count; as many as a person looks through in some minutes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
     parser.add_argument("--planted", type=Path, required=True, help="photos known to be mislabelled, to mix in")
     parser.add_argument("--arch", default="efficientnet_lite0", help="network whose published weights look")
-    parser.add_argument("--folds", type=int, default=3, help="parts, each of which is judged by the others")
+    parser.add_argument("--folds", type=int, default=3, help="parts, each of which the others are asked about")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     parser.add_argument("--rows", type=Path, help="append the figures to this .jsonl")
@@ -53,8 +53,8 @@ def main() -> None:
     architectures.check_name(arguments.arch)
     both, wrong = planted(read_photo_set(arguments.data), read_photo_set(arguments.planted))
     data = load_data(both, 0.2, arguments.seed, True, arguments.out / "cache", bar)  # its split is not looked at
-    asked = answers(features(arguments.arch, data.photos, bar), data, arguments.folds, arguments.seed)
-    ranked = ranking(data, asked)
+    answers = ask_folds(features(arguments.arch, data.photos, bar), data, arguments.folds, arguments.seed)
+    ranked = ranking(data, answers)
     row = {
         "experiment": "suspects",
         "architecture": arguments.arch,
@@ -62,7 +62,7 @@ def main() -> None:
         "seed": arguments.seed,
         "data_fingerprint": data.fingerprint,
         "photos": len(ranked),
-        "accuracy": round(float((asked.probabilities.argmax(1) == data.labels).mean()), 4),
+        "accuracy": round(float((answers.probabilities.argmax(1) == data.labels).mean()), 4),
         **asdict(recall(ranked, wrong)),
     }
     if arguments.rows:

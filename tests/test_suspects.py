@@ -17,7 +17,7 @@ from training.__main__ import main
 from training.photos import suspects as module
 from training.photos.photo_set import Photo, PhotoSet
 from training.photos.split import Data
-from training.photos.suspects import Answers, answers, contact_sheet, features, ranking
+from training.photos.suspects import Answers, ask_folds, contact_sheet, features, ranking
 from training.progress import silent
 
 CLASSES = 3
@@ -46,7 +46,7 @@ def test_another_class_and_no_class_come_first() -> None:
     shown = data.labels.copy()
     shown[[3, 40]] = [1, 2]  # another dish
     shown[[20, 70]] = [9, 10]  # none
-    ranked = ranking(data, answers(seen(shown), data, 3, 0))
+    ranked = ranking(data, ask_folds(seen(shown), data, 3, 0))
     assert names(ranked[:4]) == {3, 40, 20, 70} and len(ranked) == 90
     swapped = next(suspect for suspect in ranked if suspect.photo.stem == "3")
     assert (swapped.label, swapped.other) == ("a", "b") and swapped.confidence < 0.3 < 0.5 < swapped.likeness
@@ -66,7 +66,9 @@ def test_no_photo_is_judged_by_its_own_scene() -> None:
     """Two shots of what is no dish: where one is asked about the other, both are less suspect."""
     vectors = seen(np.repeat(np.arange(CLASSES), 30))
     vectors[[5, 6]] = np.eye(16)[12]
-    together, apart = (answers(vectors, fake(scenes), 3, 0) for scenes in ([*range(6), 5, *range(7, 90)], [*range(90)]))
+    together, apart = (
+        ask_folds(vectors, fake(scenes), 3, 0) for scenes in ([*range(6), 5, *range(7, 90)], [*range(90)])
+    )
     assert together.distance[[5, 6]].min() > 1.2 > 1.1 > apart.distance[[5, 6]].max()
     assert np.allclose(together.probabilities.sum(1), 1)
 

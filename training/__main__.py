@@ -77,9 +77,9 @@ def train(arguments: Sequence[str]) -> None:
         if done:
             say(f"{architecture}: up to date in {folder}{_age(done[1].versions, saji_version())}, --force to redo")
             continue
-        stated = train_network(architecture, data, recipe, folder, command.out / "cache", place, bar)
-        if stated:
-            print(stated.in_words(architecture, folder / "checkpoint.pt"))
+        figures = train_network(architecture, data, recipe, folder, command.out / "cache", place, bar)
+        if figures:
+            print(figures.in_words(architecture, folder / "checkpoint.pt"))
             trained = True
     if trained:
         write_report(run)
@@ -150,7 +150,7 @@ def suspects(arguments: Sequence[str]) -> None:
     parser = _parser("suspects", "Find photos that are likely mislabelled.")
     parser.add_argument("data", type=Path, help=DATA_HELP)
     parser.add_argument("--arch", default="efficientnet_lite0", help="network whose published weights look at them")
-    parser.add_argument("--folds", type=int, default=3, help="parts, each of which is judged by the others")
+    parser.add_argument("--folds", type=int, default=3, help="parts, each of which the others are asked about")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     typed = parser.parse_args(arguments)
     require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")

@@ -111,8 +111,8 @@ class Recipe:
 
         What is no field any more is left out. Raises SajiError or TypeError on values that no recipe has.
         """
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in record.items() if name in known})
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in names})
 
     def same_settings(self, record: Mapping[str, Any]) -> bool:
         """Whether a run with this record in its checkpoint was trained as this recipe says.
@@ -140,5 +140,5 @@ def load_recipe(name: str) -> Recipe:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Recipe(**{"name": path.stem, **values})
     except (tomllib.TOMLDecodeError, TypeError) as error:
-        known = ", ".join(field.name for field in fields(Recipe))
-        raise SajiError(f"{path} is no recipe ({error}); its fields are {known}") from None
+        every = ", ".join(field.name for field in fields(Recipe))
+        raise SajiError(f"{path} is no recipe ({error}); its fields are {every}") from None

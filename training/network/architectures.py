@@ -151,21 +151,21 @@ def names() -> list[str]:
 
 def check_name(name: str) -> None:
     """Raise SajiError with the nearest names when there is no such architecture."""
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 3) or ["plain34", "resnet34", "se_resnet34"]
+    every = names()
+    if name not in every:
+        near = difflib.get_close_matches(name, every, 3) or ["plain34", "resnet34", "se_resnet34"]
         raise SajiError(f"there is no architecture {name!r}; did you mean {', '.join(near)}?")
 
 
 def find(name: str, pretrained: bool = False) -> Architecture:
     """The architecture of this name. Raises SajiError where there is none, or none with published weights."""
     check_name(name)
-    found = OURS.get(name) or _of_torchvision(name, pretrained)
-    if pretrained and "pretrained" not in inspect.signature(found.make).parameters:
+    entry = OURS.get(name) or _of_torchvision(name, pretrained)
+    if pretrained and "pretrained" not in inspect.signature(entry.make).parameters:
         raise SajiError(
             f"nobody publishes weights of {name}; train it without --pretrained, or from a file: --weights FILE"
         )
-    return found
+    return entry
 
 
 def build(name: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool = False) -> nn.Module:

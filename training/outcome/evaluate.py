@@ -85,8 +85,8 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """Its JSON form, numbers to four digits."""
-        known = {name: value for name, value in asdict(self).items() if value not in (None, {})}
-        return {**rounded(known), "rejection": {**rounded(asdict(self.rejection)), "rule": self.rejection.rule}}
+        values = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        return {**rounded(values), "rejection": {**rounded(asdict(self.rejection)), "rule": self.rejection.rule}}
 
 
 def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
@@ -96,9 +96,9 @@ def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
     answers = answer(logits, spec, photos, bar)
     evaluation, strangers = evaluated(spec, answers.logits, answers.labels), _strangers(spec, photos)
     print(described(evaluation, strangers, answers.unreadable, problems))
-    asked = {"checkpoint": str(checkpoint), "data": str(source), "split": split}
+    request = {"checkpoint": str(checkpoint), "data": str(source), "split": split}
     rest = {"none_of_these": strangers, "unreadable": answers.unreadable, "problems": problems}
-    print(json.dumps({**asked, **evaluation.record(), **rest}, ensure_ascii=False))
+    print(json.dumps({**request, **evaluation.record(), **rest}, ensure_ascii=False))
 
 
 def _chosen(source: Path, split: str | None) -> tuple[list[Photo], list[str]]:
@@ -169,8 +169,8 @@ def _pixels(photo: Photo, spec: ModelSpec) -> np.ndarray | BadPhoto:
 
 
 def _strangers(spec: ModelSpec, photos: list[Photo]) -> list[str]:
-    known = {spoken(name) for name in spec.classes}
-    return sorted({photo.label for photo in photos if spoken(photo.label) not in known})
+    classes = {spoken(name) for name in spec.classes}
+    return sorted({photo.label for photo in photos if spoken(photo.label) not in classes})
 
 
 def evaluated(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> Evaluation:

@@ -216,10 +216,10 @@ def _vlad(photos: _Photos, indexes: np.ndarray) -> np.ndarray:
         return _unit(np.sqrt(photos.descriptors(index)))
 
     def pooled(index: int) -> np.ndarray:
-        found = features(index)
-        nearest = (found @ words.T - (words**2).sum(1) / 2).argmax(1)
+        own = features(index)
+        nearest = (own @ words.T - (words**2).sum(1) / 2).argmax(1)
         member = np.eye(len(words), dtype=np.float32)[nearest]
-        return _unit(member.T @ found - member.sum(0)[:, None] * words).ravel()
+        return _unit(member.T @ own - member.sum(0)[:, None] * words).ravel()
 
     rng = np.random.default_rng(0)
     sample = rng.permutation(indexes)[:SAMPLE]

@@ -70,13 +70,13 @@ def _suspicious(suffix: str, content: bytes, image: Image.Image) -> Iterator[str
         yield "blank (all pixels are nearly the same)"
     if max(width, height) > LONGEST_ASPECT * min(width, height):
         yield f"extreme aspect ({width}×{height} pixels)"
-    known = "JPEG" if header.format == "MPO" else header.format  # a phone's JPEG with a second view in it
-    if Image.registered_extensions().get(suffix) != known:
-        yield f"wrong extension (it is {known}, named {suffix or 'without one'})"
+    kind = "JPEG" if header.format == "MPO" else header.format  # a phone's JPEG with a second view in it
+    if Image.registered_extensions().get(suffix) != kind:
+        yield f"wrong extension (it is {kind}, named {suffix or 'without one'})"
     if header.mode == "CMYK":
         yield "CMYK (its colours are meant for print)"
     with contextlib.suppress(Exception):  # whatever Pillow's many readers raise at a damaged second frame
-        if known != "JPEG" and getattr(header, "is_animated", False):
+        if kind != "JPEG" and getattr(header, "is_animated", False):
             yield "animated (the first frame is used)"
 
 
@@ -182,14 +182,14 @@ def collect(
 ) -> Findings:
     """All findings, from the facts of each listed photo and the hash and side of each readable one."""
     names = [_name(photo, listed) for photo in photos]
-    known = [PhotoFacts(*each) for each in zip(names, (p.label for p in photos), sides, hashes, strict=True)]
+    photo_facts = [PhotoFacts(*each) for each in zip(names, (p.label for p in photos), sides, hashes, strict=True)]
     of_file = {_name(photo, listed): fact for photo, fact in zip(listed.photos, facts, strict=True)}
     leaks: dict[str, Kind] = {}
     two_labels: list[list[str]] = []
     groups: list[Group] = []
     for scene in scenes:
         leaking = {names[index]: kind for index, kind in _leaks(scene, hashes, sides)}
-        pictures = [[known[index] for index in picture] for picture in scene]
+        pictures = [[photo_facts[index] for index in picture] for picture in scene]
         mixed = [picture for picture in pictures if len({photo.label for photo in picture}) > 1]
         files = {photo.sha256 for picture in pictures for photo in picture}
         kind: Kind = "same scene" if len(scene) > 1 else "same picture" if len(files) > 1 else "identical"
@@ -198,8 +198,8 @@ def collect(
         two_labels += [[f"{photo.photo} ({photo.label})" for photo in picture] for picture in mixed]
     # What matters most first: the contact sheet has room for so many
     groups.sort(key=lambda group: (-group.leaks, not group.two_labels, KINDS.index(group.kind)))
-    per_class = Counter((photo.label, photo.side) for photo in known)
-    labels, used = sorted({photo.label for photo in known}), Counter(sides)
+    per_class = Counter((photo.label, photo.side) for photo in photo_facts)
+    labels, used = sorted({photo.label for photo in photo_facts}), Counter(sides)
     return Findings(
         source=printable(str(listed.source)),
         listed=len(listed.photos),

@@ -88,37 +88,37 @@ def features(architecture: str, photos: Sequence[Photo], progress: Progress) -> 
     return normalize(np.concatenate(seen))
 
 
-def answers(vectors: np.ndarray, data: Data, k: int, seed: int) -> Answers:
+def ask_folds(vectors: np.ndarray, data: Data, k: int, seed: int) -> Answers:
     """Ask k - 1 folds about the photos of the remaining one, in turn; `vectors` float `[len(data.photos), D]`."""
     probabilities = np.empty((len(vectors), len(data.classes)))
     distance = np.empty(len(vectors))
     for part in folds(data, k, seed):
-        known = data.labels[part.train]
-        probe = LogisticRegression(C=LOOSENESS, max_iter=1000).fit(vectors[part.train], known)
+        labels = data.labels[part.train]
+        probe = LogisticRegression(C=LOOSENESS, max_iter=1000).fit(vectors[part.train], labels)
         probabilities[part.val] = probe.predict_proba(vectors[part.val])
         for label in np.unique(data.labels[part.val]):
-            alike = vectors[part.train[known == label]]
+            alike = vectors[part.train[labels == label]]
             chosen = part.val[data.labels[part.val] == label]
             near = NearestNeighbors(n_neighbors=min(NEAREST, len(alike))).fit(alike).kneighbors(vectors[chosen])
             distance[chosen] = near[0].mean(1)
     return Answers(probabilities, distance)
 
 
-def ranking(data: Data, asked: Answers) -> list[Suspect]:
+def ranking(data: Data, answers: Answers) -> list[Suspect]:
     """All photos of a set, the likeliest mislabelled first."""
     everyone = np.arange(len(data.photos))
-    given, others = asked.probabilities, asked.probabilities.copy()
+    probabilities, others = answers.probabilities, answers.probabilities.copy()
     others[everyone, data.labels] = -1
-    confidence, other = given[everyone, data.labels], others.argmax(1)
-    ranked = np.argsort(_standard(confidence) - _standard(asked.distance), kind="stable")
+    confidence, other = probabilities[everyone, data.labels], others.argmax(1)
+    ranked = np.argsort(_standard(confidence) - _standard(answers.distance), kind="stable")
     return [
         Suspect(
             data.photos[i].path,
             data.photos[i].label,
             confidence[i],
             data.classes[other[i]],
-            given[i, other[i]],
-            asked.distance[i],
+            probabilities[i, other[i]],
+            answers.distance[i],
         )
         for i in ranked
     ]
@@ -157,7 +157,7 @@ def suspects(source: Path, architecture: str, k: int, seed: int, out: Path) -> N
     architectures.check_name(architecture)
     # The split that this makes is not looked at
     data = load_data(source, DEFAULTS.validation_share, seed, True, out / "cache", bar)
-    ranked = ranking(data, answers(features(architecture, data.photos, bar), data, k, seed))
+    ranked = ranking(data, ask_folds(features(architecture, data.photos, bar), data, k, seed))
     folder = out / "suspects" / run_name(source)
     write(ranked, folder)
     for suspect in ranked[:LISTED]:

@@ -109,9 +109,9 @@ class Gradients(Recorder[LayerNorm]):
         """Keep the epoch's medians."""
         if self.norms:
             medians = torch.stack(self.norms).median(0).values.tolist()
-            named = zip(self._layers(module), medians, strict=True)
+            norms = zip(self._layers(module), medians, strict=True)
             epoch = trainer.current_epoch + 1
-            self.rows += [LayerNorm(epoch, name, float(f"{norm:.4g}")) for name, norm in named]
+            self.rows += [LayerNorm(epoch, name, float(f"{norm:.4g}")) for name, norm in norms]
 
     @staticmethod
     def _layers(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:

@@ -81,15 +81,15 @@ def train(
     interrupted = _fit(trainer, fitting, batches, kept.last if start else None)
     if interrupted and not kept.best_epoch:
         raise KeyboardInterrupt
-    stated = None
+    figures = None
     if trainer.is_global_zero:
         logits = _released_logits(fitting, validation, kept)
-        stated = _stated(logits, data, history.rows, kept, recipe.release)
+        figures = _validation_figures(logits, data, history.rows, kept, recipe.release)
         validation.save(folder / "validation.npz")
         calibration.save(folder / "calibration.npz")
         history.write(folder / "history.csv")
         gradients.write(folder / "gradients.csv")
-        spec = settled(_spec(architecture, data, recipe, folder.parent.name, stated), logits, validation.labels)
+        spec = settled(_spec(architecture, data, recipe, folder.parent.name, figures), logits, validation.labels)
         save_checkpoint(folder / "checkpoint.pt", fitting.model, spec)  # last: its presence says the run is complete
         if not interrupted:
             for file in (kept.best, kept.last):
@@ -97,7 +97,7 @@ def train(
     trainer.strategy.barrier()
     if interrupted:
         raise KeyboardInterrupt
-    return stated
+    return figures
 
 
 def _released_logits(fitting: Fitting, validation: ValidationSet, kept: Kept) -> np.ndarray:
@@ -107,13 +107,13 @@ def _released_logits(fitting: Fitting, validation: ValidationSet, kept: Kept) ->
     return reference_logits(fitting.model, validation.images)
 
 
-def _spec(architecture: str, data: Data, recipe: Recipe, run: str, stated: Validation) -> ModelSpec:
+def _spec(architecture: str, data: Data, recipe: Recipe, run: str, figures: Validation) -> ModelSpec:
     return ModelSpec(
         name=f"{architecture} on {run}",
         architecture=architecture,
         classes=data.classes,
         geometry=Geometry.for_size(recipe.image_size),
-        validation=stated.record(),
+        validation=figures.record(),
         recipe=asdict(recipe),
         data={"fingerprint": data.fingerprint, "train": len(data.train), "drawn": data.findings.drawn},
         versions=versions() | {"saji": saji_version()},
@@ -205,7 +205,7 @@ def _fit(trainer: L.Trainer, fitting: Fitting, batches: Batches, resume_from: Pa
     return bool(trainer.interrupted)
 
 
-def _stated(logits: np.ndarray, data: Data, rows: list[Epoch], kept: Kept, release: str) -> Validation:
+def _validation_figures(logits: np.ndarray, data: Data, rows: list[Epoch], kept: Kept, release: str) -> Validation:
     """What the released epoch does on the validation photos, from its logits float `[len(data.val), C]`."""
     right = Share.of(logits.argmax(1) == data.labels[data.val])
     return Validation(
