@@ -23,6 +23,7 @@ from training.__main__ import main
 from training.network import architectures
 from training.network.classifier import finished, load_checkpoint, save_checkpoint
 from training.network.pretrained import load_weights
+from training.outcome.report import write_report
 from training.photos.dataset import Data, load_data
 from training.recipe import Recipe, load_recipe
 from training.run import fitting
@@ -110,6 +111,14 @@ def test_a_setting_that_is_new_at_its_default_does_not_train_again(straight: Pat
     assert not finished(earlier, "resnet18", replace(recipe, mix=True), data.fingerprint)
     gone = rewritten(straight, tmp_path / "gone", recipe={**asdict(recipe), "cutout": 0.5})
     assert not finished(gone, "resnet18", recipe, data.fingerprint), "what cutout did is not known any more"
+
+
+def test_a_run_of_the_last_version_is_up_to_date(straight: Path, data: Data, tmp_path: Path) -> None:
+    earlier = tmp_path / "run" / "resnet18"
+    shutil.copytree(straight, earlier)
+    (earlier / "validation.npz").rename(earlier / "judging.npz")
+    assert finished(earlier, "resnet18", replace(TINY, ema_decay=0.8), data.fingerprint)
+    assert [outcome.network for outcome in write_report(earlier.parent)] == ["resnet18"]
 
 
 def test_a_run_of_another_saji_is_told_and_not_trained_again(

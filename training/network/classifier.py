@@ -94,19 +94,25 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
     return model.eval(), spec
 
 
+def complete(folder: Path) -> bool:
+    """Whether a network's folder has a checkpoint and its validation set, which was judging.npz until version 0.1."""
+    photos = (folder / "validation.npz", folder / "judging.npz")
+    return (folder / "checkpoint.pt").is_file() and any(path.is_file() for path in photos)
+
+
 def finished(
     folder: Path, architecture: str, recipe: Recipe, fingerprint: str
 ) -> tuple[PhotoClassifier, ModelSpec] | None:
     """What a run's folder holds if it is this very run and complete, else None."""
-    if (folder / "last.ckpt").exists():  # it stays where a run was interrupted
+    # last.ckpt stays where a run was interrupted
+    if (folder / "last.ckpt").exists() or not complete(folder) or not (folder / "calibration.npz").is_file():
         return None
     try:
         model, spec = load_checkpoint(folder / "checkpoint.pt")
     except (BadModel, OSError):
         return None
     same = spec.architecture == architecture and spec.data["fingerprint"] == fingerprint
-    complete = (folder / "validation.npz").is_file() and (folder / "calibration.npz").is_file()
-    return (model, spec) if same and complete and recipe.same_settings(spec.recipe) else None
+    return (model, spec) if same and recipe.same_settings(spec.recipe) else None
 
 
 def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:

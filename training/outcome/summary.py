@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, calibration_error, mcnemar_p
 from runtime.spec import ModelSpec
-from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits
+from training.network.classifier import PhotoClassifier, complete, load_checkpoint, reference_logits
 from training.outcome.evaluate import ClassScores, class_scores
 from training.run.records import Epoch, LayerNorm, Share, read_csv, rounded
 
@@ -131,14 +131,13 @@ def _figures(row: Epoch) -> dict[str, float]:
 
 def finished(run: Path) -> list[Path]:
     """Folders of a run's complete networks, by name. Raises SajiError when there is none."""
-    folders = [path.parent for path in sorted(run.glob("*/checkpoint.pt"))]
-    complete = [folder for folder in folders if (folder / "validation.npz").is_file()]
-    if not complete:
+    folders = [path.parent for path in sorted(run.glob("*/checkpoint.pt")) if complete(path.parent)]
+    if not folders:
         raise SajiError(
             f"{run} has no finished network (a folder with checkpoint.pt and validation.npz); "
             f"train one with: make train RUN={run.name}"
         )
-    return complete
+    return folders
 
 
 def read_outcome(folder: Path) -> Outcome:
