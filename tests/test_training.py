@@ -91,6 +91,21 @@ def test_any_torchvision_network_by_name_and_a_typo_is_helped() -> None:
         architectures.build("resnt34", 3)
 
 
+def test_an_architecture_is_one_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(architectures, "OURS", dict(architectures.OURS))
+
+    @architectures.architecture(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    def tiny(classes: int, *, head_dropout: float) -> torch.nn.Module:
+        layers = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Dropout(head_dropout)
+        return torch.nn.Sequential(*layers, torch.nn.Linear(3, classes))
+
+    model = PhotoClassifier("tiny", 4, Recipe(head_dropout=0.3)).eval()
+    assert "tiny" in architectures.names() and model.network[2].p == 0.3
+    assert model.normalise(torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)).unique().tolist() == [1]
+    with pytest.raises(SajiError, match="nobody publishes weights of tiny"):
+        architectures.build("tiny", 4, pretrained=True)
+
+
 def test_normalisation_is_the_first_layer_of_the_module() -> None:
     model = PhotoClassifier("resnet18", 2)
     image = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)

@@ -15,7 +15,7 @@ from runtime.evaluation import ValidationSet, calibration_error, mcnemar_p
 from runtime.spec import ModelSpec
 from training.network.classifier import PhotoClassifier, complete, load_checkpoint, reference_logits
 from training.outcome.evaluate import ClassScores, class_scores
-from training.run.records import Epoch, LayerNorm, Share, read_csv, rounded
+from training.run.records import Epoch, GradientNorm, Share, read_csv, rounded
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_outcome(folder: Path) -> Outcome:
         parameters=sum(weights.numel() for weights in model.parameters()),
         multiply_adds=multiply_adds(model, spec.geometry.size),
         history=read_csv(folder / "history.csv", Epoch, optional=("train_accuracy", "learning_rate")),
-        gradients=_gradients(read_csv(folder / "gradients.csv", LayerNorm)),
+        gradients=_gradients(read_csv(folder / "gradients.csv", GradientNorm)),
     )
 
 
@@ -172,7 +172,7 @@ def difference_p(one: Outcome, other: Outcome) -> float | None:
     return mcnemar_p(int((one.right & ~other.right).sum()), int((~one.right & other.right).sum()))
 
 
-def _gradients(rows: Sequence[LayerNorm]) -> Gradients | None:
+def _gradients(rows: Sequence[GradientNorm]) -> Gradients | None:
     if not rows:
         return None
     epochs = sorted({row.epoch for row in rows})

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from runtime.command_line import say
 from runtime.files import replacing
-from training.run.records import NAN, Epoch, LayerNorm, Row, write_csv
+from training.run.records import NAN, Epoch, GradientNorm, Row, write_csv
 
 AT_STAKE = 10  # seconds of training that a kill may cost: epochs shorter than that are kept together
 GRADIENTS_EVERY = 4  # steps between two looks at the gradients: each reads all of them
@@ -84,13 +84,13 @@ class History(Recorder[Epoch]):
             )
 
 
-class Gradients(Recorder[LayerNorm]):
+class Gradients(Recorder[GradientNorm]):
     """The gradient norm of each layer for `gradients.csv`: where the signal dies or explodes is seen there.
 
     The median over the steps of an epoch: in a last batch of a few photos, batch norm makes norms a thousandfold.
     """
 
-    kind = LayerNorm
+    kind = GradientNorm
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Forget the last epoch's norms."""
@@ -111,7 +111,7 @@ class Gradients(Recorder[LayerNorm]):
             medians = torch.stack(self.norms).median(0).values.tolist()
             norms = zip(self._layers(module), medians, strict=True)
             epoch = trainer.current_epoch + 1
-            self.rows += [LayerNorm(epoch, name, float(f"{norm:.4g}")) for name, norm in norms]
+            self.rows += [GradientNorm(epoch, name, float(f"{norm:.4g}")) for name, norm in norms]
 
     @staticmethod
     def _layers(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:

@@ -53,7 +53,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class LayerNorm:
+class GradientNorm:
     """A row of `gradients.csv`: the L2 norm of the gradient of a layer's weights, the median over an epoch's steps."""
 
     epoch: int
@@ -131,7 +131,7 @@ def rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-Row = TypeVar("Row", Epoch, LayerNorm)
+Row = TypeVar("Row", Epoch, GradientNorm)
 
 
 def write_csv(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
