@@ -94,7 +94,7 @@ def measured(architecture: str, folder: Path, command: Command) -> dict[str, Any
 
 def write_files(architecture: str, folder: Path, size: int) -> None:
     """An untrained network of 5 classes in every precision, calibrated on noise, into `folder`."""
-    network = PhotoClassifier(architecture, 5, {}).eval()
+    network = PhotoClassifier(architecture, 5).eval()
     spec = ModelSpec("untrained", architecture, tuple("abcde"), Geometry.for_size(size))
     photos = np.random.default_rng(0).integers(0, 255, (8, size, size, 3), np.uint8)
     export_onnx(network, spec, folder / "model.onnx")

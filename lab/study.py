@@ -27,7 +27,7 @@ from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, accuracy, calibration_error, wilson_interval
 from training.network.classifier import finished, load_checkpoint, reference_logits
 from training.photos.dataset import Data, load_data
-from training.photos.folds import folds
+from training.photos.split import folds
 from training.recipe import Recipe, load_recipe
 from training.run.train import Place, train
 
@@ -83,7 +83,7 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
     if job.fold is not None:
         data = folds(data, FOLDS, seed=0)[job.fold]
     folder = out / "study" / job.name
-    if not finished(folder, job.architecture, asdict(job.recipe), data.fingerprint):
+    if not finished(folder, job.architecture, job.recipe, data.fingerprint):
         train(job.architecture, data, job.recipe, folder, out / "cache", Place("cpu"))
     return row_of(job, data, folder) | {"threads": threads, "runs_at_once": at_once} | stamp()
 

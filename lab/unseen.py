@@ -112,7 +112,7 @@ def _trained(data: Data, architecture: str, recipe: Recipe, folder: Path, cache:
     """The network trained on these photos, from its checkpoint where that is up to date."""
     from training.run.train import Place, train
 
-    if done := finished(folder, architecture, asdict(recipe), data.fingerprint):
+    if done := finished(folder, architecture, recipe, data.fingerprint):
         return done[0]
     train(architecture, data, recipe, folder, cache, Place(), bar)
     return load_checkpoint(folder / "checkpoint.pt")[0]

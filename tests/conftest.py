@@ -47,6 +47,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run with one tiny network: the folder that holds checkpoint.pt."""
+    from dataclasses import asdict
+
     from runtime.files import write_json
     from training.photos.dataset import load_data
     from training.recipe import Recipe
@@ -55,7 +57,7 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(out: Path) -> None:
         recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")
         data = load_data(sample, 0.5, 0, look_alikes=False)
-        write_json(out / "runs" / "tiny" / "data.json", data.report)
+        write_json(out / "runs" / "tiny" / "data.json", asdict(data.findings))
         train("resnet18", data, recipe, out / "runs" / "tiny" / "resnet18", out / "cache", Place("cpu"))
 
     trained = made_once(tmp_path_factory, "trained", make)

@@ -42,8 +42,8 @@ __all__ += ["sha256_file", "spec_of"]
 COMMANDS = {
     "runtime": (("-m", "runtime"), "runtime.__main__"),
     "training": (("-m", "training"), "training.__main__"),
-    "check": (("-m", "training.photos.dataset", "check"), "training.photos.dataset"),
-    "evaluate": (("-m", "training.outcome.evaluate"), "training.outcome.evaluate"),
+    "check": (("-m", "training", "check"), "training.__main__"),
+    "evaluate": (("-m", "training", "evaluate"), "training.__main__"),
     "export": (("-m", "export"), "export.__main__"),
     "bench": ((str(ROOT / "runtime" / "bench.py"),), "runtime.bench"),
     "demo": (("-m", "demo"), "demo.__main__"),
@@ -54,7 +54,7 @@ ROOMS = {
     "classifier": "training.network.classifier",
     "confidence": "training.run.confidence",
     "dataset": "training.photos.dataset",
-    "folds": "training.photos.folds",
+    "folds": "training.photos.split",
     "recipe": "training.recipe",
 }
 EMBEDDING_EXAMPLE = ROOT / "demo" / "embed" / "python" / "classify.py"

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,15 @@ from PIL import Image
 from test_duplicates import drawn
 
 from runtime.errors import GateFailed, SajiError
+from training.__main__ import main
 from training.photos import dataset, duplicates
-from training.photos.dataset import Data, load_data, scene_numbers, without_leaks
-from training.photos.findings import examine
+from training.photos.dataset import load_data
+from training.photos.findings import Findings, Group, PhotoFacts, examine
 from training.photos.findings_page import contact_sheet, describe, page
+from training.photos.split import Data, scene_numbers
 from training.recipe import Recipe
 from training.run.batches import TrainPhotos
+from training.run.train import without_leaks
 
 SIZE = (80, 100)  # width, height: neither tiny nor extreme
 
@@ -43,7 +46,7 @@ def quick(source: Path, share: float = 0.5, seed: int = 0) -> Data:
 
 def scenes_of(data: Data) -> list[set[str]]:
     """The sides on which each group of duplicates stands."""
-    return [{p["side"] for picture in g["pictures"] for p in picture} for g in data.report["groups"]]
+    return [{photo.side for picture in group.pictures for photo in picture} for group in data.findings.groups]
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +98,15 @@ def test_the_split_does_not_depend_on_names(tmp_path: Path) -> None:
 
 def test_look_alikes_are_told_apart_and_stay_on_one_side(copies: Path, looked: tuple[Data, Path]) -> None:
     data, cache = looked
-    assert sorted((g["kind"], sum(map(len, g["pictures"]))) for g in data.report["groups"]) == [
+    assert sorted((group.kind, sum(map(len, group.pictures))) for group in data.findings.groups) == [
         ("same picture", 4),
         ("same scene", 2),
     ]
     for seed in range(8):
         data = load_data(copies, 0.4, seed, cache=cache)
-        assert all(len(sides) == 1 for sides in scenes_of(data)) and not data.report["leaks"]
+        assert all(len(sides) == 1 for sides in scenes_of(data)) and not data.findings.leaks
         assert np.bincount(data.labels[data.val]).tolist() == [4, 5]
-    assert quick(copies).report["groups"] == []
+    assert quick(copies).findings.groups == []
 
 
 def test_what_was_found_is_remembered_by_content(
@@ -139,8 +142,8 @@ def test_a_given_split_that_leaks_is_reported(tmp_path: Path) -> None:
         write_photos(tmp_path / "val", label, 2, ord(label))
         write_photos(tmp_path / "val", label, 1, 300 + ord(label))
     write_photos(tmp_path / "test", "a", 1, 300 + ord("a"))
-    report = quick(tmp_path).report
-    assert report["leaks"] == dict.fromkeys(
+    report = quick(tmp_path).findings
+    assert report.leaks == dict.fromkeys(
         ["val/a/97.png", "val/a/98.png", "val/b/98.png", "val/b/99.png", "test/a/397.png"], "identical"
     )
     assert "LEAKS: 5 of 7 held-out photos show what another side shows too (5 identical)" in describe(report)
@@ -159,12 +162,12 @@ def test_the_accuracy_without_what_leaks_is_told(tmp_path: Path) -> None:
     assert [data.photos[i].path.name for i in data.leaking] == ["copy.jpg", "copy.jpg"]
     known = np.isin(data.val, data.leaking) | (data.labels[data.val] == 0)  # all of a, and of b the copy
     logits = np.where(known, 5.0, -5.0)[:, None] * np.eye(2)[data.labels[data.val]]
-    assert without_leaks(data, logits) | {"interval": []} == {
-        "leaking": 2, "photos": 4, "accuracy": 0.5, "interval": []
-    }  # fmt: skip
-    assert without_leaks(replace(data, val=data.leaking), logits[:2])["accuracy"] is None
+    honest = without_leaks(data, logits)
+    assert honest and (honest.leaking, honest.photos, honest.accuracy) == (2, 4, 0.5)
+    leaking = without_leaks(replace(data, val=data.leaking), logits[:2])
+    assert leaking and leaking.accuracy is None
     clean = replace(data, val=np.setdiff1d(data.val, data.leaking))
-    assert not len(clean.leaking) and without_leaks(clean, logits[:4]) == {}
+    assert not len(clean.leaking) and without_leaks(clean, logits[:4]) is None
 
 
 def test_scenes_are_numbered_by_content() -> None:
@@ -177,8 +180,8 @@ def test_the_same_picture_under_two_labels_is_reported(tmp_path: Path) -> None:
     for label, start in (("a", 0), ("b", 100)):
         write_photos(tmp_path, label, 4, start)
     (tmp_path / "b" / "0.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
-    report = quick(tmp_path).report
-    assert report["two_labels"] == [["a/0.png (a)", "b/0.png (b)"]]
+    report = quick(tmp_path).findings
+    assert report.two_labels == [["a/0.png (a)", "b/0.png (b)"]]
     assert "pictures with two labels: 1" in describe(report) and "a/0.png (a) = b/0.png (b)" in page(report)
 
 
@@ -232,7 +235,7 @@ def test_unreadable_files_are_counted_and_named(tmp_path: Path) -> None:
         film.truncate(3 * 10**9)  # a hole: takes no room on the disk, and must not be read into memory
     data = quick(tmp_path)
     assert len(data.photos) == 8
-    broken, cut, film = data.report["unreadable"]
+    broken, cut, film = data.findings.unreadable
     assert broken.startswith("a/broken.jpg: is no picture") and cut.startswith("b/cut.jpg: is damaged")
     assert film == "b/film.mp4: has more than 2,000,000,000 bytes"
 
@@ -244,9 +247,9 @@ def test_unicode_long_and_undecodable_names(tmp_path: Path) -> None:
     (tmp_path / "b" / "10.png").rename(tmp_path / "b" / f"{'é' * 120}.png")
     (tmp_path / "b" / "11.png").rename(undecodable)
     (tmp_path / "b" / "copy.png").write_bytes(undecodable.read_bytes())
-    report = quick(tmp_path, 0.4).report
+    report = quick(tmp_path, 0.4).findings
     assert "b/caf?.png" in page(report) and "ソト・アヤム" in page(report)
-    json.dumps(report, ensure_ascii=False).encode()
+    json.dumps(asdict(report), ensure_ascii=False).encode()
     assert contact_sheet(report).width > 300
     assert len(dataset.run_name(tmp_path / ("ü" * 120)).encode()) < 200
 
@@ -275,8 +278,8 @@ def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: P
 
 
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["dataset", "check", *map(str, arguments)])
-    dataset.main()
+    monkeypatch.setattr(sys, "argv", ["training", "check", *map(str, arguments)])
+    main()
 
 
 @pytest.fixture()
@@ -334,7 +337,7 @@ def test_a_full_disk_leaves_the_report_as_it_was(
 def test_bad_input_on_the_command_line_is_one_sentence(tmp_path: Path) -> None:
     write_photos(tmp_path / "set", "a", 3)
     done = subprocess.run(
-        [sys.executable, "-m", "training.photos.dataset", "check", str(tmp_path / "set")],
+        [sys.executable, "-m", "training", "check", str(tmp_path / "set")],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -344,9 +347,8 @@ def test_bad_input_on_the_command_line_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_contact_sheet_is_bounded(tmp_path: Path) -> None:
-    photo = {"photo": "gone.png", "label": "a" * 200, "side": "train", "sha256": ""}
-    group = {"kind": "identical", "leaks": 0, "two_labels": False, "pictures": [[photo] * 30]}
-    sheet = contact_sheet({"source": str(tmp_path), "leaks": {}, "groups": [group] * 1000})
+    group = Group("identical", 0, False, [[PhotoFacts("gone.png", "a" * 200, "train", "")] * 30])
+    sheet = contact_sheet(Findings(str(tmp_path), groups=[group] * 1000))
     assert sheet.width < 1500 and sheet.height < 10_000
 
 
@@ -380,6 +382,6 @@ def test_real_look_alikes_put_on_both_sides_leak(tmp_path: Path) -> None:
     labels = {label for _, label, _ in rows}
     assert labels == {"bakso", "gado_gado", "nasi_goreng", "rendang", "soto_ayam"}
     data = load_data(tmp_path, 0.2, 0)
-    leaks = data.report["leaks"]
+    leaks = data.findings.leaks
     assert len(data.leaking) == len(leaks)
     assert len(leaks) >= 11 and all(name.startswith("near_duplicates") for name in leaks)

@@ -32,6 +32,7 @@ from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 from training.network.architectures import ACTIVATIONS
 from training.network.classifier import Normalise, PhotoClassifier, reference_logits
+from training.recipe import Recipe
 
 OURS = ("plain34", "resnet34", "se_resnet34")
 RELEASED = {version: release["names"] for version, release in json.loads(tensorrt_names.FILE.read_text()).items()}
@@ -401,7 +402,7 @@ class TestModelFolder:
 )
 def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PhotoClassifier, Path]:
     """A network of ours, untrained, and its FP16 file."""
-    network = PhotoClassifier(request.param, 5, {}).eval()
+    network = PhotoClassifier(request.param, 5).eval()
     file = tmp_path_factory.mktemp(request.param) / "model.fp16.onnx"
     export_onnx(precision.HalfPrecision(network), replace(SPEC, architecture=request.param), file)
     return network, file
@@ -462,7 +463,7 @@ class TestBuilder:
         self, trt, activation: str, tmp_path: Path
     ) -> None:
         torch.manual_seed(0)
-        network = PhotoClassifier("se_resnet34", 5, {"activation": activation, "head_dropout": 0.2}).eval()
+        network = PhotoClassifier("se_resnet34", 5, Recipe(activation=activation, head_dropout=0.2)).eval()
         spec = replace(SPEC, architecture="se_resnet34")
         export_onnx(network, spec, tmp_path / "model.onnx")
         photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)

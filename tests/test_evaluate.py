@@ -17,6 +17,7 @@ from conftest import ROOT, SHARED, needs_shared
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet, wilson_interval
 from runtime.spec import Geometry, ModelSpec, Rejection
+from training.__main__ import main
 from training.network.classifier import load_checkpoint
 from training.outcome import evaluate
 from training.photos.photo_set import Photo
@@ -30,8 +31,8 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     """Run the command in this process; what its last line says, with all lines under "text"."""
 
     def command(*arguments: object) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-        evaluate.main()
+        monkeypatch.setattr(sys, "argv", ["training", "evaluate", *map(str, arguments)])
+        main()
         text = capsys.readouterr().out
         return json.loads(text.splitlines()[-1]) | {"text": text}
 
@@ -78,8 +79,8 @@ def test_the_exported_file_says_what_its_checkpoint_says_without_pytorch(
     hide = "import sys, runpy\nclass Hide:\n    def find_spec(self, name, *_):\n"
     hide += "        if name in ('torch', 'lightning'): raise ModuleNotFoundError(name)\n"
     hide += "sys.meta_path.insert(0, Hide())\n"
-    code = hide + f"sys.argv[1:] = [{str(model / 'model.onnx')!r}, {str(listed)!r}]\n"
-    code += "runpy.run_module('training.outcome.evaluate', run_name='__main__')"
+    code = hide + f"sys.argv[1:] = ['evaluate', {str(model / 'model.onnx')!r}, {str(listed)!r}]\n"
+    code += "runpy.run_module('training', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     by_file, by_checkpoint = json.loads(done.stdout.splitlines()[-1]), run_command(run / "checkpoint.pt", listed)
     for key in ("accuracy", "per_class", "macro_f1", "known", "unknown", "unreadable"):
@@ -117,7 +118,7 @@ def scored(values: list[float]) -> np.ndarray:
 def test_the_figures_are_those_of_the_textbook() -> None:
     labels = np.array([0, 0, 0, 1])  # nothing shows class 2
     logits = np.array([[9.0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 9, 0]])
-    found = evaluate.evaluated(SPEC, logits, labels)
+    found = evaluate.evaluated(SPEC, logits, labels).record()
     assert found["accuracy"] == 0.75
     assert found["accuracy_interval"] == [round(edge, 4) for edge in wilson_interval(3, 4)]
     assert found["per_class"] == {
@@ -131,7 +132,7 @@ def test_the_figures_are_those_of_the_textbook() -> None:
 
 def test_calibration_is_that_of_the_probabilities_that_are_served() -> None:
     logits, labels = scored([8.0] * 10), np.array([0] * 5 + [1] * 5)
-    found = evaluate.evaluated(replace(SPEC, temperature=1000.0), logits, labels)["calibration"]
+    found = evaluate.evaluated(replace(SPEC, temperature=1000.0), logits, labels).record()["calibration"]
     assert found["ece"] == pytest.approx(0.5 - 1 / 3, abs=0.005)
     assert found["ece_at_temperature_1"] == pytest.approx(0.5, abs=0.005)
 
@@ -141,7 +142,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(rule: str | None) -> Non
     known, unknown = [1.0, 3.0, 3.5, 6.0], [0.5, 2.0, 3.0]
     spec = replace(SPEC, rejection=Rejection(rule, 0.0) if rule else None)
     labels = np.array([0] * len(known) + [evaluate.NONE] * len(unknown))
-    found = evaluate.evaluated(spec, scored(known + unknown), labels)["rejection"]["auroc"]
+    found = evaluate.evaluated(spec, scored(known + unknown), labels).record()["rejection"]["auroc"]
     pairs = [(k > u) + (k == u) / 2 for k in known for u in unknown]
     assert found == round(sum(pairs) / len(pairs), 4)
 
@@ -149,7 +150,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(rule: str | None) -> Non
 def test_rejection_counts_what_the_rule_keeps() -> None:
     spec = replace(SPEC, rejection=Rejection("energy", 4.0))
     labels = np.array([0, 0, 0, 1, *[evaluate.NONE] * 3])
-    found = evaluate.evaluated(spec, scored([5.0, 5, 1, 1, 5, 1, 1]), labels)["rejection"]
+    found = evaluate.evaluated(spec, scored([5.0, 5, 1, 1, 5, 1, 1]), labels).record()["rejection"]
     shares = [found[name]["share"] for name in ("known_kept", "right_kept", "unknown_rejected")]
     assert shares == [0.5, 0.6667, 0.6667]
     assert found["unknown_rejected"]["interval"] == [round(edge, 4) for edge in wilson_interval(2, 3)]
@@ -157,11 +158,11 @@ def test_rejection_counts_what_the_rule_keeps() -> None:
 
 def test_only_known_and_only_unknown_photos_have_figures_too() -> None:
     known = evaluate.evaluated(SPEC, scored([1.0, 2]), np.array([0, 1]))
-    assert known["accuracy"] == 0.5 and known["rejection"]["auroc"] is None
+    assert known.accuracy == 0.5 and known.rejection.auroc is None
     unknown = evaluate.evaluated(SPEC, scored([1.0, 2]), np.array([evaluate.NONE] * 2))
-    assert "accuracy" not in unknown and unknown["rejection"]["unknown_rejected"]["share"] == 0
+    assert "accuracy" not in unknown.record() and unknown.record()["rejection"]["unknown_rejected"]["share"] == 0
     for figures in (known, unknown):
-        assert evaluate.described(figures | {"none_of_these": [], "unreadable": [], "problems": []})
+        assert evaluate.described(figures, [], [], [])
 
 
 def test_photos_are_asked_batch_by_batch(sample: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_receipt_describes_every_file_and_notices_a_change(model: Path, tmp_
 
 def test_another_models_file_fails_parity(model: Path) -> None:
     receipt, validation = Receipt.read(model), ValidationSet.load(model / "validation.npz")
-    stranger = PhotoClassifier("resnet18", 5, receipt.spec.recipe).eval()
+    stranger = PhotoClassifier("resnet18", 5).eval()
     wrong = replace(validation, logits=reference_logits(stranger, validation.images))
     result = check_candidate(Candidate("resnet18", "model.onnx", "ort-cpu", "fp32"), model, wrong, receipt.spec)
     assert result.verdict == "fail"
@@ -223,7 +223,7 @@ def test_squeeze_and_excitation_runs_in_int8_on_every_engine(tmp_path: Path) -> 
     from export.precision import quantise, quantise_for_tensorrt
     from runtime.backends import open_backend
 
-    network = PhotoClassifier("se_resnet34", 5, {}).eval()
+    network = PhotoClassifier("se_resnet34", 5).eval()
     for stage in ("layer1", "layer2", "layer3", "layer4"):  # a block of each kind is enough
         setattr(network.network, stage, getattr(network.network, stage)[:1])
     spec = ModelSpec("x", "se_resnet34", tuple("abcde"), Geometry.for_size(64))

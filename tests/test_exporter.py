@@ -20,7 +20,7 @@ from training.photos.drawn import DISHES, draw_dish
 def awake(architecture: str, options: dict[str, int], photos: torch.Tensor) -> PhotoClassifier:
     """A network whose random weights let the photos through: nothing near zero, batch norms that have seen them."""
     torch.manual_seed(0)
-    network = PhotoClassifier("resnet18", len(DISHES), {})
+    network = PhotoClassifier("resnet18", len(DISHES))
     network.network = get_model(architecture, num_classes=len(DISHES), **options)
     for parameter in network.parameters():  # ViT's head and ConvNeXt's layer scales begin at (almost) zero
         if parameter.std() < 1e-3 and parameter.mean().abs() < 1e-3:

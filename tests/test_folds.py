@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import SajiError
-from training.photos.dataset import Data
-from training.photos.folds import folds
 from training.photos.photo_set import Photo
+from training.photos.split import Data, folds
 from training.recipe import Recipe
 
 RECIPE = Recipe(seed=3)

@@ -134,7 +134,7 @@ def test_a_network_with_published_weights_reloads_as_the_same_network(
     torch.manual_seed(0)
     state = get_model(arch, weights=None, init_weights=False, aux_logits=True).state_dict()
     monkeypatch.setattr(get_model_weights(arch), "get_state_dict", lambda self, *args, **options: state)
-    rooms, recipe = house.room("classifier"), asdict(replace(house.room("recipe").Recipe(), pretrained=True))
+    rooms, recipe = house.room("classifier"), replace(house.room("recipe").Recipe(), pretrained=True)
     module = rooms.PhotoClassifier(arch, 5, recipe, True)
     images = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
     module.train()
@@ -145,7 +145,7 @@ def test_a_network_with_published_weights_reloads_as_the_same_network(
         module.network.training = False  # the wrapper itself: no auxiliary answers
         module(torch.from_numpy(images))
     before = rooms.reference_logits(module, images)
-    spec = ModelSpec("x", arch, tuple("abcde"), Geometry.for_size(96), recipe=recipe, data={"fingerprint": "x"})
+    spec = ModelSpec("x", arch, tuple("abcde"), Geometry.for_size(96), recipe=asdict(recipe), data={"fingerprint": "x"})
     rooms.save_checkpoint(tmp_path / "checkpoint.pt", module, spec)
     after = rooms.reference_logits(rooms.load_checkpoint(tmp_path / "checkpoint.pt")[0], images)
     figures = compare(before, after, np.zeros(8, int))

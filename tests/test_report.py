@@ -17,9 +17,11 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torchvision.models import ResNet18_Weights
 
 from runtime.errors import BadModel, SajiError
+from training.__main__ import main
 from training.network.classifier import PhotoClassifier, load_checkpoint, save_checkpoint
 from training.outcome import figures, report
-from training.outcome.summary import Outcome, difference_p, multiply_adds, read_outcome, summary
+from training.outcome.summary import Outcome, difference_p, multiply_adds, read_outcome
+from training.run.records import Epoch
 
 LAYERS = ("network.conv1.weight", "network.layer1.0.conv1.weight", "network.fc.weight")
 
@@ -90,9 +92,9 @@ def test_the_figures_per_class_are_scikit_learns(reported: tuple[Path, list[Outc
         of = right[name]
         told = [of["precision"], of["recall"], of["f1-score"], of["support"]]
         assert [float(score) for score in scores] == pytest.approx(told, abs=5e-4)
-    assert summary(outcome)["macro_f1"] == pytest.approx(right["macro avg"]["f1-score"], abs=5e-5)
-    assert summary(outcome)["accuracy"] == outcome.spec.validation["accuracy"]
-    assert summary(outcome)["accuracy_interval"] == outcome.spec.validation["interval"]
+    assert outcome.record()["macro_f1"] == pytest.approx(right["macro avg"]["f1-score"], abs=5e-5)
+    assert outcome.record()["accuracy"] == outcome.spec.validation["accuracy"]
+    assert outcome.record()["accuracy_interval"] == outcome.spec.validation["interval"]
 
 
 def test_the_confusion_matrix_is_scikit_learns(outcome: Outcome) -> None:
@@ -102,17 +104,20 @@ def test_the_confusion_matrix_is_scikit_learns(outcome: Outcome) -> None:
 
 
 def test_parameters_and_multiply_adds_are_the_published_ones() -> None:
-    model, published = PhotoClassifier("resnet18", 1000, {}), ResNet18_Weights.DEFAULT.meta
+    model, published = PhotoClassifier("resnet18", 1000), ResNet18_Weights.DEFAULT.meta
     assert sum(weights.numel() for weights in model.parameters()) == published["num_params"]
     assert multiply_adds(model.eval(), 224) / 1e9 == pytest.approx(published["_ops"], abs=1e-3)
 
 
 def test_the_best_and_the_last_epoch_are_told(outcome: Outcome) -> None:
-    history = {"epoch": np.arange(1.0, 5), "val_accuracy": np.array([0.2, 0.7, 0.7, 0.6]), "seconds": np.full(4, 2.5)}
-    history |= {"photos_per_second": np.array([1.0, 9, 9, 9]), "train_accuracy": np.array([np.nan, 0.4, np.nan, 0.5])}
-    history |= {"train_loss": np.ones(4), "val_loss": np.ones(4)}
+    history = [
+        Epoch(n + 1, train, 1, accuracy, 1, 0.1, 2.5, pace)
+        for n, (train, accuracy, pace) in enumerate(
+            zip((np.nan, 0.4, np.nan, 0.5), (0.2, 0.7, 0.7, 0.6), (1, 9, 9, 9), strict=True)
+        )
+    ]
     told = replace(outcome, history=history)
-    figures_of = summary(told)
+    figures_of = told.record()
     assert (
         figures_of["best_epoch"]["epoch"] == 2 and figures_of["best_epoch"]["val_accuracy"] == 0.7
     )  # the first, as the trainer keeps it
@@ -203,8 +208,8 @@ def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     (out / "runs" / "bare" / "crashed").mkdir()  # a network that never finished
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr("sys.argv", ["report", "old", str(out / "runs" / "bare"), "--out", str(out)])
-        report.main()
+        patch.setattr("sys.argv", ["training", "report", "old", str(out / "runs" / "bare"), "--out", str(out)])
+        main()
     return out, said.getvalue()
 
 
@@ -214,12 +219,12 @@ def test_runs_are_compared(compared: tuple[Path, str], outcome: Outcome) -> None
     assert [row[0] for row in rows_of("\n".join(lines), "network")] == ["old · resnet18", "bare · resnet18"]
     assert "| setting |" not in said  # both are of one recipe
     networks = json.loads(last)["networks"]
-    assert [(n["run"], n["accuracy"]) for n in networks] == [(r, summary(outcome)["accuracy"]) for r in ("old", "bare")]
+    assert [(n["run"], n["accuracy"]) for n in networks] == [(r, outcome.record()["accuracy"]) for r in ("old", "bare")]
     assert (np.asarray(Image.open(out / "comparison.png").convert("L")) < 250).mean() > 0.005
-    left, right = figures.comparison([outcome, replace(outcome, run="other", history={})]).axes
+    left, right = figures.comparison([outcome, replace(outcome, run="other", history=())]).axes
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["dishes · first", "other · first"]
     assert list(left.lines[0].get_xdata()) == outcome.spec.validation["interval"]
-    assert len(right.lines) == 1 and right.lines[0].get_ydata().tolist() == outcome.history["val_accuracy"].tolist()
+    assert len(right.lines) == 1 and right.lines[0].get_ydata().tolist() == outcome.curve("val_accuracy").tolist()
 
 
 def test_what_is_missing_is_left_out(compared: tuple[Path, str]) -> None:
@@ -257,9 +262,9 @@ def test_class_names_of_any_kind(run: Path, tmp_path: Path) -> None:
 def test_a_run_that_is_not_there_or_not_finished(there: list, sentence: str, tmp_path: Path, monkeypatch) -> None:
     for folder in there:
         (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setattr("sys.argv", ["report", "mine", "--out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["training", "report", "mine", "--out", str(tmp_path)])
     with pytest.raises(SajiError, match=sentence):
-        report.main()
+        main()
 
 
 @pytest.mark.parametrize(

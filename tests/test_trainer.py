@@ -2,11 +2,13 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +19,18 @@ from torch import nn
 
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
+from training.__main__ import main
 from training.network import architectures
-from training.network.classifier import finished, load_checkpoint
+from training.network.classifier import finished, load_checkpoint, save_checkpoint
 from training.network.pretrained import load_weights
+from training.outcome.report import write_report
 from training.photos.dataset import Data, load_data
-from training.recipe import Recipe
+from training.recipe import Recipe, load_recipe
 from training.run import fitting
 from training.run.batches import EpochSampler, TrainPhotos
 from training.run.fitting import Fitting, Teacher, distillation
 from training.run.history import History
-from training.run.train import Place, _check_teacher, _processes, train
+from training.run.train import Place, _check_teacher, _processes, saji_version, train
 
 TINY = Recipe(image_size=32, epochs=3, batch_size=16, warmup_epochs=1, precision="fp32", calibration_photos=20)
 
@@ -78,17 +82,65 @@ def test_another_recipe_does_not_resume(data: Data, tmp_path: Path, capfd: pytes
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save({"epoch": 1, "identity": "another run"}, folder / "last.ckpt")
-    assert not finished(folder, "resnet18", asdict(TINY), data.fingerprint)
+    assert not finished(folder, "resnet18", TINY, data.fingerprint)
     train("resnet18", data, replace(TINY, epochs=1), folder, tmp_path / "cache", Place("cpu"))
     assert "resuming" not in capfd.readouterr().err
 
 
 def test_an_interrupted_run_is_not_up_to_date(straight: Path, data: Data) -> None:
-    run = "resnet18", asdict(replace(TINY, ema_decay=0.8)), data.fingerprint
+    run = "resnet18", replace(TINY, ema_decay=0.8), data.fingerprint
     assert finished(straight, *run)
     (straight / "last.ckpt").touch()
     assert not finished(straight, *run)
     (straight / "last.ckpt").unlink()
+
+
+def rewritten(straight: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a finished run whose checkpoint has another recipe or other versions."""
+    shutil.copytree(straight, folder)
+    model, spec = load_checkpoint(folder / "checkpoint.pt")
+    save_checkpoint(folder / "checkpoint.pt", model, replace(spec, **changes))
+    return folder
+
+
+def test_a_setting_that_is_new_at_its_default_does_not_train_again(straight: Path, data: Data, tmp_path: Path) -> None:
+    recipe = replace(TINY, ema_decay=0.8)
+    older = {name: value for name, value in asdict(recipe).items() if name not in ("mix", "head_dropout")}
+    earlier = rewritten(straight, tmp_path / "earlier", recipe=older)
+    assert finished(earlier, "resnet18", recipe, data.fingerprint)
+    assert not finished(earlier, "resnet18", replace(recipe, mix=True), data.fingerprint)
+    gone = rewritten(straight, tmp_path / "gone", recipe={**asdict(recipe), "cutout": 0.5})
+    assert not finished(gone, "resnet18", recipe, data.fingerprint), "what cutout did is not known any more"
+
+
+def test_a_run_of_the_last_version_is_up_to_date(straight: Path, data: Data, tmp_path: Path) -> None:
+    earlier = tmp_path / "run" / "resnet18"
+    shutil.copytree(straight, earlier)
+    (earlier / "validation.npz").rename(earlier / "judging.npz")
+    assert finished(earlier, "resnet18", replace(TINY, ema_decay=0.8), data.fingerprint)
+    assert [outcome.network for outcome in write_report(earlier.parent)] == ["resnet18"]
+
+
+def test_a_run_of_another_saji_is_told_and_not_trained_again(
+    straight: Path, data: Data, tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    run, recipe = tmp_path / "runs" / "r", replace(TINY, ema_decay=0.8, seed=0)
+    _, spec = load_checkpoint(straight / "checkpoint.pt")
+    assert spec.versions["saji"] == saji_version()
+    line = ["--data", str(sample), "--archs", "resnet18", "--run", "r", "--out", str(tmp_path)]
+    for name, value in asdict(recipe).items():
+        if value != getattr(load_recipe("scratch"), name):
+            line += [f"--{name}", str(value)]
+    monkeypatch.setattr("sys.argv", ["training", *line, "--name", recipe.name])
+    monkeypatch.setattr("training.photos.dataset.load_data", lambda *_: data)
+    for version, words in (("0.0.1", "trained by saji 0.0.1, this is"), (None, "an older saji"), (saji_version(), "")):
+        versions = {**spec.versions, "saji": version} if version else {"torch": "2"}
+        rewritten(straight, run / "resnet18", versions=versions)
+        main()
+        told = capsys.readouterr().err
+        assert f"resnet18: up to date in {run / 'resnet18'}" in told and words in told
+        assert words or "trained by" not in told
+        shutil.rmtree(run)
 
 
 def test_tensorboard_gets_loss_and_accuracy_of_each_epoch(data: Data, tmp_path: Path) -> None:
@@ -115,7 +167,7 @@ def test_the_released_weights_are_the_averaged_ones_that_were_validated(straight
 
 def test_gradients_have_a_row_per_layer_and_epoch(straight: Path) -> None:
     rows = list(csv.DictReader((straight / "gradients.csv").open()))
-    layers = [name for name, p in architectures.build("resnet18", 5, {}).named_parameters() if p.ndim > 1]
+    layers = [name for name, p in architectures.build("resnet18", 5).named_parameters() if p.ndim > 1]
     assert [row["layer"] for row in rows] == 3 * layers
     assert all(float(row["norm"]) > 0 for row in rows)
 
@@ -232,7 +284,7 @@ def test_weights_of_a_file_fill_all_but_the_head(tmp_path: Path, suffix: str) ->
         from safetensors.torch import save_file
 
         save_file(theirs.state_dict(), file)
-    ours = architectures.build("resnet18", 5, {})
+    ours = architectures.build("resnet18", 5)
     head = ours.fc.weight.clone()
     load_weights(ours, ours.fc, file)
     assert torch.equal(ours.layer3[1].conv2.weight, theirs.layer3[1].conv2.weight)
@@ -241,7 +293,7 @@ def test_weights_of_a_file_fill_all_but_the_head(tmp_path: Path, suffix: str) ->
 
 def test_weights_of_our_own_checkpoint_fill_all_but_the_head(run: Path) -> None:
     theirs, _ = load_checkpoint(run / "checkpoint.pt")
-    ours = architectures.build("resnet18", 7, {})
+    ours = architectures.build("resnet18", 7)
     head = ours.fc.weight.clone()
     load_weights(ours, ours.fc, run / "checkpoint.pt")
     assert torch.equal(ours.conv1.weight, theirs.network.conv1.weight) and torch.equal(ours.fc.weight, head)
@@ -250,7 +302,7 @@ def test_weights_of_our_own_checkpoint_fill_all_but_the_head(run: Path) -> None:
 def test_weights_of_timm_fit_torchvisions_network_of_other_names(tmp_path: Path) -> None:
     theirs = timm.create_model("efficientnet_b0", num_classes=7).eval()
     torch.save(theirs.state_dict(), tmp_path / "b0.pth")
-    ours = architectures.build("efficientnet_b0", 5, {}).eval()
+    ours = architectures.build("efficientnet_b0", 5).eval()
     load_weights(ours, architectures.head(ours), tmp_path / "b0.pth")
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -263,10 +315,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, what: str, capfd: p
     if what == "code":
         torch.save(Evil(), file)
     elif what == "another network":
-        torch.save(architectures.build("mobilenet_v3_small", 5, {}).state_dict(), file)
+        torch.save(architectures.build("mobilenet_v3_small", 5).state_dict(), file)
     elif what == "no weights":
         torch.save({"epoch": 3}, file)
-    ours = architectures.build("resnet18", 5, {})
+    ours = architectures.build("resnet18", 5)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(SajiError, match=r"weights\.pt") as error:
         load_weights(ours, ours.fc, file)
@@ -280,9 +332,9 @@ def test_without_a_network_pretrained_says_what_to_do(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(SajiError, match=r"resnet18 cannot be downloaded .* --no-pretrained --weights FILE"):
-        architectures.build("resnet18", 5, {}, pretrained=True)
+        architectures.build("resnet18", 5, pretrained=True)
     with pytest.raises(SajiError, match="nobody publishes weights of plain34"):
-        architectures.build("plain34", 5, {}, pretrained=True)
+        architectures.build("plain34", 5, pretrained=True)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +347,7 @@ def test_without_a_network_pretrained_says_what_to_do(monkeypatch: pytest.Monkey
     ],
 )
 def test_the_head_of_se_resnet34(dropout: float, norm: str, layers: list) -> None:
-    recipe = asdict(replace(TINY, head_dropout=dropout, head_batch_norm=norm))
+    recipe = replace(TINY, head_dropout=dropout, head_batch_norm=norm)
     fc = architectures.build("se_resnet34", 5, recipe).fc
     assert [type(layer) for layer in (fc if layers else [fc])] == [*layers, nn.Linear]
 

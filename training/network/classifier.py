@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from runtime.errors import BadModel
+from runtime.errors import BadModel, SajiError
 from runtime.files import replacing
 from runtime.spec import ModelSpec
 from training.network import architectures
+from training.recipe import DEFAULTS, Recipe
 
 
 class Normalise(nn.Module):
@@ -46,11 +47,11 @@ def planes(images: torch.Tensor) -> torch.Tensor:
 class PhotoClassifier(nn.Module):
     """Normalisation and network in one module: uint8 `[N, H, W, 3]` RGB → logits `[N, classes]`."""
 
-    def __init__(self, architecture: str, classes: int, recipe: dict, pretrained: bool = False) -> None:
+    def __init__(self, architecture: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool = False) -> None:
         super().__init__()
-        network = architectures.build(architecture, classes, recipe, pretrained)  # first: it knows what does not exist
-        self.normalise = Normalise(*architectures.mean_std(architecture, pretrained))
-        self.network = network
+        expected = architectures.find(architecture, pretrained)
+        self.normalise = Normalise(expected.mean, expected.std)
+        self.network = architectures.build(architecture, classes, recipe, pretrained)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 `[N, H, W, 3]` RGB → logits float `[N, classes]`."""
@@ -80,7 +81,11 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
         raise BadModel(f"{path} is truncated or holds code instead of weights and was refused; train again") from None
     spec = ModelSpec.from_json(text, str(path))
-    model = PhotoClassifier(spec.architecture, len(spec.classes), spec.recipe)
+    try:
+        recipe = Recipe.from_record(spec.recipe)
+    except (SajiError, TypeError) as error:
+        raise BadModel(f"{path} was trained with a recipe that cannot be right ({error}); train again") from None
+    model = PhotoClassifier(spec.architecture, len(spec.classes), recipe)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -89,19 +94,25 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
     return model.eval(), spec
 
 
+def complete(folder: Path) -> bool:
+    """Whether a network's folder has a checkpoint and its validation set, which was judging.npz until version 0.1."""
+    photos = (folder / "validation.npz", folder / "judging.npz")
+    return (folder / "checkpoint.pt").is_file() and any(path.is_file() for path in photos)
+
+
 def finished(
-    folder: Path, architecture: str, recipe: dict, fingerprint: str
+    folder: Path, architecture: str, recipe: Recipe, fingerprint: str
 ) -> tuple[PhotoClassifier, ModelSpec] | None:
     """What a run's folder holds if it is this very run and complete, else None."""
-    if (folder / "last.ckpt").exists():  # it stays where a run was interrupted
+    # last.ckpt stays where a run was interrupted
+    if (folder / "last.ckpt").exists() or not complete(folder) or not (folder / "calibration.npz").is_file():
         return None
     try:
         model, spec = load_checkpoint(folder / "checkpoint.pt")
     except (BadModel, OSError):
         return None
-    same = (spec.architecture, spec.recipe, spec.data["fingerprint"]) == (architecture, recipe, fingerprint)
-    there = (folder / "validation.npz").is_file() and (folder / "calibration.npz").is_file()
-    return (model, spec) if same and there else None
+    same = spec.architecture == architecture and spec.data["fingerprint"] == fingerprint
+    return (model, spec) if same and recipe.same_settings(spec.recipe) else None
 
 
 def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:

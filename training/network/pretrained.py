@@ -24,15 +24,15 @@ def load_weights(network: nn.Module, head: nn.Module, path: Path) -> None:
     wanted = network.state_dict(keep_vars=True)
     own = {id(parameter) for parameter in head.parameters()}
     body = [name for name, tensor in wanted.items() if id(tensor) not in own and not _counter(name)]
-    found = {name: tensor for name, tensor in _read(path).items() if not _counter(name)}
+    tensors = {name: tensor for name, tensor in _read(path).items() if not _counter(name)}
     # in another library's names the order tells; what the file has beyond the body is its own head, which comes last
-    chosen = found if set(body) <= set(found) else dict(zip(body, found.values(), strict=False))
+    chosen = tensors if set(body) <= set(tensors) else dict(zip(body, tensors.values(), strict=False))
     odd = [name for name in body if name not in chosen or chosen[name].shape != wanted[name].shape]
     if odd:
-        there = list(chosen[odd[0]].shape) if odd[0] in chosen else "nothing"
+        shape = list(chosen[odd[0]].shape) if odd[0] in chosen else "nothing"
         raise SajiError(
             f"{path} does not fit the network: {len(odd)} of {len(body)} tensors differ, {odd[0]} needs "
-            f"{list(wanted[odd[0]].shape)} and the file has {there}; name the architecture that the file belongs to"
+            f"{list(wanted[odd[0]].shape)} and the file has {shape}; name the architecture that the file belongs to"
         )
     with torch.no_grad():
         for name in body:

@@ -16,7 +16,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from runtime.evaluation import confusion
 from runtime.files import replacing
-from training.outcome.summary import Outcome, summary
+from training.outcome.summary import Outcome
+from training.run.records import Share
 
 # Okabe and Ito's palette, which colour-blind people tell apart (https://jfly.uni-koeln.de/color/)
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
@@ -50,13 +51,15 @@ def curves(outcomes: Outcomes) -> Figure:
     figure = Figure(figsize=(1 + 3.2 * len(outcomes), 5))
     axes = figure.subplots(2, len(outcomes), sharex="col", sharey="row", squeeze=False)
     for outcome, (above, below) in zip(outcomes, axes.T, strict=True):
-        history, best = outcome.history, summary(outcome)["best_epoch"]["epoch"]
+        best, epochs = outcome.best_epoch, outcome.curve("epoch")
         for ax, what in ((above, "accuracy"), (below, "loss")):
-            for side, key, colour in (("training", f"train_{what}", BLUE), ("validation", f"val_{what}", VERMILION)):
-                if key in history:
-                    known = np.isfinite(history[key])
-                    ax.plot(history["epoch"][known], history[key][known], ".-", color=colour, label=side)
-            ax.axvline(best, color=GREY, linestyle=":", label=f"best epoch, {best}")
+            for side, column, colour in (("training", f"train_{what}", BLUE), ("validation", f"val_{what}", VERMILION)):
+                values = outcome.curve(column)
+                known = np.isfinite(values)
+                if known.any():
+                    ax.plot(epochs[known], values[known], ".-", color=colour, label=side)
+            if best:
+                ax.axvline(best.epoch, color=GREY, linestyle=":", label=f"best epoch, {best.epoch}")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.25)
         above.set_title(outcome.network)
@@ -117,14 +120,14 @@ def gradients(outcomes: Outcomes) -> Figure:
     measured = [(outcome.network, outcome.gradients) for outcome in outcomes if outcome.gradients]
     figure = Figure(figsize=(1.5 + 3.6 * len(measured), 5))
     axes = figure.subplots(1, len(measured), squeeze=False)[0]
-    positive = np.concatenate([found.norms[found.norms > 0] for _, found in measured])
-    for ax, (network, found) in zip(axes, measured, strict=True):
-        layers, (first, last) = len(found.layers), found.epochs[[0, -1]]
+    positive = np.concatenate([each.norms[each.norms > 0] for _, each in measured])
+    for ax, (network, each) in zip(axes, measured, strict=True):
+        layers, (first, last) = len(each.layers), each.epochs[[0, -1]]
         extent = (first - 0.5, last + 0.5, layers - 0.5, -0.5)
         scale = LogNorm(positive.min(), positive.max())
-        image = ax.imshow(found.norms, norm=scale, aspect="auto", interpolation="nearest", extent=extent)
+        image = ax.imshow(each.norms, norm=scale, aspect="auto", interpolation="nearest", extent=extent)
         shown = np.unique(np.linspace(0, layers - 1, 10).round().astype(int))
-        names = [found.layers[i].removeprefix("network.").removesuffix(".weight") for i in shown]
+        names = [each.layers[i].removeprefix("network.").removesuffix(".weight") for i in shown]
         ax.set_yticks(shown, [shortened(name, 20) for name in names], fontsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(title=network, xlabel="epoch")
@@ -139,12 +142,11 @@ def comparison(outcomes: Outcomes) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     for row, outcome in enumerate(outcomes):
         colour, line = PALETTE[row % len(PALETTE)], ("-", "--", ":", "-.")[row // len(PALETTE) % 4]
-        figures = summary(outcome)
-        low, high = figures["accuracy_interval"]
-        left.plot((low, high), (row, row), line, color=colour, linewidth=2)
-        left.plot(figures["accuracy"], row, "o", color=colour)
+        accuracy = Share.of(outcome.right)
+        left.plot(accuracy.interval, (row, row), line, color=colour, linewidth=2)
+        left.plot(accuracy.share, row, "o", color=colour)
         if outcome.history:
-            right.plot(outcome.history["epoch"], outcome.history["val_accuracy"], line, color=colour)
+            right.plot(outcome.curve("epoch"), outcome.curve("val_accuracy"), line, color=colour)
     left.set_yticks(range(len(outcomes)), [shortened(outcome.name, 40) for outcome in outcomes])
     left.set(xlabel="accuracy of the checkpoint, 95 % interval", ylim=(len(outcomes) - 0.5, -0.5))
     right.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02))
@@ -182,10 +184,10 @@ def _picture(ax: Axes, outcome: Outcome, photo: int, x: float, y: float) -> None
     colour = BLUE if right else VERMILION
     ax.imshow(outcome.validation.images[photo], extent=(x, x + side, y + side, y))
     ax.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=colour, linewidth=2.5))
-    said = "" if right else f" {shortened(classes[outcome.predicted[photo]], 12)}"
+    answer = "" if right else f" {shortened(classes[outcome.predicted[photo]], 12)}"
     lines = (
         (shortened(classes[outcome.validation.labels[photo]], 18), "black"),
-        (f"{'✓' if right else '✗'} {outcome.confidence[photo]:.2f}{said}", colour),
+        (f"{'✓' if right else '✗'} {outcome.confidence[photo]:.2f}{answer}", colour),
         (shortened(Path(outcome.validation.names[photo]).name[-25:], 25), GREY),  # names differ at their end
     )
     for n, (text, shade) in enumerate(lines):

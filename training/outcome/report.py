@@ -1,27 +1,19 @@
-"""What came out of a training run, for people: `report.md` and its figures in the run's folder.
-
-`python -m training.outcome.report RUN [RUN...]` writes it anew; of several runs it also compares the networks.
-"""
+"""What came out of training runs, for people: `report.md` and its figures in a run's folder, and runs compared."""
 
 import json
-import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from runtime.command_line import Parser, exit_with_one_sentence, require_extra
-from runtime.errors import SajiError
-
-if __name__ == "__main__":  # before the imports that would fail with a traceback
-    require_extra("train", "torch", "torchvision", "sklearn", "matplotlib")
-
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
+from runtime.command_line import say
+from runtime.errors import SajiError
 from runtime.files import replacing
 from training.outcome import figures
-from training.outcome.summary import Outcome, difference_p, finished, read_outcome, summary
+from training.outcome.summary import Outcome, difference_p, finished, read_outcome
+from training.photos.findings_page import markdown, plain
+from training.run.records import Share
 
 _HEADER = (
     "network",
@@ -66,35 +58,32 @@ def table(outcomes: Sequence[Outcome]) -> str:
     best = max(outcomes, key=lambda outcome: outcome.right.mean())
     several = len({outcome.run for outcome in outcomes}) > 1
     rows = [_row(outcome, best, outcome.name if several else outcome.network) for outcome in outcomes]
-    return f"{_markdown(_HEADER, rows)}\n\n{_NOTES}"
+    return f"{markdown(_HEADER, rows)}\n\n{_NOTES}"
 
 
 def differences(outcomes: Sequence[Outcome]) -> str:
     """The settings in which networks of several runs differ, as a Markdown table; empty where they do not."""
     rows = [[name, *values] for name, values in _settings(outcomes).items() if len(set(values)) > 1]
-    return _markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
+    return markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
 
 
 def _row(outcome: Outcome, best: Outcome, name: str) -> list[str]:
-    of = summary(outcome)
-    low, high = of["accuracy_interval"]
+    accuracy = Share.of(outcome.right)
+    low, high = accuracy.interval
     p = None if outcome is best else difference_p(outcome, best)
-    epochs = [
-        f"{epoch['epoch']}: {epoch['val_accuracy']:.3f}" if epoch else ""
-        for epoch in (of["best_epoch"], of["last_epoch"])
-    ]
+    ends = (outcome.best_epoch, outcome.history[-1] if outcome.history else None)
     return [
         name,
-        str(of["photos"]),
-        f"{of['accuracy']:.3f} ({low:.3f}–{high:.3f})",
+        str(len(outcome.validation.labels)),
+        f"{accuracy.share:.3f} ({low:.3f}–{high:.3f})",
         "" if p is None else f"{p:.2g}",
-        f"{of['macro_f1']:.3f}",
-        f"{of['calibration_error']:.3f}",
-        *epochs,
-        f"{of['parameters'] / 1e6:.2f} M",
-        f"{of['multiply_adds'] / 1e6:.0f} M at {of['image_size']} px",
-        f"{of['training_seconds']:.0f} s" if outcome.history else "",
-        f"{of['photos_per_second']:.0f}" if outcome.history else "",
+        f"{outcome.macro_f1:.3f}",
+        f"{outcome.calibration_error:.3f}",
+        *(f"{epoch.epoch}: {epoch.val_accuracy:.3f}" if epoch else "" for epoch in ends),
+        f"{outcome.parameters / 1e6:.2f} M",
+        f"{outcome.multiply_adds / 1e6:.0f} M at {outcome.spec.geometry.size} px",
+        f"{outcome.training_seconds:.0f} s" if outcome.history else "",
+        f"{outcome.photos_per_second:.0f}" if outcome.history else "",
     ]
 
 
@@ -103,7 +92,7 @@ def _head(run: Path, outcomes: Sequence[Outcome]) -> str:
     versions = ", ".join(f"{name} {spec.versions[name]}" for name in ("torch", "torchvision") if name in spec.versions)
     drawn = ", drawn dishes and not photos" if spec.data.get("drawn") else ""
     lines = [
-        f"# {_text(run.resolve().name)}",
+        f"# {plain(run.resolve().name)}",
         f"{len(spec.classes)} classes, {spec.data.get('train', '?')} photos to train on and "
         f"{len(outcomes[0].validation.labels)} to validate{drawn}; {versions}.",
         table(outcomes),
@@ -114,40 +103,32 @@ def _head(run: Path, outcomes: Sequence[Outcome]) -> str:
 
 
 def _curves(run: Path, outcomes: Sequence[Outcome]) -> str:
-    told = [outcome for outcome in outcomes if outcome.history]
-    if not told:
+    measured = [outcome for outcome in outcomes if outcome.history]
+    if not measured:
         return ""
     return (
-        f"## Accuracy and loss per epoch\n\n{_figure(run, figures.curves, told)}\n\nThe training loss is the one that "
-        "is minimised, with the recipe's augmentation and label smoothing; the validation loss is plain cross-entropy."
+        f"## Accuracy and loss per epoch\n\n{_figure(run, figures.curves, measured)}\n\nThe training loss is the one "
+        "that is minimised, with the recipe's augmentation and label smoothing; the validation loss is plain "
+        "cross-entropy."
     )
 
 
 def _classes(run: Path, outcomes: Sequence[Outcome]) -> str:
     parts = ["## Per class"]
     for outcome in outcomes:
-        classes = outcome.spec.classes
-        scores = precision_recall_fscore_support(
-            outcome.validation.labels, outcome.predicted, labels=range(len(classes)), zero_division=0
-        )
         rows = [
-            [name, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", str(support)]
-            for name, precision, recall, f1, support in zip(classes, *scores, strict=True)
+            [name, f"{scores.precision:.3f}", f"{scores.recall:.3f}", f"{scores.f1:.3f}", str(scores.support)]
+            for name, scores in zip(outcome.spec.classes, outcome.class_scores, strict=True)
         ]
-        parts.append(_markdown((outcome.network, "precision", "recall", "F1", "support"), rows))
+        parts.append(markdown((outcome.network, "precision", "recall", "F1", "support"), rows))
     return "\n\n".join([*parts, _figure(run, figures.confusions, outcomes)])
 
 
 def _pictures(run: Path, outcomes: Sequence[Outcome]) -> str:
-    return "\n\n".join(
-        [
-            "## Worst mistakes",
-            "The most confident first: true class, predicted class with its probability, file.",
-            _figure(run, figures.mistakes, outcomes),
-            "## Test pictures",
-            "Taken evenly from all classes, whatever the answer, the same for each network.",
-            _figure(run, figures.predictions, outcomes),
-        ]
+    return (
+        "## Worst mistakes\n\nThe most confident first: true class, predicted class with its probability, file.\n\n"
+        f"{_figure(run, figures.mistakes, outcomes)}\n\n## Test pictures\n\nTaken evenly from all classes, whatever "
+        f"the answer, the same for each network.\n\n{_figure(run, figures.predictions, outcomes)}"
     )
 
 
@@ -155,7 +136,7 @@ def _gradients(run: Path, outcomes: Sequence[Outcome]) -> str:
     norms = {outcome.network: outcome.gradients.norms for outcome in outcomes if outcome.gradients}
     if not norms:
         return ""
-    ratios = [f"{network} {_plain(np.nanmedian(norm[0] / norm[-1]))}" for network, norm in norms.items()]
+    ratios = [f"{network} {_shortened(np.nanmedian(norm[0] / norm[-1]))}" for network, norm in norms.items()]
     return (
         f"## Gradients\n\n{_figure(run, figures.gradients, outcomes)}\n\nNorm of the first layer's gradient over that "
         f"of the last, median over the epochs: {', '.join(ratios)}."
@@ -167,7 +148,7 @@ def _recipe(outcomes: Sequence[Outcome]) -> str:
     for setting, values in _settings(outcomes).items():
         each = [f"{outcome.network}: {value}" for outcome, value in zip(outcomes, values, strict=True)]
         rows.append([setting, values[0] if len(set(values)) == 1 else ", ".join(each)])
-    return f"## Recipe\n\n{_markdown(('setting', 'value'), rows)}"
+    return f"## Recipe\n\n{markdown(('setting', 'value'), rows)}"
 
 
 def _settings(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
@@ -182,17 +163,7 @@ def _figure(run: Path, draw: figures.Draw, outcomes: Sequence[Outcome]) -> str:
     return f"![{draw.__name__}]({name})"
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(_text, line)) + " |" for line in lines)
-
-
-def _text(cell: str) -> str:
-    """A name as one line of text that Markdown leaves as it is."""
-    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", " ".join(cell.split()))
-
-
-def _plain(number: float) -> str:
+def _shortened(number: float) -> str:
     return np.format_float_positional(number, precision=3, fractional=False, trim="-")
 
 
@@ -201,32 +172,24 @@ def _run_folder(name: str, out: Path) -> Path:
     for folder in (out / "runs" / name, Path(name)):
         if folder.is_dir():
             return folder
-    there = sorted(path.name for path in (out / "runs").glob("*") if path.is_dir())
+    runs = sorted(path.name for path in (out / "runs").glob("*") if path.is_dir())
     raise SajiError(
-        f"there is no run {name!r} in {out / 'runs'} ({', '.join(there) or 'no run at all'}); "
+        f"there is no run {name!r} in {out / 'runs'} ({', '.join(runs) or 'no run at all'}); "
         f"train it with: make train RUN={name}"
     )
 
 
-def main() -> None:
-    """Read the command line, write each run's report, compare several."""
-    parser = Parser(prog="python -m training.outcome.report", description="What came out of training runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name, or its folder")
-    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
-    arguments = parser.parse_args()
-    runs = [_run_folder(name, arguments.out) for name in dict.fromkeys(arguments.runs)]
+def report(names: Sequence[str], out: Path) -> None:
+    """Write the report of each run in `out`, given by name or as a folder, and compare the networks of several."""
+    runs = [_run_folder(name, out) for name in dict.fromkeys(names)]
     outcomes = []
     for run in runs:
         outcomes += write_report(run)
-        print(f"report: {run / 'report.md'}", file=sys.stderr)
+        say(f"report: {run / 'report.md'}")
     print(table(outcomes))
     if len(runs) > 1:
         print(f"\n{differences(outcomes)}".rstrip())
-        comparison = arguments.out / "comparison.png"
-        figures.write(figures.comparison, outcomes, comparison)
-        print(f"comparison: {comparison}", file=sys.stderr)
-    print(json.dumps({"reports": [str(run / "report.md") for run in runs], "networks": list(map(summary, outcomes))}))
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)
+        figures.write(figures.comparison, outcomes, out / "comparison.png")
+        say(f"comparison: {out / 'comparison.png'}")
+    networks = [outcome.record() for outcome in outcomes]
+    print(json.dumps({"reports": [str(run / "report.md") for run in runs], "networks": networks}))

@@ -1,6 +1,6 @@
 """What a finished network of a run achieved: its answers to the validation photos, its epochs, its cost."""
 
-import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.errors import BadModel, SajiError
-from runtime.evaluation import ValidationSet, calibration_error, mcnemar_p, wilson_interval
+from runtime.errors import SajiError
+from runtime.evaluation import ValidationSet, calibration_error, mcnemar_p
 from runtime.spec import ModelSpec
-from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits
+from training.network.classifier import PhotoClassifier, complete, load_checkpoint, reference_logits
+from training.outcome.evaluate import ClassScores, class_scores
+from training.run.records import Epoch, GradientNorm, Share, read_csv, rounded
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Gradients:
 class Outcome:
     """A network of a run: its checkpoint's logits float32 `[N, C]` on the validation set, and what lies beside it.
 
-    `history` is a float `[E]` per column of `history.csv`, empty where that file is missing.
+    `history` has a row for each epoch, none where `history.csv` is missing.
     """
 
     run: str
@@ -43,7 +44,7 @@ class Outcome:
     logits: np.ndarray
     parameters: int
     multiply_adds: int
-    history: dict[str, np.ndarray]
+    history: Sequence[Epoch]
     gradients: Gradients | None
 
     @property
@@ -66,16 +67,77 @@ class Outcome:
         """Probability of the predicted class at the spec's temperature, float `[N]`."""
         return self.spec.probabilities(self.logits).max(axis=1)
 
+    @cached_property
+    def class_scores(self) -> list[ClassScores]:
+        """Precision, recall and F1 of each class."""
+        return class_scores(self.validation.labels, self.predicted, len(self.spec.classes))
+
+    @cached_property
+    def macro_f1(self) -> float:
+        """Mean F1 of all classes."""
+        return float(np.mean([scores.f1 for scores in self.class_scores]))
+
+    @cached_property
+    def calibration_error(self) -> float:
+        """That of the bare logits: a temperature may have been fitted to these very photos."""
+        return calibration_error(self.logits, self.validation.labels)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Seconds of all training steps, None without a history."""
+        return round(float(self.curve("seconds").sum()), 1) if self.history else None
+
+    @property
+    def photos_per_second(self) -> float | None:
+        """Median over the epochs, None without a history."""
+        return round(float(np.median(self.curve("photos_per_second"))), 1) if self.history else None
+
+    @property
+    def best_epoch(self) -> Epoch | None:
+        """The first epoch with the highest validation accuracy."""
+        return max(self.history, key=lambda row: row.val_accuracy, default=None)
+
+    def curve(self, column: str) -> np.ndarray:
+        """A column of `history.csv`, float `[E]`."""
+        return np.array([getattr(row, column) for row in self.history], float)
+
+    def record(self) -> dict[str, Any]:
+        """The figures as plain JSON values, None where they are not known."""
+        accuracy = Share.of(self.right)
+        return {
+            "run": self.run,
+            "network": self.network,
+            "recipe": self.spec.recipe.get("name"),
+            "image_size": self.spec.geometry.size,
+            "photos": len(self.validation.labels),
+            "accuracy": accuracy.share,
+            "accuracy_interval": list(accuracy.interval),
+            "macro_f1": round(self.macro_f1, 4),
+            "calibration_error": round(self.calibration_error, 4),
+            "best_epoch": _figures(self.best_epoch) if self.best_epoch else None,
+            "last_epoch": _figures(self.history[-1]) if self.history else None,
+            "parameters": self.parameters,
+            "multiply_adds": self.multiply_adds,
+            "training_seconds": self.training_seconds,
+            "photos_per_second": self.photos_per_second,
+        }
+
+
+def _figures(row: Epoch) -> dict[str, float]:
+    names = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
+    values = {name: getattr(row, name) for name in names if np.isfinite(getattr(row, name))}
+    return {"epoch": row.epoch, **rounded(values)}
+
 
 def finished(run: Path) -> list[Path]:
     """Folders of a run's complete networks, by name. Raises SajiError when there is none."""
-    found = [path.parent for path in sorted(run.glob("*/checkpoint.pt")) if (path.parent / "validation.npz").is_file()]
-    if not found:
+    folders = [path.parent for path in sorted(run.glob("*/checkpoint.pt")) if complete(path.parent)]
+    if not folders:
         raise SajiError(
             f"{run} has no finished network (a folder with checkpoint.pt and validation.npz); "
             f"train one with: make train RUN={run.name}"
         )
-    return found
+    return folders
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -90,8 +152,8 @@ def read_outcome(folder: Path) -> Outcome:
         logits=reference_logits(model, validation.images),
         parameters=sum(weights.numel() for weights in model.parameters()),
         multiply_adds=multiply_adds(model, spec.geometry.size),
-        history=_history(folder / "history.csv"),
-        gradients=_gradients(folder / "gradients.csv"),
+        history=read_csv(folder / "history.csv", Epoch, optional=("train_accuracy", "learning_rate")),
+        gradients=_gradients(read_csv(folder / "gradients.csv", GradientNorm)),
     )
 
 
@@ -102,32 +164,6 @@ def multiply_adds(model: PhotoClassifier, size: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """The figures of a network as plain JSON values, None where they are not known.
-
-    The calibration error is that of the bare logits, since a temperature may have been fitted to these very photos.
-    """
-    labels, history, classes = outcome.validation.labels, outcome.history, range(len(outcome.spec.classes))
-    f1 = f1_score(labels, outcome.predicted, labels=classes, average="macro", zero_division=0)
-    return {
-        "run": outcome.run,
-        "network": outcome.network,
-        "recipe": outcome.spec.recipe.get("name"),
-        "image_size": outcome.spec.geometry.size,
-        "photos": len(labels),
-        "accuracy": round(float(outcome.right.mean()), 4),
-        "accuracy_interval": [round(edge, 4) for edge in wilson_interval(int(outcome.right.sum()), len(labels))],
-        "macro_f1": round(float(f1), 4),
-        "calibration_error": round(calibration_error(outcome.logits, labels), 4),
-        "best_epoch": _epoch(history, int(history["val_accuracy"].argmax())) if history else None,
-        "last_epoch": _epoch(history, -1) if history else None,
-        "parameters": outcome.parameters,
-        "multiply_adds": outcome.multiply_adds,
-        "training_seconds": round(float(history["seconds"].sum()), 1) if history else None,
-        "photos_per_second": round(float(np.median(history["photos_per_second"])), 1) if history else None,
-    }
-
-
 def difference_p(one: Outcome, other: Outcome) -> float | None:
     """McNemar's exact p that one network is as often right as the other; None unless they saw the same photos."""
     same = one.spec.classes == other.spec.classes and one.validation.names == other.validation.names
@@ -136,46 +172,14 @@ def difference_p(one: Outcome, other: Outcome) -> float | None:
     return mcnemar_p(int((one.right & ~other.right).sum()), int((~one.right & other.right).sum()))
 
 
-def _epoch(history: dict[str, np.ndarray], index: int) -> dict[str, float]:
-    wanted = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
-    values = {name: round(float(history[name][index]), 4) for name in wanted if name in history}
-    return {"epoch": int(history["epoch"][index])} | {name: v for name, v in values.items() if np.isfinite(v)}
-
-
-def _history(path: Path) -> dict[str, np.ndarray]:
-    needed = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds", "photos_per_second")
-    return {name: _numbers(values, path) for name, values in _columns(path, needed).items()}
-
-
-def _gradients(path: Path) -> Gradients | None:
-    columns = _columns(path, ("epoch", "layer", "norm"))
-    if not columns:
+def _gradients(rows: Sequence[GradientNorm]) -> Gradients | None:
+    if not rows:
         return None
-    epochs, norms = (_numbers(columns[name], path) for name in ("epoch", "norm"))
-    every = np.unique(epochs)
+    epochs = sorted({row.epoch for row in rows})
     # The last epoch first: a layer that was frozen at the start has its place in it
-    last = [layer for layer, epoch in zip(columns["layer"], epochs, strict=True) if epoch == every[-1]]
-    layers = list(dict.fromkeys(last + columns["layer"]))
-    grid = np.full((len(layers), len(every)), np.nan)
-    grid[[layers.index(layer) for layer in columns["layer"]], np.searchsorted(every, epochs)] = norms
+    layers = list(dict.fromkeys(row.layer for row in [*(r for r in rows if r.epoch == epochs[-1]), *rows]))
+    grid = np.full((len(layers), len(epochs)), np.nan)
+    for row in rows:
+        grid[layers.index(row.layer), epochs.index(row.epoch)] = row.norm
     grid[~np.isfinite(grid)] = np.nan  # a step in fp16 may overflow
-    return Gradients(tuple(layers), every.astype(int), grid) if np.nanmax(grid, initial=0) > 0 else None
-
-
-def _columns(path: Path, needed: tuple[str, ...]) -> dict[str, list[str]]:
-    """The columns of a CSV file by name; empty where it is missing or has no rows."""
-    if not path.is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    missing = [name for name in needed if rows and name not in rows[0]]
-    if missing:
-        raise BadModel(f"{path} has no column {missing[0]}; delete it for a report without it, or train again")
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name}
-
-
-def _numbers(values: list[str], path: Path) -> np.ndarray:
-    try:
-        return np.array([float(value or "nan") for value in values])
-    except ValueError as error:
-        raise BadModel(f"{path} is damaged ({error}); delete it for a report without it, or train again") from None
+    return Gradients(tuple(layers), np.array(epochs), grid) if np.nanmax(grid, initial=0) > 0 else None

@@ -39,9 +39,9 @@ from threadpoolctl import threadpool_limits
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto
 from runtime.preprocess import decode
+from training.progress import Progress, silent
 
 Kind = Literal["identical", "same picture", "same scene"]
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 SIDE = 320  # longer side of a thumbnail, pixels
 FEATURES = 600  # SIFT features kept of a thumbnail, the strongest
@@ -76,7 +76,7 @@ class Pair:
     correlation: float  # of the grey values where the aligned pictures overlap, -1 to 1
 
 
-def find_duplicates(paths: Sequence[Path], progress: Progress = lambda items, what, total: items) -> list[Pair]:
+def find_duplicates(paths: Sequence[Path], progress: Progress = silent) -> list[Pair]:
     """The duplicate pairs among the photos, sorted by index.
 
     Unreadable files are left out: it is for the caller to report them. Of several identical files only the first is
@@ -216,10 +216,10 @@ def _vlad(photos: _Photos, indexes: np.ndarray) -> np.ndarray:
         return _unit(np.sqrt(photos.descriptors(index)))
 
     def pooled(index: int) -> np.ndarray:
-        found = features(index)
-        nearest = (found @ words.T - (words**2).sum(1) / 2).argmax(1)
+        own = features(index)
+        nearest = (own @ words.T - (words**2).sum(1) / 2).argmax(1)
         member = np.eye(len(words), dtype=np.float32)[nearest]
-        return _unit(member.T @ found - member.sum(0)[:, None] * words).ravel()
+        return _unit(member.T @ own - member.sum(0)[:, None] * words).ravel()
 
     rng = np.random.default_rng(0)
     sample = rng.permutation(indexes)[:SAMPLE]

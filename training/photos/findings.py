@@ -9,10 +9,10 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageStat
 
@@ -20,11 +20,11 @@ from runtime.errors import BadPhoto, SajiError
 from runtime.files import sha256_file, sha256_json, write_json
 from runtime.preprocess import decode
 from training.photos.photo_set import Photo, PhotoSet
+from training.progress import Progress
 
 if TYPE_CHECKING:  # OpenCV and scikit-learn take seconds to import, so duplicates are imported where they are needed
     from training.photos.duplicates import Kind, Pair
 
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 Scene = list[list[int]]  # the pictures of one scene, each as the indexes of the photos that show it
 
 SIDES = ("train", "val", "test")
@@ -70,13 +70,13 @@ def _suspicious(suffix: str, content: bytes, image: Image.Image) -> Iterator[str
         yield "blank (all pixels are nearly the same)"
     if max(width, height) > LONGEST_ASPECT * min(width, height):
         yield f"extreme aspect ({width}×{height} pixels)"
-    known = "JPEG" if header.format == "MPO" else header.format  # a phone's JPEG with a second view in it
-    if Image.registered_extensions().get(suffix) != known:
-        yield f"wrong extension (it is {known}, named {suffix or 'without one'})"
+    kind = "JPEG" if header.format == "MPO" else header.format  # a phone's JPEG with a second view in it
+    if Image.registered_extensions().get(suffix) != kind:
+        yield f"wrong extension (it is {kind}, named {suffix or 'without one'})"
     if header.mode == "CMYK":
         yield "CMYK (its colours are meant for print)"
     with contextlib.suppress(Exception):  # whatever Pillow's many readers raise at a damaged second frame
-        if known != "JPEG" and getattr(header, "is_animated", False):
+        if kind != "JPEG" and getattr(header, "is_animated", False):
             yield "animated (the first frame is used)"
 
 
@@ -125,56 +125,98 @@ def _look_alikes(paths: list[Path], hashes: list[str], folder: Path | None, prog
     return pairs
 
 
+@dataclass(frozen=True)
+class PhotoFacts:
+    """A photo of a group: its name within the set, its label, its side of the split and its file's SHA-256."""
+
+    photo: str
+    label: str
+    side: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Photos of one scene, by the different pictures of it; `kind` is the loosest likeness among them.
+
+    `leaks` counts those that an earlier side of the split shows too.
+    """
+
+    kind: "Kind"
+    leaks: int
+    two_labels: bool
+    pictures: list[list[PhotoFacts]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was found in a photo set; as JSON it is `data.json`.
+
+    `used` and `per_class` count the readable photos of each side. `leaks` has the closest likeness of each held-out
+    photo that an earlier side of the split shows too. `two_labels` has the photos of each picture that has several.
+    `drawn` photos are saji's own sample. Without `look_alikes` only identical files were looked for.
+    """
+
+    source: str = ""
+    listed: int = 0
+    used: dict[str, int] = field(default_factory=dict)
+    per_class: dict[str, dict[str, int]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    suspicious: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    leaks: dict[str, "Kind"] = field(default_factory=dict)
+    two_labels: list[list[str]] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    look_alikes: bool = True
+    drawn: bool = False
+
+
 def collect(
-    found: PhotoSet,
+    listed: PhotoSet,
     facts: Sequence[Facts],
     photos: Sequence[Photo],
     hashes: Sequence[str],
     sides: Sequence[str],
     scenes: Sequence[Scene],
-) -> dict[str, Any]:
-    """All findings as a JSON value, from the facts of each listed photo and the hash and side of each readable one."""
-    names = [_name(photo, found) for photo in photos]
-    of_file = {_name(photo, found): fact for photo, fact in zip(found.photos, facts, strict=True)}
-    leaks: dict[str, str] = {}
+    look_alikes: bool,
+) -> Findings:
+    """All findings, from the facts of each listed photo and the hash and side of each readable one."""
+    names = [_name(photo, listed) for photo in photos]
+    photo_facts = [PhotoFacts(*each) for each in zip(names, (p.label for p in photos), sides, hashes, strict=True)]
+    of_file = {_name(photo, listed): fact for photo, fact in zip(listed.photos, facts, strict=True)}
+    leaks: dict[str, Kind] = {}
     two_labels: list[list[str]] = []
-    groups: list[dict[str, Any]] = []
+    groups: list[Group] = []
     for scene in scenes:
         leaking = {names[index]: kind for index, kind in _leaks(scene, hashes, sides)}
-        mixed = [picture for picture in scene if len({photos[index].label for index in picture}) > 1]
-        files = {hashes[index] for picture in scene for index in picture}
-        group = {
-            "kind": "same scene" if len(scene) > 1 else "same picture" if len(files) > 1 else "identical",
-            "leaks": len(leaking),
-            "two_labels": bool(mixed),
-            "pictures": [
-                [{"photo": names[i], "label": photos[i].label, "side": sides[i], "sha256": hashes[i]} for i in picture]
-                for picture in scene
-            ],
-        }
-        groups.append(group)
+        pictures = [[photo_facts[index] for index in picture] for picture in scene]
+        mixed = [picture for picture in pictures if len({photo.label for photo in picture}) > 1]
+        files = {photo.sha256 for picture in pictures for photo in picture}
+        kind: Kind = "same scene" if len(scene) > 1 else "same picture" if len(files) > 1 else "identical"
+        groups.append(Group(kind, len(leaking), bool(mixed), pictures))
         leaks.update(leaking)
-        two_labels += [[f"{names[index]} ({photos[index].label})" for index in picture] for picture in mixed]
+        two_labels += [[f"{photo.photo} ({photo.label})" for photo in picture] for picture in mixed]
     # What matters most first: the contact sheet has room for so many
-    groups.sort(key=lambda group: (-group["leaks"], not group["two_labels"], KINDS.index(group["kind"])))
-    per_class = Counter(zip((photo.label for photo in photos), sides, strict=True))
-    used, labels = Counter(sides), sorted({photo.label for photo in photos})
-    return {
-        "source": printable(str(found.source)),
-        "listed": len(found.photos),
-        "used": {side: used[side] for side in SIDES},
-        "per_class": {label: {side: per_class[label, side] for side in SIDES} for label in labels},
-        "unreadable": [f"{name}: {fact.unreadable}" for name, fact in of_file.items() if fact.unreadable],
-        "suspicious": {name: list(fact.suspicious) for name, fact in of_file.items() if fact.suspicious},
-        "problems": list(found.problems),
-        "leaks": leaks,
-        "two_labels": two_labels,
-        "groups": groups,
-    }
+    groups.sort(key=lambda group: (-group.leaks, not group.two_labels, KINDS.index(group.kind)))
+    per_class = Counter((photo.label, photo.side) for photo in photo_facts)
+    labels, used = sorted({photo.label for photo in photo_facts}), Counter(sides)
+    return Findings(
+        source=printable(str(listed.source)),
+        listed=len(listed.photos),
+        used={side: used[side] for side in SIDES},
+        per_class={label: {side: per_class[label, side] for side in SIDES} for label in labels},
+        unreadable=[f"{name}: {fact.unreadable}" for name, fact in of_file.items() if fact.unreadable],
+        suspicious={name: list(fact.suspicious) for name, fact in of_file.items() if fact.suspicious},
+        problems=list(listed.problems),
+        leaks=leaks,
+        two_labels=two_labels,
+        groups=groups,
+        look_alikes=look_alikes,
+    )
 
 
-def _name(photo: Photo, found: PhotoSet) -> str:
-    root = found.source if found.source.is_dir() else found.source.parent
+def _name(photo: Photo, listed: PhotoSet) -> str:
+    root = listed.source if listed.source.is_dir() else listed.source.parent
     return printable(Path(os.path.relpath(photo.path, root)).as_posix())
 
 

@@ -42,15 +42,15 @@ def read_photo_set(source: Path) -> PhotoSet:
     if not source.exists():
         raise SajiError(f"{source} does not exist; DATA is a folder with one folder per class, or a CSV")
     if source.is_file():
-        found = _read_csv(source)
+        photo_set = _read_csv(source)
     elif (source / "labels.csv").is_file():
-        found = _read_csv(source / "labels.csv")
+        photo_set = _read_csv(source / "labels.csv")
     else:
-        found = _read_folders(source)
-    if not found.photos:
-        reason = f" ({found.problems[0]}; {len(found.problems)} faults in all)" if found.problems else ""
+        photo_set = _read_folders(source)
+    if not photo_set.photos:
+        reason = f" ({photo_set.problems[0]}; {len(photo_set.problems)} faults in all)" if photo_set.problems else ""
         raise SajiError(f"{source} holds no labelled photo{reason}; it needs CLASS/photo.jpg or filename,label rows")
-    labels = {photo.label for photo in found.photos}
+    labels = {photo.label for photo in photo_set.photos}
     by_spoken: dict[str, str] = {}
     for label in sorted(labels):
         if not label.isprintable():
@@ -61,7 +61,7 @@ def read_photo_set(source: Path) -> PhotoSet:
                 f"{source} has the classes {other!r} and {label!r}, which differ only by case, spaces, underscores, "
                 "hyphens or the encoding of a letter; merge them"
             )
-    return found
+    return photo_set
 
 
 def spoken(label: str) -> str:
@@ -107,12 +107,12 @@ def _read_csv(path: Path) -> PhotoSet:
         if "filename" not in header or "label" not in header:
             raise SajiError(f"{path} has the columns {', '.join(header) or 'none'}; it needs filename,label[,split]")
         for row in rows:
-            found = _read_row(path.parent, root, f"{path.name} line {rows.line_num}", header, row)
-            if isinstance(found, str):
-                bad_rows.append(found)
+            photo = _read_row(path.parent, root, f"{path.name} line {rows.line_num}", header, row)
+            if isinstance(photo, str):
+                bad_rows.append(photo)
             else:
-                photos.append(found)
-                padded += found.label not in row
+                photos.append(photo)
+                padded += photo.label not in row
     except csv.Error as error:
         raise SajiError(f"{path} is no CSV that can be read ({error}); look for an unclosed quote") from None
     if unknown := [name for name in header if name and name not in _COLUMNS]:
@@ -143,10 +143,10 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
     if split and split not in _SPLITS:
         raise SajiError(f"{line} has the split {split!r}; use train, val or test")
     try:
-        there = (root / file).is_file()
+        exists = (root / file).is_file()
     except OSError:  # such as a name that is longer than the file system allows
-        there = False
-    return Photo(folder / file, label, _SPLITS.get(split)) if there else f"{line}: {file} does not exist"
+        exists = False
+    return Photo(folder / file, label, _SPLITS.get(split)) if exists else f"{line}: {file} does not exist"
 
 
 def _text(path: Path) -> tuple[str, list[str]]:

@@ -6,7 +6,6 @@ seen, with or without worker processes, and several devices share an epoch witho
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from runtime.evaluation import ValidationSet
 from runtime.files import replacing, sha256_json, write_json
 from runtime.preprocess import FILTERS, decode
 from runtime.spec import Geometry
-from training.photos.dataset import Data
-from training.photos.findings import Progress
-from training.progress import silent
+from training.photos.split import Data
+from training.progress import Progress, in_threads, silent
 from training.recipe import Recipe
 
 # Photos are kept this much larger than evaluation needs, so that random crops still find detail
@@ -132,9 +130,9 @@ def _cached(data: Data, size: int, cache: Path, progress: Progress) -> tuple[Pat
     index = path.with_suffix(".json")
     if not index.is_file():
         shapes = []
-        with replacing(path) as temporary, open(temporary, "wb") as flat, ThreadPoolExecutor(usable_cores()) as pool:
-            made = pool.map(lambda i: _shrunk(data.photos[i].path, shorter), data.train)
-            for photo in progress(made, "decoding", len(hashes)):
+        paths = [data.photos[i].path for i in data.train]
+        with replacing(path) as temporary, open(temporary, "wb") as flat:
+            for photo in in_threads(lambda each: _shrunk(each, shorter), paths, "decoding", progress):
                 flat.write(photo.tobytes())
                 shapes.append(photo.shape[:2])
         write_json(index, shapes)  # written last: its presence says that the pixels are complete

@@ -1,7 +1,6 @@
 """How far an answer can be trusted: the temperature of the probabilities, and when to say "none of these"."""
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -9,6 +8,7 @@ from scipy.special import log_softmax
 
 from runtime.evaluation import calibration_error
 from runtime.spec import RULES, ModelSpec, Rejection
+from training.run.records import Calibration
 
 RULE = "max_probability"  # the rejection rule that ships
 KEPT = 0.95  # share of the rightly classified validation photos that the rejection rule must keep
@@ -24,13 +24,13 @@ def settled(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> ModelSpe
     Without a single right answer there is nothing to set a threshold by, and no rejection rule.
     """
     temperature = fitted_temperature(logits, labels)
-    calibration: dict[str, Any] = {
-        "temperature": round(temperature, 4),
-        "ece_before": round(calibration_error(logits, labels), 4),
-        "ece_after": round(calibration_error(logits / cross_fitted(logits, labels)[:, None], labels), 4),
-        "folds": FOLDS,
-    }
-    spec = replace(spec, temperature=temperature, validation={**spec.validation, "calibration": calibration})
+    calibration = Calibration(
+        temperature=round(temperature, 4),
+        ece_before=round(calibration_error(logits, labels), 4),
+        ece_after=round(calibration_error(logits / cross_fitted(logits, labels)[:, None], labels), 4),
+        folds=FOLDS,
+    )
+    spec = replace(spec, temperature=temperature, validation={**spec.validation, "calibration": asdict(calibration)})
     right = logits[logits.argmax(1) == labels]
     if not len(right):
         return spec
@@ -52,8 +52,9 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     def loss(log_temperature: float) -> float:
         return -float((targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded") if n else None
-    return float(np.exp(found.x)) if found else 1.0
+    if n == 0:
+        return 1.0
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def cross_fitted(logits: np.ndarray, labels: np.ndarray, folds: int = FOLDS, seed: int = SEED) -> np.ndarray:

@@ -1,7 +1,6 @@
 """How a network learns: loss, teacher, optimiser and schedule of a recipe."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ class Fitting(L.LightningModule):
     def __init__(self, architecture: str, classes: int, recipe: Recipe, identity: str = "") -> None:
         super().__init__()
         self.recipe, self.identity = recipe, identity
-        self.model = PhotoClassifier(architecture, classes, asdict(recipe), recipe.pretrained)
+        self.model = PhotoClassifier(architecture, classes, recipe, recipe.pretrained)
         if recipe.weights:
             load_weights(self.model.network, architectures.head(self.model.network), Path(recipe.weights))
         if recipe.channels_last:
@@ -80,11 +79,12 @@ class Fitting(L.LightningModule):
         """Loss without smoothing and accuracy: of the validation photos (0), and of training photos as they are (1)."""
         images, labels = batch
         logits = self.model(images).float()
-        found = {"accuracy": (logits.argmax(1) == labels).float().mean()}
+        accuracy = (logits.argmax(1) == labels).float().mean()
         if dataloader_idx == 0:
-            found["loss"] = nn.functional.cross_entropy(logits, labels)
-        named = {f"{('val', 'train')[dataloader_idx]}_{name}": value for name, value in found.items()}
-        self.log_dict(named, batch_size=len(images), sync_dist=True, add_dataloader_idx=False)
+            metrics = {"val_accuracy": accuracy, "val_loss": nn.functional.cross_entropy(logits, labels)}
+        else:
+            metrics = {"train_accuracy": accuracy}
+        self.log_dict(metrics, batch_size=len(images), sync_dist=True, add_dataloader_idx=False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip gradients here rather than by the trainer's flag, which refuses fused optimisers under autocast."""

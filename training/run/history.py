@@ -1,31 +1,55 @@
-"""What a run remembers of itself, epoch by epoch, also across an interruption: curves, gradients, its two files."""
+"""What a run remembers of itself, epoch by epoch, also across an interruption: curves, gradients, checkpoints."""
 
-import csv
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
+from runtime.command_line import say
 from runtime.files import replacing
+from training.run.records import NAN, Epoch, GradientNorm, Row, write_csv
 
 AT_STAKE = 10  # seconds of training that a kill may cost: epochs shorter than that are kept together
 GRADIENTS_EVERY = 4  # steps between two looks at the gradients: each reads all of them
 
 
-class History(Callback):
+class Recorder(Callback, Generic[Row]):
+    """Collects the rows of a CSV file; `last.ckpt` keeps them, so that a resumed run writes all."""
+
+    kind: type[Row]
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `last.ckpt` keeps."""
+        return {"rows": [asdict(row) for row in self.rows]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up an interrupted run's rows."""
+        self.rows = [self.kind(**row) for row in state["rows"]]
+
+    def write(self, path: Path) -> None:
+        """Write all rows as CSV."""
+        write_csv(path, self.kind, self.rows)
+
+
+class History(Recorder[Epoch]):
     """One row an epoch, for `history.csv`, and one line an epoch where there is no progress bar."""
 
+    kind = Epoch
+
     def __init__(self, architecture: str, epochs: int) -> None:
+        super().__init__()
         self.architecture, self.epochs = architecture, epochs
-        self.rows: list[dict[str, Any]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -41,40 +65,32 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep the epoch's row (validation has run by now)."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row = {"epoch": trainer.current_epoch + 1, **{k: round(values[k], 5) for k in sorted(values)}}
-        row["learning_rate"] = trainer.optimizers[0].param_groups[-1]["lr"]
-        row["seconds"] = round(self.seconds, 2)
-        row["photos_per_second"] = round(self.photos / self.seconds, 1)
+        measured = {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+        row = Epoch(
+            epoch=trainer.current_epoch + 1,
+            train_accuracy=measured.get("train_accuracy", NAN),
+            train_loss=measured["train_loss"],
+            val_accuracy=measured["val_accuracy"],
+            val_loss=measured["val_loss"],
+            learning_rate=trainer.optimizers[0].param_groups[-1]["lr"],
+            seconds=round(self.seconds, 2),
+            photos_per_second=round(self.photos / self.seconds, 1),
+        )
         self.rows.append(row)
         if not sys.stderr.isatty() and trainer.is_global_zero:
-            print(
-                f"{self.architecture} epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.3f}, validation "
-                f"accuracy {row['val_accuracy']:.3f}, {row['photos_per_second']:.0f} photos/s",
-                file=sys.stderr,
+            say(
+                f"{self.architecture} epoch {row.epoch}/{self.epochs}: loss {row.train_loss:.3f}, validation accuracy "
+                f"{row.val_accuracy:.3f}, {row.photos_per_second:.0f} photos/s"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `last.ckpt` keeps, so that a resumed run writes the whole history."""
-        return {"rows": self.rows}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up an interrupted run's history."""
-        self.rows = state["rows"]
-
-    def write(self, path: Path) -> None:
-        """Write all rows as CSV."""
-        _write_csv(path, list(self.rows[0]), self.rows)
-
-
-class Gradients(Callback):
+class Gradients(Recorder[GradientNorm]):
     """The gradient norm of each layer for `gradients.csv`: where the signal dies or explodes is seen there.
 
     The median over the steps of an epoch: in a last batch of a few photos, batch norm makes norms a thousandfold.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+    kind = GradientNorm
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Forget the last epoch's norms."""
@@ -93,26 +109,14 @@ class Gradients(Callback):
         """Keep the epoch's medians."""
         if self.norms:
             medians = torch.stack(self.norms).median(0).values.tolist()
-            named = zip(self._layers(module), medians, strict=True)
+            norms = zip(self._layers(module), medians, strict=True)
             epoch = trainer.current_epoch + 1
-            self.rows += [{"epoch": epoch, "layer": name, "norm": float(f"{norm:.4g}")} for name, norm in named]
+            self.rows += [GradientNorm(epoch, name, float(f"{norm:.4g}")) for name, norm in norms]
 
     @staticmethod
     def _layers(module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
         network = module.get_submodule("model.network")
         return {name: p for name, p in network.named_parameters() if p.ndim > 1}  # filters and matrices
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `last.ckpt` keeps."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up an interrupted run's gradients."""
-        self.rows = state["rows"]
-
-    def write(self, path: Path) -> None:
-        """Write all rows as CSV."""
-        _write_csv(path, ["epoch", "layer", "norm"], self.rows)
 
 
 class Kept(Checkpoint):
@@ -183,10 +187,3 @@ class Patience(EarlyStopping):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Lightning saves how long it has waited, but not that it has stopped."""
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import sys
+import tomllib
 import warnings
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,21 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgre
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
+from runtime.command_line import say
 from runtime.environment import versions
 from runtime.errors import SajiError, missing_extra
-from runtime.evaluation import ValidationSet, accuracy, wilson_interval
+from runtime.evaluation import ValidationSet
 from runtime.spec import Geometry, ModelSpec
 from training.network.classifier import reference_logits, save_checkpoint
-from training.photos.dataset import Data, calibration_set, judging_set, without_leaks
-from training.photos.findings import Progress
-from training.progress import silent
+from training.photos.dataset import calibration_set, validation_set
+from training.photos.split import Data
+from training.progress import Progress, silent
 from training.recipe import Recipe
 from training.run.batches import Batches, TrainPhotos
 from training.run.confidence import settled
 from training.run.fitting import Fitting
 from training.run.history import AtomicFiles, Gradients, History, Kept, Patience
+from training.run.records import Epoch, EpochAccuracy, Share, Validation, WithoutLeaks
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,18 @@ STATE_VERSION = 2
 
 def train(
     architecture: str, data: Data, recipe: Recipe, folder: Path, cache: Path, place: Place, progress: Progress = silent
-) -> ModelSpec:
+) -> Validation | None:
     """Train and write `checkpoint.pt`, `validation.npz`, `calibration.npz` and the histories into `folder`.
 
     The checkpoint is written last and holds the epoch that the recipe's `release` names. While training, `last.ckpt`
     holds the last complete epoch; a run that was cut off goes on from there. Ctrl-C releases what there is so far, then
-    raises KeyboardInterrupt. Raises SajiError on a loss that is not finite.
+    raises KeyboardInterrupt. Gives what the released epoch does; None in all but the first of several processes. Raises
+    SajiError on a loss that is not finite.
     """
     quieten()
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     geometry = Geometry.for_size(recipe.image_size)
-    validation = judging_set(data, geometry, progress)
+    validation = validation_set(data, geometry, progress)
     calibration = calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress)
     identity = json.dumps([STATE_VERSION, architecture, data.fingerprint, asdict(recipe)])
     folder = folder.resolve()
@@ -65,23 +70,26 @@ def train(
     kept = Kept(folder)
     start = _resumable(kept.last, identity) if place.resume else 0
     if start:
-        print(f"{architecture}: resuming after epoch {start}", file=sys.stderr)
+        say(f"{architecture}: resuming after epoch {start}")
     fitting = Fitting(architecture, len(data.classes), recipe, identity)
     _check_teacher(fitting, data)
-    seen = _first(calibration, len(validation.labels))
+    n = len(validation.labels)
+    seen = ValidationSet(calibration.images[:n], calibration.labels[:n], calibration.names[:n])
     batches = Batches(TrainPhotos(data, recipe, cache, progress), validation, seen, recipe, start)
     history, gradients = History(architecture, recipe.epochs), Gradients()
     trainer = _trainer(recipe, place, folder, [history, gradients, kept])
     interrupted = _fit(trainer, fitting, batches, kept.last if start else None)
     if interrupted and not kept.best_epoch:
         raise KeyboardInterrupt
-    spec = ModelSpec(architecture, architecture, data.classes)
+    figures = None
     if trainer.is_global_zero:
-        spec = _released(architecture, data, fitting, validation, history, kept)
+        logits = _released_logits(fitting, validation, kept)
+        figures = _validation_figures(logits, data, history.rows, kept, recipe.release)
         validation.save(folder / "validation.npz")
         calibration.save(folder / "calibration.npz")
         history.write(folder / "history.csv")
         gradients.write(folder / "gradients.csv")
+        spec = settled(_spec(architecture, data, recipe, folder.parent.name, figures), logits, validation.labels)
         save_checkpoint(folder / "checkpoint.pt", fitting.model, spec)  # last: its presence says the run is complete
         if not interrupted:
             for file in (kept.best, kept.last):
@@ -89,32 +97,36 @@ def train(
     trainer.strategy.barrier()
     if interrupted:
         raise KeyboardInterrupt
-    return spec
+    return figures
 
 
-def _first(photos: ValidationSet, n: int) -> ValidationSet:
-    return ValidationSet(photos.images[:n], photos.labels[:n], photos.names[:n])
-
-
-def _released(
-    architecture: str, data: Data, fitting: Fitting, validation: ValidationSet, history: History, kept: Kept
-) -> ModelSpec:
-    """Take up the weights of the epoch that the recipe releases, and say what they do."""
-    recipe = fitting.recipe
-    chosen = kept.best if recipe.release == "best" else kept.last
+def _released_logits(fitting: Fitting, validation: ValidationSet, kept: Kept) -> np.ndarray:
+    """Take up the weights of the epoch that the recipe releases; their logits of the validation photos."""
+    chosen = kept.best if fitting.recipe.release == "best" else kept.last
     fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
-    logits = reference_logits(fitting.model, validation.images)
-    spec = ModelSpec(
-        name=f"{architecture} on {kept.last.parents[1].name}",
+    return reference_logits(fitting.model, validation.images)
+
+
+def _spec(architecture: str, data: Data, recipe: Recipe, run: str, figures: Validation) -> ModelSpec:
+    return ModelSpec(
+        name=f"{architecture} on {run}",
         architecture=architecture,
         classes=data.classes,
         geometry=Geometry.for_size(recipe.image_size),
-        validation=_facts(logits, data, history, kept, recipe.release),
+        validation=figures.record(),
         recipe=asdict(recipe),
-        data={"fingerprint": data.fingerprint, "train": len(data.train), "drawn": data.report.get("drawn", False)},
-        versions=versions(),
+        data={"fingerprint": data.fingerprint, "train": len(data.train), "drawn": data.findings.drawn},
+        versions=versions() | {"saji": saji_version()},
     )
-    return settled(spec, logits, validation.labels)
+
+
+def saji_version() -> str:
+    """The version of saji that trains: of its package, or of the checkout that it runs from."""
+    try:
+        return metadata.version("saji")
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def _resumable(last: Path, identity: str) -> int:
@@ -193,21 +205,30 @@ def _fit(trainer: L.Trainer, fitting: Fitting, batches: Batches, resume_from: Pa
     return bool(trainer.interrupted)
 
 
-def _facts(logits: np.ndarray, data: Data, history: History, kept: Kept, release: str) -> dict[str, Any]:
-    """What the released epoch does on the validation photos, whose logits are computed as every candidate's will be."""
-    labels, rows = data.labels[data.val], history.rows
-    right, n = int((logits.argmax(1) == labels).sum()), len(labels)
-    facts = {
-        "accuracy": round(accuracy(logits, labels), 4),
-        "interval": [round(edge, 4) for edge in wilson_interval(right, n)],
-        "photos": n,
-        "epoch": kept.best_epoch if release == "best" else kept.last_epoch,
-        # as measured while training, in its own arithmetic
-        "best_epoch": {"epoch": kept.best_epoch, "accuracy": rows[kept.best_epoch - 1]["val_accuracy"]},
-        "last_epoch": {"epoch": rows[-1]["epoch"], "accuracy": rows[-1]["val_accuracy"]},
-    }
-    leaks = without_leaks(data, logits)
-    return facts | ({"without_leaks": leaks} if leaks else {})
+def _validation_figures(logits: np.ndarray, data: Data, rows: list[Epoch], kept: Kept, release: str) -> Validation:
+    """What the released epoch does on the validation photos, from its logits float `[len(data.val), C]`."""
+    right = Share.of(logits.argmax(1) == data.labels[data.val])
+    return Validation(
+        accuracy=right.share,
+        interval=right.interval,
+        photos=len(data.val),
+        epoch=kept.best_epoch if release == "best" else kept.last_epoch,
+        best_epoch=EpochAccuracy(kept.best_epoch, rows[kept.best_epoch - 1].val_accuracy),
+        last_epoch=EpochAccuracy(rows[-1].epoch, rows[-1].val_accuracy),
+        without_leaks=without_leaks(data, logits),
+    )
+
+
+def without_leaks(data: Data, logits: np.ndarray) -> WithoutLeaks | None:
+    """The accuracy on the validation photos that training does not show too; None where the split does not leak.
+
+    `logits` is float `[len(data.val), C]`, in the order of `data.val`.
+    """
+    leaks = np.isin(data.val, data.leaking)
+    if not leaks.any():
+        return None
+    right = Share.of((logits.argmax(1) == data.labels[data.val])[~leaks])
+    return WithoutLeaks(int(leaks.sum()), int((~leaks).sum()), None if leaks.all() else right.share, right.interval)
 
 
 def resolve_device(device: str, precision: str) -> tuple[str, str]:
@@ -219,17 +240,14 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if device == "cuda" and not torch.cuda.is_available():
         raise SajiError("--device cuda was asked for, but PyTorch sees no CUDA GPU here; use --device cpu or auto")
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if precision == "auto":
-        if cuda:
-            precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-        else:
-            precision = (
-                "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-            )
-    table = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    if precision == "auto" and cuda:
+        precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    elif precision == "auto":
+        bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if bf16 else "fp32"
     if precision == "fp16" and not cuda:
         raise SajiError("precision=fp16 trains on a GPU only; use bf16 or fp32 on a CPU")
-    return ("cuda" if cuda else "cpu"), table[precision]
+    return ("cuda" if cuda else "cpu"), {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
 
 
 def quieten() -> None:

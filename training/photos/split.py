@@ -1,0 +1,122 @@
+"""Which photos train and which validate: the split that a set brings, ours without a leak, and folds.
+
+The photos of a scene stay on one side, so that no network is asked about a dish that it was trained on.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from runtime.errors import SajiError
+from runtime.files import sha256_json
+from training.photos.findings import Findings, Scene
+from training.photos.photo_set import Photo
+
+
+@dataclass(frozen=True)
+class Data:
+    """A photo set ready to train on.
+
+    `train` and `val` are indices into `photos`; `labels[i]` is the class index of photo i (sorted class names).
+    `scenes[i]` is a number that photo i shares with those that show the same scene, and with no other.
+    """
+
+    photos: tuple[Photo, ...]
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    train: np.ndarray
+    val: np.ndarray
+    hashes: tuple[str, ...]
+    scenes: np.ndarray
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the photos' bytes, labels and split, wherever they stand; 16 hexadecimal digits."""
+        split = np.isin(np.arange(len(self.photos)), self.val).tolist()
+        rows = sorted(zip(self.hashes, (photo.label for photo in self.photos), split, strict=True))
+        return sha256_json(rows)[:16]
+
+    @property
+    def leaking(self) -> np.ndarray:
+        """Those of `val` that show what a training photo shows too; a split made here has none."""
+        return self.val[np.isin(self.scenes[self.val], self.scenes[self.train])]
+
+
+def scene_numbers(scenes: Sequence[Scene], hashes: Sequence[str]) -> np.ndarray:
+    """A number per photo, int64 `[len(hashes)]`, one for each scene; by content, so that names do not matter.
+
+    Indices in `scenes` from `len(hashes)` on are left out.
+    """
+    lowest = list(hashes)
+    for scene in scenes:
+        members = [i for picture in scene for i in picture if i < len(hashes)]
+        for i in members:
+            lowest[i] = min(hashes[member] for member in members)
+    return np.unique(lowest, return_inverse=True)[1]
+
+
+def given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the set says itself: indices int of the photos to train on and to validate; None where it has no split.
+
+    Raises SajiError where some photos have a side and others none.
+    """
+    unsplit = sum(photo.split is None for photo in photos)
+    if unsplit == len(photos):
+        return None
+    if unsplit:
+        raise SajiError(f"{unsplit} of {len(photos)} rows have no split; fill the split column for all or for none")
+    val = np.array([photo.split == "val" for photo in photos])
+    return np.flatnonzero(~val), np.flatnonzero(val)
+
+
+def stratified_split(
+    labels: np.ndarray, hashes: Sequence[str], scenes: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole scenes go to one side, in an order that comes from their hashes and the seed, until each class is full."""
+    together: dict[int, list[int]] = defaultdict(list)
+    for index, scene in enumerate(scenes.tolist()):
+        together[scene].append(index)
+    order = sorted(
+        together.values(),
+        key=lambda group: hashlib.sha256(f"{seed} {min(hashes[i] for i in group)}".encode()).digest(),
+    )
+    per_class = [Counter(labels[group].tolist()) for group in order]
+    total = Counter(labels.tolist())
+    wanted = {label: min(count - 1, max(1, round(share * count))) for label, count in total.items()}
+    taken: Counter[int] = Counter()
+    chosen = []
+    for group, counts in zip(order, per_class, strict=True):
+        if all(taken[label] + count <= wanted[label] for label, count in counts.items()):
+            chosen += group
+            taken += counts
+    for label in total.keys() - taken.keys():  # every scene of it is larger than its share: the smallest one, then
+        spare = [g for g, n in enumerate(per_class) if label in n and all(taken[k] + n[k] < total[k] for k in n)]
+        if spare:
+            smallest = min(spare, key=lambda g: len(order[g]))
+            chosen += order[smallest]
+            taken += per_class[smallest]
+    val = np.isin(np.arange(len(labels)), chosen)
+    return np.flatnonzero(~val), np.flatnonzero(val)
+
+
+def folds(data: Data, k: int, seed: int) -> list[Data]:
+    """The photos in k parts of about equal size and class shares; part i validates fold i, the others train it.
+
+    A split that the data came with is set aside. The same photos and seed give the same folds, whatever the photos
+    are called. Raises SajiError where a class has too few scenes for every fold to train and to validate it.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # only here: it takes a second to import
+
+    if k < 2:
+        raise SajiError(f"{k} folds leave nothing to train on; use at least 2")
+    for index, name in enumerate(data.classes):
+        if (scenes := len(np.unique(data.scenes[data.labels == index]))) < k:
+            raise SajiError(f"class {name!r} has {scenes} scenes, too few for {k} folds; use fewer, or add photos")
+    order = np.lexsort((data.labels, np.array(data.hashes)))  # by content
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    parts = splitter.split(order, data.labels[order], data.scenes[order])
+    return [replace(data, train=np.sort(order[train]), val=np.sort(order[val])) for train, val in parts]

@@ -1,0 +1,167 @@
+"""What a run says of itself, and who reads it back: the validation in a checkpoint, `history.csv`, `gradients.csv`."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from runtime.errors import BadModel
+from runtime.evaluation import wilson_interval
+from runtime.files import replacing
+
+NAN = float("nan")
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of photos, from 0 to 1, with its 95 % interval (Wilson's)."""
+
+    share: float
+    interval: Interval
+
+    @classmethod
+    def of(cls, hits: np.ndarray) -> "Share":
+        """The share of bool `[N]` that is true, to four digits; NaN where N is 0."""
+        low, high = wilson_interval(int(hits.sum()), len(hits))
+        return cls(round(float(hits.mean()), 4) if len(hits) else NAN, (round(low, 4), round(high, 4)))
+
+    def in_words(self, more: str = "") -> str:
+        """The share for people; `more` stands behind the interval."""
+        return f"{self.share:.3f} (95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f}{more})"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A row of `history.csv`; accuracies and losses are means over photos, NaN where they were not measured.
+
+    Training loss is the one that is minimised, with augmentation and label smoothing; the others are of photos as they
+    are. `seconds` are those of the training steps alone.
+    """
+
+    epoch: int
+    train_accuracy: float
+    train_loss: float
+    val_accuracy: float
+    val_loss: float
+    learning_rate: float
+    seconds: float
+    photos_per_second: float
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """A row of `gradients.csv`: the L2 norm of the gradient of a layer's weights, the median over an epoch's steps."""
+
+    epoch: int
+    layer: str
+    norm: float
+
+
+@dataclass(frozen=True)
+class EpochAccuracy:
+    """Validation accuracy of an epoch as it was measured while training, in its own arithmetic."""
+
+    epoch: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature, and the expected calibration error without it and at one fitted to the other `folds`."""
+
+    temperature: float
+    ece_before: float
+    ece_after: float
+    folds: int
+
+
+@dataclass(frozen=True)
+class WithoutLeaks:
+    """Accuracy on the `photos` that training does not show too, None where all of them are `leaking`."""
+
+    leaking: int
+    photos: int
+    accuracy: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the released epoch does on the validation photos, in FP32 on the CPU as every candidate is measured."""
+
+    accuracy: float
+    interval: Interval
+    photos: int
+    epoch: int
+    best_epoch: EpochAccuracy
+    last_epoch: EpochAccuracy
+    without_leaks: WithoutLeaks | None
+
+    def record(self) -> dict[str, Any]:
+        """Its JSON form in the spec, without what does not apply."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def in_words(self, architecture: str, checkpoint: Path) -> str:
+        """The line that ends a training, and one more where the split leaks."""
+        accuracy = Share(self.accuracy, self.interval).in_words(f", {self.photos} validation photos")
+        last, leaks = self.last_epoch, self.without_leaks
+        line = (
+            f"{architecture}: accuracy {accuracy} at epoch {self.epoch}; epoch {last.epoch}, the last, has "
+            f"{last.accuracy:.3f} → {checkpoint}"
+        )
+        if leaks:
+            others = "unknown" if leaks.accuracy is None else f"{leaks.accuracy:.3f}"
+            line += (
+                f"\n{architecture}: {leaks.leaking} of these photos LEAK, training shows them too; "
+                f"on the {leaks.photos} others the accuracy is {others}"
+            )
+        return line
+
+
+def rounded(value: Any) -> Any:
+    """A JSON value with every number that is no whole one to four digits."""
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+Row = TypeVar("Row", Epoch, GradientNorm)
+
+
+def write_csv(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
+    """Write rows with a header, atomically."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def read_csv(path: Path, kind: type[Row], optional: Sequence[str] = ()) -> list[Row]:
+    """The rows of a file; none where it is missing, NaN for an empty cell and for an `optional` column that it lacks.
+
+    Raises BadModel on a damaged file.
+    """
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    columns = [field.name for field in fields(kind)]
+    for name in columns:
+        if rows and name not in rows[0] and name not in optional:
+            raise BadModel(f"{path} has no column {name}; delete it for a report without it, or train again")
+    try:
+        return [kind(**{name: _value(name, row.get(name)) for name in columns}) for row in rows]
+    except (ValueError, OverflowError) as error:
+        raise BadModel(f"{path} is damaged ({error}); delete it for a report without it, or train again") from None
+
+
+def _value(name: str, cell: str | None) -> Any:
+    if name == "layer":
+        return cell
+    return int(float(cell or "nan")) if name == "epoch" else float(cell or "nan")
