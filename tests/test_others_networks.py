@@ -61,7 +61,7 @@ def classes_of_the_last_layer(arch: str) -> int:
     import torch
 
     with torch.device("meta"):  # shapes alone: nothing is initialised
-        network = house.room("architectures").build(arch, 5, {})
+        network = house.room("architectures").build(arch, 5)
         return len(house.room("architectures").head(network).weight)
 
 
