@@ -88,7 +88,7 @@ def _clock() -> float | None:
 
 
 def _temperature() -> float | None:
-    sensors = getattr(psutil, "sensors_temperatures", dict)()
+    sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
     return max((sensor.current for name in _SENSORS for sensor in sensors.get(name, ())), default=None)
 
 
