@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +17,13 @@ from PIL import Image
 
 from lab.claims import loops, speed, tried
 from lab.claims.ratio import compare
-from runtime.benchmark import rows, scenarios, watch
+from runtime.benchmark import command, rows, scenarios, watch, worker
+from runtime.benchmark.run import Options
 from runtime.benchmark.table import comparison, draw, frontier, table
 from runtime.benchmark.watch import Disturbance
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
+from runtime.command_line import Parser, from_flags
 from runtime.comparison import compared, percentile, samples_needed
 from runtime.errors import SajiError
 from runtime.spec import Geometry, ModelSpec
@@ -190,6 +192,33 @@ def row(candidate: str, milliseconds: float, accuracy: float, **others: object) 
     made = {"commit": "c", "dirty": False, "time": "2026-01-01", "drawn": True, "image_size": 8, "rounds": 8}
     interval = {"accuracy_interval": [accuracy - 0.02, accuracy + 0.02], "samples": samples, "batch": 1}
     return {**figures, **machine, **about, **kind, **made, **interval, **others}
+
+
+@dataclass(frozen=True)
+class CountFlags:
+    most: int = 3
+    """what is counted to"""
+
+
+def test_a_scenario_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its flags, the figures of its row and its table follow from the entry."""
+    entry = scenarios.Scenario(
+        "counting",
+        lambda bench, batch, seconds, most: scenarios.Measurement(figures={"counted": most}),
+        flags=CountFlags(),
+        alone=True,
+        columns=lambda rows: [("counted", lambda row: f"to {row['counted']}")],
+        slowness=lambda row: row["counted"],
+    )
+    monkeypatch.setitem(scenarios.SCENARIOS, "count", entry)
+    parser = Parser()
+    command._add_flags(parser)
+    options = from_flags(Options(), parser.parse_args(["--scenario", "count", "--most", "5"]))
+    assert options.scenario == ("count",) and "--most" in parser.format_help()
+    measurement = worker.Worker.measure(SimpleNamespace(bench=bench(0), load_seconds=1.0), "count", 1, 0, {"most": 5})
+    assert measurement.figures == {"counted": 5} and measurement.load_seconds == 1.0 and measurement.disturbance
+    head, _, first = table([row("a", 1.0, 0.9, scenario="count", **measurement.figures)]).splitlines()[:3]
+    assert head.startswith("| candidate | counted | accuracy") and first.startswith("| a | to 5 |")
 
 
 def test_the_table_gives_ratios_with_intervals_and_only_supported_tails() -> None:
