@@ -2,16 +2,16 @@
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from runtime import environment
-from runtime.benchmark.rows import append_rows, read_rows
+from runtime.benchmark.rows import Row, append_rows, read_rows
 from runtime.benchmark.run import BenchmarkRun, Options, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.benchmark.table import comparison, draw, table
-from runtime.choice import choose
+from runtime.choice import Policy, choose
 from runtime.command_line import Parser, add_flags, from_flags, say
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, Unavailable
@@ -39,6 +39,7 @@ def main() -> None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, Options())
+    add_flags(parser, Policy(), skip=["batch"])
     for scenario in SCENARIOS.values():
         if scenario.flags:
             add_flags(parser, scenario.flags)
@@ -48,6 +49,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write rows and the choice; the last line of stdout is JSON."""
     options = from_flags(Options(), arguments)
+    policy = replace(from_flags(Policy(), arguments), batch=min(options.batch))
     flags = {name: asdict(from_flags(s.flags, arguments)) for name, s in SCENARIOS.items() if s.flags}
     if options.compare:
         _compare(*options.compare)
@@ -56,32 +58,33 @@ def run(arguments: argparse.Namespace) -> None:
         decode(options.photo)  # a photo that cannot be read is said now, not by every candidate
     benchmark = BenchmarkRun(options, receipts_in(options.out / "models", options.archs), flags)
     path = options.out / "deployment.json"
-    policy, inputs = options.policy.values(), benchmark.inputs()
-    deployment = None if options.force else Deployment.up_to_date(path, policy, inputs)
+    inputs = benchmark.inputs()
+    deployment = None if options.force else Deployment.up_to_date(path, policy.values(), inputs)
     if deployment:
         say(f"up to date in {path}, --force to redo")
     else:
-        deployment = _measure(benchmark, inputs)
+        outcome = benchmark.run(say)
+        _publish(outcome.rows, options)
+        places = [measured(c, benchmark.receipts[c.candidate.architecture], policy) for c in outcome.measured]
+        deployment = choose(places, outcome.others, policy, environment.machine(), inputs)
         deployment.write(path)
     print(deployment.summary())
     choice = deployment.choice
     print(json.dumps({"choice": choice.name, "milliseconds": choice.milliseconds, "deployment": str(path)}))
 
 
-def _measure(benchmark: BenchmarkRun, inputs: dict[str, Any]) -> Deployment:
-    options, outcome = benchmark.options, benchmark.run(say)
-    if outcome.rows:
-        append_rows(options.rows or options.out / "bench.jsonl", outcome.rows)
-        print(table(outcome.rows))
-        picture = options.out / "bench.svg"
-        try:
-            draw(outcome.rows, picture)
-            say(f"accuracy against latency: {picture}")
-        except Unavailable as error:
-            say(f"no picture of the benchmark: {error}")
-    receipts = benchmark.receipts
-    places = [measured(c, receipts[c.candidate.architecture], options.policy) for c in outcome.measured]
-    return choose(places, outcome.others, options.policy, environment.machine(), inputs)
+def _publish(rows: list[Row], options: Options) -> None:
+    """Write the rows, print their table and draw them."""
+    if not rows:
+        return
+    append_rows(options.rows or options.out / "bench.jsonl", rows)
+    print(table(rows))
+    picture = options.out / "bench.svg"
+    try:
+        draw(rows, picture)
+        say(f"accuracy against latency: {picture}")
+    except Unavailable as error:
+        say(f"no picture of the benchmark: {error}")
 
 
 def _compare(before: Path, after: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ class Contestant:
     streams: int = 1
     photo: str = ""
     seed: int = 0
-    measurements: dict[Load, list[Measurement]] = field(default_factory=dict)
+    measurements: dict[Load, list[Measurement]] = field(default_factory=lambda: defaultdict(list))
     cold_starts: list[float] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
 
@@ -67,12 +68,6 @@ class Contestant:
         order = {"do": "time", "scenario": scenario, "batch": batch, "seconds": seconds, "flags": flags}
         return as_record(Measurement, self._ask(order))
 
-    def measure_and_keep(self, scenario: str, batch: int, seconds: float, **flags: Any) -> Measurement:
-        """As `measure`, and add it to the `measurements`."""
-        measurement = self.measure(scenario, batch, seconds, **flags)
-        self.measurements.setdefault((scenario, batch), []).append(measurement)
-        return measurement
-
     def classify(self, photo: bytes = b"") -> Prediction:
         """What an encoded photo shows, by default that of end-to-end."""
         return Prediction(**self._ask({"do": "classify", "photo": base64.b64encode(photo).decode()}))
@@ -94,14 +89,11 @@ class Contestant:
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
-            with contextlib.suppress(BrokenPipeError):  # what it was last asked, it did not live to read
-                self.process.stdin.close()  # type: ignore[union-attr]  # opened with a pipe
             try:
-                self.process.wait(timeout=10)
+                self.process.communicate(timeout=10)  # closes its stdin, at which it ends
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait()
-            self.process.stdout.close()  # type: ignore[union-attr]
+                self.process.communicate()
             self.process = None
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -137,8 +129,8 @@ def run_rounds(
     lots, started, finished = random.Random(seed), time.perf_counter(), 0
     while order and (finished < ROUNDS or time.perf_counter() - started < seconds):
         lots.shuffle(order)
-        for contestant, (scenario, batch) in order:
-            contestant.measure_and_keep(scenario, batch, each)
+        for contestant, load in order:
+            contestant.measurements[load].append(contestant.measure(*load, each))
         finished += 1
         say(f"round {finished}: {len(order)} measurements, {time.perf_counter() - started:.0f} of {seconds:.0f} s")
     return ready
@@ -147,8 +139,8 @@ def run_rounds(
 def _warmed_up(contestant: Contestant, loads: Sequence[Load], say: Callable[[str], None]) -> bool:
     """Load and warm up, outside the clock; False, and the reason is said, where that fails."""
     try:
-        for scenario, batch in loads:
-            contestant.measure(scenario, batch, 0)
+        for load in loads:
+            contestant.measure(*load, 0)
     except SajiError as error:
         say(f"{contestant.name}: left out of the benchmark: {error}")
         return False

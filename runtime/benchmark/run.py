@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """The flags of the verb bench, beside those that a scenario has of its own."""
+    """The flags of the verb bench, beside those of the choice's policy and of single scenarios."""
 
     out: Path = Path("artifacts")
     """folder of all artefacts"""
@@ -48,14 +48,6 @@ class Options:
     """the photo of end-to-end; each model's golden JPEG by default"""
     cold_starts: int = 1
     """processes started anew for each candidate, to time the start to the first label"""
-    max_accuracy_drop: float = 0.01
-    """below the best model, as a fraction"""
-    percentile: float = 50
-    """of the latency, which the choice is made by"""
-    max_memory: float | None = None
-    """peak memory of a candidate's process that is allowed, MiB"""
-    max_size: float | None = None
-    """file size that is allowed, MB"""
     compare: tuple[Path, Path] | None = None
     """compare two .jsonl, one from before a change and one from after it; nothing is measured"""
     rows: Path | None = None
@@ -79,19 +71,6 @@ class Options:
         for name in self.scenario:
             if SCENARIOS[name].alone and 1 not in self.batch:
                 raise SajiError(f"the {name} scenario answers one photo at a time; add 1 to --batch")
-        if not 0 < self.percentile < 100:
-            raise SajiError(f"--percentile {self.percentile:g} is none; give one between 0 and 100, such as 95")
-
-    @property
-    def policy(self) -> Policy:
-        """What the choice is made by."""
-        return Policy(
-            max_accuracy_drop=self.max_accuracy_drop,
-            batch=min(self.batch),
-            percentile=self.percentile,
-            max_memory=self.max_memory,
-            max_size=self.max_size,
-        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +157,8 @@ class BenchmarkRun:
     def _measure_alone(self, contestant: Contestant, say: Say) -> None:
         for name in dict.fromkeys(self.options.scenario):
             if SCENARIOS[name].alone:
-                measurement = contestant.measure_and_keep(name, 1, self.options.seconds, **self.flags.get(name, {}))
+                measurement = contestant.measure(name, 1, self.options.seconds, **self.flags.get(name, {}))
+                contestant.measurements[name, 1].append(measurement)
                 numbers = {key: value for key, value in measurement.figures.items() if isinstance(value, int | float)}
                 say(f"{contestant.name}: {name}: {', '.join(f'{key} {value:g}' for key, value in numbers.items())}")
 
