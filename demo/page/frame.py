@@ -9,9 +9,9 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from demo.page.door import Door
 from demo.page.tabs import about, batch, benchmark, classify, compare
 from demo.page.texts import label, language_of, say
-from demo.service.door import Door
 from demo.service.guard import UPLOAD
 from demo.service.limits import Limits
 from demo.service.queue import Serving

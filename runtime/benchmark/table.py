@@ -105,7 +105,7 @@ def conditions(rows: Sequence[Row]) -> str:
     row = rows[0]
     sizes = "/".join(sorted({f"{r['image_size']} px" for r in rows}))
     versions = row["versions"]
-    names = [f"{n} {versions[n]}" for n in distributions(*(r["backend"] for r in rows)) if n in versions]
+    names = [f"{n} {versions[n]}" for n in distributions(*(r.get("backend", "") for r in rows)) if n in versions]
     where = f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"
     gpu = row["machine_gpu"] or "no GPU"
     data = "drawn dishes, not photos" if row["drawn"] else "real photos"
