@@ -7,6 +7,7 @@ from pathlib import Path
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in, check_candidate
 from runtime.evaluation import Gate, ValidationSet
+from runtime.markdown import markdown
 from runtime.spec import ModelSpec
 
 _HEADER = (
@@ -47,12 +48,7 @@ def failures(candidates: list[Candidate]) -> list[Candidate]:
 
 def table(candidates: list[Candidate]) -> str:
     """The verdicts as a Markdown table."""
-    rows = [_HEADER, *(_row(candidate) for candidate in candidates)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return markdown(_HEADER, map(_row, candidates), "l", padded=True, gap="-")
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:

@@ -7,23 +7,30 @@ from typing import Any
 from runtime.candidate import Candidate
 from runtime.comparison import TIE, compared
 from runtime.deployment import Deployment, Measured, Rejected
-from runtime.errors import GateFailed
+from runtime.errors import GateFailed, SajiError
 from runtime.machine import Machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What "about as accurate" and "fast" mean, and what else must hold.
+    """What "about as accurate" and "fast" mean, and what else must hold: flags of the verb bench.
 
-    `max_accuracy_drop` below the best model, as a fraction of 1; `batch` is the one that is served; `percentile` of the
-    latency is what counts, 50 being the median; peak memory in MiB and file size in MB, None without a bound.
+    `batch` is the one that is served, the smallest of those measured; without a bound, memory and size are None.
     """
 
     max_accuracy_drop: float = 0.01
+    """below the best model, as a fraction"""
     batch: int = 1
     percentile: float = 50
+    """of the latency, which the choice is made by"""
     max_memory: float | None = None
+    """peak memory of a candidate's process that is allowed, MiB"""
     max_size: float | None = None
+    """file size that is allowed, MB"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percentile < 100:
+            raise SajiError(f"--percentile {self.percentile:g} is none; give one between 0 and 100, such as 95")
 
     def values(self) -> dict[str, Any]:
         """The policy as a deployment keeps it."""

@@ -1,5 +1,6 @@
 """`python -m runtime classify`: say what photos show, a row each and as they come, from one photo to any number."""
 
+import argparse
 import csv
 import io
 import json
@@ -13,12 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from runtime.classifier import Classifier, Prediction, load
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
-from runtime.preprocess import SUFFIXES
+from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile
 from runtime.spec import ModelSpec
 
@@ -27,6 +28,32 @@ Result = TypeVar("Result")
 Say = Callable[[str], None]
 
 COLUMNS = ("photo", "label", "probability", "sure", "served_by", "milliseconds")  # of CSV; JSON has all probabilities
+
+
+def add_to(verbs: Any) -> None:
+    """Add the verb to the subparsers of `python -m runtime`."""
+    verb = verbs.add_parser("classify", help="say what photos show, one row each")
+    photos = (
+        f"picture files of up to {MAX_PIXELS // 10**6} megapixels, folders of any size, or - to read such names from "
+        "standard input, one a line"
+    )
+    verb.add_argument("photos", nargs="+", metavar="PHOTO|FOLDER|-", help=photos)
+    model = "a deployment.json, a model folder or an .onnx file (default: %(default)s)"
+    verb.add_argument("--model", type=Path, default=Path("artifacts/deployment.json"), help=model)
+    forms = verb.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
+    forms.add_argument("--csv", action="store_true", help="comma-separated values, with a header")
+    output = (
+        "append the rows to this file, as CSV if it ends with .csv, else as JSON lines; photos that it already holds "
+        "are skipped, so the same command goes on after a stop; a file that another model wrote is refused"
+    )
+    verb.add_argument("--output", type=Path, metavar="FILE", help=output)
+    verb.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    form = "json" if arguments.json else "csv" if arguments.csv else ""
+    classify(arguments.photos, arguments.model, form, arguments.output)
 
 
 def classify(places: list[str], model: Path, form: str = "", output: Path | None = None) -> None:
@@ -56,14 +83,17 @@ def classify(places: list[str], model: Path, form: str = "", output: Path | None
                 rows += 1
                 write(photo, answer)
             counter.show(rows, unread)
-    facts = [f"{photos.known} already in {output}"] * bool(photos.known)
-    facts += [f"{photos.left_alone} files left alone that are no photos by suffix"] * bool(photos.left_alone)
-    if output or facts:
-        counter.say(f"saji: {'; '.join([f'{rows} photos classified', *facts])}")
     counter.clear()
-    skipped = [f"{unread} of {rows + unread} photos"] * bool(unread) + [f"{photos.closed} folders"] * bool(
-        photos.closed
-    )
+    facts = [f"{rows} photos classified"]
+    if photos.known:
+        facts.append(f"{photos.known} already in {output}")
+    if photos.left_alone:
+        facts.append(f"{photos.left_alone} files left alone that are no photos by suffix")
+    if output or len(facts) > 1:
+        counter.say(f"saji: {'; '.join(facts)}")
+    skipped = [f"{unread} of {rows + unread} photos"] if unread else []
+    if photos.closed:
+        skipped.append(f"{photos.closed} folders")
     if skipped:
         raise GateFailed(f"{' and '.join(skipped)} could not be read and were skipped")
 
@@ -99,16 +129,16 @@ class Photos:
         if not Path(place).is_dir():
             yield place  # whatever its suffix: it was named
             return
-        found, others, closed = 0, self.left_alone, self.closed
+        photos, others, closed = 0, self.left_alone, self.closed
         for folder, folders, files in os.walk(place, onerror=self._closed):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for path in (Path(folder, name) for name in sorted(files) if not name.startswith(".")):
                 if path.suffix.lower() in SUFFIXES and path.is_file():  # not a pipe, which would never end
-                    found += 1
+                    photos += 1
                     yield str(path)
                 else:
                     self.left_alone += 1
-        if not found and self.closed == closed:
+        if not photos and self.closed == closed:
             others = self.left_alone - others
             raise SajiError(f"{place} holds no photo, {others} other files; photos end with .jpg, .png, .webp, .heic …")
 
@@ -165,42 +195,41 @@ def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Predict
     if form:
         to_row = {"csv": csv_row, "json": json_row}[form]
         if file.path:
-            return lambda photo, found: file.append(to_row(photo, found, file.served_by))
+            return lambda photo, answer: file.append(to_row(photo, answer, file.served_by))
         if form == "csv":
             print(csv_line(COLUMNS), end="", flush=True)
-        return lambda photo, found: print(to_row(photo, found, file.served_by), end="", flush=True)
+        return lambda photo, answer: print(to_row(photo, answer, file.served_by), end="", flush=True)
     if not sys.stdout.isatty():
-        return lambda photo, found: print("\t".join(_cells(photo, found)), flush=True)
+        return lambda photo, answer: print("\t".join(_cells(photo, answer)), flush=True)
     # The photo stands last: nobody knows how long the longest name of a folder will be
-    width = max(len(_answer(label, not spec.rejection)) for label in spec.classes)
+    width = max(len(_label(label, not spec.rejection)) for label in spec.classes)
     print(f"{'label':{width}}  probability        time  photo")
 
-    def line(photo: str, found: Prediction) -> None:
-        name, answer, probability, milliseconds = _cells(photo, found)
-        print(f"{answer:{width}}  {probability:>11}  {milliseconds:>10}  {name}", flush=True)
+    def line(photo: str, answer: Prediction) -> None:
+        name, label, probability, milliseconds = _cells(photo, answer)
+        print(f"{label:{width}}  {probability:>11}  {milliseconds:>10}  {name}", flush=True)
 
     return line
 
 
-def _answer(label: str, sure: bool) -> str:
+def _label(label: str, sure: bool) -> str:
     return label if sure else f"not sure (perhaps {label})"
 
 
-def _cells(photo: str, found: Prediction) -> tuple[str, str, str, str]:
-    milliseconds = f"{sum(found.milliseconds.values()):.1f} ms"
-    return printable(photo), _answer(found.label, found.sure), f"{found.probability:.3f}", milliseconds
+def _cells(photo: str, answer: Prediction) -> tuple[str, str, str, str]:
+    milliseconds = f"{sum(answer.milliseconds.values()):.1f} ms"
+    return printable(photo), _label(answer.label, answer.sure), f"{answer.probability:.3f}", milliseconds
 
 
-def json_row(photo: str, found: Prediction, served_by: str) -> str:
+def json_row(photo: str, answer: Prediction, served_by: str) -> str:
     """A line of JSON in ASCII, which holds every file name, also one that is no text."""
-    return json.dumps({"photo": photo, "label": found.label, **asdict(found), "served_by": served_by}) + "\n"
+    return json.dumps({"photo": photo, "label": answer.label, **asdict(answer), "served_by": served_by}) + "\n"
 
 
-def csv_row(photo: str, found: Prediction, served_by: str) -> str:
+def csv_row(photo: str, answer: Prediction, served_by: str) -> str:
     """A row of COLUMNS; a name with quotes, commas or line ends is quoted."""
-    milliseconds = round(sum(found.milliseconds.values()), 3)
-    sure = str(found.sure).lower()
-    return csv_line((photo, found.label, round(found.probability, 6), sure, served_by, milliseconds))
+    milliseconds, sure = round(sum(answer.milliseconds.values()), 3), str(answer.sure).lower()
+    return csv_line((photo, answer.label, round(answer.probability, 6), sure, served_by, milliseconds))
 
 
 def csv_line(cells: Iterable[object]) -> str:

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import pairwise
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -35,14 +35,17 @@ class Parser(argparse.ArgumentParser):
         raise SajiError(f"{message}; see {self.prog} --help")
 
 
-def add_flags(parser: argparse._ActionsContainer, defaults: Any) -> None:
+def add_flags(parser: argparse._ActionsContainer, defaults: Any, skip: Container[str] = ()) -> None:
     """A flag for each field of the dataclass instance `defaults`, whose values are what holds without the flag.
 
+    Fields that `skip` names have none.
     The docstring below a field is its help. Its type is bool, int, float, str, Path, a Literal, a tuple of these, or
     one of these or None.
     """
     kinds, helps = get_type_hints(type(defaults)), _docstrings(type(defaults))
     for field in dataclasses.fields(defaults):
+        if field.name in skip:
+            continue
         kind, value, words = kinds[field.name], getattr(defaults, field.name), helps.get(field.name, "")
         if value not in (None, "", ()) and kind is not bool:
             words += f" (default: {_as_typed(value)})"

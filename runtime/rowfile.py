@@ -29,7 +29,7 @@ class RowFile:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "a+b")
-            whole = self._taken_up(self.file)
+            whole = self._read(self.file)
             self.file.truncate(whole)
             if self.form == "csv" and not whole:
                 self.append(self.header.decode())
@@ -48,7 +48,7 @@ class RowFile:
         self.file.write(_as_text(row).encode())
         self.file.flush()
 
-    def _taken_up(self, file: BinaryIO) -> int:
+    def _read(self, file: BinaryIO) -> int:
         """Note the photos of all complete rows; the bytes that these take."""
         file.seek(0)
         whole = 0

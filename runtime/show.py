@@ -1,7 +1,9 @@
-"""`python -m runtime show`: what a model is, what its graph does, what was judged, whether its files are unchanged."""
+"""`python -m runtime show`: what a model is, what its graph does, its verdicts, whether its files are unchanged."""
 
+import argparse
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +17,18 @@ from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
 
-def show(path: Path, as_json: bool) -> None:
+def add_to(verbs: Any) -> None:
+    """Add the verb to the subparsers of `python -m runtime`."""
+    verb = verbs.add_parser("show", aliases=["inspect"], help="say what a model is, and check it by its receipt")
+    verb.add_argument("model", type=Path, help="a model folder, a deployment.json or an .onnx file")
+    verb.add_argument("--json", action="store_true", help="everything known, as one JSON object")
+    verb.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
     """Print the description of a model. Raises GateFailed when a file is not what its receipt says."""
-    description = describe(path)
-    print(json.dumps(description, ensure_ascii=False, indent=2) if as_json else "\n".join(lines(description)))
+    description = describe(arguments.model)
+    print(json.dumps(description, ensure_ascii=False, indent=2) if arguments.json else "\n".join(lines(description)))
     changed = [file["name"] for file in description["files"] if file["receipt"] not in ("same", "none")]
     if changed:
         raise GateFailed(f"{', '.join(changed)}: not as in the receipt, so not served; export the model again")
@@ -38,12 +48,13 @@ def describe(path: Path) -> dict[str, Any]:
         return _of_folder(path)
     if path.suffix == ".json":
         deployment = Deployment.read(path)
-        chosen = {"choice": deployment.choice.candidate.name, "milliseconds": deployment.choice.milliseconds}
-        told = {"reason": deployment.reason, "rejected": [dataclasses.asdict(entry) for entry in deployment.rejected]}
+        choice = deployment.choice
         return {
-            **chosen,
-            **told,
-            **_of_folder(path.parent / deployment.choice.folder, deployment.choice.candidate.file),
+            "choice": choice.candidate.name,
+            "milliseconds": choice.milliseconds,
+            "reason": deployment.reason,
+            "rejected": [dataclasses.asdict(entry) for entry in deployment.rejected],
+            **_of_folder(path.parent / choice.folder, choice.candidate.file),
         }
     if path.suffix in (".onnx", ".pt2"):
         return _of_file(path)
@@ -53,18 +64,17 @@ def describe(path: Path) -> dict[str, Any]:
 def _of_folder(folder: Path, file: str = "model.onnx") -> dict[str, Any]:
     receipt = Receipt.read(folder)
     file = file if file.endswith(".onnx") else "model.onnx"  # from which an engine or a PyTorch program was made
-    known = receipt.graph if file == "model.onnx" else {}  # its operators, also where onnx is not installed
+    operators = receipt.graph if file == "model.onnx" else {}  # known also where onnx is not installed
     graph = _graph(folder / file)
     graph.pop("spec", None)  # the receipt's is the same
-    files = [
-        {"name": name, **dataclasses.asdict(facts), "receipt": _checked(receipt, folder, name)}
-        for name, facts in receipt.files.items()
-    ]
     return {
         "model": str(folder),
         "spec": dataclasses.asdict(receipt.spec),
-        "files": files,
-        "graph": {"file": file, **known, **graph},
+        "files": [
+            {"name": name, **dataclasses.asdict(facts), "receipt": _checked(receipt, folder, name)}
+            for name, facts in receipt.files.items()
+        ],
+        "graph": {"file": file, **operators, **graph},
         "candidates": [_candidate(candidate) for candidate in receipt.candidates],
         "skipped": list(receipt.skipped),
     }
@@ -116,10 +126,7 @@ def _graph(path: Path) -> dict[str, Any]:
         raise BadModel(f"{path} is no ONNX model (it has no operators)")
     weights: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        count = 1
-        for length in tensor.dims:
-            count *= length
-        weights[onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name] += count
+        weights[onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name] += math.prod(tensor.dims)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return {
         "opset": next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None),
@@ -143,17 +150,17 @@ def lines(description: dict[str, Any]) -> Iterator[str]:
         yield f"choice: {description['choice']}\nreason: {description['reason']}\n"
     yield from _spec_lines(description["model"], description["spec"])
     yield "\nfiles"
-    known = {"same": ", as in the receipt", "differs": ", NOT the file of the receipt", "missing": ", MISSING"}
+    outcomes = {"same": ", as in the receipt", "differs": ", NOT the file of the receipt", "missing": ", MISSING"}
     for file in description["files"]:
-        digest = f"  sha256 {file['sha256'][:12]}…{known[file['receipt']]}" if "sha256" in file else ""
+        digest = f"  sha256 {file['sha256'][:12]}…{outcomes[file['receipt']]}" if "sha256" in file else ""
         yield f"  {file['name']:32} {file['bytes'] / 1e6:8.1f} MB{digest}"
     yield from _graph_lines(description["graph"])
     if description["candidates"]:
         yield "\ncandidates"
     for candidate in description["candidates"]:
         share = ", ".join(f"{100 * part:.0f} % {kind}" for kind, part in candidate["precision_share"].items())
-        told = [candidate["verdict"], *candidate["reasons"], *[share] * bool(share)]
-        yield f"  {candidate['name']}: {'; '.join(told)}"
+        facts = [candidate["verdict"], *candidate["reasons"], share]
+        yield f"  {candidate['name']}: {'; '.join(filter(None, facts))}"
     yield from (f"  left out: {reason}" for reason in description.get("skipped", []))
     yield from (f"  not chosen: {entry['candidate']}: {entry['reason']}" for entry in description.get("rejected", []))
 
