@@ -1,44 +1,93 @@
-"""Draw docs/gate.svg, healthy and broken files by their logit shift, from results/mutants.jsonl.
+"""The tables of docs/gate.md: broken and healthy files, and who refuses them."""
 
-The sha256 of the rows is kept in the picture; a test fails when it is not that of the rows any more.
-"""
+from collections import Counter
 
-from pathlib import Path
+import lab.mutants
+from lab.tables.markdown import NAMES, markdown
+from runtime.benchmark.rows import Row
 
-import matplotlib.pyplot as plt
-import numpy as np
-
-from lab import mutants
-from runtime.benchmark.rows import read_rows
-from runtime.evaluation import GATES
-from runtime.files import sha256_file
-
-ROOT = Path(__file__).resolve().parents[2]
-ROWS = ROOT / "results" / "mutants.jsonl"
+PEERS = {"saji": "saji's gate", "polygraphy": "Polygraphy", "optimum": "optimum", "finite": "finite output"}
 
 
-def main() -> None:
-    """One line of points for each precision: healthy files above, broken ones below, the gate's bound across."""
-    trials = [trial for trial in mutants.trials(read_rows(ROWS)) if trial["shift"] is not None]
-    scatter = np.random.default_rng(0)
-    figure, axes = plt.subplots(figsize=(8, 4))
-    for place, (precision, gate) in enumerate(GATES.items()):
-        for healthy, colour, height in ((True, "#2a7f62", 0.15), (False, "#c0392b", -0.15)):
-            alike = [t for t in trials if (t["name"] in mutants.HEALTHY, t["precision"]) == (healthy, precision)]
-            shifts = [t["shift"] for t in alike]
-            heights = place + height + scatter.uniform(-0.1, 0.1, len(shifts))
-            label = ("healthy" if healthy else "broken") if place == 0 else None
-            axes.scatter(np.maximum(shifts, 1e-7), heights, s=12, color=colour, alpha=0.6, label=label)
-        axes.plot([gate.shift] * 2, [place - 0.4, place + 0.4], color="black", label="bound" if place == 0 else None)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(GATES)), list(GATES))
-    axes.invert_yaxis()
-    axes.set_xlabel("logit shift (RMS of the change over RMS of the reference)")
-    axes.legend(loc="lower left")
-    figure.tight_layout()
-    plt.rcParams["svg.hashsalt"] = "saji"
-    figure.savefig(ROOT / "docs" / "gate.svg", metadata={"Date": None, "Description": sha256_file(ROWS)})
+def _trials(rows: list[Row], kind: str) -> dict[tuple[str, str, str], list[Row]]:
+    """What was judged, by name, precision and backend; the others' checks beside ours, True for what they let pass.
+
+    `kind` is "healthy", "faint" (of `export.faults.FAINT_FAULTS`) or "broken". What could not run there is left out.
+    """
+    by_name: dict[tuple[str, str, str], list[Row]] = {}
+    kinds = {**dict.fromkeys(lab.mutants.HEALTHY, "healthy"), **dict.fromkeys(lab.mutants.FAINT, "faint")}
+    for trial in lab.mutants.trials(rows):
+        if kinds.get(trial["name"], "broken") == kind and trial["verdict"] not in ("unchecked", "unjudged"):
+            said = trial | {"saji": trial["verdict"] == "pass"}
+            by_name.setdefault((trial["name"], trial["precision"], trial["backend"]), []).append(said)
+    return by_name
 
 
-if __name__ == "__main__":
-    main()
+def faint(rows: list[Row]) -> str:
+    """Broken exports that shift the logits hardly more than rounding does."""
+    return mutants(rows, "faint")
+
+
+def mutants(rows: list[Row], kind: str = "broken") -> str:
+    """Broken exports: how many of each kind every check refuses."""
+    head = "broken file", "judged as", "logit shift", *PEERS.values()
+    lines, totals = [], dict.fromkeys(PEERS, 0)
+    for (name, precision, backend), trials in _trials(rows, kind).items():
+        refused = {peer: sum(not trial[peer] for trial in trials) for peer in PEERS}
+        refused["saji"] = sum(trial["verdict"] == "fail" for trial in trials)
+        totals = {peer: totals[peer] + refused[peer] for peer in PEERS}
+        cells = (f"{refused[peer]} of {len(trials)}" for peer in PEERS)
+        lines.append((name, f"{precision}, {backend}", _span(trials), *cells))
+    n = sum(len(trials) for trials in _trials(rows, kind).values())
+    lines.append(("**all**", "", "", *(f"**{total} of {n}**" for total in totals.values())))
+    return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
+
+
+def healthy(rows: list[Row]) -> str:
+    """Healthy exports: how many of each kind every check lets pass, and our verdicts apart."""
+    head = "healthy file", "logit shift", "pass, inconclusive, fail", *(PEERS[peer] for peer in PEERS if peer != "saji")
+    lines = []
+    for (name, precision, backend), trials in _trials(rows, "healthy").items():
+        verdicts = [
+            sum(trial["verdict"] == verdict for trial in trials) for verdict in ("pass", "inconclusive", "fail")
+        ]
+        passed = (f"{sum(trial[peer] for trial in trials)} of {len(trials)}" for peer in PEERS if peer != "saji")
+        how = name.removeprefix("healthy")
+        lines.append((f"{precision}{how}, {backend}", _span(trials), ", ".join(map(str, verdicts)), *passed))
+    return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
+
+
+def embedded(rows: list[Row]) -> str:
+    """`model.embed.onnx` on original photos: what resizing inside the graph changes, by engine."""
+    head = "geometry in the graph", "photos", "largest difference of a probability", "flips", "logit shift", "verdict"
+    lines = [
+        (
+            row["candidate"].replace(" (file check)", ""),
+            str(row["photos"]),
+            f"{row['largest_probability_difference']:.4f}",
+            str(row["flips"]),
+            f"{row['shift']:.2g}",
+            row["verdict"],
+        )
+        for row in rows
+    ]
+    row = rows[-1]
+    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("onnxruntime", "openvino"))
+    return f"{markdown(head, lines)}\n\n{row['image_size']} px, {versions}; commit {row['commit']}."
+
+
+def _span(trials: list[Row]) -> str:
+    shifts = [trial["shift"] for trial in trials if trial["shift"] is not None]
+    return f"{min(shifts):.2g} to {max(shifts):.2g}" if shifts else ""
+
+
+def _mutant_conditions(rows: list[Row]) -> str:
+    networks = Counter({r["run"]: r["architecture"] for r in rows}.values())
+    counts = ", ".join(f"{number} × {NAMES.get(name, name)}" for name, number in networks.items())
+    row, commits = rows[-1], ", ".join(dict.fromkeys(r["commit"] for r in rows))
+    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "onnxruntime", "openvino"))
+    return (
+        f"{counts}, {row['image_size']} px, judged on {min(r['photos'] for r in rows)} "
+        f"{'drawn' if row['drawn'] else 'real'} photos or more; {row['machine_cpu']} "
+        f"({', '.join(row['machine_cpu_features'])}); {versions}; commit {commits}."
+    )
