@@ -1,6 +1,6 @@
 """The demo that the service is compared with: Gradio, torchvision's transforms, the network in eager PyTorch.
 
-`python -m lab.load.plain MODEL_FOLDER`
+`python -m lab.load.plain_demo MODEL_FOLDER`
 """
 
 import sys

@@ -1,26 +1,51 @@
-"""The tables of docs/gate.md: broken and healthy files, and who refuses them."""
+"""The tables and the picture of docs/gate.md: broken and healthy files, and who refuses them."""
 
+import inspect
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
-import lab.mutants
+import numpy as np
+
 from lab.tables.markdown import NAMES, markdown
-from runtime.benchmark.rows import Row
+from runtime.benchmark.rows import Row, read_rows
+from runtime.evaluation import GATES
+from runtime.files import sha256_file, sha256_json
 
+ROWS = Path(__file__).resolve().parents[2] / "results" / "mutants.jsonl"
+PICTURE = "gate.svg"
 PEERS = {"saji": "saji's gate", "polygraphy": "Polygraphy", "optimum": "optimum", "finite": "finite output"}
+_FAINT = "an activation saturated", "a layer's scales shifted", "last layer in five steps"  # in rows without a kind
 
 
-def _trials(rows: list[Row], kind: str) -> dict[tuple[str, str, str], list[Row]]:
-    """What was judged, by name, precision and backend; the others' checks beside ours, True for what they let pass.
+def trials(rows: Sequence[Row]) -> list[Row]:
+    """Every outcome of some rows; where a run was examined again (`--only`), the last of each file counts."""
+    last = {
+        (row["run"], trial["name"], trial["backend"], trial["precision"]): trial
+        for row in rows
+        for trial in row["outcomes"]
+    }
+    return [*last.values()]
 
-    `kind` is "healthy", "faint" (of `export.faults.FAINT_FAULTS`) or "broken". What could not run there is left out.
+
+def kind(trial: Row) -> str:
+    """Whether a file is "healthy", "broken", or "faint": broken no more than the precision's rounding may change."""
+    if trial["name"].startswith("healthy"):
+        return "healthy"
+    return str(trial.get("kind") or ("faint" if trial["name"] in _FAINT else "broken"))
+
+
+def _by_file(rows: list[Row], wanted: str) -> dict[tuple[str, str, str], list[Row]]:
+    """The outcomes of one kind, by name, precision and backend; a check's own key is True for what it lets pass.
+
+    What could not run there is left out.
     """
-    by_name: dict[tuple[str, str, str], list[Row]] = {}
-    kinds = {**dict.fromkeys(lab.mutants.HEALTHY, "healthy"), **dict.fromkeys(lab.mutants.FAINT, "faint")}
-    for trial in lab.mutants.trials(rows):
-        if kinds.get(trial["name"], "broken") == kind and trial["verdict"] not in ("unchecked", "unjudged"):
-            said = trial | {"saji": trial["verdict"] == "pass"}
-            by_name.setdefault((trial["name"], trial["precision"], trial["backend"]), []).append(said)
-    return by_name
+    outcomes: dict[tuple[str, str, str], list[Row]] = {}
+    for trial in trials(rows):
+        if kind(trial) == wanted and trial["verdict"] not in ("unchecked", "unjudged"):
+            file = trial["name"], trial["precision"], trial["backend"]
+            outcomes.setdefault(file, []).append(trial | {"saji": trial["verdict"] == "pass"})
+    return outcomes
 
 
 def faint(rows: list[Row]) -> str:
@@ -28,33 +53,32 @@ def faint(rows: list[Row]) -> str:
     return mutants(rows, "faint")
 
 
-def mutants(rows: list[Row], kind: str = "broken") -> str:
+def mutants(rows: list[Row], wanted: str = "broken") -> str:
     """Broken exports: how many of each kind every check refuses."""
     head = "broken file", "judged as", "logit shift", *PEERS.values()
     lines, totals = [], dict.fromkeys(PEERS, 0)
-    for (name, precision, backend), trials in _trials(rows, kind).items():
-        refused = {peer: sum(not trial[peer] for trial in trials) for peer in PEERS}
-        refused["saji"] = sum(trial["verdict"] == "fail" for trial in trials)
+    for (name, precision, backend), outcomes in _by_file(rows, wanted).items():
+        refused = {peer: sum(not trial[peer] for trial in outcomes) for peer in PEERS}
+        refused["saji"] = sum(trial["verdict"] == "fail" for trial in outcomes)
         totals = {peer: totals[peer] + refused[peer] for peer in PEERS}
-        cells = (f"{refused[peer]} of {len(trials)}" for peer in PEERS)
-        lines.append((name, f"{precision}, {backend}", _span(trials), *cells))
-    n = sum(len(trials) for trials in _trials(rows, kind).values())
+        cells = (f"{refused[peer]} of {len(outcomes)}" for peer in PEERS)
+        lines.append((name, f"{precision}, {backend}", _span(outcomes), *cells))
+    n = sum(map(len, _by_file(rows, wanted).values()))
     lines.append(("**all**", "", "", *(f"**{total} of {n}**" for total in totals.values())))
-    return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
+    return f"{markdown(head, lines)}\n\n{_conditions(rows)}"
 
 
 def healthy(rows: list[Row]) -> str:
     """Healthy exports: how many of each kind every check lets pass, and our verdicts apart."""
-    head = "healthy file", "logit shift", "pass, inconclusive, fail", *(PEERS[peer] for peer in PEERS if peer != "saji")
+    verdicts, peers = ("pass", "inconclusive", "fail"), [peer for peer in PEERS if peer != "saji"]
+    head = "healthy file", "logit shift", ", ".join(verdicts), *(PEERS[peer] for peer in peers)
     lines = []
-    for (name, precision, backend), trials in _trials(rows, "healthy").items():
-        verdicts = [
-            sum(trial["verdict"] == verdict for trial in trials) for verdict in ("pass", "inconclusive", "fail")
-        ]
-        passed = (f"{sum(trial[peer] for trial in trials)} of {len(trials)}" for peer in PEERS if peer != "saji")
-        how = name.removeprefix("healthy")
-        lines.append((f"{precision}{how}, {backend}", _span(trials), ", ".join(map(str, verdicts)), *passed))
-    return f"{markdown(head, lines)}\n\n{_mutant_conditions(rows)}"
+    for (name, precision, backend), outcomes in _by_file(rows, "healthy").items():
+        counts = Counter(trial["verdict"] for trial in outcomes)
+        passed = (f"{sum(trial[peer] for trial in outcomes)} of {len(outcomes)}" for peer in peers)
+        file = f"{precision}{name.removeprefix('healthy')}, {backend}"
+        lines.append((file, _span(outcomes), ", ".join(str(counts[verdict]) for verdict in verdicts), *passed))
+    return f"{markdown(head, lines)}\n\n{_conditions(rows)}"
 
 
 def embedded(rows: list[Row]) -> str:
@@ -76,12 +100,12 @@ def embedded(rows: list[Row]) -> str:
     return f"{markdown(head, lines)}\n\n{row['image_size']} px, {versions}; commit {row['commit']}."
 
 
-def _span(trials: list[Row]) -> str:
-    shifts = [trial["shift"] for trial in trials if trial["shift"] is not None]
+def _span(outcomes: list[Row]) -> str:
+    shifts = [trial["shift"] for trial in outcomes if trial["shift"] is not None]
     return f"{min(shifts):.2g} to {max(shifts):.2g}" if shifts else ""
 
 
-def _mutant_conditions(rows: list[Row]) -> str:
+def _conditions(rows: list[Row]) -> str:
     networks = Counter({r["run"]: r["architecture"] for r in rows}.values())
     counts = ", ".join(f"{number} × {NAMES.get(name, name)}" for name, number in networks.items())
     row, commits = rows[-1], ", ".join(dict.fromkeys(r["commit"] for r in rows))
@@ -91,3 +115,42 @@ def _mutant_conditions(rows: list[Row]) -> str:
         f"{'drawn' if row['drawn'] else 'real'} photos or more; {row['machine_cpu']} "
         f"({', '.join(row['machine_cpu_features'])}); {versions}; commit {commits}."
     )
+
+
+def _digest() -> str:
+    """What the picture is drawn from: rows, bounds, and how it is drawn."""
+    bounds = {precision: gate.shift for precision, gate in GATES.items()}
+    return sha256_json([sha256_file(ROWS), bounds, inspect.getsource(draw)])
+
+
+def is_stale(picture: Path) -> bool:
+    """Whether the picture is missing, or was drawn from other rows, of other bounds or in another way."""
+    return not picture.is_file() or _digest() not in picture.read_text(encoding="utf-8")
+
+
+def draw(picture: Path) -> None:
+    """Draw files by their logit shift as SVG, a line for each precision: healthy above, broken below, the bound across.
+
+    The SHA-256 of what decides it is kept in the picture.
+    """
+    import matplotlib.pyplot as plt
+
+    outcomes = [trial for trial in trials(read_rows(ROWS)) if trial["shift"] is not None]
+    scatter = np.random.default_rng(0)
+    figure, axes = plt.subplots(figsize=(8, 4))
+    for place, (precision, gate) in enumerate(GATES.items()):
+        for is_healthy, colour, height in ((True, "#2a7f62", 0.15), (False, "#c0392b", -0.15)):
+            alike = [t for t in outcomes if (kind(t) == "healthy", t["precision"]) == (is_healthy, precision)]
+            shifts = [trial["shift"] for trial in alike]
+            heights = place + height + scatter.uniform(-0.1, 0.1, len(shifts))
+            label = ("healthy" if is_healthy else "broken") if place == 0 else None
+            axes.scatter(np.maximum(shifts, 1e-7), heights, s=12, color=colour, alpha=0.6, label=label)
+        axes.plot([gate.shift] * 2, [place - 0.4, place + 0.4], color="black", label="bound" if place == 0 else None)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(GATES)), list(GATES))
+    axes.invert_yaxis()
+    axes.set_xlabel("logit shift (RMS of the change over RMS of the reference)")
+    axes.legend(loc="lower left")
+    figure.tight_layout()
+    plt.rcParams["svg.hashsalt"] = "saji"
+    figure.savefig(picture, metadata={"Date": None, "Description": _digest()})

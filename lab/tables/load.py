@@ -1,8 +1,9 @@
-"""The rows of the load as Markdown, for `lab/tables/write.py`."""
+"""The table of docs/load.md."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
+from lab.tables.markdown import markdown
 from runtime.benchmark.rows import Row
 
 
@@ -10,10 +11,12 @@ def table(rows: list[Row]) -> str:
     """What was compared, the settings, and in sentences overload, memory and conditions; the last row of each part."""
     last = {row["part"]: row for row in rows if row["part"] != "settings"}
     compared = [last[part] for part in ("clients", "plain", "queue", "http") if part in last]
-    blocks = [_table(("work", "measured", "to reach", "ratio (lowest–highest pair)"), map(_comparison, compared))]
+    blocks = [markdown(("work", "measured", "to reach", "ratio (lowest–highest pair)"), map(_comparison, compared))]
     if settings := [row for row in rows if row["part"] == "settings"]:
-        blocks.append(_table(("workers × threads, batch", "photos/s", "p95 ms", "errors"), map(_setting, settings)))
-    blocks += [say(last[part]) for part, say in (("overload", _overload), ("memory", _memory)) if part in last]
+        blocks.append(markdown(("workers × threads, batch", "photos/s", "p95 ms", "errors"), map(_setting, settings)))
+    blocks += [
+        sentence(last[part]) for part, sentence in (("overload", _overload), ("memory", _memory)) if part in last
+    ]
     return "\n\n".join([*blocks, _conditions(rows)])
 
 
@@ -66,7 +69,7 @@ def _conditions(rows: list[Row]) -> str:
 
 
 def _errors(figures: Sequence[Row]) -> int:
-    return sum(found["refused"] + found["broken"] for found in figures)
+    return sum(of_round["refused"] + of_round["broken"] for of_round in figures)
 
 
 def _latency(figures: Sequence[Row]) -> str:
@@ -74,14 +77,9 @@ def _latency(figures: Sequence[Row]) -> str:
 
 
 def _worst(figures: Sequence[Row], name: str) -> str:
-    known = [found[name] for found in figures if found[name] is not None]
+    known = [of_round[name] for of_round in figures if of_round[name] is not None]
     return f"{max(known):.0f}" if known else "?"
 
 
 def _ms(value: float | None) -> str:
     return "?" if value is None else f"{value:.0f} ms"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
