@@ -1,4 +1,4 @@
-"""Rows as Markdown, on the terminal and in the documents (`lab/tables/write.py`)."""
+"""Rows as Markdown, on the terminal and in the documents (`lab/tables/documents.py`)."""
 
 from collections.abc import Callable
 from functools import partial
