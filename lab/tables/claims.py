@@ -1,14 +1,19 @@
-"""The tables of claims about speed, and of ideas that were tried to be faster."""
+"""The tables of claims about speed, of ideas that were tried to be faster, and of what exports and engines take."""
 
-from lab.tables.markdown import markdown
+from lab.tables.markdown import NAMES, by_columns, machine, markdown, versions
 from runtime.benchmark.rows import Row
 
 
 def claims(rows: list[Row]) -> str:
     """Ratios of `lab.claims.comparison`: what was claimed, what was measured."""
-    head = "work", "to reach", "measured (lowest–highest pair)", "rounds", "measured on"
-    lines = [(row["claim"], f"{row['target']:.3g}×", _measured(row), str(row["rounds"]), machine(row)) for row in rows]
-    return markdown(head, lines)
+    columns = {
+        "work": "{claim}",
+        "to reach": "{target:.3g}×",
+        "measured (lowest–highest pair)": _measured,
+        "rounds": "{rounds}",
+        "measured on": machine,
+    }
+    return by_columns(rows, columns)
 
 
 def _measured(row: Row) -> str:
@@ -23,21 +28,43 @@ def tried(rows: list[Row]) -> str:
 
     `lab.claims.speed` still measures those that are kept. The others' code is in the commit that the rows name.
     """
-    head = "idea", "as fast with it as without (lowest–highest pair)", "kept"
-    lines = [
-        (
-            row["claim"],
-            f"{row['ratio']:.2f}× ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})",
-            f"no: {row['why_not']}" if row["why_not"] else "yes",
-        )
-        for row in rows
-    ]
+    columns = {
+        "idea": "{claim}",
+        "as fast with it as without (lowest–highest pair)": "{ratio:.2f}× ({ratio_low:.2f}–{ratio_high:.2f})",
+        "kept": lambda row: f"no: {row['why_not']}" if row["why_not"] else "yes",
+    }
     row = rows[-1]
-    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("onnxruntime", "openvino", "pillow"))
-    conditions = f"{row['rounds']} pairs of runs each; {machine(row)}; {versions}; commit {row['commit']}."
-    return f"{markdown(head, lines)}\n\n{conditions}"
+    conditions = f"{row['rounds']} pairs of runs each; {machine(row)}; "
+    conditions += f"{versions(row, 'onnxruntime', 'openvino', 'pillow')}; commit {row['commit']}."
+    return f"{by_columns(rows, columns)}\n\n{conditions}"
 
 
-def machine(row: Row) -> str:
-    """The processor that a row was measured on."""
-    return f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"
+def export_cost(rows: list[Row]) -> str:
+    """What an export takes."""
+    columns = {
+        "export of": lambda row: NAMES[row["architecture"]],
+        "size": "{image_size} px",
+        "files": "{files}",
+        "candidates judged": "{judged}",
+        "validation photos": "{photos}",
+        "seconds": "{seconds:.0f}",
+        "peak memory, MiB": "{peak_memory_mib:,}",
+    }
+    conditions = "{machine_cores} cores of {machine_cpu}, with recovery and engines for all targets; commit {commit}."
+    return f"{by_columns(rows, columns)}\n\n{conditions.format(**rows[-1])}"
+
+
+def engine_sizes(rows: list[Row]) -> str:
+    """Megabytes by precision and whether a second build is the same file."""
+    head = "network", "FP32 MB", "FP16 MB", "INT8 MB", "ratio", "second build"
+    lines = []
+    for row in rows:
+        sizes = (f"{row['bytes'][precision] / 1e6:.1f}" for precision in ("fp32", "fp16", "int8"))
+        again = "the same bytes" if row["identical"] else "other bytes"
+        lines.append((row["architecture"], *sizes, row["ratio"], again))
+    row = rows[0]
+    where = f"for {', '.join(row['targets'])}, {row['image_size']} px, untrained"
+    version = row["versions"]["tensorrt-rtx-cu13"]
+    return (
+        f"{markdown(head, lines)}\n\nTensorRT-RTX {version}, built {where}; commit {row['commit']}, {row['time'][:10]}."
+    )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from lab.tables import capacity, claims, export, gate, load, study
+from lab.tables import capacity, claims, gate, load, study
 from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import best, table
 from runtime.errors import GateFailed
@@ -32,8 +32,8 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "suspects": study.suspects,
     "unseen": study.unseen,
     "load": load.table,
-    "cost": export.cost,
-    "engine_sizes": export.engine_sizes,
+    "cost": claims.export_cost,
+    "engine_sizes": claims.engine_sizes,
     "mutants": gate.mutants,
     "faint": gate.faint,
     "healthy": gate.healthy,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.tables.markdown import NAMES, markdown
+from lab.tables.markdown import NAMES, by_columns, markdown, versions
 from runtime.benchmark.rows import Row, read_rows
 from runtime.evaluation import GATES
 from runtime.files import sha256_file, sha256_json
@@ -83,21 +83,17 @@ def healthy(rows: list[Row]) -> str:
 
 def embedded(rows: list[Row]) -> str:
     """`model.embed.onnx` on original photos: what resizing inside the graph changes, by engine."""
-    head = "geometry in the graph", "photos", "largest difference of a probability", "flips", "logit shift", "verdict"
-    lines = [
-        (
-            row["candidate"].replace(" (file check)", ""),
-            str(row["photos"]),
-            f"{row['largest_probability_difference']:.4f}",
-            str(row["flips"]),
-            f"{row['shift']:.2g}",
-            row["verdict"],
-        )
-        for row in rows
-    ]
+    columns = {
+        "geometry in the graph": lambda row: row["candidate"].replace(" (file check)", ""),
+        "photos": "{photos}",
+        "largest difference of a probability": "{largest_probability_difference:.4f}",
+        "flips": "{flips}",
+        "logit shift": "{shift:.2g}",
+        "verdict": "{verdict}",
+    }
     row = rows[-1]
-    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("onnxruntime", "openvino"))
-    return f"{markdown(head, lines)}\n\n{row['image_size']} px, {versions}; commit {row['commit']}."
+    conditions = f"{row['image_size']} px, {versions(row, 'onnxruntime', 'openvino')}; commit {row['commit']}."
+    return f"{by_columns(rows, columns)}\n\n{conditions}"
 
 
 def _span(outcomes: list[Row]) -> str:
@@ -109,11 +105,11 @@ def _conditions(rows: list[Row]) -> str:
     networks = Counter({r["run"]: r["architecture"] for r in rows}.values())
     counts = ", ".join(f"{number} × {NAMES.get(name, name)}" for name, number in networks.items())
     row, commits = rows[-1], ", ".join(dict.fromkeys(r["commit"] for r in rows))
-    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "onnxruntime", "openvino"))
     return (
         f"{counts}, {row['image_size']} px, judged on {min(r['photos'] for r in rows)} "
         f"{'drawn' if row['drawn'] else 'real'} photos or more; {row['machine_cpu']} "
-        f"({', '.join(row['machine_cpu_features'])}); {versions}; commit {commits}."
+        f"({', '.join(row['machine_cpu_features'])}); {versions(row, 'torch', 'onnxruntime', 'openvino')}; "
+        f"commit {commits}."
     )
 
 

@@ -1,8 +1,11 @@
-"""Tables and cells in Markdown."""
+"""Tables in Markdown from rows, and what their conditions are made of."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from runtime.benchmark.rows import Row
 
 NAMES = {"plain34": "Plain-34", "resnet34": "ResNet-34", "se_resnet34": "SE-ResNet-34"}  # those of the studies
+Cell = str | Callable[[Row], str]
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -11,7 +14,24 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def by_columns(rows: Iterable[Row], columns: Mapping[str, Cell]) -> str:
+    """A Markdown table with a line for each row; a cell is a function of the row, or a text for `str.format`."""
+    cells = columns.values()
+    lines = [[cell.format(**row) if isinstance(cell, str) else cell(row) for cell in cells] for row in rows]
+    return markdown([*columns], lines)
+
+
 def with_interval(value: float, interval: Iterable[float]) -> str:
     """A share with its interval, such as "0.831 (0.76–0.88)"."""
     low, high = interval
     return f"{value:.3f} ({low:.2f}–{high:.2f})"
+
+
+def machine(row: Row) -> str:
+    """The processor that a row was measured on."""
+    return f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"
+
+
+def versions(row: Row, *names: str) -> str:
+    """The versions of some libraries."""
+    return ", ".join(f"{name} {row['versions'][name]}" for name in names)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lab.tables.markdown import NAMES, markdown, with_interval
+from lab.tables.markdown import NAMES, by_columns, machine, markdown, with_interval
 from runtime.benchmark.rows import Row
 from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval
 
@@ -81,75 +81,59 @@ def _compared(first: tuple[str, list[Row]], second: tuple[str, list[Row]]) -> tu
 
 def finest(rows: list[Row]) -> str:
     """The best recipes on the given split."""
-    head = "run", "network", "size", "epochs", ACCURACY, "released epoch"
+    columns = {
+        "run": "{part}",
+        "network": "{architecture}",
+        "size": "{recipe[image_size]} px",
+        "epochs": "{recipe[epochs]}",
+        ACCURACY: lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
+        "released epoch": "{best_epoch[epoch]}",
+    }
     chosen = [row for row in rows if row["part"] in ("transfer", "distil", "long")]
-    lines = [
-        (
-            row["part"],
-            row["architecture"],
-            f"{row['recipe']['image_size']} px",
-            str(row["recipe"]["epochs"]),
-            with_interval(row["accuracy"], row["accuracy_interval"]),
-            str(row["best_epoch"]["epoch"]),
-        )
-        for row in chosen
-    ]
-    return f"{markdown(head, lines)}\n\n{_conditions(chosen)}"
+    return f"{by_columns(chosen, columns)}\n\n{_conditions(chosen)}"
 
 
 def duplicates(rows: list[Row]) -> str:
     """The search for duplicates where they are known."""
-    head = ("photo set", "photos", "true pairs", "found", "recall", "precision", "missed")
-    lines = [
-        (
-            row["data"],
-            str(row["photos"]),
-            str(row["true_pairs"]),
-            str(row["found_pairs"]),
-            f"{row['recall']:.3f}",
-            f"{row['precision']:.3f}",
-            ", ".join(" = ".join(pair) for pair in row["missed"]) or "none",
-        )
-        for row in rows
-        if "recall" in row
-    ]
-    return markdown(head, lines)
+    columns = {
+        "photo set": "{data}",
+        "photos": "{photos}",
+        "true pairs": "{true_pairs}",
+        "found": "{found_pairs}",
+        "recall": "{recall:.3f}",
+        "precision": "{precision:.3f}",
+        "missed": lambda row: ", ".join(" = ".join(pair) for pair in row["missed"]) or "none",
+    }
+    return by_columns([row for row in rows if "recall" in row], columns)
 
 
 def growth(rows: list[Row]) -> str:
     """The search for duplicates among more and more drawn photos, and the power of their number that it grows with."""
-    head = ("photos", "photos/s", "seconds", "peak memory, MiB", "of it private")
-    found = [row for row in rows if row["experiment"] == "duplicates among drawn photos"]
-    lines = [
-        (
-            f"{row['photos']:,}",
-            f"{row['photos_per_second']:.0f}",
-            f"{row['seconds']:.0f}",
-            f"{row['peak_memory_mib']:.0f}",
-            f"{row['private_memory_mib']:.0f}",
-        )
-        for row in found
-    ]
-    last = found[-1]
-    conditions = f"Processor seconds grow with the power {last['growth_exponent']} of the number of photos; "
-    conditions += f"{last['image_size']} px, {last['machine_cores']} cores of {last['machine_cpu']} "
-    conditions += f"({', '.join(last['machine_cpu_features'])}); commit {last['commit']}."
-    return f"{markdown(head, lines)}\n\n{conditions}"
+    columns = {
+        "photos": "{photos:,}",
+        "photos/s": "{photos_per_second:.0f}",
+        "seconds": "{seconds:.0f}",
+        "peak memory, MiB": "{peak_memory_mib:.0f}",
+        "of it private": "{private_memory_mib:.0f}",
+    }
+    drawn = [row for row in rows if row["experiment"] == "duplicates among drawn photos"]
+    row = drawn[-1]
+    conditions = f"Processor seconds grow with the power {row['growth_exponent']} of the number of photos; "
+    conditions += f"{row['image_size']} px, {machine(row)}; commit {row['commit']}."
+    return f"{by_columns(drawn, columns)}\n\n{conditions}"
 
 
 def suspects(rows: list[Row]) -> str:
     """Mislabelled photos that were mixed into a set, and how many of them the list begins with."""
-    head = ("photos", "mislabelled ones mixed in", "found among the first", "recall (95 % interval)")
-    lines = [
-        (
-            str(row["photos"]),
-            str(row["planted"]),
-            f"{row['found']} of {row['first']}",
-            with_interval(row["recall"], wilson_interval(row["found"], row["planted"])),
-        )
-        for row in rows
-    ]
-    return markdown(head, lines)
+    columns = {
+        "photos": "{photos}",
+        "mislabelled ones mixed in": "{planted}",
+        "found among the first": "{found} of {first}",
+        "recall (95 % interval)": lambda row: with_interval(
+            row["recall"], wilson_interval(row["found"], row["planted"])
+        ),
+    }
+    return by_columns(rows, columns)
 
 
 def unseen(rows: list[Row]) -> str:
