@@ -3,7 +3,8 @@
 A new one is a function that breaks a graph of ours in place, and a line in one of the tables at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import onnx
@@ -103,28 +104,26 @@ def _weight_scales(model: onnx.ModelProto) -> list[str]:
     return [name for name in dict.fromkeys(names) if constant(model, name).ndim == 1]
 
 
-def _saturated(model: onnx.ModelProto) -> None:
-    """Every activation's range halved, as where a signed range is taken for an unsigned one."""
-    for name in set(_activation_scales(model)):
-        set_constant(model, name, constant(model, name) / 2)
+def _rescaled(
+    scales: Callable[[onnx.ModelProto], list[str]],
+    change: Callable[[np.ndarray], np.ndarray],
+    only_middle: bool = False,
+) -> Callable[[onnx.ModelProto], None]:
+    """Changes every scale that `scales` names, or only that in the middle of the network."""
+
+    def apply(model: onnx.ModelProto) -> None:
+        names = scales(model)
+        for name in [names[len(names) // 2]] if only_middle else set(names):
+            set_constant(model, name, change(constant(model, name)))
+
+    return apply
 
 
-def _one_saturated(model: onnx.ModelProto) -> None:
-    """The range of the activation in the middle of the network cut to a quarter."""
-    names = _activation_scales(model)
-    middle = names[len(names) // 2]
-    set_constant(model, middle, constant(model, middle) / 4)
-
-
-def _scales_shifted(model: onnx.ModelProto) -> None:
-    for name in _weight_scales(model):
-        set_constant(model, name, np.roll(constant(model, name), 1))
-
-
-def _one_layers_scales_shifted(model: onnx.ModelProto) -> None:
-    names = _weight_scales(model)
-    middle = names[len(names) // 2]
-    set_constant(model, middle, np.roll(constant(model, middle), 1))
+# As where a signed range is taken for an unsigned one
+_saturated = _rescaled(_activation_scales, lambda scale: scale / 2)
+_one_saturated = _rescaled(_activation_scales, lambda scale: scale / 4, only_middle=True)
+_scales_shifted = _rescaled(_weight_scales, partial(np.roll, shift=1))
+_one_layers_scales_shifted = _rescaled(_weight_scales, partial(np.roll, shift=1), only_middle=True)
 
 
 def _last_layer_coarse(model: onnx.ModelProto) -> None:

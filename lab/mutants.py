@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from export import geometry as embed
-from export.faults import Fault, NotApplicable, broken
+from export.faults import NotApplicable, broken
 from export.graph import export_onnx, layer_facts
 from export.precision import HalfPrecision, quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
@@ -86,10 +85,10 @@ def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
         yield "healthy, overflow fix", subject.candidate(fixed.name, backend, "int8")
 
 
-def mutants(subject: Subject, stranger: Path | None) -> Iterator[tuple[str, Callable[[], Candidate]]]:
-    """By the name of what is broken, a function that writes the file; `healthy` comes first.
+def mutants(subject: Subject, stranger: Path | None, only: Sequence[str] = ()) -> Iterator[tuple[str, Candidate]]:
+    """Write a broken file after the other, and yield what is broken with how to run it; `healthy` comes first.
 
-    The function raises NotApplicable where the network has nothing to break. `stranger`: another checkpoint.
+    What the network has not cannot be broken and is left out. `stranger`: another checkpoint; `only` these, by name.
     """
     for file, backend, precision, faults in (
         ("model.onnx", "ort-cpu", "fp32", FAULTS),
@@ -97,33 +96,25 @@ def mutants(subject: Subject, stranger: Path | None) -> Iterator[tuple[str, Call
         ("model.int8.onnx", "openvino", "int8", (*INT8_FAULTS, *FAINT_FAULTS)),
     ):
         for fault in faults:
-            yield fault.name, partial(_written, subject, file, fault, backend, precision)
+            with suppress(NotApplicable):
+                if not only or fault.name in only:
+                    onnx.save_model(broken(onnx.load(subject.folder / file), fault), subject.folder / "broken.onnx")
+                    yield fault.name, subject.candidate("broken.onnx", backend, precision)
     for name, module in _modules(subject.model, stranger):
-        yield name, partial(_exported, subject, name, module)
+        if not only or name in only:
+            yield name, subject.candidate(subject.export(module, "broken.onnx").name, "ort-cpu", "fp32")
     # Random data as Polygraphy's loader makes them for uint8: zeros and ones, which to this graph is nearly black
     noise = np.random.default_rng(0).integers(0, 2, subject.calibration.shape, np.uint8)
     for name, module, photos in (
         ("INT8 calibrated on noise", subject.model, noise),
         ("INT8 of a strided graph", strided(subject.model), subject.calibration),
     ):
-        yield name, partial(_quantised, subject, name, module, photos)
-    yield "FP32 passed off as INT8", partial(subject.candidate, "model.onnx", "openvino", "int8")
-
-
-def _written(subject: Subject, file: str, fault: Fault, backend: str, precision: str) -> Candidate:
-    name = f"{fault.name}.onnx"
-    onnx.save_model(broken(onnx.load(subject.folder / file), fault), subject.folder / name)
-    return subject.candidate(name, backend, precision)
-
-
-def _exported(subject: Subject, name: str, module: nn.Module) -> Candidate:
-    return subject.candidate(subject.export(module, f"{name}.onnx").name, "ort-cpu", "fp32")
-
-
-def _quantised(subject: Subject, name: str, module: nn.Module, photos: np.ndarray) -> Candidate:
-    fp32 = subject.export(module, f"{name} fp32.onnx")
-    quantise(fp32, photos, subject.spec, subject.folder / f"{name}.onnx", recover=False)
-    return subject.candidate(f"{name}.onnx", "openvino", "int8")
+        if not only or name in only:
+            fp32 = subject.export(module, "broken.fp32.onnx")
+            quantise(fp32, photos, subject.spec, subject.folder / "broken.onnx", recover=False)
+            yield name, subject.candidate("broken.onnx", "openvino", "int8")
+    if not only or "FP32 passed off as INT8" in only:
+        yield "FP32 passed off as INT8", subject.candidate("model.onnx", "openvino", "int8")
 
 
 def _modules(model: PhotoClassifier, stranger: Path | None) -> Iterator[tuple[str, nn.Module]]:
@@ -270,10 +261,7 @@ def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequen
         subject = opened(run, Path(folder))
         files = list(healthy(subject))  # written even where only the broken ones are judged: those are made of them
         outcomes = [outcome(subject, *trial) for trial in files if not only or "healthy" in only]
-        for name, broken_file in mutants(subject, stranger):
-            if not only or name in only:
-                with suppress(NotApplicable):
-                    outcomes.append(outcome(subject, name, broken_file()))
+        outcomes += [outcome(subject, *trial) for trial in mutants(subject, stranger, only)]
         outcomes += unantialiased(subject, source) if source else []
     spec = subject.spec
     return {

@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def photos_per_second(
-    loop: str, source: str, out: str, size: int, batch: int, steps: int, augmentation: str
+    loop: str, source: str, out: str, size: int, batch: int, steps: int, augmentation: Any
 ) -> dict[str, float]:
     """The rate of one loop over `steps` batches, in this process."""
     data = load_data(Path(source), 0.2, 0, look_alikes=False)

@@ -149,7 +149,7 @@ def torchvision_photo(folder: str, path: str) -> dict[str, float]:
     import torch
     from torchvision.io import decode_image
 
-    module, transform, classes = _eager(folder)
+    module, transform, classes = eager(folder)
     encoded = Path(path).read_bytes()
 
     def label() -> str:
@@ -215,7 +215,7 @@ def dataloader(folder: str, photos: str) -> dict[str, float]:
     import torch
     from torchvision.io import decode_image
 
-    module, transform, classes = _eager(folder)
+    module, transform, classes = eager(folder)
     paths = sorted(Path(photos).iterdir())
 
     class Photos(torch.utils.data.Dataset):
@@ -262,7 +262,7 @@ def _images(folder: str) -> np.ndarray:
     return ValidationSet.load(Path(folder) / "validation.npz").images
 
 
-def _eager(folder: str) -> tuple[Any, Any, tuple[str, ...]]:
+def eager(folder: str) -> tuple[Any, Any, tuple[str, ...]]:
     """The exported program as an eager module, torchvision's v2 transforms for its geometry, its classes."""
     import torch
     from torchvision.transforms import v2

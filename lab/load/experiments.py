@@ -97,9 +97,8 @@ EXPERIMENTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How the service is asked, and in which experiments."""
-    names = ", ".join(EXPERIMENTS)
-    only = {"nargs": "+", "default": [*EXPERIMENTS], "choices": EXPERIMENTS, "metavar": "EXPERIMENT"}
-    parser.add_argument("--only", help=f"these alone, of {names}", **only)
+    every, only = [*EXPERIMENTS], f"these alone, of {', '.join(EXPERIMENTS)}"
+    parser.add_argument("--only", nargs="+", default=every, choices=every, metavar="EXPERIMENT", help=only)
     add_flags(parser, Load())
     parser.add_argument("--rounds", type=int, default=3, help="counted pairs of runs, where two are compared (3)")
     parser.add_argument("--memory-seconds", type=float, default=600, help="of the experiment about memory (600)")

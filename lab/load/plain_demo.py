@@ -4,29 +4,24 @@
 """
 
 import sys
-from pathlib import Path
 
 import gradio as gr
 import torch
 from PIL import Image
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import PILToTensor
 
-from runtime.receipt import Receipt
+from lab.claims.workloads import eager
 
 
 def main() -> None:
     """Serve until the process is ended; the address goes to stdout."""
-    folder = Path(sys.argv[1])
-    spec = Receipt.read(folder).spec
-    model = torch.export.load(folder / "model.pt2").module().to(memory_format=torch.channels_last)
-    resize, size = spec.geometry.resize, spec.geometry.size
-    transform = v2.Compose([v2.PILToTensor(), v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+    model, transform, classes = eager(sys.argv[1])
 
     def predict(photo: Image.Image) -> dict[str, float]:
-        images = transform(photo.convert("RGB")).permute(1, 2, 0)[None]  # the model takes uint8 [N, size, size, 3]
+        pixels = transform(PILToTensor()(photo.convert("RGB")))
         with torch.inference_mode():
-            probabilities = model(images)[0].softmax(0).tolist()
-        return dict(zip(spec.classes, probabilities, strict=True))
+            probabilities = model(pixels.permute(1, 2, 0)[None])[0].softmax(0).tolist()  # it takes uint8 [N, S, S, 3]
+        return dict(zip(classes, probabilities, strict=True))
 
     demo = gr.Interface(predict, gr.Image(type="pil"), gr.Label(num_top_classes=5), api_name="predict")
     _, address, _ = demo.launch(quiet=True, prevent_thread_lock=True)

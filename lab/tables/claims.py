@@ -1,12 +1,12 @@
 """The tables of claims about speed, of ideas that were tried to be faster, and of what exports and engines take."""
 
-from lab.tables.markdown import NAMES, by_columns, machine, markdown, versions
+from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, versions
 from runtime.benchmark.rows import Row
 
 
 def claims(rows: list[Row]) -> str:
     """Ratios of `lab.claims.comparison`: what was claimed, what was measured."""
-    columns = {
+    columns: Columns = {
         "work": "{claim}",
         "to reach": "{target:.3g}×",
         "measured (lowest–highest pair)": _measured,
@@ -28,7 +28,7 @@ def tried(rows: list[Row]) -> str:
 
     `lab.claims.speed` still measures those that are kept. The others' code is in the commit that the rows name.
     """
-    columns = {
+    columns: Columns = {
         "idea": "{claim}",
         "as fast with it as without (lowest–highest pair)": "{ratio:.2f}× ({ratio_low:.2f}–{ratio_high:.2f})",
         "kept": lambda row: f"no: {row['why_not']}" if row["why_not"] else "yes",
@@ -41,7 +41,7 @@ def tried(rows: list[Row]) -> str:
 
 def export_cost(rows: list[Row]) -> str:
     """What an export takes."""
-    columns = {
+    columns: Columns = {
         "export of": lambda row: NAMES[row["architecture"]],
         "size": "{image_size} px",
         "files": "{files}",

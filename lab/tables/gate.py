@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.tables.markdown import NAMES, by_columns, markdown, versions
+from lab.tables.markdown import NAMES, Columns, by_columns, markdown, versions
 from runtime.benchmark.rows import Row, read_rows
 from runtime.evaluation import GATES
 from runtime.files import sha256_file, sha256_json
@@ -83,7 +83,7 @@ def healthy(rows: list[Row]) -> str:
 
 def embedded(rows: list[Row]) -> str:
     """`model.embed.onnx` on original photos: what resizing inside the graph changes, by engine."""
-    columns = {
+    columns: Columns = {
         "geometry in the graph": lambda row: row["candidate"].replace(" (file check)", ""),
         "photos": "{photos}",
         "largest difference of a probability": "{largest_probability_difference:.4f}",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from lab.tables.markdown import Cell, by_columns
+from lab.tables.markdown import Columns, by_columns
 from runtime.benchmark.rows import Row
 
 
@@ -33,13 +33,13 @@ def _measured(row: Row) -> str:
     )
 
 
-_COMPARED: dict[str, Cell] = {
+_COMPARED: Columns = {
     "work": "{claim}",
     "measured": _measured,
     "to reach": lambda row: f"{row['target']:.2f}×" if row["target"] else "",
     "ratio (lowest–highest pair)": "{ratio:.2f}× ({ratio_low:.2f}–{ratio_high:.2f})",
 }
-_SETTINGS: dict[str, Cell] = {
+_SETTINGS: Columns = {
     "workers × threads, batch": lambda row: f"{row['workers']} × {row['threads'] or 'all'}, {row['batch']}",
     "photos/s": "{per_second:.0f}",
     "p95 ms": lambda row: _worst(row["said"], "p95_ms"),

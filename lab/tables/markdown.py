@@ -1,11 +1,11 @@
 """Tables in Markdown from rows, and what their conditions are made of."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from runtime.benchmark.rows import Row
 
 NAMES = {"plain34": "Plain-34", "resnet34": "ResNet-34", "se_resnet34": "SE-ResNet-34"}  # those of the studies
-Cell = str | Callable[[Row], str]
+Columns = dict[str, str | Callable[[Row], str]]  # by title: a text for `str.format`, or a function of the row
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -14,8 +14,8 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def by_columns(rows: Iterable[Row], columns: Mapping[str, Cell]) -> str:
-    """A Markdown table with a line for each row; a cell is a function of the row, or a text for `str.format`."""
+def by_columns(rows: Iterable[Row], columns: Columns) -> str:
+    """A Markdown table with a line for each row."""
     cells = columns.values()
     lines = [[cell.format(**row) if isinstance(cell, str) else cell(row) for cell in cells] for row in rows]
     return markdown([*columns], lines)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lab.tables.markdown import NAMES, by_columns, machine, markdown, with_interval
+from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, with_interval
 from runtime.benchmark.rows import Row
 from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval
 
@@ -81,7 +81,7 @@ def _compared(first: tuple[str, list[Row]], second: tuple[str, list[Row]]) -> tu
 
 def finest(rows: list[Row]) -> str:
     """The best recipes on the given split."""
-    columns = {
+    columns: Columns = {
         "run": "{part}",
         "network": "{architecture}",
         "size": "{recipe[image_size]} px",
@@ -95,7 +95,7 @@ def finest(rows: list[Row]) -> str:
 
 def duplicates(rows: list[Row]) -> str:
     """The search for duplicates where they are known."""
-    columns = {
+    columns: Columns = {
         "photo set": "{data}",
         "photos": "{photos}",
         "true pairs": "{true_pairs}",
@@ -109,7 +109,7 @@ def duplicates(rows: list[Row]) -> str:
 
 def growth(rows: list[Row]) -> str:
     """The search for duplicates among more and more drawn photos, and the power of their number that it grows with."""
-    columns = {
+    columns: Columns = {
         "photos": "{photos:,}",
         "photos/s": "{photos_per_second:.0f}",
         "seconds": "{seconds:.0f}",
@@ -125,7 +125,7 @@ def growth(rows: list[Row]) -> str:
 
 def suspects(rows: list[Row]) -> str:
     """Mislabelled photos that were mixed into a set, and how many of them the list begins with."""
-    columns = {
+    columns: Columns = {
         "photos": "{photos}",
         "mislabelled ones mixed in": "{planted}",
         "found among the first": "{found} of {first}",
