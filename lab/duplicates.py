@@ -1,4 +1,4 @@
-"""`python -m lab.duplicates`: how well duplicates are found, and how the search grows.
+"""How well duplicates are found, and how the search grows.
 
 `known DATA` holds the pairs found inside a photo set against the column `group` of its CSV, which photos of one scene
 share; without that column it lists the pairs for a person to look at. `drawn N` searches N drawn dishes.
@@ -6,41 +6,42 @@ share; without that column it lists the pairs for a person to look at. `drawn N`
 
 import argparse
 import csv
-import json
 import threading
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from itertools import combinations
 from pathlib import Path
 
-from runtime.benchmark.rows import Row, append_rows, read_rows
+import numpy as np
+import psutil
+
+from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.watch import peak_memory_mib
-from runtime.command_line import exit_with_one_sentence, require_extra
 from runtime.environment import stamp
 from runtime.errors import SajiError
-
-if __name__ == "__main__":  # before the imports that would fail with a traceback
-    require_extra("train", "rich", "cv2", "sklearn", "imagehash")
-
-import numpy as np
-
 from training.photos.drawn import DISHES, write_sample
 from training.photos.duplicates import Pair, find_duplicates, groups
 from training.progress import bar
 
 
-def main() -> None:
-    """Read the command line, measure, print, and keep the row."""
-    arguments = _arguments()
-    if arguments.verb == "known":
-        row = known(arguments.data) | stamp()
-    else:
-        row = drawn(arguments.photos, arguments.size, arguments.out) | stamp()
-        earlier = read_rows(arguments.rows) if arguments.rows and arguments.rows.is_file() else []
-        row["growth_exponent"] = exponent([*earlier, row])
-    if arguments.rows:
-        append_rows(arguments.rows, [row])
-    print(json.dumps(row, ensure_ascii=False))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to search."""
+    parser.add_argument("kind", choices=["known", "drawn"], help="where the duplicates are known, or on drawn dishes")
+    parser.add_argument("photos", metavar="DATA|N", help="a CSV, or the folder of a labels.csv; how many to draw")
+    parser.add_argument("--size", type=int, default=96, help="width and height of drawn photos, pixels (96)")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """One row; of drawn photos with how the search grows over it and the rows before it."""
+    if arguments.kind == "known":
+        yield known(Path(arguments.photos))
+        return
+    if not arguments.photos.isdecimal():
+        raise SajiError(f"drawn takes how many photos to draw, such as 1000, not {arguments.photos}")
+    row = drawn(int(arguments.photos), arguments.size, arguments.out)
+    earlier = read_rows(arguments.rows) if arguments.rows and arguments.rows.is_file() else []
+    yield row | {"growth_exponent": exponent([*earlier, row | stamp()])}
 
 
 def known(source: Path) -> Row:
@@ -130,32 +131,13 @@ class _PrivateMemory:
         self._thread.start()
 
     def _watch(self) -> None:
-        status = Path("/proc/self/status")
-        while status.is_file() and not self._over.wait(0.1):
-            lines = (line.split() for line in status.read_text(encoding="ascii").splitlines())
-            kib = next((int(words[1]) for words in lines if words[0] == "RssAnon:"), 0)
-            self._most = max(self._most, kib / 1024)
+        process = psutil.Process()
+        while not self._over.wait(0.1):
+            memory = process.memory_info()
+            self._most = max(self._most, (memory.rss - getattr(memory, "shared", memory.rss)) / 2**20)
 
     def peak(self) -> float | None:
         """The most it was, MiB; ends the watch."""
         self._over.set()
         self._thread.join()
         return round(self._most, 1) or None
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lab.duplicates", description="Measure the search.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    known = verbs.add_parser("known", help="recall and precision where the duplicates are known, or the pairs found")
-    known.add_argument("data", type=Path, help="a CSV with filename,label[,group], or the folder of a labels.csv")
-    drawn = verbs.add_parser("drawn", help="photos per second, memory and growth, on drawn dishes")
-    drawn.add_argument("photos", type=int, help="how many")
-    drawn.add_argument("--size", type=int, default=96, help="width and height, pixels")
-    drawn.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
-    for verb in (known, drawn):
-        verb.add_argument("--rows", type=Path, help="append the row to this .jsonl")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

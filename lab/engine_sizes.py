@@ -1,35 +1,30 @@
 """How large TensorRT-RTX engines are, by precision, and whether a second build gives the same file.
 
-`python -m lab.engine_sizes --rows results/engines.jsonl` measures networks with random weights: sizes do not depend
-on what a network has learnt. It prints a table and appends one row per network.
+Networks with random weights are measured: sizes do not depend on what a network has learnt.
 """
 
-import dataclasses
-import datetime
-import json
-import sys
+import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export.engine import SOURCES, Options, build_engine, module_for
 from export.graph import export_onnx
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
-from runtime import environment
-from runtime.benchmark.rows import Row, append_rows
-from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags
+from runtime.benchmark.rows import Row
+from runtime.command_line import add_flags, from_flags, say
 from runtime.files import sha256_file
 from runtime.spec import Geometry, ModelSpec
 from training.network.classifier import PhotoClassifier
 
 
 @dataclass(frozen=True)
-class Command:
-    """Measure the sizes of ahead-of-time engines in FP32, FP16 and INT8."""
+class Builds:
+    """Which engines are built."""
 
     archs: tuple[str, ...] = ("plain34", "resnet34", "se_resnet34")
     """Architectures."""
@@ -37,30 +32,26 @@ class Command:
     """Image size in pixels."""
     targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
     """GPU architectures."""
-    rows: Path | None = None
-    """Append the rows to this .jsonl."""
 
 
-def main() -> None:
-    """Read the command line, measure, print a table; the last line of stdout is JSON."""
-    parser = Parser(prog="python -m lab.engine_sizes", description=Command.__doc__)
-    add_flags(parser, Command())
-    command = from_flags(Command(), parser.parse_args())
-    rows = []
-    for architecture in command.archs:
-        print(f"{architecture}: exporting and building", file=sys.stderr, flush=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which engines to build."""
+    add_flags(parser, Builds())
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """A row for each network."""
+    builds = from_flags(Builds(), arguments)
+    for architecture in builds.archs:
+        say(f"{architecture}: exporting and building")
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measured(architecture, Path(folder), command))
-    if command.rows:
-        append_rows(command.rows, rows)
-    print(table(rows))
-    print(json.dumps({row["architecture"]: row["bytes"] for row in rows}))
+            yield built(architecture, Path(folder), builds)
 
 
-def measured(architecture: str, folder: Path, command: Command) -> dict[str, Any]:
+def built(architecture: str, folder: Path, builds: Builds) -> Row:
     """Export one network into `folder`, build each engine twice, and return the row."""
-    write_files(architecture, folder, command.size)
-    trt, options = module_for("tensorrt-rtx"), Options(targets=command.targets)
+    write_files(architecture, folder, builds.size)
+    trt, options = module_for("tensorrt-rtx"), Options(targets=builds.targets)
     sizes: dict[str, int] = {}
     again: dict[str, int] = {}
     seconds: dict[str, float] = {}
@@ -73,22 +64,16 @@ def measured(architecture: str, folder: Path, command: Command) -> dict[str, Any
         first, second = folder / "first", folder / "second"
         sizes[precision], again[precision] = first.stat().st_size, second.stat().st_size
         identical = identical and sha256_file(first) == sha256_file(second)
-    commit, dirty = environment.commit()
     return {
         "experiment": "engine sizes",
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "dirty": dirty,
         "architecture": architecture,
-        "image_size": command.size,
-        "targets": command.targets,
+        "image_size": builds.size,
+        "targets": builds.targets,
         "bytes": sizes,
         "ratio": " : ".join(f"{sizes[precision] / sizes['int8']:.2f}" for precision in ("fp32", "fp16", "int8")),
         "bytes_of_second_build": again,
         "identical": identical,
         "build_seconds": seconds,
-        **{f"machine_{name}": value for name, value in dataclasses.asdict(environment.machine()).items()},
-        "versions": environment.versions(),
     }
 
 
@@ -101,22 +86,3 @@ def write_files(architecture: str, folder: Path, size: int) -> None:
     quantise(folder / "model.onnx", photos, spec, folder / "model.int8.onnx")
     quantise_for_tensorrt(folder / "model.int8.onnx", spec, folder / SOURCES["int8"])
     export_onnx(HalfPrecision(network), spec, folder / SOURCES["fp16"])
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown: megabytes by precision and whether a second build is the same file."""
-    lines = ["| network | FP32 MB | FP16 MB | INT8 MB | ratio | second build |", "|---|---:|---:|---:|---:|---|"]
-    for row in rows:
-        sizes = " | ".join(f"{row['bytes'][precision] / 1e6:.1f}" for precision in ("fp32", "fp16", "int8"))
-        again = "the same bytes" if row["identical"] else "other bytes"
-        lines.append(f"| {row['architecture']} | {sizes} | {row['ratio']} | {again} |")
-    row = rows[0]
-    where = f"for {', '.join(row['targets'])}, {row['image_size']} px, untrained"
-    version = row["versions"]["tensorrt-rtx-cu13"]
-    return "\n".join(
-        [*lines, "", f"TensorRT-RTX {version}, built {where}; commit {row['commit']}, {row['time'][:10]}."]
-    )
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

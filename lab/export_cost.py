@@ -1,20 +1,18 @@
-"""`python -m lab.export_cost RUN`: what an export of every precision takes; a row with the figures.
+"""What an export of every precision takes.
 
 The export runs as a user's would, in a process of its own, with recovery and engines for all default targets.
 """
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.benchmark.rows import Row, append_rows
-from runtime.command_line import exit_with_one_sentence
-from runtime.environment import stamp
+from runtime.benchmark.rows import Row
 from runtime.errors import SajiError
 from runtime.receipt import Receipt
 
@@ -31,33 +29,27 @@ def cost(run: Path) -> Row:
         if done.returncode:
             raise SajiError(f"the export of {run} failed: {done.stderr.strip().splitlines()[-1]}")
         receipt = Receipt.read(Path(folder) / "models" / architecture)
-    judged = [candidate.figures for candidate in receipt.candidates if candidate.figures]
+    checked = [candidate.figures for candidate in receipt.candidates if candidate.figures]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB, of the largest process
     return {
         "experiment": "export cost",
         "architecture": receipt.spec.architecture,
         "image_size": receipt.spec.geometry.size,
-        "photos": judged[0].photos,
+        "photos": checked[0].photos,
         "files": sum(name.endswith((".onnx", ".pt2", ".engine")) for name in receipt.files),
-        "judged": len(judged),
+        "judged": len(checked),
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(peak / 1024),
-        **stamp(),
     }
 
 
-def main() -> None:
-    """Read the command line, export once, print and append the row."""
-    parser = argparse.ArgumentParser(prog="python -m lab.export_cost", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to export."""
     parser.add_argument("run", type=Path, help="a folder with checkpoint.pt, such as artifacts/runs/sample/resnet34")
-    parser.add_argument("--rows", type=Path, default=Path("results/export.jsonl"), help="append the row to this .jsonl")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The row of one export."""
     if not (arguments.run / "checkpoint.pt").is_file():
         raise SajiError(f"{arguments.run} holds no checkpoint.pt; train one with: make train")
-    row = cost(arguments.run)
-    append_rows(arguments.rows, [row])
-    print(json.dumps({name: row[name] for name in ("seconds", "peak_memory_mib", "files", "judged", "photos")}))
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    yield cost(arguments.run)

@@ -1,7 +1,7 @@
-"""`python -m lab.mutants RUN [RUN…]`: does the gate catch broken exports and let healthy ones pass?
+"""Does the gate catch broken exports and let healthy ones pass?
 
-Each run is exported and broken in every way that we know, and each file judged as always; what the checks of other
-tools say of the same file stands beside it. One row per run.
+Each run is exported and broken in every way that we know, and each file held against the gate as always; what the
+checks of other tools say of the same file stands beside it. One row per run.
 """
 
 import argparse
@@ -10,9 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,23 +18,21 @@ import torch
 from torch import nn
 
 from export import geometry as embed
-from export.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS, Fault, NotApplicable, broken
+from export.faults import NotApplicable, broken
 from export.graph import export_onnx, layer_facts
 from export.precision import HalfPrecision, quantise
+from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
+from lab.tables.gate import kind
 from runtime.backends import BuildFacts
-from runtime.benchmark.rows import Row, append_rows
+from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate, run_all
-from runtime.command_line import exit_with_one_sentence
-from runtime.environment import machine, stamp
+from runtime.command_line import say
 from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
 from runtime.spec import ModelSpec
 from training.network.classifier import Normalise, PhotoClassifier, load_checkpoint, reference_logits
 
 Logits = Callable[[np.ndarray], np.ndarray]
-
-FIXED = "healthy, overflow fix"
-HEALTHY = ("healthy", FIXED)
 
 
 @dataclass(frozen=True)
@@ -87,13 +83,13 @@ def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     ):
         yield "healthy", subject.candidate(file, backend, precision)
     for backend in ("ort-cpu", "openvino"):
-        yield FIXED, subject.candidate(fixed.name, backend, "int8")
+        yield "healthy, overflow fix", subject.candidate(fixed.name, backend, "int8")
 
 
-def mutants(subject: Subject, stranger: Path | None) -> Iterator[tuple[str, Callable[[], Candidate]]]:
-    """By the name of what is broken, a function that writes the file; `healthy` comes first.
+def mutants(subject: Subject, stranger: Path | None, only: Sequence[str] = ()) -> Iterator[tuple[str, Candidate]]:
+    """Write a broken file after the other, and yield what is broken with how to run it; `healthy` comes first.
 
-    The function raises NotApplicable where the network has nothing to break. `stranger`: another checkpoint.
+    What the network has not cannot be broken and is left out. `stranger`: another checkpoint; `only` these, by name.
     """
     for file, backend, precision, faults in (
         ("model.onnx", "ort-cpu", "fp32", FAULTS),
@@ -101,33 +97,25 @@ def mutants(subject: Subject, stranger: Path | None) -> Iterator[tuple[str, Call
         ("model.int8.onnx", "openvino", "int8", (*INT8_FAULTS, *FAINT_FAULTS)),
     ):
         for fault in faults:
-            yield fault.name, partial(_written, subject, file, fault, backend, precision)
+            with suppress(NotApplicable):
+                if not only or fault.name in only:
+                    onnx.save_model(broken(onnx.load(subject.folder / file), fault), subject.folder / "broken.onnx")
+                    yield fault.name, subject.candidate("broken.onnx", backend, precision)
     for name, module in _modules(subject.model, stranger):
-        yield name, partial(_exported, subject, name, module)
+        if not only or name in only:
+            yield name, subject.candidate(subject.export(module, "broken.onnx").name, "ort-cpu", "fp32")
     # Random data as Polygraphy's loader makes them for uint8: zeros and ones, which to this graph is nearly black
     noise = np.random.default_rng(0).integers(0, 2, subject.calibration.shape, np.uint8)
     for name, module, photos in (
         ("INT8 calibrated on noise", subject.model, noise),
         ("INT8 of a strided graph", strided(subject.model), subject.calibration),
     ):
-        yield name, partial(_quantised, subject, name, module, photos)
-    yield "FP32 passed off as INT8", partial(subject.candidate, "model.onnx", "openvino", "int8")
-
-
-def _written(subject: Subject, file: str, fault: Fault, backend: str, precision: str) -> Candidate:
-    name = f"{fault.name}.onnx"
-    onnx.save_model(broken(onnx.load(subject.folder / file), fault), subject.folder / name)
-    return subject.candidate(name, backend, precision)
-
-
-def _exported(subject: Subject, name: str, module: nn.Module) -> Candidate:
-    return subject.candidate(subject.export(module, f"{name}.onnx").name, "ort-cpu", "fp32")
-
-
-def _quantised(subject: Subject, name: str, module: nn.Module, photos: np.ndarray) -> Candidate:
-    fp32 = subject.export(module, f"{name} fp32.onnx")
-    quantise(fp32, photos, subject.spec, subject.folder / f"{name}.onnx", recover=False)
-    return subject.candidate(f"{name}.onnx", "openvino", "int8")
+        if not only or name in only:
+            fp32 = subject.export(module, "broken.fp32.onnx")
+            quantise(fp32, photos, subject.spec, subject.folder / "broken.onnx", recover=False)
+            yield name, subject.candidate("broken.onnx", "openvino", "int8")
+    if not only or "FP32 passed off as INT8" in only:
+        yield "FP32 passed off as INT8", subject.candidate("model.onnx", "openvino", "int8")
 
 
 def _modules(model: PhotoClassifier, stranger: Path | None) -> Iterator[tuple[str, nn.Module]]:
@@ -215,9 +203,12 @@ def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
     )
     reference = lambda photos: reference_logits(subject.model, photos)  # noqa: E731
     run = lambda photos: run_all(engine, photos, 1)  # noqa: E731
-    said = {peer: check(reference, run, subject.spec.geometry.size) for peer, check in PEERS.items()}
+    peers = {peer: check(reference, run, subject.spec.geometry.size) for peer, check in PEERS.items()}
     engine.close()
-    return _row(name, result) | said
+    return _row(name, result) | peers
+
+
+FAINT = {fault.name for fault in FAINT_FAULTS}
 
 
 def _row(name: str, result: Candidate) -> Row:
@@ -225,6 +216,7 @@ def _row(name: str, result: Candidate) -> Row:
     flips = [flip.margin for flip in figures.flipped] if figures else []
     return {
         "name": name,
+        "kind": "healthy" if name.startswith("healthy") else "faint" if name in FAINT else "broken",
         "backend": result.backend,
         "precision": result.precision,
         "verdict": result.verdict,
@@ -251,14 +243,14 @@ def unantialiased(subject: Subject, source: Path) -> Iterator[Row]:
     images, answers = embed.answer_originals(list(photos.values()), subject.spec.geometry, runs)
     inner, labels = reference_logits(subject.model, images), subject.validation.labels[list(photos)]
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), np.uint8)
-    for name, said in (("embed", "healthy"), ("aliased", "resized without antialias")):
+    for name, title in (("embed", "healthy"), ("aliased", "resized without antialias")):
         verdict = embed.check_geometry(inner, answers[name], labels, subject.spec)
         result = replace(whole, verdict=verdict.verdict, reasons=verdict.reasons, figures=verdict.figures)
         # For the others a graph without preprocessing is another graph: they can only compare it with its equals
         ours, theirs = runs["embed"](noise)[0], runs[name](noise)[0]
         close = {"polygraphy": 1e-5, "optimum": 1e-3, "finite": np.inf}
         peers = {peer: bool(np.abs(ours - theirs).max() <= bound) for peer, bound in close.items()}
-        yield _row(said, replace(result, precision="geometry")) | peers
+        yield _row(title, replace(result, precision="geometry")) | peers
 
 
 def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequence[str] = ()) -> Row:
@@ -270,10 +262,7 @@ def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequen
         subject = opened(run, Path(folder))
         files = list(healthy(subject))  # written even where only the broken ones are judged: those are made of them
         outcomes = [outcome(subject, *trial) for trial in files if not only or "healthy" in only]
-        for name, broken_file in mutants(subject, stranger):
-            if not only or name in only:
-                with suppress(NotApplicable):
-                    outcomes.append(outcome(subject, name, broken_file()))
+        outcomes += [outcome(subject, *trial) for trial in mutants(subject, stranger, only)]
         outcomes += unantialiased(subject, source) if source else []
     spec = subject.spec
     return {
@@ -285,61 +274,37 @@ def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequen
         "drawn": bool(spec.data.get("drawn")),
         "data_fingerprint": spec.data.get("fingerprint"),
         "photos": len(subject.validation.labels),
-        "cpu": machine().cpu,
         "outcomes": outcomes,
-        **stamp(),
     }
 
 
-def main() -> None:
-    """Read the command line; break every run, print what got past the gate, append rows."""
-    parser = argparse.ArgumentParser(prog="python -m lab.mutants", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which runs, and what of them."""
     parser.add_argument("runs", type=Path, nargs="+", help="folders with a checkpoint.pt, of one or more networks")
     parser.add_argument("--data", type=Path, help="the photo set they were trained on, for the resize filter")
-    parser.add_argument("--rows", type=Path, default=Path("results/mutants.jsonl"), help="append rows to this .jsonl")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help='judge these alone, broken files or "healthy"'
-    )
-    arguments = parser.parse_args()
-    missing = [run for run in arguments.runs if not (run / "checkpoint.pt").is_file()]
-    if missing:
-        raise SajiError(f"{missing[0]} holds no checkpoint.pt; train one with: make train")
+    only = 'examine these alone, broken files or "healthy"'
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Break every run and tell what got past the gate."""
+    for run in arguments.runs:
+        if not (run / "checkpoint.pt").is_file():
+            raise SajiError(f"{run} holds no checkpoint.pt; train one with: make train")
     for run in arguments.runs:
         same = [other for other in arguments.runs if other.name == run.name]
         stranger = same[(same.index(run) + 1) % len(same)]
         row = examined(run, None if stranger == run else stranger, arguments.data, arguments.only)
-        append_rows(arguments.rows, [row])
-        print(f"{row['run']}: {told(row['outcomes'])}", flush=True)
+        say(f"{row['run']}: {in_words(row['outcomes'])}")
+        yield row
 
 
-def trials(rows: Sequence[Row]) -> list[Row]:
-    """Every outcome of some rows; where a run was examined again (`--only`), the last of each file counts."""
-    last = {
-        (row["run"], trial["name"], trial["backend"], trial["precision"]): trial
-        for row in rows
-        for trial in row["outcomes"]
-    }
-    return [*last.values()]
-
-
-FAINT = tuple(fault.name for fault in FAINT_FAULTS)
-
-
-def told(outcomes: list[dict[str, Any]]) -> str:
-    """How many were judged rightly, and by name those that were not."""
-    sick = [trial for trial in outcomes if trial["name"] not in (*HEALTHY, *FAINT)]
-    caught = sum(trial["verdict"] == "fail" for trial in sick)
-    wrong = [f"{t['name']} ({t['backend']} {t['precision']}): {t['verdict']}" for t in outcomes if not _right(t)]
-    well = [trial for trial in outcomes if trial["name"] in HEALTHY]
-    passed = sum(trial["verdict"] == "pass" for trial in well)
-    return f"{caught} of {len(sick)} broken files caught, {passed} of {len(well)} healthy ones passed" + "".join(
-        f"; {what}" for what in wrong
-    )
-
-
-def _right(trial: dict[str, Any]) -> bool:
-    return trial["name"] in FAINT or bool(trial["verdict"] == ("pass" if trial["name"] in HEALTHY else "fail"))
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)
+def in_words(outcomes: Sequence[Row]) -> str:
+    """How many got the right verdict, and by name those that did not; what is faint may pass."""
+    broken, healthy = ([trial for trial in outcomes if kind(trial) == wanted] for wanted in ("broken", "healthy"))
+    missed = [trial for trial in broken if trial["verdict"] != "fail"]
+    refused = [trial for trial in healthy if trial["verdict"] != "pass"]
+    counts = f"{len(broken) - len(missed)} of {len(broken)} broken files caught, "
+    counts += f"{len(healthy) - len(refused)} of {len(healthy)} healthy ones passed"
+    wrong = (f"{t['name']} ({t['backend']} {t['precision']}): {t['verdict']}" for t in (*missed, *refused))
+    return "; ".join([counts, *wrong])

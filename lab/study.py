@@ -1,4 +1,4 @@
-"""`python -m lab.study DATA`: what docs/study.md tells, one committed row per finished run.
+"""What docs/study.md tells, one committed row per finished run.
 
 - `transfer`: EfficientNet-Lite0 from ImageNet weights.
 - `folds`: plain, residual and squeeze-and-excitation from scratch, every photo judged by a network that never saw it.
@@ -10,19 +10,19 @@ A run that has its row is not repeated; one that was cut off goes on where it wa
 """
 
 import argparse
-import json
 import multiprocessing
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from runtime.benchmark.rows import Row, append_rows, read_rows
-from runtime.command_line import exit_with_one_sentence
-from runtime.environment import stamp, usable_cores
+from lab.tables.study import SEEDS
+from runtime.benchmark.rows import Row, read_rows
+from runtime.command_line import say
+from runtime.environment import usable_cores
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, accuracy, calibration_error, wilson_interval
 from training.network.classifier import finished, load_checkpoint, reference_logits
@@ -35,13 +35,6 @@ FOLDS = 3
 NETWORKS = ("plain34", "resnet34", "se_resnet34")
 TEACHER = "efficientnet_lite0"
 WAVES = (("transfer", "folds", "seeds"), ("distil", "long"))  # the second needs the first
-# Validation accuracy as the students' own reports state it, by recipe and network
-SEEDS = {
-    "salt": {"plain34": 0.47, "resnet34": 0.671, "se_resnet34": 0.545},
-    "300gecs": {"plain34": 0.54, "resnet34": 0.60, "se_resnet34": 0.706},
-    "nasgor_goreng": {"plain34": 0.428, "resnet34": 0.671},
-    "cosine_warmup": {"plain34": 0.82, "resnet34": 0.87},
-}
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
     folder = out / "study" / job.name
     if not finished(folder, job.architecture, job.recipe, data.fingerprint):
         train(job.architecture, data, job.recipe, folder, out / "cache", Place("cpu"))
-    return row_of(job, data, folder) | {"threads": threads, "runs_at_once": at_once} | stamp()
+    return row_of(job, data, folder) | {"threads": threads, "runs_at_once": at_once}
 
 
 def row_of(job: Job, data: Data, folder: Path) -> Row:
@@ -101,7 +94,7 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
         "run": job.name,
         "architecture": job.architecture,
         "fold": job.fold,
-        "recipe": _told(job.recipe),
+        "recipe": asdict(job.recipe) | {"teacher": Path(job.recipe.teacher).parent.name},  # not its place here
         "data_fingerprint": data.fingerprint,
         "trained_on": len(data.train),
         "photos": len(validation.labels),
@@ -117,29 +110,21 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
     }
 
 
-def _told(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without the place of its teacher, which differs from machine to machine."""
-    return asdict(recipe) | {"teacher": Path(recipe.teacher).parent.name}
-
-
 def _digits(classes: np.ndarray) -> str:
     return "".join(np.base_repr(number, 36) for number in classes)
 
 
-def main() -> None:
-    """Read the command line and do what is missing of the study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The photos, and what to run on them."""
     parser.add_argument("data", type=Path, help="photo set with a split of its own")
     parts = [part for wave in WAVES for part in wave]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run; all by default")
-    parser.add_argument("--rows", type=Path, default=Path("results/study.jsonl"), help="append rows to this .jsonl")
-    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
     parser.add_argument("--at-once", type=int, default=usable_cores(), help="runs that share the cores; 1 thread each")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The rows of the runs that have none yet in --rows."""
     if arguments.at_once < 1:
         raise SajiError("--at-once must be at least 1")
     done = {row["run"] for row in read_rows(arguments.rows)} if arguments.rows.is_file() else set()
@@ -147,12 +132,11 @@ def main() -> None:
         todo = [job for part in wave if part in arguments.parts for job in jobs(part, arguments.out)]
         todo = [job for job in todo if job.name not in done]
         for row in _run_all(todo, arguments.data, arguments.out, arguments.at_once):
-            append_rows(arguments.rows, [row])
-            print(f"{row['run']}: accuracy {row['accuracy']:.3f} on {row['photos']} photos", flush=True)
-    print(json.dumps({"rows": str(arguments.rows), "parts": list(arguments.parts)}))
+            say(f"{row['run']}: accuracy {row['accuracy']:.3f} on {row['photos']} photos")
+            yield row
 
 
-def _run_all(todo: list[Job], source: Path, out: Path, at_once: int) -> Any:
+def _run_all(todo: list[Job], source: Path, out: Path, at_once: int) -> Iterator[Row]:
     """The row of each job as it is finished, from processes that share the cores; a failure is raised at the end."""
     if not todo:
         return
@@ -168,7 +152,3 @@ def _run_all(todo: list[Job], source: Path, out: Path, at_once: int) -> Any:
                 yield future.result()
     for future in failed:
         future.result()
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

@@ -1,19 +1,16 @@
-"""`python -m lab.suspects DATA --planted FOLDER`: how good is the list of photos that are likely mislabelled?
+"""How good is the list of photos that are likely mislabelled?
 
-The photos of FOLDER, which are known to be mislabelled, are mixed in; one row says how many of them come first.
+Photos that are known to be mislabelled are mixed in; one row says how many of them come first.
 """
 
 import argparse
-import json
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from runtime.benchmark.rows import append_rows
-from runtime.command_line import exit_with_one_sentence
-from runtime.environment import stamp
+from runtime.benchmark.rows import Row
 from training.network import architectures
 from training.photos.dataset import load_data
 from training.photos.photo_set import PhotoSet, read_photo_set
@@ -39,23 +36,24 @@ class Recall:
     ranks: list[int]
 
 
-def main() -> None:
-    """Read the command line, look at every photo, append the row."""
-    parser = argparse.ArgumentParser(prog="python -m lab.suspects", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is looked at, and how."""
     parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
     parser.add_argument("--planted", type=Path, required=True, help="photos known to be mislabelled, to mix in")
     parser.add_argument("--arch", default="efficientnet_lite0", help="network whose published weights look")
     parser.add_argument("--folds", type=int, default=3, help="parts, each of which the others are asked about")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
-    parser.add_argument("--rows", type=Path, help="append the figures to this .jsonl")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """One row: how many of the planted photos the list begins with."""
     architectures.check_name(arguments.arch)
     both, wrong = planted(read_photo_set(arguments.data), read_photo_set(arguments.planted))
     data = load_data(both, 0.2, arguments.seed, True, arguments.out / "cache", bar)  # its split is not looked at
     answers = ask_folds(features(arguments.arch, data.photos, bar), data, arguments.folds, arguments.seed)
     ranked = ranking(data, answers)
-    row = {
+    yield {
         "experiment": "suspects",
         "architecture": arguments.arch,
         "folds": arguments.folds,
@@ -65,9 +63,6 @@ def main() -> None:
         "accuracy": round(float((answers.probabilities.argmax(1) == data.labels).mean()), 4),
         **asdict(recall(ranked, wrong)),
     }
-    if arguments.rows:
-        append_rows(arguments.rows, [row | stamp()])
-    print(json.dumps(row))
 
 
 def planted(listed: PhotoSet, wrong: PhotoSet) -> tuple[PhotoSet, set[Path]]:
@@ -85,7 +80,3 @@ def recall(ranked: Sequence[Suspect], wrong: Set[Path]) -> Recall:
     found, by_confidence, by_distance = (int(is_wrong[order[:FIRST]].sum()) for order in orders)
     ranks = (np.flatnonzero(is_wrong) + 1).tolist()
     return Recall(len(ranks), FIRST, found, by_confidence, by_distance, round(found / len(ranks), 4), ranks)
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

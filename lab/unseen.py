@@ -1,4 +1,4 @@
-"""`python -m lab.unseen`: does a classifier notice a class that it has never seen?
+"""Does a classifier notice a class that it has never seen?
 
 Each class is left out in turn: a network is trained on the others, then every rule scores the validation photos of
 the known classes and all photos of the class left out. One row a class, so that a run that was stopped goes on where
@@ -6,26 +6,20 @@ it was.
 """
 
 import argparse
-import json
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from runtime.command_line import exit_with_one_sentence, require_extra
-from runtime.errors import SajiError
-
-if __name__ == "__main__":  # before the imports that would fail with a traceback
-    require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from runtime import environment
-from runtime.benchmark.rows import Row, append_rows, read_rows
+from lab.tables.study import unseen as table
+from runtime.benchmark.rows import Row, read_rows
+from runtime.command_line import say
+from runtime.errors import SajiError
 from runtime.evaluation import accuracy
 from runtime.preprocess import pixels
 from runtime.spec import RULES, Geometry
@@ -47,13 +41,23 @@ class Outputs:
     features: np.ndarray
 
 
-def main() -> None:
-    """Read the command line, do the classes that have no row yet, print the mean AUROC of each rule."""
-    arguments = _arguments()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The photos, the network, and which class to leave out."""
+    parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
+    parser.add_argument("--arch", default="efficientnet_lite0", help="architecture (efficientnet_lite0)")
+    parser.add_argument("--recipe", default="transfer", help="recipe by name, or a path to a .toml file (transfer)")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--image-size", type=int, help="instead of the recipe's, pixels")
+    parser.add_argument("--leave", default="", help="only this class; by default each in turn")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The rows of the classes that have none yet in --rows; the table of all goes to stderr."""
     architectures.check_name(arguments.arch)
     recipe = load_recipe(arguments.recipe)
-    given = {"epochs": arguments.epochs, "image_size": arguments.image_size}
-    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    changes = {"epochs": arguments.epochs, "image_size": arguments.image_size}
+    recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
     cache = arguments.out / "cache"
     data = load_data(arguments.data, recipe.validation_share, recipe.seed, True, cache, bar)
     if len(data.classes) < 3 or arguments.leave not in ("", *data.classes):
@@ -63,25 +67,9 @@ def main() -> None:
         if name not in _rows(arguments.rows, same):
             folder = arguments.out / "unseen" / run_name(arguments.data) / name / arguments.arch
             model = _trained(without(data, name), arguments.arch, recipe, folder, cache)
-            figures = held_against(model, data, name, Geometry.for_size(recipe.image_size))
-            row = {"experiment": "unseen", "unseen": name, **same, **figures, **environment.stamp()}
-            append_rows(arguments.rows, [row])
-    rows = list(_rows(arguments.rows, same).values())
-    print(table(rows))
-    print(json.dumps({"classes": [row["unseen"] for row in rows], "auroc": means(rows, "auroc")}, ensure_ascii=False))
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lab.unseen", description=__doc__)
-    parser.add_argument("data", type=Path, help="a folder per class, or a CSV with filename,label[,split]")
-    parser.add_argument("--arch", default="efficientnet_lite0", help="architecture")
-    parser.add_argument("--recipe", default="transfer", help="recipe by name, or a path to a .toml file")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--image-size", type=int, help="instead of the recipe's, pixels")
-    parser.add_argument("--leave", default="", help="only this class; by default each in turn")
-    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
-    parser.add_argument("--rows", type=Path, default=Path("results/unseen.jsonl"), help="append rows to this .jsonl")
-    return parser.parse_args()
+            figures = compared_with_unseen(model, data, name, Geometry.for_size(recipe.image_size))
+            yield {"experiment": "unseen", "unseen": name, **same, **figures}
+    say(table([*_rows(arguments.rows, same).values()]))
 
 
 def _rows(path: Path, same: dict[str, Any]) -> dict[str, Row]:
@@ -118,7 +106,7 @@ def _trained(data: Data, architecture: str, recipe: Recipe, folder: Path, cache:
     return load_checkpoint(folder / "checkpoint.pt")[0]
 
 
-def held_against(model: PhotoClassifier, data: Data, name: str, geometry: Geometry) -> dict[str, Any]:
+def compared_with_unseen(model: PhotoClassifier, data: Data, name: str, geometry: Geometry) -> dict[str, Any]:
     """A model that knows all classes but `name`: its validation photos against all photos of that class.
 
     The temperature is fitted to the known photos alone, and the threshold behind `unknown_rejected` keeps a share
@@ -163,47 +151,19 @@ def outputs(model: PhotoClassifier, paths: Sequence[Path], geometry: Geometry) -
     return Outputs(np.concatenate(logits), np.concatenate(features))
 
 
-def scores(found: Outputs, temperature: float, learnt: np.ndarray) -> dict[str, np.ndarray]:
+def scores(outputs: Outputs, temperature: float, learnt: np.ndarray) -> dict[str, np.ndarray]:
     """By every rule, how much each photo looks like the known classes: float `[N]`, higher is surer.
 
     The rules of `runtime.spec` need the logits alone. Beside them stand the largest logit (Hendrycks et al. 2022)
     and the cosine to the nearest of the training photos' features `learnt` `[M, F]`, which a served model has not.
     """
-    scaled = found.logits.astype(np.float64) / temperature
+    scaled = outputs.logits.astype(np.float64) / temperature
     return {
         **{rule: score(scaled, temperature) for rule, score in RULES.items()},
-        "max_logit": found.logits.max(axis=1),
-        "nearest_features": (_unit(found.features) @ _unit(learnt).T).max(axis=1),
+        "max_logit": outputs.logits.max(axis=1),
+        "nearest_features": (_unit(outputs.features) @ _unit(learnt).T).max(axis=1),
     }
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown: a line per rejection rule, its AUROC for each class left out, the means at the end."""
-    classes, kept = [row["unseen"] for row in rows], f"{100 * rows[0]['right_kept']:g} %"
-    head = ["rule", *classes, "mean AUROC", f"unknown rejected where {kept} of right ones are kept"]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(classes) + 2)]
-    auroc, rejected = means(rows, "auroc"), means(rows, "unknown_rejected")
-    for rule in auroc:
-        cells = [f"{row['auroc'][rule]:.3f}" for row in rows]
-        lines.append(f"| {' | '.join([rule, *cells, f'{auroc[rule]:.3f}', f'{rejected[rule]:.3f}'])} |")
-    row, recipe = rows[0], rows[0]["recipe"]
-    said = (
-        f"AUROC of validation photos of the other classes against all photos of the class that is left out; "
-        f"{row['architecture']}, recipe {recipe['name']}, {recipe['epochs']} epochs at {recipe['image_size']} px, "
-        f"accuracy {min(r['accuracy'] for r in rows):.3f} to {max(r['accuracy'] for r in rows):.3f}; "
-        f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
-    )
-    return "\n".join([*lines, "", said])
-
-
-def means(rows: list[Row], figure: str) -> dict[str, float]:
-    """The mean of a figure that each row has by rule, for each rule."""
-    return {rule: round(statistics.mean(row[figure][rule] for row in rows), 4) for rule in rows[0][figure]}
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from lab.claims import loops, speed, tried
-from lab.claims.ratio import compare
+from lab.claims import speed, workloads
+from lab.claims.comparison import Claim, compare, in_process
 from runtime.benchmark import command, rows, scenarios, watch, worker
 from runtime.benchmark.run import Options
 from runtime.benchmark.table import comparison, draw, frontier, table
@@ -243,26 +243,42 @@ def test_the_frontier_holds_whom_nobody_beats_in_both(tmp_path: Path) -> None:
     assert all(f">{name}<" in text for name in "abd")
 
 
-def test_ideas_and_ratios_refuse_nonsense_in_one_sentence(tmp_path: Path) -> None:
+def test_claims_refuse_nonsense_in_one_sentence(tmp_path: Path) -> None:
     def said(*arguments: str) -> str:
-        command = [sys.executable, "-m", "lab.claims.tried", *arguments]
+        command = [sys.executable, "-m", "lab", "speed", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         return done.stderr
 
-    assert "holds no efficientnet_lite0; export one with: make train export" in said("--out", str(tmp_path))
+    assert "holds no benchmark of resnet34; run one with: make train export bench" in said("--out", str(tmp_path))
     assert "invalid choice: 'magic'" in said("--only", "magic")
     with pytest.raises(SajiError, match="--rounds 0 would count no pair"):
-        compare("nothing", [], [], 1, 0, "wall")
+        compare(Claim("nothing", 1, [], []), 0)
 
 
-def test_an_idea_is_run_with_it_and_without_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tried, "SMALL", "resnet18")
-    monkeypatch.setattr(tried, "FOLDER", 3)
-    work = tried.Work(model.parent, tmp_path)
-    for with_it in (True, False):
-        assert tried.photo_a_core(with_it, work)["per_second"] > 0
-        assert tried.batches(with_it, work)["per_second"] > 0
+def test_two_functions_are_compared_each_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    peak = in_process(workloads.latency_median, "Latency: median = 2.5 ms")
+    done = subprocess.run([sys.executable, *peak], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == 2.5
+    ours, theirs = (["-c", f"print('noise'); print('{{\"per_second\": {rate}}}')"] for rate in (9, 3))
+    row = compare(Claim("nine against three", 2, ours, theirs), 1)
+    assert row["ratio"] == 3 and row["ours"] == [9] and row["theirs"] == [3] and row["claim"] == "nine against three"
+    assert compare(Claim("less", 2, ours, theirs, less_is_better=True), 1)["ratio"] == pytest.approx(1 / 3, abs=1e-3)
+    with pytest.raises(SajiError, match="failed with status 3: no message"):
+        compare(Claim("broken", 1, ["-c", "exit(3)"], theirs), 1)
+
+
+def test_an_idea_that_is_kept_is_measured_with_it_and_without_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "SECONDS", 0.05)
+    photo = speed.write_photo(model, tmp_path / "1.jpg", 256, 64, 0)
+    place = str(model), "resnet18 · ort-cpu · fp32"
+    for way in (True, False):
+        assert workloads.photo(*place, str(photo), way)["per_second"] > 0
+        assert workloads.resizing(str(model), str(photo), way)["per_second"] > 0
+        assert workloads.photos_of_folder(*place, str(tmp_path), way)["per_second"] > 0
 
 
 def test_trtexecs_latency_is_read_from_what_it_prints() -> None:
@@ -270,9 +286,9 @@ def test_trtexecs_latency_is_read_from_what_it_prints() -> None:
         "[I] Latency: min = 0.9 ms, max = 1.8 ms, mean = 1.1 ms, median = 1.05 ms, percentile(90%) = 1.2 ms\n"
         "[I] GPU Compute Time: min = 0.5 ms, max = 1 ms, mean = 0.6 ms, median = 0.55 ms, percentile(90%) = 0.7 ms\n"
     )
-    assert loops.latency_median(text) == 1.05
+    assert workloads.latency_median(text) == 1.05
     with pytest.raises(SajiError, match="no median latency"):
-        loops.latency_median("&&&& FAILED TensorRT.trtexec")
+        workloads.latency_median("&&&& FAILED TensorRT.trtexec")
 
 
 def bench_py(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,17 +7,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
 from test_demo import colour_classifier, running, serving_of
 
+from lab.__main__ import keep
+from lab.claims.comparison import Claim
 from lab.claims.speed import write_photo
-from lab.load import clients, parts, sides
-from lab.load.parts import PARTS, Plan
-from lab.load.sides import Load, flatness
-from lab.load.table import table
+from lab.load import clients, experiments, measurements
+from lab.load.experiments import EXPERIMENTS, Plan
+from lab.load.measurements import Load, flatness
+from lab.tables.load import table
 from runtime.benchmark.rows import read_rows
 from runtime.deployment import Deployment, Measured
 from runtime.errors import SajiError
@@ -54,7 +55,7 @@ def photos(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_summary_is_found_among_wrks_own_lines() -> None:
     line = '{"seconds": 2.001, "answers": 300, "refused": 4, "broken": 0, "p50_ms": 9.1}'
     text = f"Running 2s test @ http://127.0.0.1:1\n  1 threads and 32 connections\nRequests/sec: 150.1\n{line}\n"
-    assert clients.told(text)["answers"] == 300 and clients.told(text)["refused"] == 4
+    assert clients.summary(text)["answers"] == 300 and clients.summary(text)["refused"] == 4
 
 
 def test_a_missing_wrk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_missing_wrk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, photos: 
     with pytest.raises(SajiError, match="apt-get install wrk"):
         clients.wrk("http://127.0.0.1:9", [*photos.iterdir()], 2, 1)
     with pytest.raises(SajiError, match="apt-get install wrk"):
-        clients.told("Requests/sec: 150.1\n")
+        clients.summary("Requests/sec: 150.1\n")
 
 
 @needs_wrk
@@ -93,23 +94,23 @@ def test_growth_is_the_last_tenth_over_the_first() -> None:
 
 
 def test_rows_of_every_part_say_what_was_measured_and_make_the_table(
-    out: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Plan(Load(str(out), str(photos), seconds=2), 2, 4)
 
-    def compared(
-        claim: str, ours: list[str], theirs: list[str], target: float, rounds: int, measure: str, **_: Any
-    ) -> Any:
+    def compared(claim: Claim, rounds: int) -> dict:
         said = [[FIGURES, FIGURES]] * rounds
         ratios = {"ratio": 0.75, "ratio_low": 0.7, "ratio_high": 0.8, "ours": [15.0, 15.0], "theirs": [20.0, 20.0]}
-        facts = {"claim": claim, "target": target, "measure": measure, "rounds": rounds, "said": said}
-        return {**facts, **ratios, **parts.environment.stamp()}
+        facts = {"claim": claim.text, "target": claim.target, "measure": claim.measure, "rounds": rounds, "said": said}
+        return {**facts, **ratios}
 
-    monkeypatch.setattr(parts, "compare", compared)
-    monkeypatch.setattr(sides, "by_wrk", lambda load: FIGURES)
-    monkeypatch.setattr(sides, "overload", lambda load: {**FIGURES, **LONE, "accepted": SOME, "refusals": SOME})
-    monkeypatch.setattr(sides, "memory", lambda load: {**FIGURES, **flatness([300.0] * 60, 10)})
-    rows = [json.loads(json.dumps(row)) for part in PARTS.values() for row in part(plan)]
+    monkeypatch.setattr(experiments, "compare", compared)
+    monkeypatch.setattr(measurements, "by_wrk", lambda load: FIGURES)
+    overload = {**FIGURES, **LONE, "accepted": SOME, "refusals": SOME}
+    monkeypatch.setattr(measurements, "overload", lambda load: overload)
+    monkeypatch.setattr(measurements, "memory", lambda load: {**FIGURES, **flatness([300.0] * 60, 10)})
+    keep((row for experiment in EXPERIMENTS.values() for row in experiment(plan)), tmp_path / "rows.jsonl")
+    rows = read_rows(tmp_path / "rows.jsonl")
     assert {row["part"] for row in rows} == {"clients", "plain", "queue", "http", "settings", "overload", "memory"}
     for row in rows:
         assert row["experiment"] == "load" and row["candidate"].startswith("resnet18 · ort-cpu")
@@ -140,7 +141,7 @@ def test_a_server_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
 @needs_wrk
 @pytest.mark.slow
 def test_every_part_runs(out: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lab.load", "--out", str(out), "--seconds", "2", "--memory-seconds", "2"]
+    command = [sys.executable, "-m", "lab", "load", "--out", str(out), "--seconds", "2", "--memory-seconds", "2"]
     command += ["--rounds", "1", "--clients", "4", "--rows", str(tmp_path / "load.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
     assert done.returncode == 0, done.stderr

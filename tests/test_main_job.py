@@ -83,17 +83,17 @@ def claim(*command: str) -> dict:
 
 @needs_bf16
 def test_training_is_twice_as_fast_as_a_plain_loop(out: Path) -> None:
-    row = claim("-m", "lab.claims.training", "--out", str(out), "--against", "plain")
+    row = claim("-m", "lab", "training", "--out", str(out), "--against", "plain")
     assert row["ratio"] >= 2, row
 
 
 def test_training_is_not_slower_than_timms_parts(out: Path) -> None:
-    row = claim("-m", "lab.claims.training", "--out", str(out), "--against", "timm")
+    row = claim("-m", "lab", "training", "--out", str(out), "--against", "timm")
     assert row["ratio_high"] >= 1, row  # a tie within what the pairs tell apart
 
 
 def test_cold_start_takes_a_sixth_of_pytorchs(out: Path) -> None:
-    row = claim("-m", "lab.claims.speed", "--out", str(out), "--only", "cold start")
+    row = claim("-m", "lab", "speed", "--out", str(out), "--only", "cold start")
     assert row["ratio"] >= 6, row
 
 

@@ -1,4 +1,4 @@
-"""`python -m lab.claims.training`: photos per second of our trainer against other loops on the same photos.
+"""Photos per second of our trainer against other loops on the same photos.
 
 - `plain` is what a tutorial writes: decode with Pillow each epoch, FP32, NCHW, torchvision's ResNet-34, AdamW.
 - `timm` is timm's own parts (transform, network, optimiser, loss, gradient clipping) with our settings:
@@ -6,92 +6,55 @@
 """
 
 import argparse
-import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.claims.ratio import compare
-from runtime.benchmark.rows import append_rows
-from runtime.command_line import exit_with_one_sentence
+from lab.claims.comparison import Claim, compare, in_process
+from runtime.benchmark.rows import Row
 from training.photos.dataset import Data, load_data
 from training.recipe import Recipe
 
 
-def main() -> None:
-    """Race both loops in processes of their own; with `--loop` be one of them."""
-    parser = argparse.ArgumentParser(prog="python -m lab.claims.training", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure, and on what."""
     parser.add_argument("--data", type=Path, help="photo set; the drawn sample in OUT/sample by default")
-    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
-    parser.add_argument("--size", type=int, default=224, help="image size, pixels")
-    parser.add_argument("--batch", type=int, default=32, help="photos per step")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps, after two of warm-up")
-    parser.add_argument("--rounds", type=int, default=3, help="counted pairs of runs")
-    parser.add_argument("--rows", type=Path, help="append the row to this .jsonl")
-    parser.add_argument("--against", nargs="+", choices=CLAIMS, default=[*CLAIMS], help="which loops to race")
-    parser.add_argument("--loop", choices=["ours", *CLAIMS], help=argparse.SUPPRESS)
-    parser.add_argument("--augmentation", default="trivial", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.loop:
-        print(json.dumps({"photos_per_second": _rate(arguments)}))
-        return
-    command = ["-m", "lab.claims.training", "--data", str(_source(arguments)), "--out", str(arguments.out)]
-    command += ["--size", str(arguments.size), "--batch", str(arguments.batch), "--steps", str(arguments.steps)]
-    for name in arguments.against:
-        claim = CLAIMS[name]
-        here = [*command, "--augmentation", claim.augmentation]
-        row = compare(
-            f"training ResNet-34 at {arguments.size} px against {claim.what}",
-            [*here, "--loop", "ours"],
-            [*here, "--loop", name],
-            target=claim.target,
-            rounds=arguments.rounds,
-            measure="photos_per_second",
-        )
-        if arguments.rows:
-            append_rows(arguments.rows, [row])
-        print(json.dumps(row))
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
+    parser.add_argument("--size", type=int, default=224, help="image size, pixels (224)")
+    parser.add_argument("--batch", type=int, default=32, help="photos per step (32)")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps, after two of warm-up (6)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted pairs of runs (3)")
+    parser.add_argument("--against", nargs="+", choices=OTHERS, default=[*OTHERS], help="which loops to compare with")
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What we say of our trainer beside another loop: at least `target` times its photos per second."""
-
-    what: str
-    target: float
-    augmentation: str
-
-
-CLAIMS = {
-    "plain": Claim("a plain FP32 NCHW loop", 2.0, "trivial"),
-    "timm": Claim("timm's parts at equal settings", 1.0, "crop"),
-}
-
-
-def _rate(arguments: argparse.Namespace) -> float:
-    data = load_data(_source(arguments), 0.2, 0, look_alikes=False)
-    recipe = Recipe(
-        image_size=arguments.size,
-        batch_size=arguments.batch,
-        epochs=1,
-        warmup_epochs=0,
-        augmentation=arguments.augmentation,
-    )
-    steps = min(arguments.steps, len(data.train) // arguments.batch - 2)
-    if arguments.loop == "ours":
-        return _ours(data, recipe, arguments.out, steps)
-    return (_plain if arguments.loop == "plain" else _timm)(data, recipe, steps)
-
-
-def _source(arguments: argparse.Namespace) -> Path:
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """A row for each of the other loops."""
     from training.photos.drawn import write_sample
 
-    return arguments.data or write_sample(arguments.out / "sample")
+    source = arguments.data or write_sample(arguments.out / "sample")
+    work = str(source), str(arguments.out), arguments.size, arguments.batch, arguments.steps
+    for name in arguments.against:
+        other = OTHERS[name]
+        text = f"training ResNet-34 at {arguments.size} px against {other.words}"
+        ours, theirs = (in_process(photos_per_second, loop, *work, other.augmentation) for loop in ("ours", name))
+        yield compare(Claim(text, other.target, ours, theirs, "photos_per_second"), arguments.rounds)
 
 
-def _ours(data: Data, recipe: Recipe, out: Path, steps: int) -> float:
-    """The very module, data and settings of `training.run.train`, stopped after a few steps."""
+def photos_per_second(
+    loop: str, source: str, out: str, size: int, batch: int, steps: int, augmentation: Any
+) -> dict[str, float]:
+    """The rate of one loop over `steps` batches, in this process."""
+    data = load_data(Path(source), 0.2, 0, look_alikes=False)
+    recipe = Recipe(image_size=size, batch_size=batch, epochs=1, warmup_epochs=0, augmentation=augmentation)
+    steps = min(steps, len(data.train) // batch - 2)
+    seconds = _ours(data, recipe, steps, Path(out)) if loop == "ours" else OTHERS[loop].seconds(data, recipe, steps)
+    return {"photos_per_second": steps * batch / seconds}
+
+
+def _ours(data: Data, recipe: Recipe, steps: int, out: Path) -> float:
+    """Seconds of the very module, data and settings of `training.run.train`, stopped after a few steps."""
     import lightning as L
     from torch.utils.data import DataLoader
 
@@ -128,7 +91,7 @@ def _ours(data: Data, recipe: Recipe, out: Path, steps: int) -> float:
     )
     loader = DataLoader(photos, recipe.batch_size, sampler=sampler)
     trainer.fit(Fitting("resnet34", len(data.classes), recipe), loader)
-    return steps * recipe.batch_size / clock.seconds
+    return float(clock.seconds)
 
 
 def _plain(data: Data, recipe: Recipe, steps: int) -> float:
@@ -157,7 +120,7 @@ def _plain(data: Data, recipe: Recipe, steps: int) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return steps * recipe.batch_size / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
 def _timm(data: Data, recipe: Recipe, steps: int) -> float:
@@ -195,8 +158,20 @@ def _timm(data: Data, recipe: Recipe, steps: int) -> float:
         loss.backward()
         dispatch_clip_grad(model.parameters(), recipe.clip_norm)
         optimizer.step()
-    return steps * recipe.batch_size / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
-if __name__ == "__main__":
-    exit_with_one_sentence(main)
+@dataclass(frozen=True)
+class Other:
+    """Another loop, which gives the seconds of its steps: ours has at least `target` times its photos per second."""
+
+    seconds: Callable[[Data, Recipe, int], float]
+    words: str
+    target: float
+    augmentation: str
+
+
+OTHERS = {
+    "plain": Other(_plain, "a plain FP32 NCHW loop", 2.0, "trivial"),
+    "timm": Other(_timm, "timm's parts at equal settings", 1.0, "crop"),
+}

@@ -1,4 +1,4 @@
-"""Those who ask: wrk, which takes least of the processor, and threads of this process where wrk does not suffice."""
+"""Clients of the service: wrk, which takes least of the processor, and threads of this process where it does not do."""
 
 import json
 import resource
@@ -37,15 +37,15 @@ def wrk(address: str, photos: Sequence[Path], connections: int, seconds: float) 
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise Unavailable(f"wrk failed with status {done.returncode}: {(done.stderr or done.stdout).strip()[-200:]}")
-    return {**told(done.stdout), "client_cpu_seconds": _cpu_seconds(resource.RUSAGE_CHILDREN) - before}
+    return {**summary(done.stdout), "client_cpu_seconds": _cpu_seconds(resource.RUSAGE_CHILDREN) - before}
 
 
-def told(text: str) -> dict[str, Any]:
+def summary(text: str) -> dict[str, Any]:
     """The JSON that our script makes wrk print, among its own lines. Raises Unavailable where there is none."""
     for line in text.splitlines():
         if line.startswith("{"):
-            found: dict[str, Any] = json.loads(line)
-            return found
+            figures: dict[str, Any] = json.loads(line)
+            return figures
     raise Unavailable("wrk printed no summary; it has to be built with Lua, as Debian's is: sudo apt-get install wrk")
 
 

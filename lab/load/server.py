@@ -1,6 +1,5 @@
 """The service under load, in a process of its own: its answers by status, its memory, its processor seconds."""
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from runtime.errors import SajiError
 
 START_SECONDS, STOP_SECONDS = 120, 60
@@ -22,28 +23,24 @@ _ANSWERS = re.compile(r'^saji_requests_total\{route="/v1/classify",status="(\d+)
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers at `address`; what it takes is read from /proc."""
+    """A server that answers at `address`, and its process."""
 
     address: str
-    pid: int
+    process: psutil.Process
 
     def memory_mib(self) -> float:
         """Resident memory now."""
-        return self._mib("VmRSS")
+        return round(self.process.memory_info().rss / 2**20, 1)
 
     def peak_memory_mib(self) -> float:
-        """The largest resident memory so far."""
-        return self._mib("VmHWM")
-
-    def _mib(self, name: str) -> float:
-        text = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
-        fields = dict(line.split(":", 1) for line in text.splitlines())
-        return round(int(fields[name].removesuffix("kB")) / 2**10, 1)
+        """The largest resident memory so far, which psutil does not tell on Linux."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
 
     def cpu_seconds(self) -> float:
         """Processor seconds so far, user and system, of all threads."""
-        after_name = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+        spent = self.process.cpu_times()
+        return spent.user + spent.system
 
     def answers(self) -> Counter[str]:
         """How many requests for a label were answered so far, by status, as the service itself counts them."""
@@ -59,7 +56,7 @@ def serving(module: str, *arguments: str) -> Iterator[Server]:
         with open(log, "wb") as file:
             process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=file, stderr=file)
         try:
-            yield Server(_address(process, log), process.pid)
+            yield Server(_address(process, log), psutil.Process(process.pid))
         finally:
             process.terminate()
             try:
@@ -72,8 +69,8 @@ def _address(process: subprocess.Popen, log: Path) -> str:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         text = log.read_text(encoding="utf-8", errors="replace")
-        if found := _ADDRESS.search(text):
-            return found[1]
+        if address := _ADDRESS.search(text):
+            return address[1]
         if process.poll() is not None:
             raise SajiError(f"the server to measure did not start: {(text.strip() or 'no message').splitlines()[-1]}")
         time.sleep(0.05)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from statistics import mean
 
-from lab.tables.markdown import markdown
+from lab.tables.markdown import markdown, versions
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate
 
@@ -99,12 +99,12 @@ def check(rows: list[Row]) -> str:
                     errors[what].append(predicted / found - 1)
                     cells[-1] = f"{predicted:.0f} / {found:.0f} ({100 * errors[what][-1]:+.0f} %)"
             lines.append((name, what, *cells))
-    said = [
-        f"{what}: {100 * mean(map(abs, found)):.0f} % off on average, {100 * max(found, key=abs):+.0f} % at worst"
-        for what, found in errors.items()
-        if found
+    summary = [
+        f"{what}: {100 * mean(map(abs, shares)):.0f} % off on average, {100 * max(shares, key=abs):+.0f} % at worst"
+        for what, shares in errors.items()
+        if shares
     ]
-    return f"{markdown(head, lines)}\n\nPredicted / measured photos/s. {'; '.join(said)}.\n\n{_conditions(rows)}"
+    return f"{markdown(head, lines)}\n\nPredicted / measured photos/s. {'; '.join(summary)}.\n\n{_conditions(rows)}"
 
 
 def _times_cores(row: Row, cores: int) -> float:
@@ -127,8 +127,8 @@ _WAYS: dict[str, tuple[str, int, int, Callable[[Row, int], float]]] = {
 
 def _conditions(rows: Sequence[Row]) -> str:
     row = rows[-1]
-    versions = ", ".join(f"{name} {row['versions'][name]}" for name in ("torch", "onnxruntime", "openvino"))
     sizes = ", ".join(sorted({f"{row['image_size']} px" for row in rows}))
     where = f"{row['machine_cores']} cores of {row['machine_cpu']}"
+    libraries = versions(row, "torch", "onnxruntime", "openvino")
     unstable = sum(row["unstable"] for row in rows if "unstable" in row)
-    return f"{sizes}; {where}; {unstable} of {len(rows)} rows unstable; {versions}; commit {row['commit']}."
+    return f"{sizes}; {where}; {unstable} of {len(rows)} rows unstable; {libraries}; commit {row['commit']}."

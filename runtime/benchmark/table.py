@@ -1,4 +1,4 @@
-"""Rows as Markdown, on the terminal and in the documents (`lab/tables/write.py`), and as a picture."""
+"""Rows as Markdown, on the terminal and in the documents (`lab/tables/documents.py`), and as a picture."""
 
 from collections.abc import Sequence
 from functools import partial

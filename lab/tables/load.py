@@ -1,8 +1,9 @@
-"""The rows of the load as Markdown, for `lab/tables/write.py`."""
+"""The table of docs/load.md."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
+from lab.tables.markdown import Columns, by_columns
 from runtime.benchmark.rows import Row
 
 
@@ -10,28 +11,40 @@ def table(rows: list[Row]) -> str:
     """What was compared, the settings, and in sentences overload, memory and conditions; the last row of each part."""
     last = {row["part"]: row for row in rows if row["part"] != "settings"}
     compared = [last[part] for part in ("clients", "plain", "queue", "http") if part in last]
-    blocks = [_table(("work", "measured", "to reach", "ratio (lowest–highest pair)"), map(_comparison, compared))]
+    blocks = [by_columns(compared, _COMPARED)]
     if settings := [row for row in rows if row["part"] == "settings"]:
-        blocks.append(_table(("workers × threads, batch", "photos/s", "p95 ms", "errors"), map(_setting, settings)))
-    blocks += [say(last[part]) for part, say in (("overload", _overload), ("memory", _memory)) if part in last]
+        blocks.append(by_columns(settings, _SETTINGS))
+    blocks += [
+        sentence(last[part]) for part, sentence in (("overload", _overload), ("memory", _memory)) if part in last
+    ]
     return "\n\n".join([*blocks, _conditions(rows)])
 
 
-def _comparison(row: Row) -> tuple[str, ...]:
+def _measured(row: Row) -> str:
+    medians = median(row["ours"]), median(row["theirs"])
+    if row["measure"] != "per_second":
+        return "{:.2f} against {:.2f} ms".format(*medians)
     ours = [pair[0] for pair in row["said"]]
-    if row["measure"] == "per_second":
-        spent = sum(o["client_cpu_seconds"] for o in ours), sum(o["server_cpu_seconds"] for o in ours)
-        measured = f"{median(row['ours']):.0f} against {median(row['theirs']):.0f} photos/s; {_latency(ours)}, "
-        measured += f"{_errors(ours)} errors, processor {spent[0]:.0f} s of the client and {spent[1]:.0f} s of ours"
-    else:
-        measured = f"{median(row['ours']):.2f} against {median(row['theirs']):.2f} ms"
-    target = f"{row['target']:.2f}×" if row["target"] else ""
-    return row["claim"], measured, target, f"{row['ratio']:.2f}× ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
+    client, server = (sum(figures[f"{who}_cpu_seconds"] for figures in ours) for who in ("client", "server"))
+    return (
+        f"{medians[0]:.0f} against {medians[1]:.0f} photos/s; p95 {_worst(ours, 'p95_ms')} ms, "
+        f"p99 {_worst(ours, 'p99_ms')} ms, {_errors(ours)} errors, "
+        f"processor {client:.0f} s of the client and {server:.0f} s of ours"
+    )
 
 
-def _setting(row: Row) -> tuple[str, ...]:
-    name = f"{row['workers']} × {row['threads'] or 'all'}, {row['batch']}"
-    return name, f"{row['per_second']:.0f}", _worst(row["said"], "p95_ms"), str(_errors(row["said"]))
+_COMPARED: Columns = {
+    "work": "{claim}",
+    "measured": _measured,
+    "to reach": lambda row: f"{row['target']:.2f}×" if row["target"] else "",
+    "ratio (lowest–highest pair)": "{ratio:.2f}× ({ratio_low:.2f}–{ratio_high:.2f})",
+}
+_SETTINGS: Columns = {
+    "workers × threads, batch": lambda row: f"{row['workers']} × {row['threads'] or 'all'}, {row['batch']}",
+    "photos/s": "{per_second:.0f}",
+    "p95 ms": lambda row: _worst(row["said"], "p95_ms"),
+    "errors": lambda row: str(_errors(row["said"])),
+}
 
 
 def _overload(row: Row) -> str:
@@ -66,22 +79,13 @@ def _conditions(rows: list[Row]) -> str:
 
 
 def _errors(figures: Sequence[Row]) -> int:
-    return sum(found["refused"] + found["broken"] for found in figures)
-
-
-def _latency(figures: Sequence[Row]) -> str:
-    return f"p95 {_worst(figures, 'p95_ms')} ms, p99 {_worst(figures, 'p99_ms')} ms"
+    return sum(of_round["refused"] + of_round["broken"] for of_round in figures)
 
 
 def _worst(figures: Sequence[Row], name: str) -> str:
-    known = [found[name] for found in figures if found[name] is not None]
+    known = [of_round[name] for of_round in figures if of_round[name] is not None]
     return f"{max(known):.0f}" if known else "?"
 
 
 def _ms(value: float | None) -> str:
     return "?" if value is None else f"{value:.0f} ms"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

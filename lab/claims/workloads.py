@@ -1,19 +1,35 @@
-"""One side of a comparison in a process of its own: `python -m lab.claims.loops NAME ARGUMENT…`.
+"""The work that is compared, a function for each side; `lab.claims.comparison.in_process` runs one in its own process.
 
-The last line of stdout is JSON, for `lab.claims.ratio`. Heavy libraries are imported by the loop that needs
-them, because two loops are about how long a start takes.
+Some of these processes show how long a start takes: what `runtime.load` does not import itself is imported by the
+function that needs it.
 """
 
+import itertools
 import json
+import re
 import statistics
-import sys
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import runtime
+from runtime import preprocess
+from runtime.backends import Backend
+from runtime.candidate import Candidate
+from runtime.classifier import Classifier
+from runtime.comparison import percentile
+from runtime.environment import usable_cores
 from runtime.errors import SajiError
+from runtime.evaluation import ValidationSet
+from runtime.receipt import Receipt
+from runtime.spec import ModelSpec
 
 SECONDS = 3.0  # of calls, after the warm-up
 HARNESS_SECONDS, HARNESS_QUERIES = 5.0, 1024  # beside MLPerf's LoadGen, whose single stream asks for 1,024 queries
@@ -23,10 +39,7 @@ def engine(folder: str, candidate: str) -> dict[str, float]:
     """Calls a second of one candidate, one photo each, from pixels to logits; and its multiply-adds a second."""
     import onnx
 
-    from runtime.evaluation import ValidationSet
-
-    images = ValidationSet.load(Path(folder) / "validation.npz").images[:1]
-    opened = _candidate(folder, candidate).open(Path(folder))
+    opened, images = _engine(folder, candidate), _images(folder)[:1]
     calls = rate(lambda: opened.run(images))
     metadata = {entry.key: entry.value for entry in onnx.load(Path(folder) / "model.onnx").metadata_props}
     multiply_adds = sum(json.loads(metadata["multiply_adds"]).values())
@@ -35,19 +48,14 @@ def engine(folder: str, candidate: str) -> dict[str, float]:
 
 def single_stream(folder: str, candidate: str) -> dict[str, float]:
     """The 90th percentile of one call after another over the validation photos, milliseconds: our own loop."""
-    import itertools
-
     from runtime.benchmark.scenarios import settle, timed
-    from runtime.comparison import percentile
-    from runtime.evaluation import ValidationSet
 
-    images = ValidationSet.load(Path(folder) / "validation.npz").images
-    opened = _candidate(folder, candidate).open(Path(folder))
+    opened, images = _engine(folder, candidate), _images(folder)
     settle(lambda: opened.run(images[:1]))
-    turns = itertools.cycle(range(len(images)))
+    numbers = itertools.cycle(range(len(images)))
 
     def call() -> None:
-        i = next(turns)
+        i = next(numbers)
         opened.run(images[i : i + 1])
 
     return {"p90_ms": percentile(timed(call, HARNESS_SECONDS, HARNESS_QUERIES), 90) or 0.0}
@@ -55,22 +63,18 @@ def single_stream(folder: str, candidate: str) -> dict[str, float]:
 
 def loadgen(folder: str, candidate: str) -> dict[str, Any]:
     """The same, issued and timed by MLPerf's LoadGen (single stream, performance only), with its own verdict."""
-    import tempfile
-
     import mlperf_loadgen
 
     from runtime.benchmark.scenarios import settle
-    from runtime.evaluation import ValidationSet
 
-    images = ValidationSet.load(Path(folder) / "validation.npz").images
-    opened = _candidate(folder, candidate).open(Path(folder))
+    opened, images = _engine(folder, candidate), _images(folder)
     settle(lambda: opened.run(images[:1]))
 
     def issue(queries: list[Any]) -> None:
         for query in queries:
             logits = opened.run(images[query.index : query.index + 1])
-            answer = mlperf_loadgen.QuerySampleResponse(query.id, logits.ctypes.data, logits.nbytes)
-            mlperf_loadgen.QuerySamplesComplete([answer])
+            response = mlperf_loadgen.QuerySampleResponse(query.id, logits.ctypes.data, logits.nbytes)
+            mlperf_loadgen.QuerySamplesComplete([response])
 
     settings = mlperf_loadgen.TestSettings()
     settings.scenario, settings.mode = mlperf_loadgen.TestScenario.SingleStream, mlperf_loadgen.TestMode.PerformanceOnly
@@ -84,8 +88,8 @@ def loadgen(folder: str, candidate: str) -> dict[str, Any]:
         mlperf_loadgen.DestroyQSL(qsl)
         mlperf_loadgen.DestroySUT(sut)
         summary = (Path(logs) / "mlperf_log_summary.txt").read_text(encoding="utf-8")
-    told = {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in summary.splitlines())}
-    return {"p90_ms": float(told["90.00 percentile latency (ns)"]) / 1e6, "result": told["Result is"]}
+    figures = {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in summary.splitlines())}
+    return {"p90_ms": float(figures["90.00 percentile latency (ns)"]) / 1e6, "result": figures["Result is"]}
 
 
 TRTEXEC = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
@@ -93,31 +97,25 @@ TRTEXEC = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 
 def trtexec(folder: str, candidate: str) -> dict[str, float]:
     """The same engine by NVIDIA's own tool: host to host, transfers included as in `engine`, but from pinned memory."""
-    import subprocess
-
-    from runtime.receipt import Receipt
-
-    chosen, size = _candidate(folder, candidate), Receipt.read(Path(folder)).spec.geometry.size
+    chosen, size = _candidate(folder, candidate), _spec(folder).geometry.size
     command = [TRTEXEC[chosen.backend], f"--loadEngine={Path(folder) / chosen.file}"]
     command += [f"--shapes=images:1x{size}x{size}x3", f"--duration={SECONDS:g}"]
-    command += ["--useCudaGraph"] if chosen.variant == "CUDA graph" else []
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {"per_second": 1000 / latency_median(said)}
+    if chosen.variant == "CUDA graph":
+        command.append("--useCudaGraph")
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {"per_second": 1000 / latency_median(text)}
 
 
 def latency_median(text: str) -> float:
     """The median of trtexec's "Latency" in milliseconds: transfer in, compute and transfer out."""
-    import re
-
-    found = re.search(r"\bLatency: .*?median = ([\d.]+) ms", text)
-    if not found:
+    latency = re.search(r"\bLatency: .*?median = ([\d.]+) ms", text)
+    if not latency:
         raise SajiError("trtexec printed no median latency; run it by hand to see why")
-    return float(found[1])
+    return float(latency[1])
 
 
 def int8_peak() -> dict[str, float]:
     """Multiply-adds a second of the fastest INT8 matrix product we have: ONNX Runtime's, 1024 to 2048 square."""
-    import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper
 
@@ -134,13 +132,15 @@ def int8_peak() -> dict[str, float]:
     return {"multiply_adds_per_second": max(rates)}
 
 
-def photo(folder: str, candidate: str, path: str) -> dict[str, float]:
-    """Photos a second through `runtime`, one after another, from encoded bytes to the label."""
-    from runtime.classifier import Classifier
-    from runtime.receipt import Receipt
+def photo(folder: str, candidate: str, path: str, whole: bool = False) -> dict[str, float]:
+    """Photos a second through `runtime`, one after another, from encoded bytes to the label.
 
-    chosen, encoded = _candidate(folder, candidate), Path(path).read_bytes()
-    with Classifier(Receipt.read(Path(folder)).spec, chosen.open(Path(folder)), chosen) as classifier:
+    `whole`: JPEGs are decoded in full size, not at the scale that the network needs.
+    """
+    encoded = Path(path).read_bytes()
+    with _classifier(folder, candidate) as classifier:
+        if whole:
+            classifier.spec = replace(classifier.spec, geometry=replace(classifier.spec.geometry, decode="full"))
         return {"per_second": rate(lambda: classifier(encoded).label)}
 
 
@@ -149,7 +149,7 @@ def torchvision_photo(folder: str, path: str) -> dict[str, float]:
     import torch
     from torchvision.io import decode_image
 
-    module, transform, classes = _eager(folder)
+    module, transform, classes = eager(folder)
     encoded = Path(path).read_bytes()
 
     def label() -> str:
@@ -160,28 +160,54 @@ def torchvision_photo(folder: str, path: str) -> dict[str, float]:
     return {"per_second": rate(label)}
 
 
+def resizing(folder: str, path: str, crop_first: bool) -> dict[str, float]:
+    """Decoded photos a second that get the network's size: only what the crop keeps is resized, or all of it."""
+    geometry = _spec(folder).geometry
+    picture = preprocess.decode_for(path, geometry)
+
+    def everything() -> np.ndarray:
+        shorter = min(picture.size)
+        width, height = (max(geometry.resize, round(side * geometry.resize / shorter)) for side in picture.size)
+        resized = picture.resize((width, height), preprocess.FILTERS[geometry.interpolation])
+        left, top = (width - geometry.size) // 2, (height - geometry.size) // 2
+        return np.asarray(resized.crop((left, top, left + geometry.size, top + geometry.size)))
+
+    return {"per_second": rate(partial(preprocess.fit, picture, geometry) if crop_first else everything)}
+
+
 def first_label(deployment: str, path: str) -> dict[str, float]:
     """Peak memory up to the first label of the deployed choice; the process's time is the cold start."""
-    import runtime
-
     with runtime.load(deployment) as classifier:
         classifier(path)
         return _memory()
 
 
-def folder(folder: str, candidate: str, photos: str) -> dict[str, float]:
-    """Photos a second of a folder as `python -m runtime classify` takes them: a core each, from file to label."""
-    from runtime.classifier import Classifier
-    from runtime.classify import Photos, answers
-    from runtime.environment import usable_cores
-    from runtime.receipt import Receipt
+def first_label_of_checkpoint(checkpoint: str, path: str) -> dict[str, float]:
+    """The same by PyTorch: import, checkpoint, first label."""
+    import torch
 
-    chosen, spec = _candidate(folder, candidate), Receipt.read(Path(folder)).spec
-    with Classifier(spec, chosen.open(Path(folder), 1, usable_cores()), chosen) as classifier:
+    from training.network.classifier import load_checkpoint
+
+    torch.set_grad_enabled(False)
+    model, spec = load_checkpoint(Path(checkpoint))
+    images = torch.from_numpy(preprocess.pixels(path, spec.geometry).copy())[None]
+    _ = spec.classes[int(model(images).argmax())]
+    return _memory()
+
+
+def photos_of_folder(folder: str, candidate: str, photos: str, core_each: bool = True) -> dict[str, float]:
+    """Photos a second of a folder as `python -m runtime classify` takes them: a core each, from file to label.
+
+    Without `core_each` they come one after another, and each has all cores.
+    """
+    from runtime.classify import Photos, answers
+
+    cores = {"threads": 1, "streams": usable_cores()} if core_each else {}
+    with _classifier(folder, candidate, **cores) as classifier:
         classifier(Path(folder) / "golden.png")
-        started = time.perf_counter()
-        found = sum(1 for _ in answers(classifier, Photos([photos], print)))
-        return {"per_second": found / (time.perf_counter() - started), **_memory()}
+        paths, started = Photos([photos], print), time.perf_counter()
+        number = sum(1 for _ in (answers(classifier, paths) if core_each else map(classifier, paths)))
+        return {"per_second": number / (time.perf_counter() - started), **_memory()}
 
 
 def dataloader(folder: str, photos: str) -> dict[str, float]:
@@ -189,9 +215,7 @@ def dataloader(folder: str, photos: str) -> dict[str, float]:
     import torch
     from torchvision.io import decode_image
 
-    from runtime.environment import usable_cores
-
-    module, transform, classes = _eager(folder)
+    module, transform, classes = eager(folder)
     paths = sorted(Path(photos).iterdir())
 
     class Photos(torch.utils.data.Dataset):
@@ -208,25 +232,6 @@ def dataloader(folder: str, photos: str) -> dict[str, float]:
     return {"per_second": len(labels) / (time.perf_counter() - started), **_memory()}
 
 
-def _candidate(folder: str, name: str) -> Any:
-    from runtime.receipt import Receipt
-
-    return next(c for c in Receipt.read(Path(folder)).candidates if c.name == name)
-
-
-def _eager(folder: str) -> tuple[Any, Any, tuple[str, ...]]:
-    """The exported program as an eager module, torchvision's v2 transforms for its geometry, its classes."""
-    import torch
-    from torchvision.transforms import v2
-
-    from runtime.receipt import Receipt
-
-    spec = Receipt.read(Path(folder)).spec
-    module = torch.export.load(Path(folder) / "model.pt2").module().to(memory_format=torch.channels_last)
-    transform = v2.Compose([v2.Resize(spec.geometry.resize, antialias=True), v2.CenterCrop(spec.geometry.size)])
-    return module, transform, spec.classes
-
-
 def rate(call: Callable[[], object]) -> float:
     """Calls a second by the median, over SECONDS, once they have settled."""
     from runtime.benchmark.scenarios import settle, timed
@@ -235,27 +240,40 @@ def rate(call: Callable[[], object]) -> float:
     return 1000 / statistics.median(timed(call, SECONDS))
 
 
+def _spec(folder: str) -> ModelSpec:
+    return Receipt.read(Path(folder)).spec
+
+
+def _candidate(folder: str, name: str) -> Candidate:
+    return next(c for c in Receipt.read(Path(folder)).candidates if c.name == name)
+
+
+def _engine(folder: str, candidate: str) -> Backend:
+    return _candidate(folder, candidate).open(Path(folder))
+
+
+def _classifier(folder: str, candidate: str, threads: int = 0, streams: int = 1) -> Classifier:
+    chosen = _candidate(folder, candidate)
+    return Classifier(_spec(folder), chosen.open(Path(folder), threads, streams), chosen)
+
+
+def _images(folder: str) -> np.ndarray:
+    """The validation photos, uint8 `[N, S, S, 3]`."""
+    return ValidationSet.load(Path(folder) / "validation.npz").images
+
+
+def eager(folder: str) -> tuple[Any, Any, tuple[str, ...]]:
+    """The exported program as an eager module, torchvision's v2 transforms for its geometry, its classes."""
+    import torch
+    from torchvision.transforms import v2
+
+    spec = _spec(folder)
+    module = torch.export.load(Path(folder) / "model.pt2").module().to(memory_format=torch.channels_last)
+    transform = v2.Compose([v2.Resize(spec.geometry.resize, antialias=True), v2.CenterCrop(spec.geometry.size)])
+    return module, transform, spec.classes
+
+
 def _memory() -> dict[str, float]:
     from runtime.benchmark.watch import peak_memory_mib
 
     return {"peak_memory_mib": peak_memory_mib() or 0.0}
-
-
-LOOPS: dict[str, Callable[..., dict[str, float]]] = {
-    loop.__name__: loop
-    for loop in (
-        engine,
-        single_stream,
-        loadgen,
-        trtexec,
-        int8_peak,
-        photo,
-        torchvision_photo,
-        first_label,
-        folder,
-        dataloader,
-    )
-}
-
-if __name__ == "__main__":
-    print(json.dumps(LOOPS[sys.argv[1]](*sys.argv[2:])))

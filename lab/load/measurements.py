@@ -1,16 +1,11 @@
-"""What is measured, one side of a comparison each: `python -m lab.load.sides NAME LOAD`, LOAD being JSON.
-
-The last line of stdout is JSON, for `lab.claims.ratio`.
-"""
+"""What is measured of the service, a function each; `lab.claims.comparison.in_process` runs one in its own process."""
 
 import asyncio
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +17,8 @@ from lab.load import clients
 from lab.load.clients import ask_gradio, ask_service
 from lab.load.server import Server, serving
 from runtime.benchmark.scenarios import settle, timed
-from runtime.classifier import Classifier, load
-from runtime.command_line import exit_with_one_sentence
+from runtime.classifier import Classifier
+from runtime.classifier import load as load_classifier
 from runtime.deployment import Deployment
 
 WARM_UP_SHARE, WITNESSES, OVERLOAD = 0.1, 16, 10
@@ -35,19 +30,22 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Load:
-    """The deployment in `out`, a folder of `photos`, how long and how many clients; the service's own settings."""
+    """How the service is asked, and what it is started with."""
 
-    out: str
-    photos: str
+    out: str = "artifacts"
+    """Folder of all artefacts."""
+    photos: str = ""
+    """Folder of photos to ask about; by default they are made of the golden photo."""
     seconds: float = 60
+    """Length of each load."""
     clients: int = 32
+    """Connections that ask without pause."""
     workers: int = 1
+    """Of the service, see python -m demo --help."""
     threads: int = 0
+    """Of the service."""
     batch: int = 1
-
-    def side(self, name: str) -> list[str]:
-        """The arguments of Python that measure this in another process."""
-        return ["-m", "lab.load.sides", name, json.dumps(asdict(self))]
+    """Of the service."""
 
     def service(self) -> list[str]:
         """The arguments of Python's -m that start the service."""
@@ -68,65 +66,65 @@ class Load:
 
     def open(self, path: Path) -> Classifier:
         """The classifier as the service opens it."""
-        return load(path, threads=self.threads, streams=self.workers)
+        return load_classifier(path, threads=self.threads, streams=self.workers)
 
 
-def by_wrk(asked: Load) -> Figures:
+def by_wrk(load: Load) -> Figures:
     """Photos a second that the service answers to wrk, latencies, errors, memory and processor seconds."""
-    with serving(*asked.service()) as server:
-        _warm_up(asked, server)
-        return _asked_by_wrk(asked, server, asked.clients)
+    with serving(*load.service()) as server:
+        _warm_up(load, server)
+        return _asked_by_wrk(load, server, load.clients)
 
 
-def by_threads(asked: Load) -> Figures:
+def by_threads(load: Load) -> Figures:
     """The same, asked by threads of this process, as `plain` is."""
-    return _by_threads(asked, asked.service(), ask_service)
+    return _by_threads(load, load.service(), ask_service)
 
 
-def plain(asked: Load) -> Figures:
-    """The same of the plain demo of the same network: `lab.load.plain`."""
-    folder = asked.path.parent / Deployment.read(asked.path).choice.folder
-    return _by_threads(asked, ["lab.load.plain", str(folder)], ask_gradio)
+def plain(load: Load) -> Figures:
+    """The same of the plain demo of the same network: `lab.load.plain_demo`."""
+    folder = load.path.parent / Deployment.read(load.path).choice.folder
+    return _by_threads(load, ["lab.load.plain_demo", str(folder)], ask_gradio)
 
 
-def _by_threads(asked: Load, module: list[str], ask: clients.Ask) -> Figures:
+def _by_threads(load: Load, module: list[str], ask: clients.Ask) -> Figures:
     with serving(*module) as server:
 
         def work(seconds: float) -> Figures:
-            return clients.threads(server.address, asked.files, asked.clients, seconds, ask)
+            return clients.threads(server.address, load.files, load.clients, seconds, ask)
 
-        work(asked.seconds * WARM_UP_SHARE)
-        found = _measured(server, lambda: work(asked.seconds))
-    statuses = clients.statuses(found.pop("samples"))
-    return {**found, "statuses": statuses}
+        work(load.seconds * WARM_UP_SHARE)
+        figures = _measured(server, lambda: work(load.seconds))
+    figures["statuses"] = clients.statuses(figures.pop("samples"))
+    return figures
 
 
-def http(asked: Load) -> Figures:
+def http(load: Load) -> Figures:
     """Latency of one client that asks the service for one photo after another, on one connection."""
-    with serving(*asked.service()) as server:
-        connection, photo = clients.connect(server.address), asked.files[0].read_bytes()
-        return _lone(lambda: ask_service(connection, photo), asked.seconds)
+    with serving(*load.service()) as server:
+        connection, photo = clients.connect(server.address), load.files[0].read_bytes()
+        return _lone(lambda: ask_service(connection, photo), load.seconds)
 
 
-def queue(asked: Load) -> Figures:
+def queue(load: Load) -> Figures:
     """The same without HTTP, through the service's queue, threads and micro-batches."""
     from demo.service.queue import Serving
 
-    with Serving(asked.path, asked.open, Limits(), asked.workers, asked.batch) as through, asyncio.Runner() as runner:
-        photo = asked.files[0].read_bytes()
+    with Serving(load.path, load.open, Limits(), load.workers, load.batch) as through, asyncio.Runner() as runner:
+        photo = load.files[0].read_bytes()
 
         async def classify() -> str:
             with through.place():
                 return (await through.classify([photo])).predictions[0].label
 
-        return _lone(lambda: runner.run(classify()), asked.seconds)
+        return _lone(lambda: runner.run(classify()), load.seconds)
 
 
-def direct(asked: Load) -> Figures:
+def direct(load: Load) -> Figures:
     """The same by the classifier alone, from bytes to label, as it is opened without any setting."""
-    with load(asked.path) as classifier:
-        photo = asked.files[0].read_bytes()
-        return _lone(lambda: classifier(photo).label, asked.seconds)
+    with load_classifier(load.path) as classifier:
+        photo = load.files[0].read_bytes()
+        return _lone(lambda: classifier(photo).label, load.seconds)
 
 
 def _lone(call: Callable[[], object], seconds: float) -> Figures:
@@ -135,23 +133,23 @@ def _lone(call: Callable[[], object], seconds: float) -> Figures:
     return {"calls": len(samples), "median_ms": statistics.median(samples), **clients.latencies(samples)}
 
 
-def overload(asked: Load) -> Figures:
+def overload(load: Load) -> Figures:
     """OVERLOAD times the clients, who ask again as soon as they are refused, and how the service recovers.
 
     wrk tells no latencies by status, so WITNESSES of the clients are threads of this process.
     """
-    with serving(*asked.service()) as server, ThreadPoolExecutor() as pool:
-        _warm_up(asked, server)
-        before = [_lone_sample(asked, server)[1] for _ in range(LONE_BEFORE)]
+    with serving(*load.service()) as server, ThreadPoolExecutor() as pool:
+        _warm_up(load, server)
+        before = [_lone_sample(load, server)[1] for _ in range(LONE_BEFORE)]
         ordinary = float(np.quantile(before, 0.95))
-        crowd = OVERLOAD * asked.clients
-        witness = pool.submit(clients.threads, server.address, asked.files, WITNESSES, asked.seconds, ask_service)
-        found = _asked_by_wrk(asked, server, crowd - WITNESSES)
+        crowd = OVERLOAD * load.clients
+        witness = pool.submit(clients.threads, server.address, load.files, WITNESSES, load.seconds, ask_service)
+        figures = _asked_by_wrk(load, server, crowd - WITNESSES)
         samples = witness.result()["samples"]
         return {
-            **found,
+            **figures,
             "clients": crowd,
-            "recovered_seconds": _recovery(asked, server, ordinary),
+            "recovered_seconds": _recovery(load, server, ordinary),
             "ordinary_ms": round(ordinary, 3),
             "witnessed": clients.statuses(samples),
             "accepted": clients.latencies([ms for status, ms in samples if status == "200"]),
@@ -160,33 +158,33 @@ def overload(asked: Load) -> Figures:
         }
 
 
-def _recovery(asked: Load, server: Server, ordinary: float) -> float | None:
+def _recovery(load: Load, server: Server, ordinary: float) -> float | None:
     """Seconds until a lone request is answered within `ordinary` milliseconds; None if not within PATIENCE."""
     started = time.perf_counter()
     while (spent := time.perf_counter() - started) < PATIENCE:
-        status, milliseconds = _lone_sample(asked, server)
+        status, milliseconds = _lone_sample(load, server)
         if status == "200" and milliseconds <= ordinary:
             return round(spent + milliseconds / 1000, 3)
     return None
 
 
-def _lone_sample(asked: Load, server: Server) -> clients.Sample:
+def _lone_sample(load: Load, server: Server) -> clients.Sample:
     connection = clients.connect(server.address)
-    sample = clients.timed(ask_service, connection, asked.files[0].read_bytes())
+    sample = clients.timed(ask_service, connection, load.files[0].read_bytes())
     connection.close()
     return sample
 
 
-def memory(asked: Load) -> Figures:
+def memory(load: Load) -> Figures:
     """The service's resident memory at POINTS points of a long load."""
-    with serving(*asked.service()) as server, ThreadPoolExecutor() as pool:
-        _warm_up(asked, server)
-        load = pool.submit(_asked_by_wrk, asked, server, asked.clients)
+    with serving(*load.service()) as server, ThreadPoolExecutor() as pool:
+        _warm_up(load, server)
+        asking = pool.submit(_asked_by_wrk, load, server, load.clients)
         points = []
-        while not load.done():
+        while not asking.done():
             points.append(server.memory_mib())
-            time.sleep(asked.seconds / POINTS)
-        return {**load.result(), **flatness(points, asked.seconds / POINTS)}
+            time.sleep(load.seconds / POINTS)
+        return {**asking.result(), **flatness(points, load.seconds / POINTS)}
 
 
 def flatness(points: list[float], interval: float) -> Figures:
@@ -203,40 +201,26 @@ def flatness(points: list[float], interval: float) -> Figures:
     }
 
 
-def _warm_up(asked: Load, server: Server) -> None:
-    clients.wrk(server.address, asked.files, asked.clients, asked.seconds * WARM_UP_SHARE)
-    _lone_sample(asked, server)  # is answered after those that wrk left behind
+def _warm_up(load: Load, server: Server) -> None:
+    clients.wrk(server.address, load.files, load.clients, load.seconds * WARM_UP_SHARE)
+    _lone_sample(load, server)  # is answered after those that wrk left behind
 
 
-def _asked_by_wrk(asked: Load, server: Server, connections: int) -> Figures:
+def _asked_by_wrk(load: Load, server: Server, connections: int) -> Figures:
     """What wrk found, with how the service itself counted its answers."""
     counted = server.answers()
-    found = _measured(server, lambda: clients.wrk(server.address, asked.files, connections, asked.seconds))
-    return {**found, "answered": dict(server.answers() - counted)}
+    figures = _measured(server, lambda: clients.wrk(server.address, load.files, connections, load.seconds))
+    return {**figures, "answered": dict(server.answers() - counted)}
 
 
 def _measured(server: Server, work: Callable[[], Figures]) -> Figures:
-    """What `work` found, with photos a second and what the server took for it."""
+    """What `work` figures, with photos a second and what the server took for it."""
     spent = server.cpu_seconds()
-    found = work()
+    figures = work()
     return {
-        **found,
-        "per_second": (found["answers"] - found["refused"]) / found["seconds"],
+        **figures,
+        "per_second": (figures["answers"] - figures["refused"]) / figures["seconds"],
         "server_cpu_seconds": server.cpu_seconds() - spent,
         "memory_mib": server.memory_mib(),
         "peak_memory_mib": server.peak_memory_mib(),
     }
-
-
-SIDES: dict[str, Callable[[Load], Figures]] = {
-    side.__name__: side for side in (by_wrk, by_threads, plain, http, queue, direct, overload, memory)
-}
-
-
-def main() -> None:
-    """Measure one side."""
-    print(json.dumps(SIDES[sys.argv[1]](Load(**json.loads(sys.argv[2])))))
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

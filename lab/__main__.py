@@ -1,0 +1,87 @@
+"""`python -m lab VERB`: what shows that saji is right and fast, and is no part of what a user runs.
+
+Every verb but `tables` measures something. Its rows all get the same conditions (time, commit, machine, versions) here,
+are appended to a .jsonl file, and are printed to stdout as JSON.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from runtime import environment
+from runtime.benchmark.rows import Row, append_rows
+from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.errors import Unavailable
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`module` has `add_arguments(parser)` and `measure(arguments)`, which yields rows without their conditions.
+
+    They are appended to the file `rows` unless --rows names another; where there is neither, they are only printed.
+    """
+
+    module: str
+    help: str
+    rows: str = ""
+
+
+VERBS = {
+    "speed": Verb("lab.claims.speed", "claims about speed, each a ratio of pairs of runs"),
+    "training": Verb("lab.claims.training", "photos a second of our trainer beside other loops"),
+    "load": Verb("lab.load.experiments", "the service under load"),
+    "mutants": Verb("lab.mutants", "does the gate catch broken exports?", "results/mutants.jsonl"),
+    "study": Verb("lab.study", "networks and recipes compared", "results/study.jsonl"),
+    "unseen": Verb("lab.unseen", "does a classifier notice a class that it never saw?", "results/unseen.jsonl"),
+    "duplicates": Verb("lab.duplicates", "how well duplicates are found, and how the search grows"),
+    "suspects": Verb("lab.suspects", "how many mislabelled photos are found", "results/suspects.jsonl"),
+    "engine-sizes": Verb("lab.engine_sizes", "how large TensorRT-RTX engines are, by precision"),
+    "export-cost": Verb("lab.export_cost", "seconds and memory that an export takes", "results/export.jsonl"),
+}
+TABLES = Verb("lab.tables.documents", "write the tables of documents anew from the committed rows")
+
+
+def main() -> None:
+    """Read the command line, then measure and keep the rows, or write the tables."""
+    parser = Parser(prog="python -m lab", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in {**VERBS, "tables": TABLES}.items():
+        form = argparse.RawDescriptionHelpFormatter
+        flags = verbs.add_parser(name, help=verb.help, formatter_class=form)
+        if name in sys.argv[1:2]:  # no other verb's libraries are needed
+            module = _imported(verb.module)
+            flags.description = module.__doc__
+            module.add_arguments(flags)
+            if name in VERBS:
+                kept = f"append the rows to this .jsonl ({verb.rows or 'none'})"
+                flags.add_argument("--rows", type=Path, default=verb.rows and Path(verb.rows), help=kept)
+    arguments = parser.parse_args()
+    if arguments.verb in VERBS:
+        keep(module.measure(arguments), arguments.rows)
+    else:
+        module.write(arguments)
+
+
+def keep(rows: Iterable[Row], path: Path | None) -> None:
+    """Add to each row the conditions it was measured in, append it to a .jsonl if one is given, and print it."""
+    for row in rows:
+        stamped = {**row, **environment.stamp()}
+        if path:
+            append_rows(path, [stamped])
+        print(json.dumps(stamped, ensure_ascii=False), flush=True)
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"{error.name} is not installed; install all that the lab needs with: make setup") from None
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

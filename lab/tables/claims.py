@@ -1,0 +1,89 @@
+"""The tables of claims about speed, of ideas that were tried to be faster, and of what exports and engines take."""
+
+from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, versions
+from runtime.benchmark.rows import Row
+from runtime.evaluation import with_interval
+
+
+def claims(rows: list[Row]) -> str:
+    """Ratios of `lab.claims.comparison`: what was claimed, what was measured."""
+    columns: Columns = {
+        "work": "{claim}",
+        "to reach": "{target:.3g}×",
+        "measured (lowest–highest pair)": _measured,
+        "rounds": "{rounds}",
+        "measured on": machine,
+    }
+    return by_columns(rows, columns)
+
+
+def lead(rows: list[Row]) -> str:
+    """What the most accurate network gains on its way: in PyTorch, the fastest in FP32, the fastest of all."""
+    top = max(rows, key=lambda row: row["accuracy"])
+    ours = sorted((r for r in rows if r["architecture"] == top["architecture"]), key=lambda row: -row["milliseconds"])
+    torch = [row for row in ours if row["backend"] == "pytorch"][-1]
+    fp32 = [row for row in ours if row["precision"] == "fp32"][-1]
+    columns: Columns = {
+        "engine": "{backend}, {precision}",
+        "a photo takes": "{milliseconds:.1f} ms",
+        "as fast as PyTorch": lambda row: f"{torch['milliseconds'] / row['milliseconds']:.1f}×",
+        "accuracy (95 % interval)": lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
+        "file": lambda row: f"{row['file_bytes'] / 1e6:.1f} MB",
+    }
+    conditions = f"{top['image_size']} px, inference of one photo at a time on {machine(top)}; "
+    conditions += f"{top['photos']} validation photos; commit {top['commit']}."
+    return f"{by_columns([torch, fp32, ours[-1]], columns)}\n\n{conditions}"
+
+
+def _measured(row: Row) -> str:
+    digits = 2 if row["ratio"] < 2 else 1
+    low, high = (f"{row[name]:.{digits}f}" for name in ("ratio_low", "ratio_high"))
+    verdicts = {theirs["result"] for _, theirs in row.get("said", []) if "result" in theirs}  # LoadGen's own
+    return ", ".join([f"{row['ratio']:.{digits}f}× ({low}–{high})", *sorted(verdicts)])
+
+
+def tried(rows: list[Row]) -> str:
+    """Each idea: how fast with it against without it, and what became of it.
+
+    `lab.claims.speed` still measures those that are kept. The others' code is in the commit that the rows name.
+    """
+    columns: Columns = {
+        "idea": "{claim}",
+        "as fast with it as without (lowest–highest pair)": "{ratio:.2f}× ({ratio_low:.2f}–{ratio_high:.2f})",
+        "kept": lambda row: f"no: {row['why_not']}" if row["why_not"] else "yes",
+    }
+    row = rows[-1]
+    conditions = f"{row['rounds']} pairs of runs each; {machine(row)}; "
+    conditions += f"{versions(row, 'onnxruntime', 'openvino', 'pillow')}; commit {row['commit']}."
+    return f"{by_columns(rows, columns)}\n\n{conditions}"
+
+
+def export_cost(rows: list[Row]) -> str:
+    """What an export takes."""
+    columns: Columns = {
+        "export of": lambda row: NAMES[row["architecture"]],
+        "size": "{image_size} px",
+        "files": "{files}",
+        "candidates checked": "{judged}",
+        "validation photos": "{photos}",
+        "seconds": "{seconds:.0f}",
+        "peak memory, MiB": "{peak_memory_mib:,}",
+    }
+    conditions = "{machine_cores} cores of {machine_cpu}, with recovery and engines for all targets; commit {commit}."
+    return f"{by_columns(rows, columns)}\n\n{conditions.format(**rows[-1])}"
+
+
+def engine_sizes(rows: list[Row]) -> str:
+    """Megabytes by precision and whether a second build is the same file."""
+    head = "network", "FP32 MB", "FP16 MB", "INT8 MB", "ratio", "second build"
+    lines = []
+    for row in rows:
+        sizes = (f"{row['bytes'][precision] / 1e6:.1f}" for precision in ("fp32", "fp16", "int8"))
+        again = "the same bytes" if row["identical"] else "other bytes"
+        lines.append((row["architecture"], *sizes, row["ratio"], again))
+    row = rows[0]
+    where = f"for {', '.join(row['targets'])}, {row['image_size']} px, untrained"
+    version = row["versions"]["tensorrt-rtx-cu13"]
+    return (
+        f"{markdown(head, lines)}\n\nTensorRT-RTX {version}, built {where}; commit {row['commit']}, {row['time'][:10]}."
+    )

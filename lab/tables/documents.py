@@ -1,0 +1,83 @@
+"""Write the tables of documents anew from the committed rows, and the pictures that they show.
+
+A block between `<!-- table FILE.jsonl KIND -->` and `<!-- end -->` is the table of that kind of the rows in that file.
+With --check nothing is written, and the exit status is 1 when a table or a picture is stale.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from lab.tables import capacity, claims, gate, load, study
+from lab.tables.tree import tree
+from runtime.benchmark.rows import Row, read_rows
+from runtime.benchmark.table import best, table
+from runtime.errors import GateFailed
+from runtime.files import replacing
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_BLOCK = re.compile(r"(?P<begin><!-- table (?P<file>\S+) (?P<kind>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+_TREE = re.compile(r"(?P<begin><!-- tree -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+
+KINDS: dict[str, Callable[[list[Row]], str]] = {
+    "all": table,
+    "best": lambda rows: table(best(rows)),
+    "lead": claims.lead,
+    "claims": claims.claims,
+    "tried": claims.tried,
+    "seeds": study.seeds,
+    "folds": study.folds,
+    "finest": study.finest,
+    "duplicates": study.duplicates,
+    "growth": study.growth,
+    "suspects": study.suspects,
+    "unseen": study.unseen,
+    "load": load.table,
+    "cost": claims.export_cost,
+    "engine_sizes": claims.engine_sizes,
+    "mutants": gate.mutants,
+    "faint": gate.faint,
+    "healthy": gate.healthy,
+    "embedded": gate.embedded,
+    "capacity": capacity.table,
+    "bottleneck": capacity.bottleneck,
+    "capacity_check": capacity.check,
+}
+
+
+def refreshed(text: str) -> str:
+    """`text` with every table generated anew from the rows it names, and the tree of the house from its modules."""
+    text = _TREE.sub(lambda m: f"{m['begin']}{tree(ROOT)}\n{m['end']}", text)
+    return _BLOCK.sub(lambda m: f"{m['begin']}{_table(m['file'], m['kind'])}\n{m['end']}", text)
+
+
+def _table(file: str, kind: str) -> str:
+    if not (ROOT / file).is_file():
+        return f"Not measured yet: there is no `{file}`."
+    return KINDS[kind](read_rows(ROOT / file))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The documents."""
+    parser.add_argument("documents", nargs="+", type=Path, help="Markdown files, such as README.md docs/*.md")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 when a table or picture is stale")
+
+
+def write(arguments: argparse.Namespace) -> None:
+    """Rewrite the named documents where they are stale, or raise GateFailed for the first that is."""
+    for path in arguments.documents:
+        text = path.read_text(encoding="utf-8")
+        if (fresh := refreshed(text)) != text:
+            _require_change(arguments.check, f"{path} has a table that is not that of its rows")
+            with replacing(path) as temporary:
+                temporary.write_text(fresh, encoding="utf-8")
+        if f"({gate.PICTURE})" in text and gate.is_stale(path.parent / gate.PICTURE):
+            _require_change(arguments.check, f"{path.parent / gate.PICTURE} was drawn from other rows or bounds")
+            gate.draw(path.parent / gate.PICTURE)
+
+
+def _require_change(check: bool, what: str) -> None:
+    if check:
+        raise GateFailed(f"{what}; run: make readme")
