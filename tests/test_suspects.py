@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lab import __main__ as lab_main
 from lab import suspects as laboratory
 from lab.suspects import planted, recall
 from runtime.errors import SajiError
@@ -147,8 +148,8 @@ def test_photos_that_are_mixed_in_are_counted(
         Image.new("RGB", (80, 80), (number, 0, 0)).save(tmp_path / "wrong" / "bakso" / f"{number}.png")
     monkeypatch.setattr(laboratory, "features", module.features)
     line = ["suspects", sample, "--planted", tmp_path / "wrong", "--out", tmp_path / "out", "--rows", tmp_path / "rows"]
-    monkeypatch.setattr(sys, "argv", [*map(str, line)])
-    laboratory.main()
+    monkeypatch.setattr(sys, "argv", ["lab", *map(str, line)])
+    lab_main.main()
     row = json.loads((tmp_path / "rows").read_text(encoding="utf-8"))
     assert json.loads(capsys.readouterr().out)["ranks"] == row["ranks"] == [1, 2, 3]
     assert row["photos"] == 83 and row["commit"] and (row["found"], row["planted"], row["recall"]) == (3, 3, 1)
