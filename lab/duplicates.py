@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 from runtime.benchmark.rows import Row, append_rows, read_rows
-from runtime.benchmark.worker import peak_memory_mib
+from runtime.benchmark.watch import peak_memory_mib
 from runtime.command_line import exit_with_one_sentence, require_extra
 from runtime.environment import stamp
 from runtime.errors import SajiError

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,9 @@ from PIL import Image
 
 from lab.claims import loops, speed, tried
 from lab.claims.ratio import compare
-from runtime.benchmark import disturbance, pareto, rows, scenarios, worker
-from runtime.benchmark.table import comparison, table
+from runtime.benchmark import rows, scenarios, watch
+from runtime.benchmark.table import comparison, draw, frontier, table
+from runtime.benchmark.watch import Disturbance
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.comparison import compared, percentile, samples_needed
@@ -56,36 +58,33 @@ def test_a_percentile_is_given_only_where_the_sample_bounds_it() -> None:
 
 
 def test_causes_are_named_from_what_the_machine_did() -> None:
-    quiet = {"seconds": 2.0, "steal": 0.0, "others": 0.01, "mhz": 3000.0, "celsius": 60.0}
-    assert disturbance.disturbed_by([quiet] * 5) == []
-    said = disturbance.disturbed_by([quiet, quiet | {"others": 1.2, "steal": 0.5, "mhz": 2000.0, "celsius": 97.0}])
-    assert said == [
+    quiet = Disturbance(seconds=2.0, steal=0.0, others=0.01, mhz=3000.0, celsius=60.0)
+    assert watch.causes_of([quiet] * 5) == []
+    assert watch.causes_of([quiet, replace(quiet, others=1.2, steal=0.5, mhz=2000.0, celsius=97.0)]) == [
         "other processes took 30% of the processors",
         "the hypervisor gave 12% of the processors to others",
         "the clock moved between 2000 and 3000 MHz",
         "the processor reached 97 °C",
     ]
-    assert disturbance.disturbed_by([{"seconds": 1.0, "gpu": ["the GPU was slowed down by heat"]}] * 2)
+    assert watch.causes_of([Disturbance(1.0, gpu=("the GPU was slowed down by heat",))] * 2)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_the_other_candidates_of_a_race_are_no_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_contestants_are_no_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with contextlib.closing(other.stdin):  # type: ignore[type-var]
-        assert not disturbance._of_this_race(other.pid) and disturbance._of_this_race(os.getpid())
+        assert not watch._of_this_benchmark(other.pid) and watch._of_this_benchmark(os.getpid())
         monkeypatch.setattr(os, "getppid", os.getpid)  # as the other one sees it
-        assert disturbance._of_this_race(other.pid)
+        assert watch._of_this_benchmark(other.pid)
     other.wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat is Linux's")
 def test_a_busy_neighbour_is_seen() -> None:
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        watch = disturbance.Watch()
+        began = watch.Watch()
         busy.wait(0.4)
     except subprocess.TimeoutExpired:
-        assert watch.stop()["others"] > 0.05
+        assert began.stop().others > 0.05
     finally:
         busy.kill()
 
@@ -115,15 +114,14 @@ def bench(seconds: float, streams: int = 1) -> scenarios.Bench:
 
 
 def test_offline_streams_work_side_by_side() -> None:
-    (alone,) = scenarios.offline(bench(0.02), 4, 0.2)["samples"]
-    (together,) = scenarios.offline(bench(0.02, streams=4), 4, 0.2)["samples"]
+    (alone,) = scenarios.offline(bench(0.02), 4, 0.2).samples
+    (together,) = scenarios.offline(bench(0.02, streams=4), 4, 0.2).samples
     assert alone > 15 and together < 0.5 * alone
 
 
 def test_a_row_tells_the_time_on_the_device_where_the_backend_does() -> None:
     def figures(bench: scenarios.Bench) -> dict:
-        turn = scenarios.single_stream(bench, 1, 0) | {"load_seconds": 1.0, "peak_memory_mib": 1.0}
-        return rows._figures([turn | {"meanwhile": {"seconds": 1.0}}], 1)
+        return rows._latency([scenarios.single_stream(bench, 1, 0)], 1)
 
     plain, gpu = bench(0.001), bench(0.001)
     gpu.classifier.backend.device_milliseconds = lambda images: 0.25  # type: ignore[attr-defined]
@@ -135,14 +133,14 @@ def test_a_row_tells_the_time_on_the_device_where_the_backend_does() -> None:
 
 
 def test_end_to_end_tells_its_parts() -> None:
-    turn = scenarios.end_to_end(bench(0.01), 1, 0.05)
-    assert set(turn["parts"]) == {"decode", "geometry", "inference"} and turn["parts"]["inference"] >= 10
-    assert min(turn["samples"]) >= 10
+    measurement = scenarios.end_to_end(bench(0.01), 1, 0.05)
+    assert set(measurement.parts) == {"decode", "geometry", "inference"} and measurement.parts["inference"] >= 10
+    assert min(measurement.samples) >= 10
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
     ballast = b"x" * (300 << 20)
-    code = "from runtime.benchmark.worker import peak_memory_mib; print(peak_memory_mib())"
+    code = "from runtime.benchmark.watch import peak_memory_mib; print(peak_memory_mib())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert 20 < float(done.stdout) < 250 and ballast
 
@@ -152,9 +150,9 @@ def test_gpu_memory_is_that_of_the_process_itself(monkeypatch: pytest.MonkeyPatc
     nvml = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByIndex=lambda i: i, NVMLError=RuntimeError)
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda device: held
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert worker.gpu_memory_mib() == 300
+    assert watch.gpu_memory_mib() == 300
     held.pop()
-    assert worker.gpu_memory_mib() is None
+    assert watch.gpu_memory_mib() is None
     head, _, line = table([row("tensorrt a", 9.0, 0.9, gpu_memory_mib=300.0, cold_start_seconds=2.5)]).splitlines()[:3]
     assert head.endswith("| GPU MiB | cold start s |") and line.endswith("| 300 | 2.50 |")
 
@@ -172,7 +170,7 @@ def test_what_is_not_the_choice_is_not_measured_in_its_name(monkeypatch: pytest.
 
 def test_in_the_server_scenario_waiting_counts() -> None:
     """A queue: at half the capacity answers come soon, above it they wait ever longer (the arrivals do not)."""
-    relaxed, swamped = (scenarios.server(bench(0.01), rate, 60, 0) for rate in (20, 300))
+    relaxed, swamped = (scenarios.poisson(bench(0.01), rate, 60) for rate in (20, 300))
     assert np.median(relaxed) < 30 and swamped[-1] > 200 and swamped[-1] > 3 * swamped[5]
 
 
@@ -210,9 +208,9 @@ def test_comparing_two_files_says_what_differs_besides() -> None:
 
 def test_the_frontier_holds_whom_nobody_beats_in_both(tmp_path: Path) -> None:
     rows = [row(n, ms, acc) for n, ms, acc in (("a", 1, 0.8), ("b", 2, 0.9), ("c", 3, 0.85), ("d", 4, 0.95))]
-    assert [r["candidate"] for r in pareto.frontier(rows)] == ["a", "b", "d"]
-    pareto.draw(rows, tmp_path / "race.svg")
-    text = (tmp_path / "race.svg").read_text(encoding="utf-8")
+    assert [r["candidate"] for r in frontier(rows)] == ["a", "b", "d"]
+    draw(rows, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert all(f">{name}<" in text for name in "abd")
 
 
@@ -254,7 +252,7 @@ def bench_py(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_bench_compares_files_without_racing(tmp_path: Path) -> None:
+def test_bench_compares_files_and_measures_nothing(tmp_path: Path) -> None:
     for name, milliseconds in (("before", 4.0), ("after", 2.0)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row("a", milliseconds, 0.9)) + "\n")
     done = bench_py("--compare", str(tmp_path / "before.jsonl"), str(tmp_path / "after.jsonl"))

@@ -17,7 +17,7 @@ from test_demo import CANDIDATE, RED, colour_classifier, deployment, picture, ru
 from test_page import open_tab, opened
 
 from demo.page.comparison import Row, compare, contenders, measured
-from runtime.benchmark.rounds import Entrant
+from runtime.benchmark.contestant import Contestant
 from runtime.candidate import Candidate
 from runtime.deployment import Measured
 from runtime.environment import machine
@@ -37,7 +37,7 @@ for line in sys.stdin:
         time.sleep(600)
     if "die" in how:
         sys.exit(3)
-    answer = how if "error" in how else {"probabilities": how, "sure": True}
+    answer = how if "error" in how else {"probabilities": how, "sure": True, "milliseconds": {}}
     print(json.dumps({"samples": [2.0, 9.0, 1.0]} if order["do"] == "time" else answer), flush=True)
 """
 
@@ -57,7 +57,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What the process of each candidate does, by backend; and under "started", those that were started."""
     told: dict[str, Any] = {"started": []}
 
-    def start(entrant: Entrant) -> subprocess.Popen[str]:
+    def start(entrant: Contestant) -> subprocess.Popen[str]:
         if entrant.process is None:
             assert all(process.poll() is not None for process in told["started"]), "two engines at a time"
             command = [sys.executable, "-c", WORKER, json.dumps(told[entrant.candidate.backend])]
@@ -66,12 +66,12 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             told["started"].append(entrant.process)
         return entrant.process
 
-    monkeypatch.setattr(Entrant, "start", start)
+    monkeypatch.setattr(Contestant, "start", start)
     yield told
     assert all(process.poll() is not None for process in told["started"]), "a process was left"
 
 
-def rows_of(entrants: list[Entrant], seconds: float = 60) -> list[Row]:
+def rows_of(entrants: list[Contestant], seconds: float = 60) -> list[Row]:
     async def all_of() -> list[Row]:
         return [row async for row in compare(b"a photo", entrants, seconds)]
 
@@ -105,7 +105,7 @@ def test_a_candidate_runs_with_the_threads_that_it_is_served_with(tmp_path: Path
 def test_rows_tell_label_time_and_difference_from_the_reference(tmp_path: Path, processes: dict[str, Any]) -> None:
     folder = exported(tmp_path / "resnet34", REFERENCE, ORT)
     processes |= {"pytorch": {"rendang": 0.75, "lalap": 0.25}, "ort-cpu": {"lalap": 0.625, "rendang": 0.375}}
-    reference, other = rows_of([Entrant(REFERENCE, folder), Entrant(ORT, folder)])
+    reference, other = rows_of([Contestant(REFERENCE, folder), Contestant(ORT, folder)])
     assert (reference.label, reference.milliseconds, reference.difference) == ("rendang", 2.0, None)
     assert (other.label, other.milliseconds, other.difference) == ("lalap", 2.0, 0.375)
     assert reference.is_reference and not other.is_reference
@@ -116,7 +116,7 @@ def test_another_architecture_is_not_compared_with_this_ones_reference(
 ) -> None:
     folders = exported(tmp_path / "resnet34", REFERENCE), exported(tmp_path / "plain34", PLAIN)
     processes |= {"pytorch": {"rendang": 1.0}, "ort-cpu": {"rendang": 0.5}}
-    rows = rows_of([Entrant(REFERENCE, folders[0]), Entrant(PLAIN, folders[1])])
+    rows = rows_of([Contestant(REFERENCE, folders[0]), Contestant(PLAIN, folders[1])])
     assert [row.difference for row in rows] == [None, None]
 
 
@@ -134,16 +134,16 @@ def test_who_gives_no_answer_says_why_and_the_next_one_runs(
 ) -> None:
     folder = exported(tmp_path / "resnet34", REFERENCE, ORT)
     processes |= {"pytorch": how, "ort-cpu": {"rendang": 1.0}}
-    first = measured(Entrant(REFERENCE, folder), 1 if "hang" in how else 60)
+    first = measured(Contestant(REFERENCE, folder), 1 if "hang" in how else 60)
     assert (first.problem, first.label) == (says, "")
-    second = measured(Entrant(ORT, folder), 60)
+    second = measured(Contestant(ORT, folder), 60)
     assert second.label == "rendang" and not second.problem
 
 
 def test_a_file_that_was_not_judged_is_not_opened(tmp_path: Path, processes: dict[str, Any]) -> None:
     folder = exported(tmp_path / "resnet34", ORT)
     (folder / ORT.file).write_text("something else")
-    [row] = rows_of([Entrant(ORT, folder)])
+    [row] = rows_of([Contestant(ORT, folder)])
     assert "is not the file that was checked" in row.problem and "\n" not in row.problem
     assert processes["started"] == []
 
@@ -153,7 +153,7 @@ def test_the_process_ends_when_the_visitor_goes(tmp_path: Path, processes: dict[
     processes["ort-cpu"] = {"hang": 1}
 
     async def leave() -> None:
-        async with aclosing(compare(b"a photo", [Entrant(ORT, folder)], 600)) as rows:
+        async with aclosing(compare(b"a photo", [Contestant(ORT, folder)], 600)) as rows:
             waiting = asyncio.ensure_future(anext(rows))
             while not processes["started"]:
                 await asyncio.sleep(0.01)
@@ -172,7 +172,7 @@ def test_the_worker_classifies_the_photo_it_was_given(model: Path, tmp_path: Pat
 
     candidate = next(c for c in Receipt.read(model).candidates if (c.backend, c.precision) == ("ort-cpu", "fp32"))
     photo = picture(tmp_path / "a.png", RED)
-    [row] = asyncio.run(_all(compare(photo.read_bytes(), [Entrant(candidate, model)], 300)))
+    [row] = asyncio.run(_all(compare(photo.read_bytes(), [Contestant(candidate, model)], 300)))
     with runtime.load(model, "ort-cpu") as classifier:
         expected = classifier(photo)
     assert row.problem == "" and row.milliseconds > 0

@@ -19,9 +19,9 @@ from PIL import Image
 import runtime
 from runtime.__main__ import main
 from runtime.backends import BACKENDS, open_backend, unavailable_because
-from runtime.benchmark.rounds import Entrant, race
+from runtime.benchmark.contestant import Contestant, run_rounds
 from runtime.benchmark.rows import read_rows
-from runtime.benchmark.run import Race, receipts_in
+from runtime.benchmark.run import BenchmarkRun, Options, receipts_in
 from runtime.benchmark.table import conditions
 from runtime.candidate import Candidate
 from runtime.choice import Policy, choose
@@ -266,7 +266,7 @@ def test_bench_rows_carry_their_conditions(out: Path, model: Path) -> None:
         assert (row["p99"] is None) == (calls < 368) and row["unstable"] in (True, False)
 
 
-def test_a_second_bench_is_up_to_date_and_force_races_again(out: Path) -> None:
+def test_a_second_bench_is_up_to_date_and_force_measures_again(out: Path) -> None:
     command = [sys.executable, "-m", "runtime.bench", "--out", str(out), "--seconds", "1"]
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 0 and "up to date" in again.stderr
@@ -287,28 +287,26 @@ def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsy
         runtime.load(out / "stale.json")
 
 
-def test_a_race_of_some_candidates_with_threads_and_streams(model: Path) -> None:
-    receipts = {"resnet18": Receipt.read(model)}
-    lengths = {"seconds": 1, "batch": [1], "threads": [1, 2], "streams": [1, 2], "latency_bound": 50, "cold_starts": 0}
-    asked = Race(model.parent, receipts, ["openvino fp32"], **lengths, scenario=[], photo=None, experiment="x", seed=0)
-    with asked.entrants() as entrants:
-        names = [entrant.name for entrant in entrants]
+def test_some_candidates_with_threads_and_streams(model: Path) -> None:
+    options = Options(out=model.parents[1], candidates=("openvino fp32",), threads=(1, 2), streams=(1, 2))
+    run = BenchmarkRun(options, {"resnet18": Receipt.read(model)})
+    with run.contestants() as contestants:
+        names = [contestant.name for contestant in contestants]
     first = "resnet18 · openvino · fp32 · 1 thread"
     assert names[:2] == [first, f"{first} · 2 streams"] and len(names) == 4
     with pytest.raises(SajiError, match=r"no candidate is named tpu; there are resnet18 · pytorch"):
-        replace(asked, candidates=["tpu"]).entrants().__enter__()
+        replace(run, options=replace(options, candidates=("tpu",))).contestants().__enter__()
 
 
-def test_a_cold_start_that_fails_costs_no_race(model: Path, tmp_path: Path) -> None:
-    lengths = {"seconds": 0, "batch": [1], "threads": [1], "streams": [1], "latency_bound": 50, "cold_starts": 1}
-    receipts, said = {"resnet18": Receipt.read(model)}, []
-    race = Race(model.parent, receipts, ["ort-cpu fp32"], **lengths, scenario=[], photo=None, experiment="x", seed=0)
-    with race.entrants() as entrants:
-        race._start_cold(entrants, said.append)
-        assert len(entrants[0].cold_starts) == 1
-        entrants[0].photo = str(tmp_path / "gone.jpg")
-        race._start_cold(entrants, said.append)
-    assert len(entrants[0].cold_starts) == 1 and "its cold start is not known" in said[-1]
+def test_a_cold_start_that_fails_costs_no_measurement(model: Path, tmp_path: Path) -> None:
+    options, lines = Options(out=model.parents[1], candidates=("ort-cpu fp32",), threads=(1,)), []
+    run = BenchmarkRun(options, {"resnet18": Receipt.read(model)})
+    with run.contestants() as contestants:
+        run._start_cold(contestants, lines.append)
+        assert len(contestants[0].cold_starts) == 1
+        contestants[0].photo = str(tmp_path / "gone.jpg")
+        run._start_cold(contestants, lines.append)
+    assert len(contestants[0].cold_starts) == 1 and "its cold start is not known" in lines[-1]
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -338,32 +336,32 @@ def test_bench_refuses_what_cannot_be_compared(out: Path, model: Path, tmp_path:
 
 def test_a_candidate_whose_process_dies_is_left_out_with_its_reason(model: Path) -> None:
     onnx = next(c for c in servable_here(model) if c.backend == "ort-cpu")
-    good, broken = Entrant(onnx, model), Entrant(replace(onnx, file="gone.onnx"), model)
+    good, broken = Contestant(onnx, model), Contestant(replace(onnx, file="gone.onnx"), model)
     said: list[str] = []
     try:
-        assert race([good, broken], [("single-stream", 1)], 0.5, 0, said.append) == [good]
+        assert run_rounds([good, broken], [("single-stream", 1)], 0.5, 0, said.append) == [good]
     finally:
         good.close()
         broken.close()
     assert "gone.onnx does not exist" in " ".join(said)
 
 
-def test_engine_idles_between_turns(model: Path) -> None:
+def test_engine_idles_between_measurements(model: Path) -> None:
     """A waiting process that spins would slow the one that is measured."""
     psutil = pytest.importorskip("psutil", reason="psutil tells the idle process's CPU time")
-    entrants = [Entrant(c, model) for c in {c.backend: c for c in servable_here(model)}.values()]
+    contestants = [Contestant(c, model) for c in {c.backend: c for c in servable_here(model)}.values()]
     try:
-        for entrant in entrants:
-            entrant.ask({"do": "time", "scenario": "single-stream", "batch": 1, "seconds": 0})
+        for contestant in contestants:
+            contestant.measure("single-stream", 1, 0)
         time.sleep(0.5)  # engines keep spinning for a moment after a call
-        for entrant in entrants:
-            process = psutil.Process(entrant.process.pid)
+        for contestant in contestants:
+            process = psutil.Process(contestant.process.pid)
             before = sum(process.cpu_times()[:2])
             time.sleep(0.3)
-            assert sum(process.cpu_times()[:2]) - before < 0.1, entrant.candidate.name
+            assert sum(process.cpu_times()[:2]) - before < 0.1, contestant.candidate.name
     finally:
-        for entrant in entrants:
-            entrant.close()
+        for contestant in contestants:
+            contestant.close()
 
 
 def test_receipts_that_are_damaged_are_refused(model: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ Each is opened in a process of its own, as in the race, because engines in one p
 """
 
 import asyncio
-import base64
 import contextlib
 import statistics
 import threading
@@ -13,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from runtime.benchmark.rounds import Entrant
+from runtime.benchmark.contestant import Contestant
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment
 from runtime.environment import machine
@@ -50,17 +49,17 @@ class Row:
         return is_reference(self.candidate)
 
 
-def contenders(path: Path, deployment: Deployment) -> list[Entrant]:
+def contenders(path: Path, deployment: Deployment) -> list[Contestant]:
     """The candidates that passed here: of the deployment at `path`, and of the receipts of all models beside its own.
 
     The architecture that serves comes first, and within each the reference, which the others are compared with.
     """
     places = (deployment.choice, *deployment.fallbacks)
-    entrants = [Entrant(p.candidate, path.parent / p.folder, p.threads, p.streams) for p in places]
+    entrants = [Contestant(p.candidate, path.parent / p.folder, p.threads, p.streams) for p in places]
     models = {entrant.folder.parent for entrant in entrants}
     for folder in sorted(file.parent for parent in models for file in parent.glob("*/model.json")):
-        entrants += [Entrant(candidate, folder) for candidate in _passed_here(folder)]
-    once: dict[object, Entrant] = {}
+        entrants += [Contestant(candidate, folder) for candidate in _passed_here(folder)]
+    once: dict[object, Contestant] = {}
     for entrant in entrants:
         once.setdefault((entrant.folder, entrant.candidate.key()), entrant)
     folders = list(dict.fromkeys(entrant.folder for entrant in once.values()))
@@ -79,7 +78,7 @@ def is_reference(candidate: Candidate) -> bool:
     return (candidate.backend, candidate.precision, candidate.variant) == ("pytorch", "fp32", "")
 
 
-async def compare(photo: bytes, entrants: list[Entrant], seconds: float) -> AsyncGenerator[Row, None]:
+async def compare(photo: bytes, entrants: list[Contestant], seconds: float) -> AsyncGenerator[Row, None]:
     """A row for each entrant as soon as it is there; none takes longer than `seconds`.
 
     `photo` is encoded, and known to be a picture of a bearable size. Close the iterator: it ends the process.
@@ -92,7 +91,7 @@ async def compare(photo: bytes, entrants: list[Entrant], seconds: float) -> Asyn
         yield row
 
 
-async def _apart(entrant: Entrant, seconds: float, reference: Row | None, photo: bytes) -> Row:
+async def _apart(entrant: Contestant, seconds: float, reference: Row | None, photo: bytes) -> Row:
     """`measured` in a thread, which is over when this is, whatever happens."""
     job = asyncio.ensure_future(asyncio.to_thread(measured, entrant, seconds, reference, photo))
     try:
@@ -104,7 +103,7 @@ async def _apart(entrant: Entrant, seconds: float, reference: Row | None, photo:
         raise
 
 
-def measured(entrant: Entrant, seconds: float, reference: Row | None = None, photo: bytes = b"") -> Row:
+def measured(entrant: Contestant, seconds: float, reference: Row | None = None, photo: bytes = b"") -> Row:
     """Open the entrant in its process, let it answer an encoded photo, time its inference, and end the process.
 
     Without a photo it is the golden one.
@@ -114,21 +113,20 @@ def measured(entrant: Entrant, seconds: float, reference: Row | None = None, pho
     try:
         Receipt.read(entrant.folder).verify(entrant.folder, entrant.candidate.file)
         with _killed_after(seconds, entrant):
-            said = entrant.ask({"do": "classify", "photo": base64.b64encode(photo).decode()})
-            order = {"do": "time", "scenario": "single-stream", "batch": 1, "seconds": CALLS_SECONDS}
-            milliseconds = statistics.median(entrant.ask(order)["samples"])
+            answer = entrant.classify(photo)
+            milliseconds = statistics.median(entrant.measure("single-stream", 1, CALLS_SECONDS).samples)
     except SajiError as error:
         late = time.monotonic() - started >= seconds
         reason = str(error).replace(str(entrant.folder), entrant.folder.name)  # no visitor needs our paths
         return replace(row, problem=f"no answer within {seconds:g} s" if late else reason)
     finally:
         entrant.close()
-    row = replace(row, probabilities=said["probabilities"], sure=said["sure"], milliseconds=milliseconds)
+    row = replace(row, probabilities=answer.probabilities, sure=answer.sure, milliseconds=milliseconds)
     return replace(row, difference=_difference(row, reference)) if reference else row
 
 
 @contextlib.contextmanager
-def _killed_after(seconds: float, entrant: Entrant) -> Iterator[None]:
+def _killed_after(seconds: float, entrant: Contestant) -> Iterator[None]:
     late = threading.Timer(seconds, entrant.start().kill)
     late.start()
     try:

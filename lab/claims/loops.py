@@ -236,7 +236,7 @@ def rate(call: Callable[[], object]) -> float:
 
 
 def _memory() -> dict[str, float]:
-    from runtime.benchmark.worker import peak_memory_mib
+    from runtime.benchmark.watch import peak_memory_mib
 
     return {"peak_memory_mib": peak_memory_mib() or 0.0}
 

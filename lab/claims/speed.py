@@ -29,7 +29,7 @@ PHOTOS = 1000
 _LOOP = ["-m", "lab.claims.loops"]
 # PyTorch's start: import, checkpoint, first label; training is not imported here, because runtime knows nothing of it
 _CHECKPOINT = (
-    "import json, pathlib, sys, torch; from runtime.benchmark.worker import peak_memory_mib; "
+    "import json, pathlib, sys, torch; from runtime.benchmark.watch import peak_memory_mib; "
     "from runtime.preprocess import pixels; from training.network.classifier import load_checkpoint; "
     "torch.set_grad_enabled(False); model, spec = load_checkpoint(pathlib.Path(sys.argv[1])); "
     "photo = torch.from_numpy(pixels(sys.argv[2], spec.geometry).copy())[None]; "

@@ -2,62 +2,48 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime import environment
-from runtime.benchmark.disturbance import disturbed_by
-from runtime.benchmark.rounds import Entrant
-from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS
+from runtime.benchmark.contestant import Contestant
+from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
+from runtime.benchmark.watch import causes_of
 from runtime.comparison import percentile
 from runtime.receipt import Receipt
 
 SCHEMA_VERSION = 2
 UNSTABLE = 0.25  # spread (p75 − p25) / median above which a figure is marked as unstable
 TAILS = (90, 95, 99)
-_FIGURES = ("accuracy", "accuracy_interval", "agreement", "photos")
 
 Row = dict[str, Any]
 
 
-def rows_of(entrant: Entrant, receipt: Receipt, experiment: str, seconds: float) -> list[Row]:
-    """One row per scenario and batch size of an entrant that ran."""
-    conditions = conditions_of(entrant, receipt, experiment)
-    return [
-        {
-            **conditions,
-            "scenario": scenario,
-            "timed": SCENARIOS[scenario].timed,
-            "batch": batch,
-            "budget_seconds": seconds,
-            **_figures(turns, batch),
-        }
-        for (scenario, batch), turns in sorted(entrant.turns.items())
-    ]
+def rows_of(contestant: Contestant, receipt: Receipt, experiment: str, seconds: float) -> list[Row]:
+    """One row per scenario and batch size of a contestant that was measured."""
+    conditions = conditions_of(contestant, receipt, experiment)
+    rows = []
+    for (scenario, batch), measurements in sorted(contestant.measurements.items()):
+        figures = measurements[-1].figures or {"budget_seconds": seconds, **_latency(measurements, batch)}
+        load = {"scenario": scenario, "timed": SCENARIOS[scenario].timed, "batch": batch}
+        rows.append({**conditions, **load, **figures})
+    return rows
 
 
-def server_row(entrant: Entrant, receipt: Receipt, experiment: str, held: dict[str, Any]) -> Row:
-    """The row of the server scenario: what `runtime.benchmark.scenarios.highest_rate` found."""
-    return {
-        **conditions_of(entrant, receipt, experiment),
-        "scenario": "server",
-        "timed": "inference only, Poisson arrivals: from a query's arrival to its logits, waiting included",
-        "batch": 1,
-        **held,
-    }
-
-
-def _figures(turns: list[dict[str, Any]], batch: int) -> Row:
-    samples = [value for turn in turns for value in turn["samples"]]
+def _latency(measurements: Sequence[Measurement], batch: int) -> dict[str, Any]:
+    """Milliseconds of all calls and what they are made of, memory, and likely causes where they do not repeat."""
+    samples = [value for measurement in measurements for value in measurement.samples]
     low, median, high = (float(value) for value in np.quantile(samples, (0.25, 0.5, 0.75)))
-    parts = [turn["parts"] for turn in turns if "parts" in turn]
-    device = [value for turn in turns for value in turn.get("device", ())]
+    device = [value for measurement in measurements for value in measurement.device]
+    parts = [measurement.parts for measurement in measurements]
     tails = {f"p{percent}": percentile(samples, percent) for percent in TAILS}
-    unstable = (high - low) / median > UNSTABLE
+    unstable, last = (high - low) / median > UNSTABLE, measurements[-1]
+    disturbances = [measurement.disturbance for measurement in measurements if measurement.disturbance]
     return {
-        "rounds": len(turns),
+        "rounds": len(measurements),
         "milliseconds": round(median, 4),
         "p25": round(low, 4),
         "p75": round(high, 4),
@@ -65,21 +51,20 @@ def _figures(turns: list[dict[str, Any]], batch: int) -> Row:
         "milliseconds_device": round(statistics.median(device), 4) if device else None,
         "timed_device": ON_DEVICE if device else None,
         "unstable": unstable,
-        "causes": disturbed_by(turn["meanwhile"] for turn in turns) if unstable else [],
-        "parts": {name: round(statistics.median(part[name] for part in parts), 4) for name in parts[0]}
-        if parts
-        else {},
+        "causes": causes_of(disturbances) if unstable else [],
+        "parts": {name: round(statistics.median(part[name] for part in parts), 4) for name in parts[0]},
         "images_per_second": round(1000 * batch / median, 2),
-        "load_seconds": round(turns[-1]["load_seconds"], 3),
-        "peak_memory_mib": turns[-1]["peak_memory_mib"],
-        "gpu_memory_mib": turns[-1].get("gpu_memory_mib"),
-        "samples": [[round(value, 4) for value in turn["samples"]] for turn in turns],
+        "load_seconds": round(last.load_seconds, 3),
+        "peak_memory_mib": last.peak_memory_mib,
+        "gpu_memory_mib": last.gpu_memory_mib,
+        "samples": [[round(value, 4) for value in measurement.samples] for measurement in measurements],
     }
 
 
-def conditions_of(entrant: Entrant, receipt: Receipt, experiment: str) -> Row:
-    """What was measured and where: every knob, the file, its verdict and accuracy, the machine, the versions."""
-    candidate, spec = entrant.candidate, receipt.spec
+def conditions_of(contestant: Contestant, receipt: Receipt, experiment: str) -> Row:
+    """What was measured and where: every setting, the file, its verdict and accuracy, the machine, the versions."""
+    candidate, spec, file = contestant.candidate, receipt.spec, receipt.files[contestant.candidate.file]
+    cold_starts, figures = contestant.cold_starts, ("accuracy", "accuracy_interval", "agreement", "photos")
     return {
         "schema_version": SCHEMA_VERSION,
         "experiment": experiment,
@@ -87,21 +72,18 @@ def conditions_of(entrant: Entrant, receipt: Receipt, experiment: str) -> Row:
         "backend": candidate.backend,
         "precision": candidate.precision,
         "variant": candidate.variant,
-        "candidate": entrant.name,
-        "threads": entrant.threads or "engine default",
-        "streams": entrant.streams,
+        "candidate": contestant.name,
+        "threads": contestant.threads or "engine default",
+        "streams": contestant.streams,
         "file": candidate.file,
-        "sha256": receipt.files[candidate.file].sha256,
-        "file_bytes": receipt.files[candidate.file].bytes,
+        "sha256": file.sha256,
+        "file_bytes": file.bytes,
         "image_size": spec.geometry.size,
         "drawn": bool(spec.data.get("drawn")),
         "data_fingerprint": spec.data.get("fingerprint"),
-        "cold_start_seconds": round(statistics.median(entrant.cold_starts), 3) if entrant.cold_starts else None,
-        "cold_starts": [round(seconds, 3) for seconds in entrant.cold_starts],
-        **{
-            name: getattr(candidate.figures, name, None)
-            for name in ("accuracy", "accuracy_interval", "agreement", "photos")
-        },
+        "cold_start_seconds": round(statistics.median(cold_starts), 3) if cold_starts else None,
+        "cold_starts": [round(seconds, 3) for seconds in cold_starts],
+        **{name: getattr(candidate.figures, name, None) for name in figures},
         "verdict": candidate.verdict,
         "precision_share": candidate.precision_share,
         **environment.stamp(),

@@ -1,17 +1,18 @@
-"""The race as a whole: which candidates enter, this machine's verdict on each, and what the choice is made from."""
+"""A benchmark run as a whole: who takes part, this machine's verdict on each, and what the choice is made from."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime import environment
-from runtime.benchmark.rounds import Entrant, hold, race
-from runtime.benchmark.rows import Row, rows_of, server_row
+from runtime.benchmark.contestant import Contestant, run_rounds
+from runtime.benchmark.rows import Row, rows_of
+from runtime.benchmark.scenarios import SCENARIOS
 from runtime.candidate import Candidate
 from runtime.choice import Policy
 from runtime.comparison import percentile, samples_needed
@@ -20,104 +21,182 @@ from runtime.errors import SajiError
 from runtime.files import sha256_file
 from runtime.receipt import Receipt
 
-SERVER_PERCENTILE = 99  # MLPerf's server scenario bounds p99 of ResNet-50
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Race:
-    """What races under which loads; the fields are the flags of `runtime/bench.py`, which explains them.
+class Options:
+    """The flags of the verb bench, beside those that a scenario has of its own."""
 
-    `models` holds a folder for each of the `receipts`, under its name.
+    out: Path = Path("artifacts")
+    """folder of all artefacts"""
+    archs: tuple[str, ...] = ()
+    """architectures; all exported ones by default"""
+    candidates: tuple[str, ...] = ()
+    """only those with these words, e.g. "openvino int8" """
+    seconds: float = 180
+    """length of the benchmark"""
+    batch: tuple[int, ...] = (1,)
+    """batch sizes; the smallest is the served one"""
+    threads: tuple[int, ...] = (0,)
+    """threads of a call; 0: the engine's own"""
+    streams: tuple[int, ...] = (1,)
+    """calls side by side (offline and server)"""
+    scenario: tuple[str, ...] = ("single-stream",)
+    """what is timed besides single-stream, which the choice is made by"""
+    photo: Path | None = None
+    """the photo of end-to-end; each model's golden JPEG by default"""
+    cold_starts: int = 1
+    """processes started anew for each candidate, to time the start to the first label"""
+    max_accuracy_drop: float = 0.01
+    """below the best model, as a fraction"""
+    percentile: float = 50
+    """of the latency, which the choice is made by"""
+    max_memory: float | None = None
+    """peak memory of a candidate's process that is allowed, MiB"""
+    max_size: float | None = None
+    """file size that is allowed, MB"""
+    compare: tuple[Path, Path] | None = None
+    """compare two .jsonl, one from before a change and one from after it; nothing is measured"""
+    rows: Path | None = None
+    """append rows to this .jsonl instead of OUT/bench.jsonl"""
+    experiment: str = "bench"
+    """name stored in the rows"""
+    seed: int = 0
+    """seed of the order within rounds"""
+    force: bool = False
+    """measure again even when nothing has changed"""
+
+    def __post_init__(self) -> None:
+        """Raise SajiError for what contradicts itself or is none."""
+        for name in ("batch", "threads", "streams", "scenario"):
+            if not getattr(self, name):
+                raise SajiError(f"--{name} needs at least one value")
+        if min(*self.batch, *self.streams, self.seconds) <= 0 or min(*self.threads, self.cold_starts) < 0:
+            raise SajiError("--batch, --streams and --seconds must be positive, --threads and --cold-starts 0 or more")
+        if unknown := [name for name in self.scenario if name not in SCENARIOS]:
+            raise SajiError(f"there is no scenario {unknown[0]!r}; choose from {', '.join(SCENARIOS)}")
+        for name in self.scenario:
+            if SCENARIOS[name].alone and 1 not in self.batch:
+                raise SajiError(f"the {name} scenario answers one photo at a time; add 1 to --batch")
+        if not 0 < self.percentile < 100:
+            raise SajiError(f"--percentile {self.percentile:g} is none; give one between 0 and 100, such as 95")
+
+    @property
+    def policy(self) -> Policy:
+        """What the choice is made by."""
+        return Policy(
+            max_accuracy_drop=self.max_accuracy_drop,
+            batch=min(self.batch),
+            percentile=self.percentile,
+            max_memory=self.max_memory,
+            max_size=self.max_size,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Who was measured, the candidates that were left out or could not be, and the rows."""
+
+    measured: list[Contestant]
+    others: list[Candidate]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """Which models are measured, and how.
+
+    The options' `out` has a folder for each of the `receipts`, under its name. `flags` are those that scenarios have of
+    their own: their values by the scenario's name.
     """
 
-    models: Path
+    options: Options
     receipts: dict[str, Receipt]
-    candidates: Sequence[str]
-    seconds: float
-    batch: Sequence[int]
-    threads: Sequence[int]
-    streams: Sequence[int]
-    scenario: Sequence[str]
-    latency_bound: float
-    photo: Path | None
-    cold_starts: int
-    experiment: str
-    seed: int
+    flags: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def inputs(self) -> dict[str, Any]:
-        """What decides how the race turns out, as JSON values: with the same inputs a choice is up to date."""
-        named = ("seconds", "batch", "threads", "streams", "scenario", "candidates", "latency_bound", "cold_starts")
-        return {
-            "receipts": {name: sha256_file(self.models / name / "model.json") for name in self.receipts},
-            "settings": {name: getattr(self, name) for name in named},
-            "versions": environment.versions(),
-        }
+        """What decides how the run turns out, as JSON values: with the same inputs a choice is up to date."""
+        names = ("seconds", "batch", "threads", "streams", "scenario", "candidates", "cold_starts")
+        settings = {name: getattr(self.options, name) for name in names}
+        for flags in self.flags.values():
+            settings.update(flags)
+        receipts = {name: sha256_file(self._folder(name) / "model.json") for name in self.receipts}
+        return {"receipts": receipts, "settings": settings, "versions": environment.versions()}
 
-    def run(self, say: Callable[[str], None]) -> tuple[list[Entrant], list[Candidate], list[Row]]:
-        """Race; returns those that finished, the candidates that were left out or did not, and the rows."""
-        with self.entrants() as entrants:
-            judge_here(entrants, self.receipts, say)
-            racing = [e for e in entrants if e.candidate.verdict == "pass" and e.candidate.servable]
-            loads = [(scenario, batch) for scenario in self._raced() for batch in self.batch]
-            finished = race(racing, loads, self.seconds, self.seed, say)
-            self._start_cold(finished, say)
-            rows = [row for entrant in finished for row in self._rows(entrant, say)]
-        raced = {entrant.candidate.key() for entrant in finished}
-        others = {entrant.candidate.key(): entrant.candidate for entrant in entrants}
-        return finished, [candidate for key, candidate in others.items() if key not in raced], rows
-
-    def _start_cold(self, finished: Sequence[Entrant], say: Callable[[str], None]) -> None:
-        for number in range(1, self.cold_starts + 1):
-            say(f"cold start {number} of {self.cold_starts}: {len(finished)} processes, one after another")
-            for entrant in finished:
-                try:
-                    entrant.cold_start()
-                except SajiError as error:  # the race itself stands
-                    say(f"{entrant.name}: its cold start is not known: {error}")
-
-    def _raced(self) -> list[str]:
-        return list(dict.fromkeys(["single-stream", *(name for name in self.scenario if name != "server")]))
+    def run(self, say: Say) -> Outcome:
+        """Check who has no verdict of this machine, and measure those that passed."""
+        options = self.options
+        together = [name for name in options.scenario if not SCENARIOS[name].alone]
+        loads = list(itertools.product(dict.fromkeys(["single-stream", *together]), options.batch))
+        with self.contestants() as contestants:
+            check_here(contestants, self.receipts, say)
+            passed = [c for c in contestants if c.candidate.verdict == "pass" and c.candidate.servable]
+            measured = run_rounds(passed, loads, options.seconds, options.seed, say)
+            self._start_cold(measured, say)
+            for contestant in measured:
+                self._measure_alone(contestant, say)
+            rows = [row for contestant in measured for row in self._rows(contestant)]
+        keys = {contestant.candidate.key() for contestant in measured}
+        others = {c.candidate.key(): c.candidate for c in contestants if c.candidate.key() not in keys}
+        return Outcome(measured, list(others.values()), rows)
 
     @contextmanager
-    def entrants(self) -> Iterator[list[Entrant]]:
+    def contestants(self) -> Iterator[list[Contestant]]:
         """Every candidate asked for, times threads and streams; their processes, if any, end with the context."""
-        entrants, photo = [], str(self.photo.resolve()) if self.photo else ""
+        contestants, options = [], self.options
+        photo = str(options.photo.resolve()) if options.photo else ""
         for name, receipt in self.receipts.items():
+            folder = self._folder(name)
             for candidate in receipt.candidates:
-                if self.candidates and not any(_named(candidate, words) for words in self.candidates):
+                if options.candidates and not any(_has_name(candidate, words) for words in options.candidates):
                     continue
-                receipt.verify(self.models / name, candidate.file)
-                for threads, streams in itertools.product(self.threads, self.streams):
-                    entrants.append(Entrant(candidate, self.models / name, threads, streams, photo))
-        if not entrants:
-            there = "; ".join(c.name for receipt in self.receipts.values() for c in receipt.candidates)
-            raise SajiError(f"no candidate is named {' or '.join(self.candidates)}; there are {there}")
+                receipt.verify(folder, candidate.file)
+                for threads, streams in itertools.product(options.threads, options.streams):
+                    contestants.append(Contestant(candidate, folder, threads, streams, photo, options.seed))
+        if not contestants:
+            names = "; ".join(c.name for receipt in self.receipts.values() for c in receipt.candidates)
+            raise SajiError(f"no candidate is named {' or '.join(options.candidates)}; there are {names}")
         try:
-            yield entrants
+            yield contestants
         finally:
-            for entrant in entrants:
-                entrant.close()
+            for contestant in contestants:
+                contestant.close()
 
-    def _rows(self, entrant: Entrant, say: Callable[[str], None]) -> list[Row]:
-        receipt = self.receipts[entrant.candidate.architecture]
-        rows = rows_of(entrant, receipt, self.experiment, self.seconds)
-        if "server" in self.scenario:
-            held = hold(entrant, self.latency_bound, SERVER_PERCENTILE, self.seed)
-            say(f"{entrant.name}: {held['rate']:.0f} queries/s held")
-            rows.append(server_row(entrant, receipt, self.experiment, held))
-        return rows
+    def _folder(self, name: str) -> Path:
+        return self.options.out / "models" / name
+
+    def _start_cold(self, contestants: Sequence[Contestant], say: Say) -> None:
+        for number in range(1, self.options.cold_starts + 1):
+            say(f"cold start {number} of {self.options.cold_starts}: {len(contestants)} processes, one after another")
+            for contestant in contestants:
+                try:
+                    contestant.cold_start()
+                except SajiError as error:  # what the rounds measured stands
+                    say(f"{contestant.name}: its cold start is not known: {error}")
+
+    def _measure_alone(self, contestant: Contestant, say: Say) -> None:
+        for name in dict.fromkeys(self.options.scenario):
+            if SCENARIOS[name].alone:
+                measurement = contestant.measure_and_keep(name, 1, self.options.seconds, **self.flags.get(name, {}))
+                numbers = {key: value for key, value in measurement.figures.items() if isinstance(value, int | float)}
+                say(f"{contestant.name}: {name}: {', '.join(f'{key} {value:g}' for key, value in numbers.items())}")
+
+    def _rows(self, contestant: Contestant) -> list[Row]:
+        receipt = self.receipts[contestant.candidate.architecture]
+        return rows_of(contestant, receipt, self.options.experiment, self.options.seconds)
 
 
 def receipts_in(models: Path, archs: Sequence[str]) -> dict[str, Receipt]:
     """The receipts of some architectures, or of all, by name. Raises SajiError where they cannot be compared."""
-    there = sorted(path.parent.name for path in models.glob("*/model.json"))
-    unknown = [name for name in archs if name not in there]
-    if unknown or not there:
+    exported = sorted(path.parent.name for path in models.glob("*/model.json"))
+    unknown = [name for name in archs if name not in exported]
+    if unknown or not exported:
         raise SajiError(
-            f"{models} holds {', '.join(there) or 'no exported model'}"
+            f"{models} holds {', '.join(exported) or 'no exported model'}"
             f"{', not ' + ', '.join(unknown) if unknown else ''}; export first with: make train export"
         )
-    receipts = {name: Receipt.read(models / name) for name in archs or there}
+    receipts = {name: Receipt.read(models / name) for name in archs or exported}
     by_data: dict[str, list[str]] = {}
     for name, receipt in receipts.items():
         by_data.setdefault(str(receipt.spec.data.get("fingerprint")), []).append(name)
@@ -127,50 +206,52 @@ def receipts_in(models: Path, archs: Sequence[str]) -> dict[str, Receipt]:
     return receipts
 
 
-def _named(candidate: Candidate, words: str) -> bool:
+def _has_name(candidate: Candidate, words: str) -> bool:
     return set(words.replace("·", " ").split()) <= set(candidate.name.replace("·", " ").split())
 
 
-def judge_here(entrants: Sequence[Entrant], receipts: dict[str, Receipt], say: Callable[[str], None]) -> None:
+def check_here(contestants: Sequence[Contestant], receipts: dict[str, Receipt], say: Say) -> None:
     """Keep verdicts given on this very machine with these versions, take all others anew: parity depends on both."""
-    here, versions = environment.machine(), environment.versions()
-    judged: dict[Any, Candidate] = {}  # threads and streams change the order of sums, which no gate is as narrow as
-    for entrant in entrants:
-        same = entrant.candidate.machine == here and receipts[entrant.candidate.architecture].versions == versions
-        if same or not entrant.candidate.servable:
+    machine, versions = environment.machine(), environment.versions()
+    checked: dict[Any, Candidate] = {}  # threads and streams change the order of sums, which no gate is as narrow as
+    for contestant in contestants:
+        candidate = contestant.candidate
+        same = candidate.machine == machine and receipts[candidate.architecture].versions == versions
+        if same or not candidate.servable:
             continue
-        if entrant.candidate.key() in judged:
-            entrant.candidate = judged[entrant.candidate.key()]
+        if candidate.key() in checked:
+            contestant.candidate = checked[candidate.key()]
             continue
         try:
-            entrant.apply_gate()
+            contestant.apply_gate()
         except SajiError as error:
-            entrant.candidate = replace(entrant.candidate, verdict="fail", reasons=(str(error),))
+            contestant.candidate = replace(candidate, verdict="fail", reasons=(str(error),))
         finally:
-            entrant.close()
-        judged[entrant.candidate.key()] = entrant.candidate
-        say(f"{entrant.candidate.name}: judged on this machine: {entrant.candidate.verdict}")
+            contestant.close()
+        checked[candidate.key()] = contestant.candidate
+        say(f"{candidate.name}: checked on this machine: {contestant.candidate.verdict}")
 
 
-def measured(entrant: Entrant, receipt: Receipt, policy: Policy) -> Measured:
-    """What the choice knows of an entrant that finished. Raises SajiError where its calls are too few for that."""
-    turns = entrant.turns["single-stream", policy.batch]
-    calls = [value for turn in turns for value in turn["samples"]]
-    at = percentile(calls, policy.percentile)
-    if at is None:
+def measured(contestant: Contestant, receipt: Receipt, policy: Policy) -> Measured:
+    """What the choice knows of a contestant that was measured. Raises SajiError where its calls are too few for it."""
+    measurements = contestant.measurements["single-stream", policy.batch]
+    calls = [value for measurement in measurements for value in measurement.samples]
+    milliseconds = percentile(calls, policy.percentile)
+    if milliseconds is None:
         raise SajiError(
-            f"{len(calls)} calls of {entrant.name} do not tell p{policy.percentile:g}, which takes "
-            f"{samples_needed(policy.percentile)}; race longer with --seconds"
+            f"{len(calls)} calls of {contestant.name} do not tell p{policy.percentile:g}, which takes "
+            f"{samples_needed(policy.percentile)}; measure longer with --seconds"
         )
-    facts = receipt.files[entrant.candidate.file]
+    file = receipt.files[contestant.candidate.file]
+    rounds = (float(np.percentile(measurement.samples, policy.percentile)) for measurement in measurements)
     return Measured(
-        candidate=entrant.candidate,
-        folder=f"models/{entrant.folder.name}",
-        sha256=facts.sha256,
-        file_bytes=facts.bytes,
-        milliseconds=round(at, 4),
-        rounds=tuple(round(float(np.percentile(turn["samples"], policy.percentile)), 4) for turn in turns),
-        peak_memory_mib=turns[-1]["peak_memory_mib"],
-        threads=entrant.threads,
-        streams=entrant.streams,
+        candidate=contestant.candidate,
+        folder=f"models/{contestant.folder.name}",
+        sha256=file.sha256,
+        file_bytes=file.bytes,
+        milliseconds=round(milliseconds, 4),
+        rounds=tuple(round(value, 4) for value in rounds),
+        peak_memory_mib=measurements[-1].peak_memory_mib,
+        threads=contestant.threads,
+        streams=contestant.streams,
     )

@@ -1,66 +1,77 @@
-"""Rows as Markdown, on the terminal and in the documents (`lab/tables/write.py`)."""
+"""Rows as Markdown, on the terminal and in the documents (`lab/tables/write.py`), and as a picture."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from runtime.backends import distributions
 from runtime.benchmark.rows import TAILS, Row, per_round
+from runtime.benchmark.scenarios import SCENARIOS, Column
 from runtime.comparison import compared
+from runtime.errors import missing_extra
 from runtime.evaluation import with_interval
+from runtime.files import replacing
+from runtime.markdown import markdown
 
-Column = tuple[str, Callable[[Row], str]]
+# What must be the same for two figures to be of the same thing; the commit is what a comparison is about
+_SAME = {"file": "sha256", "processor": "machine_cpu", "cores": "machine_cores", "versions": "versions"}
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """One line per candidate and batch, fastest first, with the conditions below; a table for each scenario."""
     by_scenario: dict[str, list[Row]] = {}
     for row in rows:
         by_scenario.setdefault(row["scenario"], []).append(row)
-    return "\n\n".join(
-        _server(group) if scenario == "server" else _timed(group) for scenario, group in by_scenario.items()
-    )
+    return "\n\n".join(_of_one_scenario(group) for group in by_scenario.values())
 
 
-def _timed(rows: list[Row]) -> str:
-    rows = sorted(rows, key=lambda row: (row["batch"], row["milliseconds"]))
+def _of_one_scenario(rows: list[Row]) -> str:
+    scenario = SCENARIOS.get(rows[0]["scenario"], SCENARIOS["single-stream"])  # rows of version 0.1 describe it instead
+    rows = sorted(rows, key=lambda row: (row["batch"], scenario.slowness(row)))
+    middle = scenario.columns(rows) if scenario.columns else _latency_columns(rows)
+    columns: list[Column] = [("candidate", lambda row: row["candidate"]), *middle, *_about(rows)]
+    align = "".join("l" if title in ("candidate", "parity") else "r" for title, _ in columns)
+    lines = ([cell(row) for _, cell in columns] for row in rows)
+    blocks = [markdown([title for title, _ in columns], lines, align, gap=""), conditions(rows)]
+    if unstable := [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in rows if row.get("causes")]:
+        blocks.append(f"Unstable, likely because: {' · '.join(unstable)}.")
+    return "\n\n".join(blocks)
+
+
+def _latency_columns(rows: list[Row]) -> list[Column]:
     fastest = {row["batch"]: row for row in reversed(rows)}
     torch = {row["batch"]: row for row in reversed(rows) if row["backend"] == "pytorch"}
-    columns: list[Column] = [
-        ("candidate", lambda row: row["candidate"]),
-        ("batch", lambda row: str(row["batch"])),
-        ("ms (p25–p75)", _milliseconds),
-        ("tail", _tail),
+    columns: list[Column] = [("batch", lambda row: str(row["batch"])), ("ms (p25–p75)", _milliseconds)]
+    if any(row.get("milliseconds_device") for row in rows):
+        columns.append(("ms on the GPU alone", partial(_number, "milliseconds_device", ".2f")))
+    if any(map(_tail, rows)):
+        columns.append(("tail", _tail))
+    if any(row.get("parts") for row in rows):
+        columns.append(("of it", lambda row: ", ".join(f"{name} {ms:.1f}" for name, ms in row["parts"].items())))
+    return [
+        *columns,
         ("photos/s", lambda row: f"{row['images_per_second']:.0f}"),
         ("against the fastest PyTorch", lambda row: _speed(row, torch.get(row["batch"]))),
         ("against the fastest", lambda row: _behind(row, fastest[row["batch"]])),
-        *_about(rows),
     ]
-    if not any(_tail(row) for row in rows):
-        columns = [column for column in columns if column[0] != "tail"]
-    if any(row.get("parts") for row in rows):
-        columns.insert(4, ("of it", _parts))
-    if any(row.get("milliseconds_device") for row in rows):
-        columns.insert(3, ("ms on the GPU alone", _on_device))
-    unstable = [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in rows if row.get("causes")]
-    below = [conditions(rows), *(["Unstable, likely because: " + " · ".join(unstable) + "."] if unstable else [])]
-    return "\n\n".join([_markdown(columns, rows), *below])
 
 
-def _server(rows: list[Row]) -> str:
-    rows = sorted(rows, key=lambda row: -row["rate"])
-    bound = f"p{rows[0]['percentile']:g} ≤ {rows[0]['bound_ms']:g} ms"
+def _about(rows: list[Row]) -> list[Column]:
+    """What any row tells of its candidate; there is no column for what none of `rows` knows."""
     columns: list[Column] = [
-        ("candidate", lambda row: row["candidate"]),
-        (f"queries/s held at {bound}", lambda row: f"{row['rate']:.0f}"),
-        *_about(rows),
+        ("accuracy (95 % interval)", lambda row: with_interval(row["accuracy"], row["accuracy_interval"])),
+        ("parity", lambda row: row["verdict"]),
+        ("file MB", lambda row: f"{row['file_bytes'] / 1e6:.1f}"),
+        ("peak MiB", lambda row: f"{row.get('peak_memory_mib') or 0:.0f}"),
     ]
-    return f"{_markdown(columns, rows)}\n\n{conditions(rows)}"
+    for title, name, form in (("GPU MiB", "gpu_memory_mib", ".0f"), ("cold start s", "cold_start_seconds", ".2f")):
+        if any(row.get(name) for row in rows):
+            columns.append((title, partial(_number, name, form)))
+    return columns
 
 
-def _markdown(columns: list[Column], rows: list[Row]) -> str:
-    head = "| " + " | ".join(name for name, _ in columns) + " |"
-    rule = "|---|" + "|".join("---" if name == "parity" else "---:" for name, _ in columns[1:]) + "|"
-    return "\n".join([head, rule, *("| " + " | ".join(cell(row) for _, cell in columns) + " |" for row in rows)])
+def _number(name: str, form: str, row: Row) -> str:
+    return f"{row[name]:{form}}" if row.get(name) else ""
 
 
 def _milliseconds(row: Row) -> str:
@@ -70,16 +81,8 @@ def _milliseconds(row: Row) -> str:
 
 def _tail(row: Row) -> str:
     """The outermost percentile that the sample supports."""
-    told = [percent for percent in TAILS if row.get(f"p{percent}") is not None]
-    return f"p{told[-1]} {row[f'p{told[-1]}']:.2f}" if told else ""
-
-
-def _on_device(row: Row) -> str:
-    return f"{row['milliseconds_device']:.2f}" if row.get("milliseconds_device") else ""
-
-
-def _parts(row: Row) -> str:
-    return ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in row["parts"].items())
+    known = [percent for percent in TAILS if row.get(f"p{percent}") is not None]
+    return f"p{known[-1]} {row[f'p{known[-1]}']:.2f}" if known else ""
 
 
 def _speed(row: Row, baseline: Row | None) -> str:
@@ -97,33 +100,7 @@ def _behind(row: Row, fastest: Row) -> str:
     return f"{verdict}, {ratio.ratio:.2f}×"
 
 
-def _about(rows: list[Row]) -> list[Column]:
-    """What any row tells of its candidate; what none of `rows` knows has no column."""
-    columns: list[Column] = [
-        ("accuracy (95 % interval)", lambda row: with_interval(row["accuracy"], row["accuracy_interval"])),
-        ("parity", lambda row: row["verdict"]),
-        ("file MB", lambda row: f"{row['file_bytes'] / 1e6:.1f}"),
-        ("peak MiB", lambda row: f"{row.get('peak_memory_mib') or 0:.0f}"),
-    ]
-    for title, name, form in (("GPU MiB", "gpu_memory_mib", ".0f"), ("cold start s", "cold_start_seconds", ".2f")):
-        if any(row.get(name) for row in rows):
-            columns.append((title, partial(_number, name, form)))
-    return columns
-
-
-def _number(name: str, form: str, row: Row) -> str:
-    return f"{row[name]:{form}}" if row.get(name) else ""
-
-
-def best(rows: list[Row]) -> list[Row]:
-    """Of each architecture and batch size the fastest row, and the fastest of PyTorch."""
-    fastest: dict[tuple[str, int, bool], Row] = {}
-    for row in sorted(rows, key=lambda row: -row["milliseconds"]):
-        fastest[row["architecture"], row["batch"], row["backend"] == "pytorch"] = row
-    return list(fastest.values())
-
-
-def conditions(rows: list[Row]) -> str:
+def conditions(rows: Sequence[Row]) -> str:
     """What was timed, on what, with which versions."""
     row = rows[0]
     sizes = "/".join(sorted({f"{r['image_size']} px" for r in rows}))
@@ -141,22 +118,67 @@ def conditions(rows: list[Row]) -> str:
     )
 
 
-def comparison(before: list[Row], after: list[Row]) -> str:
+def comparison(before: Sequence[Row], after: Sequence[Row]) -> str:
     """Two files of rows beside each other: what both measured, and how much faster the second says it is."""
     key = lambda row: (row["scenario"], row["candidate"], row["batch"])  # noqa: E731
-    there = {key(row): row for row in before if "samples" in row}  # of a repeated measurement the last
-    pairs = [(there[key(row)], row) for row in after if "samples" in row and key(row) in there]
-    lines = [
-        "| candidate | scenario | batch | ms before | ms after | after is | |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
-    for old, new in pairs:
-        ratio = compared(per_round(new), per_round(old), paired=False)
-        notes = [f"other {what}" for what, name in _COMPARED.items() if old.get(name) != new.get(name)]
-        cells = (new["candidate"], new["scenario"], str(new["batch"]), f"{old['milliseconds']:.2f}")
-        lines.append("| " + " | ".join((*cells, f"{new['milliseconds']:.2f}", str(ratio), ", ".join(notes))) + " |")
-    return "\n".join(lines)
+    earlier = {key(row): row for row in before if "samples" in row}  # of a repeated measurement the last
+    lines = []
+    for new in after:
+        if "samples" in new and key(new) in earlier:
+            old = earlier[key(new)]
+            ratio = compared(per_round(new), per_round(old), paired=False)
+            notes = ", ".join(f"other {what}" for what, name in _SAME.items() if old.get(name) != new.get(name))
+            times = f"{old['milliseconds']:.2f}", f"{new['milliseconds']:.2f}"
+            lines.append((new["candidate"], new["scenario"], str(new["batch"]), *times, str(ratio), notes))
+    head = ("candidate", "scenario", "batch", "ms before", "ms after", "after is", "")
+    return markdown(head, lines, "llrrrrl", gap="")
 
 
-# What must be the same for two figures to be of the same thing; the commit is what a comparison is about
-_COMPARED = {"file": "sha256", "processor": "machine_cpu", "cores": "machine_cores", "versions": "versions"}
+def best(rows: Sequence[Row]) -> list[Row]:
+    """Of each architecture and batch size the fastest row, and the fastest of PyTorch."""
+    fastest: dict[tuple[str, int, bool], Row] = {}
+    for row in sorted(rows, key=lambda row: -row["milliseconds"]):
+        fastest[row["architecture"], row["batch"], row["backend"] == "pytorch"] = row
+    return list(fastest.values())
+
+
+def frontier(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other is both as fast and as accurate as, fastest first."""
+    highest, unbeaten = -1.0, []
+    for row in sorted(rows, key=lambda row: (row["milliseconds"], -row["accuracy"])):
+        if row["accuracy"] > highest:
+            highest = row["accuracy"]
+            unbeaten.append(row)
+    return unbeaten
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw accuracy against latency, single stream at the smallest batch. Raises Unavailable without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise missing_extra("matplotlib", "train") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    batch = min(row["batch"] for row in rows)
+    rows = [row for row in rows if row["scenario"] == "single-stream" and row["batch"] == batch]
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        for number, backend in enumerate(sorted({row["backend"] for row in rows})):
+            group = [row for row in rows if row["backend"] == backend]
+            latency, accuracy = ([row[name] for row in group] for name in ("milliseconds", "accuracy"))
+            low = [row["accuracy"] - row["accuracy_interval"][0] for row in group]
+            high = [row["accuracy_interval"][1] - row["accuracy"] for row in group]
+            marker = "os^Dv*"[number % 6]
+            axes.errorbar(latency, accuracy, [low, high], fmt=marker, elinewidth=0.4, label=backend, ms=5)
+        unbeaten = frontier(rows)
+        corners = ([row[name] for row in unbeaten] for name in ("milliseconds", "accuracy"))
+        axes.step(*corners, where="post", color="0.6", lw=1)
+        for row in unbeaten:
+            axes.annotate(row["candidate"], (row["milliseconds"], row["accuracy"]), (4, 4), textcoords="offset points")
+        axes.set(xscale="log", xlabel=f"milliseconds, batch {batch} (log scale)", ylabel="accuracy (95 % interval)")
+        axes.legend(frameon=False)
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
+        pyplot.close(figure)

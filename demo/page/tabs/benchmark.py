@@ -12,8 +12,7 @@ from demo.page.benchmarks import COMMITTED, Race, races
 from demo.page.markup import rejected
 from demo.page.texts import label, language_of, say
 from demo.service.queue import Serving
-from runtime.benchmark.pareto import frontier
-from runtime.benchmark.table import conditions
+from runtime.benchmark.table import conditions, frontier
 
 WIDTHS: list[str | int] = [260, 90, 130, 100, 80, 100, 190]  # pixels of the columns
 MARGIN = 0.02  # of accuracy, above and below the points

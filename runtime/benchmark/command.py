@@ -1,0 +1,93 @@
+"""`python -m runtime bench`: measure every candidate, print the table, choose what is served (`deployment.json`)."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from runtime import environment
+from runtime.benchmark.rows import append_rows, read_rows
+from runtime.benchmark.run import BenchmarkRun, Options, measured, receipts_in
+from runtime.benchmark.scenarios import SCENARIOS
+from runtime.benchmark.table import comparison, draw, table
+from runtime.choice import choose
+from runtime.command_line import Parser, add_flags, from_flags, say
+from runtime.deployment import Deployment
+from runtime.errors import SajiError, Unavailable
+from runtime.preprocess import decode
+
+_DESCRIPTION = (
+    "Measure every candidate that passed parity, each in its own process, and choose what is served. "
+    f"The scenarios are {', '.join(SCENARIOS)}."
+)
+
+
+def add_to(verbs: Any) -> None:
+    """Add the verb to the subparsers of `python -m runtime`."""
+    _add_flags(
+        verbs.add_parser("bench", help="measure all candidates, choose what is served", description=_DESCRIPTION)
+    )
+
+
+def main() -> None:
+    """The command line `python runtime/bench.py`."""
+    parser = Parser(prog="python runtime/bench.py", description=_DESCRIPTION)
+    _add_flags(parser)
+    run(parser.parse_args())
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, Options())
+    for scenario in SCENARIOS.values():
+        if scenario.flags:
+            add_flags(parser, scenario.flags)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, write rows and the choice; the last line of stdout is JSON."""
+    options = from_flags(Options(), arguments)
+    flags = {name: asdict(from_flags(s.flags, arguments)) for name, s in SCENARIOS.items() if s.flags}
+    if options.compare:
+        _compare(*options.compare)
+        return
+    if options.photo:
+        decode(options.photo)  # a photo that cannot be read is said now, not by every candidate
+    benchmark = BenchmarkRun(options, receipts_in(options.out / "models", options.archs), flags)
+    path = options.out / "deployment.json"
+    policy, inputs = options.policy.values(), benchmark.inputs()
+    deployment = None if options.force else Deployment.up_to_date(path, policy, inputs)
+    if deployment:
+        say(f"up to date in {path}, --force to redo")
+    else:
+        deployment = _measure(benchmark, inputs)
+        deployment.write(path)
+    print(deployment.summary())
+    choice = deployment.choice
+    print(json.dumps({"choice": choice.name, "milliseconds": choice.milliseconds, "deployment": str(path)}))
+
+
+def _measure(benchmark: BenchmarkRun, inputs: dict[str, Any]) -> Deployment:
+    options, outcome = benchmark.options, benchmark.run(say)
+    if outcome.rows:
+        append_rows(options.rows or options.out / "bench.jsonl", outcome.rows)
+        print(table(outcome.rows))
+        picture = options.out / "bench.svg"
+        try:
+            draw(outcome.rows, picture)
+            say(f"accuracy against latency: {picture}")
+        except Unavailable as error:
+            say(f"no picture of the benchmark: {error}")
+    receipts = benchmark.receipts
+    places = [measured(c, receipts[c.candidate.architecture], options.policy) for c in outcome.measured]
+    return choose(places, outcome.others, options.policy, environment.machine(), inputs)
+
+
+def _compare(before: Path, after: Path) -> None:
+    for path in (before, after):
+        if not path.is_file():
+            raise SajiError(f"{path} does not exist; --compare takes two files of rows, such as artifacts/bench.jsonl")
+    rows = comparison(read_rows(before), read_rows(after))
+    print(rows)
+    print(json.dumps({"before": str(before), "after": str(after), "compared": len(rows.splitlines()) - 2}))

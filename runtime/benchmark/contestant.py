@@ -1,0 +1,155 @@
+"""A candidate with a process of its own (`worker`), and the interleaved rounds in which all are measured."""
+
+import base64
+import contextlib
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.benchmark.scenarios import Measurement
+from runtime.candidate import Candidate
+from runtime.classifier import Prediction
+from runtime.errors import SajiError
+from runtime.files import as_record
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS = 5  # fewer tell no pair apart, see runtime.comparison.compared
+ROUND_SECONDS = 0.3  # of each measurement in a round
+
+Load = tuple[str, int]  # a name in runtime.benchmark.scenarios.SCENARIOS, and the batch size
+
+
+@dataclass
+class Contestant:
+    """A candidate in the benchmark, with its process and what was measured of it so far.
+
+    `threads` and `streams` as in `runtime.backends.open_backend`; `photo` is the file that end-to-end takes, by default
+    the golden JPEG; `seed` is that of the scenarios. `measurements` has one of each round by load, `cold_starts` the
+    seconds of each `cold_start`.
+    """
+
+    candidate: Candidate
+    folder: Path
+    threads: int = 0
+    streams: int = 1
+    photo: str = ""
+    seed: int = 0
+    measurements: dict[Load, list[Measurement]] = field(default_factory=dict)
+    cold_starts: list[float] = field(default_factory=list)
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The candidate's name, with threads and streams where they are not the engine's own."""
+        return self.candidate.name_with(self.threads, self.streams)
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the candidate's process unless it runs; returns at once."""
+        if self.process is None:
+            settings = {name: getattr(self, name) for name in ("threads", "streams", "photo", "seed")}
+            settings["candidate"] = dataclasses.asdict(self.candidate)
+            command = [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder.resolve())]
+            self.process = subprocess.Popen(
+                [*command, json.dumps(settings)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
+            )  # fmt: skip
+        return self.process
+
+    def measure(self, scenario: str, batch: int, seconds: float, **flags: Any) -> Measurement:
+        """Measure once under a load; `flags` are the scenario's own."""
+        order = {"do": "time", "scenario": scenario, "batch": batch, "seconds": seconds, "flags": flags}
+        return as_record(Measurement, self._ask(order))
+
+    def measure_and_keep(self, scenario: str, batch: int, seconds: float, **flags: Any) -> Measurement:
+        """As `measure`, and add it to the `measurements`."""
+        measurement = self.measure(scenario, batch, seconds, **flags)
+        self.measurements.setdefault((scenario, batch), []).append(measurement)
+        return measurement
+
+    def classify(self, photo: bytes = b"") -> Prediction:
+        """What an encoded photo shows, by default that of end-to-end."""
+        return Prediction(**self._ask({"do": "classify", "photo": base64.b64encode(photo).decode()}))
+
+    def apply_gate(self) -> None:
+        """Take this machine's verdict, in the candidate's own process."""
+        self.candidate = Candidate.from_values(self._ask({"do": "check"}))
+
+    def cold_start(self) -> None:
+        """Take the seconds from the start of a process of its own to its first label: imports, opening, one photo."""
+        fresh = dataclasses.replace(self, process=None)
+        started = time.perf_counter()
+        try:
+            fresh.classify()
+            self.cold_starts.append(time.perf_counter() - started)
+        finally:
+            fresh.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            with contextlib.suppress(BrokenPipeError):  # what it was last asked, it did not live to read
+                self.process.stdin.close()  # type: ignore[union-attr]  # opened with a pipe
+            try:
+                self.process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process.stdout.close()  # type: ignore[union-attr]
+            self.process = None
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Send one order to the candidate's process, which is started when needed, and wait for the answer."""
+        process = self.start()
+        assert process.stdin and process.stdout
+        with contextlib.suppress(BrokenPipeError):  # it has died: the empty answer below says so
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise SajiError(f"the process of {self.name} died with status {process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise SajiError(answer["error"])
+        return answer
+
+
+def run_rounds(
+    contestants: Sequence[Contestant], loads: Sequence[Load], seconds: float, seed: int, say: Callable[[str], None]
+) -> list[Contestant]:
+    """Measure all contestants under all loads for about `seconds`; returns those that could be measured.
+
+    In each round every contestant is measured once under each load, in random order, so that what drifts on the
+    machine hits all alike. A measurement takes ROUND_SECONDS, less where that would leave fewer than ROUNDS rounds,
+    which are run in any case.
+    """
+    for contestant in contestants:
+        contestant.start()
+    ready = [contestant for contestant in contestants if _warmed_up(contestant, loads, say)]
+    order = [(contestant, load) for contestant in ready for load in loads]
+    each = min(ROUND_SECONDS, seconds / max(1, ROUNDS * len(order)))
+    lots, started, finished = random.Random(seed), time.perf_counter(), 0
+    while order and (finished < ROUNDS or time.perf_counter() - started < seconds):
+        lots.shuffle(order)
+        for contestant, (scenario, batch) in order:
+            contestant.measure_and_keep(scenario, batch, each)
+        finished += 1
+        say(f"round {finished}: {len(order)} measurements, {time.perf_counter() - started:.0f} of {seconds:.0f} s")
+    return ready
+
+
+def _warmed_up(contestant: Contestant, loads: Sequence[Load], say: Callable[[str], None]) -> bool:
+    """Load and warm up, outside the clock; False, and the reason is said, where that fails."""
+    try:
+        for scenario, batch in loads:
+            contestant.measure(scenario, batch, 0)
+    except SajiError as error:
+        say(f"{contestant.name}: left out of the benchmark: {error}")
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""What else the machine did while something was timed, the usual cause of figures that do not repeat; and memory."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+# Above these a cause is named. They are no physics: a tenth of the processor moves a median visibly on two cores.
+OTHERS, STEAL, CLOCK, HOT = 0.10, 0.02, 0.10, 90.0
+# Linux's drivers of the processor's own sensors; others belong to disks, radios and batteries
+_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "x86_pkg_temp", "acpitz")
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What the machine did while something was timed.
+
+    `seconds` of wall clock times cores; of these the hypervisor gave `steal` to other machines, and other processes
+    took `others`. The processor's clock and temperature are those at the end, None where the system does not tell;
+    `gpu` says in words what held the GPU back.
+    """
+
+    seconds: float
+    steal: float = 0.0
+    others: float = 0.0
+    mhz: float | None = None
+    celsius: float | None = None
+    gpu: tuple[str, ...] = ()
+
+
+class Watch:
+    """Counters of the machine, read when it is made and when it stops."""
+
+    def __init__(self) -> None:
+        self.wall, self.own, self.cpu = time.perf_counter(), time.process_time(), psutil.cpu_times()
+
+    def stop(self) -> Disturbance:
+        """What happened since the watch was made."""
+        wall, own, cpu = time.perf_counter(), time.process_time(), psutil.cpu_times()
+        return Disturbance(
+            seconds=(wall - self.wall) * (os.cpu_count() or 1),
+            steal=getattr(cpu, "steal", 0.0) - getattr(self.cpu, "steal", 0.0),
+            # The kernel counts in ticks of 10 ms: single measurements may come out below zero, their sum does not
+            others=_busy(cpu) - _busy(self.cpu) - (own - self.own),
+            mhz=_clock(),
+            celsius=_temperature(),
+            gpu=_of_gpu(_held_back_by) or (),
+        )
+
+
+def causes_of(disturbances: Sequence[Disturbance]) -> list[str]:
+    """The likely causes of instability over some measurements, in words; empty when nothing stands out."""
+    total = sum(measured.seconds for measured in disturbances) or 1.0
+    causes = []
+    others = sum(measured.others for measured in disturbances) / total
+    if others > OTHERS:
+        causes.append(f"other processes took {others:.0%} of the processors")
+    steal = sum(measured.steal for measured in disturbances) / total
+    if steal > STEAL:
+        causes.append(f"the hypervisor gave {steal:.0%} of the processors to others")
+    clocks = [measured.mhz for measured in disturbances if measured.mhz]
+    if clocks and max(clocks) > (1 + CLOCK) * min(clocks):
+        causes.append(f"the clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz")
+    hottest = max((measured.celsius or 0.0 for measured in disturbances), default=0.0)
+    if hottest >= HOT:
+        causes.append(f"the processor reached {hottest:.0f} °C")
+    return causes + sorted({reason for measured in disturbances for reason in measured.gpu})
+
+
+def _busy(cpu: Any) -> float:
+    """Processor seconds that were used, of `psutil.cpu_times()`; waiting for disks is idleness."""
+    return sum(getattr(cpu, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
+
+
+def _clock() -> float | None:
+    try:
+        clock = psutil.cpu_freq()
+    except (AttributeError, OSError, NotImplementedError, RuntimeError):  # not told on this system
+        return None
+    return clock.current if clock else None
+
+
+def _temperature() -> float | None:
+    sensors = getattr(psutil, "sensors_temperatures", dict)()
+    return max((sensor.current for name in _SENSORS for sensor in sensors.get(name, ())), default=None)
+
+
+def peak_memory_mib() -> float | None:
+    """Largest resident memory of this process so far, MiB; None where the system does not tell.
+
+    psutil tells it on Windows alone. On Linux getrusage counts what the parent had before it became this process.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8", errors="replace").splitlines() if status.is_file() else []
+    if largest := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:
+        return round(int(largest[0]) / 2**10, 1)
+    try:
+        import resource
+    except ImportError:
+        peak = getattr(psutil.Process().memory_info(), "peak_wset", None)
+        return round(peak / 2**20, 1) if peak else None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def gpu_memory_mib() -> float | None:
+    """What this process holds of the first GPU's memory, MiB; None without a GPU or where NVML does not tell.
+
+    In a container whose processes have numbers of their own, NVML knows them by others and does not tell.
+    """
+
+    def held(nvml: Any, gpu: Any) -> int | None:
+        return {p.pid: p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)}.get(os.getpid())
+
+    memory = _of_gpu(held)
+    return round(memory / 2**20, 1) if memory else None
+
+
+def _of_gpu(question: Callable[[Any, Any], Answer]) -> Answer | None:
+    """What NVML tells of the first GPU; None without a GPU, without nvidia-ml-py, or where NVML does not tell."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return question(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
+    except pynvml.NVMLError:
+        return None
+
+
+def _held_back_by(nvml: Any, gpu: Any) -> tuple[str, ...]:
+    """What slows the GPU down at this moment, in NVML's terms."""
+    slowed = nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
+    watts = nvml.nvmlDeviceGetPowerManagementLimit(gpu) / 1000
+    others = [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(gpu) if not _of_this_benchmark(p.pid)]
+    reasons = {
+        nvml.nvmlClocksEventReasonSwPowerCap: f"the GPU was held back by its power limit of {watts:.0f} W",
+        nvml.nvmlClocksThrottleReasonHwSlowdown: "the GPU was slowed down by its hardware (heat or power)",
+        nvml.nvmlClocksEventReasonSwThermalSlowdown: "the GPU was slowed down by heat",
+    }
+    causes = [words for bit, words in reasons.items() if slowed & bit]
+    if others:
+        causes.append(f"{len(others)} other processes used the GPU")
+    return tuple(causes)
+
+
+def _of_this_benchmark(pid: int) -> bool:
+    """Whether it is this process or one with the same parent: the other candidates', which idle meanwhile."""
+    try:
+        return pid == os.getpid() or psutil.Process(pid).ppid() == os.getppid()
+    except psutil.Error:
+        return False
