@@ -5,7 +5,8 @@ from itertools import zip_longest
 
 from markupsafe import Markup, escape
 
-from demo.page.texts import say
+from demo.page.texts import refusal, say
+from demo.service.problem import Problem
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment
 from runtime.machine import Machine
@@ -32,6 +33,18 @@ def _row(head: Sequence[str], first: object, *cells: object) -> str:
         for cell, name in zip_longest(cells, names, fillvalue="")
     )
     return f'<tr><th scope="row">{escape(first)}</th>{rest}</tr>'
+
+
+def refused(problem: Problem, language: str) -> str:
+    """Why a request was refused, in one sentence."""
+    return f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
+
+
+def dish_names(classifier: Classifier) -> dict[str, str]:
+    """How each class is written on the page, not escaped."""
+    names = {name: name.replace("_", " ") for name in classifier.spec.classes}
+    # two would be one on the page
+    return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
 def progress(done: int, count: int, sentence: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from demo.service.limits import Limits
-from demo.service.metrics import ERRORS
+from demo.service.monitoring import ERRORS
 from demo.service.problem import PROBLEM_TYPE, Problem, busy, document_of
 
 HEAD_BYTES = 64 * 2**10  # of request line and headers: eight times what nginx takes
