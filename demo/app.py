@@ -15,7 +15,7 @@ if not __package__:  # run as a plain path: Python put demo/ first, where our na
 
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.command_line import Parser, exit_with_one_sentence, say
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
-    """Serve page and API on `listener` until a signal."""
+    """Serve page and API on `listener` until a signal stops it."""
     # Only now: it takes seconds, and what is wrong before should be said at once
     from demo.page.frame import build
     from demo.page.mount import mount
@@ -77,8 +77,8 @@ def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Names
     address = f"http://{host}:{listener.getsockname()[1]}"
     hosts = Hosts(arguments.host, arguments.allow_host)
     if not arguments.token and not hosts.loopback_only:
-        print("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN", file=sys.stderr)
-    print(f"serving {engine.classifier.candidate.name} on {address}", file=sys.stderr, flush=True)
+        say("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN")
+    say(f"serving {engine.classifier.candidate.name} on {address}")
     Server(app, serving.limits, arguments.token, hosts).run(sockets=[listener])
 
 

@@ -9,6 +9,7 @@ import gradio as gr
 from demo.page.markup import dish_names
 from demo.page.tabs import about, batch, benchmark, classify, compare
 from demo.page.texts import label, language_of, say
+from demo.page.work import QUIET
 from demo.service.queue import Serving
 from runtime.classifier import Classifier
 
@@ -32,15 +33,15 @@ def build(serving: Serving, top: int = 5, examples: Sequence[Path] = ()) -> gr.B
         def now(request: gr.Request) -> str:
             return head_of(serving.engine.classifier, language_of(request))
 
-        page.load(now, None, head, show_progress="hidden", api_visibility="private")
+        page.load(now, None, head, **QUIET)
     return page
 
 
 def head_of(classifier: Classifier, language: str) -> str:
     """What stands above the tabs, as HTML: the dishes, what serves, and a warning where it never saw a photo."""
     dishes = list(dish_names(classifier).values())
-    named = escape(f": {', '.join(dishes)}") if len(dishes) <= 20 else ""
-    knows = say(language, "knows", count=len(dishes), named=named)
+    names = escape(f": {', '.join(dishes)}") if len(dishes) <= 20 else ""
+    knows = say(language, "knows", count=len(dishes), names=names)
     drawn = f'<p class="notice">{say(language, "drawn")}</p>' if classifier.spec.data.get("drawn") else ""
     return f"<h1>{say(language, 'title')}</h1><p>{knows}</p>{_chips(classifier, language)}{drawn}"
 

@@ -67,7 +67,7 @@ def machine(facts: Machine | None, language: str) -> str:
     """A machine in one line, not escaped; "" where it is not known."""
     if not facts:
         return ""
-    known = [
+    parts = [
         facts.cpu,
         say(language, "cores", count=facts.cores),
         " ".join(facts.cpu_features),
@@ -75,4 +75,4 @@ def machine(facts: Machine | None, language: str) -> str:
         facts.gpu or say(language, "no_gpu"),
         facts.system,
     ]
-    return ", ".join(str(fact) for fact in known if fact)
+    return ", ".join(str(fact) for fact in parts if fact)

@@ -113,7 +113,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _parsed(body: bytes) -> Any:
-    """The JSON of a body that is as Gradio can bear it: no deeper than DEEP, and with files of the upload folder."""
+    """The JSON of a body that Gradio can cope with: no deeper than DEEP, and naming no file that was not uploaded."""
     try:
         value = json.loads(body, parse_constant=_no_number)
         json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be answered

@@ -9,7 +9,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -19,8 +19,7 @@ from demo.service.limits import Limits
 from demo.service.problem import Problem, too_large
 
 # Of what is no regular file, opening would wait for its other end, and a link may have been put there since
-_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-
+OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 DIRECTORY_BYTES = 2**20  # of a zip's table of contents: thousands of entries, and zipfile makes an object of each
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # what systems put beside photos, as they do hidden files
 ENCRYPTED = 0x1  # a flag of an entry
@@ -43,14 +42,14 @@ def opened(upload: Any) -> Iterator[BinaryIO]:
 
 def _handle(path: Any) -> BinaryIO:
     folder = Path(get_upload_folder()).resolve()
-    # By its letters before the disk is asked: how long that takes would tell what is there
+    # Its text is checked before the disk is asked: how long that takes would tell what is there
     if not isinstance(path, str) or folder not in Path(path).parents or ".." in Path(path).parts:
         raise _not_uploaded()
     try:
         file = Path(path).resolve(strict=True)
         if folder not in file.parents:  # a link
             raise _not_uploaded()
-        return open(file, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))
+        return open(file, "rb", opener=lambda name, flags: os.open(name, flags | OPEN_FLAGS))
     except (OSError, ValueError, RuntimeError):  # the last of links in a circle
         raise _not_uploaded() from None
 
@@ -62,11 +61,11 @@ def name_of(upload: Any) -> str:
 
 
 def _not_uploaded() -> Problem:
-    """The refusal of a path that is none of an upload, or of one that has been deleted since."""
+    """The refusal of a path that is no upload's, or of an upload that has been deleted since."""
     return Problem(422, "not-uploaded", "this is no photo that was uploaded here within the hour; upload it again")
 
 
-class Archive:
+class Archive(AbstractContextManager["Archive"]):
     """An opened zip file; use it as a context manager, or close it. `entries` are its files, system files left out.
 
     Raises Problem, in one sentence about the `name` of the zip: 422 when it cannot be read, 413 when it says that it
@@ -122,9 +121,6 @@ class Archive:
         self._zip.close()
         self._file.close()
 
-    def __enter__(self) -> "Archive":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -132,7 +128,7 @@ class Archive:
 class _ReadInPieces(io.FileIO):
     """A file that refuses to give much at a time: zipfile reads the whole table of contents at once.
 
-    What the table says of its own size is not to be believed, and how zipfile finds it is not to be copied.
+    What the table says of its own size cannot be trusted, and to find out would be to copy zipfile's search for it.
     """
 
     def read(self, size: int | None = -1) -> bytes:

@@ -15,6 +15,12 @@ from demo.service.problem import Problem, busy
 from demo.service.queue import Result, Serving
 
 PLACES = 5  # whoever came after them would wait for minutes
+# Options of an event that shows what is there already
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Options of an event that takes a file. Without Gradio's preprocessing, which would decode, turn and convert a photo
+# and write it anew: it comes as it was sent, and runtime.preprocess alone decides about pixels and says what is no
+# picture. Without Gradio's own limit of one at a time: the service has the queue, and `Turns` are for long work
+AS_SENT: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "concurrency_limit": None}
 
 
 @contextmanager
@@ -79,13 +85,4 @@ class Turns:
             except Problem as problem:
                 yield refused(problem, language)
 
-        # The files come as they were sent, see `demo.page.tabs.classify`; instead of Gradio's own queue there are turns
-        start.click(
-            show,
-            upload,
-            output,
-            preprocess=False,
-            show_progress="hidden",
-            api_visibility="private",
-            concurrency_limit=None,
-        )
+        start.click(show, upload, output, show_progress="hidden", **AS_SENT)

@@ -57,8 +57,8 @@ class _Job:
 class Engine:
     """An opened classifier on which `workers` threads work at a time, each on up to `batch` of the waiting photos.
 
-    There are no threads of its own, for handing a photo over costs more than a small network: whoever comes to its
-    turn takes along what waits behind it. Nobody waits for a batch to fill.
+    It has no threads of its own, because handing a photo to one takes longer than a small network: the thread whose
+    turn it is takes along the photos that wait behind its own. Nobody waits for a batch to fill.
     """
 
     def __init__(self, classifier: Classifier, deployment: Deployment, sha256: str, workers: int, batch: int) -> None:

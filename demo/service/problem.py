@@ -21,7 +21,7 @@ class Problem(HTTPException):
 
 
 def busy(status: int, cause: str, detail: str) -> Problem:
-    """A refusal of now: whoever tries again a little later may be let in."""
+    """A refusal for the moment: the same request may be let in a little later."""
     return Problem(status, cause, detail, retry_after="1")
 
 

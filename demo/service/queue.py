@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Result:
-    """What the photos of a request show, in their order, and the classifier that said so."""
+    """What the photos of a request show, in their order, and the classifier that answered."""
 
     predictions: list[Prediction]
     classifier: Classifier
 
 
-class Serving:
+class Serving(AbstractContextManager["Serving"]):
     """The queue that page and API share, in front of the engine that `deployment.json` names now.
 
     `open_classifier` opens what the file at `path` chooses. Each photo has a thread, in which it is decoded beside
@@ -123,9 +123,9 @@ class Serving:
                 return
             fresh = await asyncio.to_thread(self._open)
         except Exception as error:  # whatever is wrong with the new one, the old one serves
-            known = isinstance(error, SajiError | OSError)
+            expected = isinstance(error, SajiError | OSError)
             facts = {"reason": str(error), "serving": self.engine.classifier.candidate.name}
-            log.error("deployment refused", exc_info=not known, extra={"facts": facts})
+            log.error("deployment refused", exc_info=not expected, extra={"facts": facts})
             RELOADS.labels("refused").inc()
             return
         old, self.engine = self.engine, fresh
@@ -164,9 +164,6 @@ class Serving:
         """Finish what is being answered, then free the engine."""
         self._threads.shutdown()
         self.engine.classifier.close()
-
-    def __enter__(self) -> "Serving":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

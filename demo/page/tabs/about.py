@@ -11,6 +11,7 @@ import numpy as np
 
 from demo.page.markup import dish_names, table
 from demo.page.texts import language_of, say
+from demo.page.work import QUIET
 from demo.service.engine import Engine
 from demo.service.queue import Serving
 from runtime.classifier import Classifier
@@ -30,7 +31,7 @@ def build(serving: Serving, opened: Callable[..., Any]) -> None:
     def fill(request: gr.Request) -> str:
         return card_of(serving.engine, serving.path.parent, language_of(request))
 
-    opened(fill, None, card, show_progress="hidden", api_visibility="private")
+    opened(fill, None, card, **QUIET)
 
 
 def card_of(engine: Engine, out: Path, language: str) -> str:

@@ -49,8 +49,8 @@ def build(serving: Serving) -> None:
         rows: list[Row] = []
         shown_at = 0.0
         with await asyncio.to_thread(Batch, upload, serving.limits) as batch:
-            async with aclosing(batch.rows(serving)) as found:
-                async for row in found:
+            async with aclosing(batch.rows(serving)) as fresh:
+                async for row in fresh:
                     rows.append(row)
                     if time.monotonic() - shown_at > TICK:
                         shown_at = time.monotonic()
@@ -82,7 +82,7 @@ class _Source:
     open: Callable[[], AbstractContextManager[Photo]]
 
 
-class Batch:
+class Batch(AbstractContextManager["Batch"]):
     """The photos of some uploads, Gradio's dicts with `path` and `orig_name`; a zip counts as its files.
 
     Use it as a context manager. Raises Problem when a zip cannot be opened, or there are more than `limits.batch`.
@@ -121,9 +121,6 @@ class Batch:
             except Problem as problem:
                 row = Row(source.name, problem=problem)
             yield row
-
-    def __enter__(self) -> "Batch":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()

@@ -11,6 +11,7 @@ import pandas as pd
 
 from demo.page.markup import rejected
 from demo.page.texts import label, language_of, say
+from demo.page.work import QUIET
 from demo.service.queue import Serving
 from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import conditions, frontier
@@ -58,9 +59,9 @@ class Run:
 
 
 def runs(local: Path, committed: Path = COMMITTED) -> dict[Run, list[Row]]:
-    """The rows of each run, the last of each candidate: of the local file, if there is one, then of the committed ones.
+    """The rows of each run, the last of each candidate; the newest first within a file.
 
-    Those of a file are the newest first.
+    First comes the local file, if there is one, then the committed ones.
     """
     files = [local] if local.is_file() else []
     return {run: rows for file in [*files, *sorted(committed.glob("*.jsonl"))] for run, rows in _runs_in(file)}
@@ -71,8 +72,8 @@ def _runs_in(file: Path) -> list[tuple[Run, list[Row]]]:
     for row in read_rows(file):
         if "samples" in row and row.get("accuracy") is not None:  # a candidate that was timed and checked
             by_run.setdefault(Run.of(row, file), {})[row["candidate"]] = row
-    found = [(run, list(rows.values())) for run, rows in by_run.items()]
-    return sorted(found, key=lambda pair: pair[1][-1]["time"], reverse=True)
+    pairs = [(run, list(rows.values())) for run, rows in by_run.items()]
+    return sorted(pairs, key=lambda pair: pair[1][-1]["time"], reverse=True)
 
 
 def build(serving: Serving, opened: Callable[..., Any], committed: Path = COMMITTED) -> None:
@@ -85,25 +86,23 @@ def build(serving: Serving, opened: Callable[..., Any], committed: Path = COMMIT
     ]
     others = gr.HTML()
 
-    def now() -> dict[Run, list[Row]]:
-        return runs(serving.path.with_name("bench.jsonl"), committed)
+    def now() -> dict[str, tuple[Run, list[Row]]]:
+        return {run.key: (run, rows) for run, rows in runs(serving.path.with_name("bench.jsonl"), committed).items()}
 
     def choose(key: str, request: gr.Request) -> list[Any]:
-        rows = {run.key: rows for run, rows in now().items()}.get(key)
+        _, rows = now().get(key, (None, []))
         return _components(rows, language_of(request)) if rows else [gr.skip()] * len(outputs)
 
     def fill(key: str | None, request: gr.Request) -> list[Any]:
-        found, engine, language = now(), serving.engine, language_of(request)
-        by_key = {run.key: rows for run, rows in found.items()}
-        chosen = key if key in by_key else next(iter(by_key), None)
-        menu = gr.Dropdown([(run.name, run.key) for run in found], value=chosen, visible=bool(found))
+        choices, engine, language = now(), serving.engine, language_of(request)
+        chosen = key if key in choices else next(iter(choices), None)
+        menu = gr.Dropdown([(run.name, key) for key, (run, _) in choices.items()], value=chosen, visible=bool(choices))
         why = rejected(engine.classifier, engine.deployment, language)
         heading = f"<h2>{say(language, 'not_served')}</h2>"
-        return [menu, *_components(by_key[chosen] if chosen else [], language), heading + why if why else ""]
+        return [menu, *_components(choices[chosen][1] if chosen else [], language), heading + why if why else ""]
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    opened(fill, choice, [choice, *outputs, others], **quiet)
-    choice.input(choose, choice, outputs, **quiet)
+    opened(fill, choice, [choice, *outputs, others], **QUIET)
+    choice.input(choose, choice, outputs, **QUIET)
 
 
 def _components(rows: list[Row], language: str) -> list[Any]:

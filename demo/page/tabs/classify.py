@@ -16,7 +16,7 @@ import gradio as gr
 from demo.page import uploads
 from demo.page.markup import dish_names, machine, refused, rejected
 from demo.page.texts import label, language_of, say, script
-from demo.page.work import ask, counted_place
+from demo.page.work import AS_SENT, QUIET, ask, counted_place
 from demo.service.api import Answers
 from demo.service.engine import Engine, Photo, problems_of
 from demo.service.limits import Limits
@@ -50,7 +50,7 @@ def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequ
     def reasons(request: gr.Request) -> str:
         return why_of(serving.engine.classifier, serving.engine.deployment, language_of(request))
 
-    opened(reasons, None, why, show_progress="hidden", api_visibility="private")
+    opened(reasons, None, why, **QUIET)
     _connect(serving, photo, answer, note)
     _connect_heat(serving, photo, look_button, heat)
 
@@ -101,18 +101,7 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
             raise gr.Error(f"{problem.detail}.", print_exception=False) from None
         return answers.answers[0].model_dump() | answers.model_dump(exclude={"answers"})
 
-    # Without Gradio's preprocessing, which would decode, turn and convert the photo and write it anew: the file
-    # comes as it was sent, and runtime.preprocess alone decides about pixels and says what is no picture.
-    # Without Gradio's own limit of one at a time: `serving` has the queue.
-    photo.change(
-        show,
-        photo,
-        [photo, answer, note],
-        preprocess=False,
-        show_progress_on=answer,
-        api_visibility="private",
-        concurrency_limit=None,
-    )
+    photo.change(show, photo, [photo, answer, note], show_progress_on=answer, **AS_SENT)
     # In the browser: pasting clears first, and a clearing that came back late would wipe the answer to the paste
     hint = _hint(f"${{{script('hint')}}}")  # filled in there
     photo.clear(None, None, [answer, note], js=f"() => [{{}}, `{hint}`]")
@@ -133,9 +122,7 @@ def _connect_heat(serving: Serving, photo: gr.Image, look_button: gr.Button, hea
         names = dish_names(serving.engine.classifier)
         return heat_of(picture, names.get(picture.label, picture.label), language)
 
-    click = look_button.click(
-        show, photo, heat, preprocess=False, show_progress_on=heat, api_visibility="private", concurrency_limit=None
-    )
+    click = look_button.click(show, photo, heat, show_progress_on=heat, **AS_SENT)
     # The map of another photo, and one that is still on its way, would be misread
     photo.change(None, None, heat, js="() => ''", cancels=[click])
 

@@ -53,8 +53,8 @@ def build(serving: Serving) -> None:
         contestants = contestants_here(serving.path, serving.engine.deployment)
         rows: list[Row] = []
         yield state_of(rows, len(contestants), answer, result.classifier, language)
-        async with aclosing(compare(encoded, contestants, serving.limits.seconds)) as found:
-            async for row in found:
+        async with aclosing(compare(encoded, contestants, serving.limits.seconds)) as fresh:
+            async for row in fresh:
                 rows.append(row)
                 yield state_of(rows, len(contestants), answer, result.classifier, language)
 
@@ -114,7 +114,7 @@ def is_reference(candidate: Candidate) -> bool:
 async def compare(photo: bytes, contestants: list[Contestant], seconds: float) -> AsyncGenerator[Row, None]:
     """A row for each contestant as soon as it is there; none takes longer than `seconds`.
 
-    `photo` is encoded, and known to be a picture of a bearable size. Close the iterator: it ends the process.
+    `photo` is encoded, and known to be a picture within the limits. Close the iterator: it ends the process.
     """
     references: dict[Path, Row] = {}
     for contestant in contestants:
