@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from demo.service.hosts import Hosts
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.command_line import Parser, exit_with_one_sentence, say
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
 
@@ -54,17 +53,19 @@ def main() -> None:
 
 
 def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
-    """Serve page and API on `listener` until a signal."""
-    from demo.page.frame import (  # only now: it takes seconds, and what is wrong before should be said at once
-        build,
-        mount,
-    )
+    """Serve page and API on `listener` until a signal stops it."""
+    # Only now: it takes seconds, and what is wrong before should be said at once
+    from demo.page.frame import build
+    from demo.page.mount import mount
     from demo.service.api import Server, build_api
-    from demo.service.logs import log_as_json
+    from demo.service.guard import Hosts
+    from demo.service.monitoring import log_as_json
 
     engine = serving.engine
-    given = arguments.examples
-    examples = pictures_in(given) if given else shipped(serving.path, engine.deployment, engine.classifier)
+    if arguments.examples:
+        examples = pictures_in(arguments.examples)
+    else:
+        examples = shipped(serving.path, engine.deployment, engine.classifier)
     app = build_api(serving, arguments.top)
     mount(build(serving, arguments.top, examples), app, serving.limits)
     log_as_json()
@@ -72,12 +73,12 @@ def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Names
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
-    shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    address = f"http://{shown}:{listener.getsockname()[1]}"
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
     hosts = Hosts(arguments.host, arguments.allow_host)
     if not arguments.token and not hosts.loopback_only:
-        print("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN", file=sys.stderr)
-    print(f"serving {engine.classifier.candidate.name} on {address}", file=sys.stderr, flush=True)
+        say("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN")
+    say(f"serving {engine.classifier.candidate.name} on {address}")
     Server(app, serving.limits, arguments.token, hosts).run(sockets=[listener])
 
 
@@ -102,12 +103,12 @@ def shipped(path: Path, deployment: Deployment, classifier: Classifier) -> list[
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures directly in a folder. Raises SajiError when there is none."""
-    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
-    if not found:
+    pictures = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
+    if not pictures:
         raise SajiError(
             f"{folder} holds no example picture ({', '.join(sorted(PICTURES))}); give another with --examples"
         )
-    return found
+    return pictures
 
 
 def _arguments() -> argparse.Namespace:
@@ -125,7 +126,7 @@ def _arguments() -> argparse.Namespace:
     add("--token", default=token, help="only who sends it comes in; better in the variable SAJI_TOKEN, unseen by ps")
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
     add("--workers", type=int, default=1, help="photos that the engine works on at a time (1)")
-    add("--batch", type=int, default=1, help="waiting photos that go through together; the gate judged 1 (1)")
+    add("--batch", type=int, default=1, help="waiting photos that go through together; the gate checked 1 (1)")
     for bound in bounds():
         what = f"{bound.metadata['what']} ({bound.default:,})"
         add(flag_of(bound), dest=f"max_{bound.name}", type=int, default=bound.default, help=what)

@@ -20,8 +20,9 @@ from test_demo import BLUE, GREEN, RED, colour_classifier, picture, running, ser
 from test_page import open_tab, opened
 from test_service import SMALL, Held, photo
 
-from demo.page.archive import Archive
-from demo.page.batch import Batch, Row, as_csv, as_json, counts
+from demo.page.tabs.batch import Batch, Row, as_csv, as_json, counts, table_of, unsure_of
+from demo.page.uploads import Archive
+from demo.page.work import PLACES, Turns
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving
@@ -297,7 +298,7 @@ def test_a_visitor_comes_between_two_photos_of_a_batch(tmp_path: Path) -> None:
 
 
 def test_a_batch_waits_while_the_queue_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("demo.page.batch.PATIENCE", 0.01)
+    monkeypatch.setattr("demo.page.tabs.batch.PATIENCE", 0.01)
     file = picture(tmp_path / "a.png", RED)
 
     async def crowded(serving: Serving) -> list[Row]:
@@ -316,8 +317,6 @@ def test_a_batch_waits_while_the_queue_is_full(tmp_path: Path, monkeypatch: pyte
 
 
 def test_only_a_few_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from demo.page.turns import PLACES, Turns
-
     async def crowd() -> None:
         turns, order = Turns("batches"), list[int]()
 
@@ -339,8 +338,6 @@ def test_only_a_few_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_and_labels_are_text_on_the_page() -> None:
-    from demo.page.tabs.batch import table_of, unsure_of
-
     classifier = colour_classifier(**UNSURE)
     prediction = classifier(photo(GREY))
     row = Row("<img src=x onerror=alert(1)>.jpg\n", prediction, thumbnail=b"x")

@@ -17,8 +17,7 @@ from PIL import Image, ImageDraw
 from test_demo import colour_classifier, serving_of
 from test_foreign import foreign
 
-from demo.page.heat import look
-from demo.page.tabs.classify import heat_of
+from demo.page.tabs.classify import heat_of, look
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving

@@ -16,7 +16,7 @@ from test_batch import looked_at
 from test_demo import CANDIDATE, RED, colour_classifier, deployment, picture, running, serving_of
 from test_page import open_tab, opened
 
-from demo.page.comparison import Row, compare, contenders, measured
+from demo.page.tabs.compare import Row, compare, contestants_here, is_reference, measure, state_of
 from runtime.benchmark.contestant import Contestant
 from runtime.candidate import Candidate
 from runtime.deployment import Measured
@@ -88,14 +88,14 @@ def test_what_passed_here_takes_part_once_and_the_reference_leads(tmp_path: Path
     exported(tmp_path / "models" / "plain34", PLAIN)
     (tmp_path / "models" / "broken").mkdir()
     (tmp_path / "models" / "broken" / "model.json").write_text("{")
-    found = contenders(tmp_path / "deployment.json", deployment())
+    found = contestants_here(tmp_path / "deployment.json", deployment())
     assert [entrant.candidate for entrant in found] == [REFERENCE, CANDIDATE, ORT, PLAIN]
 
 
 def test_a_candidate_runs_with_the_threads_that_it_is_served_with(tmp_path: Path) -> None:
     chosen = Measured(ORT, "models/resnet34", "0" * 64, 1, 2.5, threads=2, streams=3)
     exported(tmp_path / "models" / "resnet34", ORT)
-    [entrant] = contenders(tmp_path / "deployment.json", replace(deployment(), choice=chosen))
+    [entrant] = contestants_here(tmp_path / "deployment.json", replace(deployment(), choice=chosen))
     assert (entrant.threads, entrant.streams) == (2, 3)
 
 
@@ -108,7 +108,7 @@ def test_rows_tell_label_time_and_difference_from_the_reference(tmp_path: Path, 
     reference, other = rows_of([Contestant(REFERENCE, folder), Contestant(ORT, folder)])
     assert (reference.label, reference.milliseconds, reference.difference) == ("rendang", 2.0, None)
     assert (other.label, other.milliseconds, other.difference) == ("lalap", 2.0, 0.375)
-    assert reference.is_reference and not other.is_reference
+    assert is_reference(reference.candidate) and not is_reference(other.candidate)
 
 
 def test_another_architecture_is_not_compared_with_this_ones_reference(
@@ -134,9 +134,9 @@ def test_who_gives_no_answer_says_why_and_the_next_one_runs(
 ) -> None:
     folder = exported(tmp_path / "resnet34", REFERENCE, ORT)
     processes |= {"pytorch": how, "ort-cpu": {"rendang": 1.0}}
-    first = measured(Contestant(REFERENCE, folder), 1 if "hang" in how else 60)
+    first = measure(Contestant(REFERENCE, folder), 1 if "hang" in how else 60)
     assert (first.problem, first.label) == (says, "")
-    second = measured(Contestant(ORT, folder), 60)
+    second = measure(Contestant(ORT, folder), 60)
     assert second.label == "rendang" and not second.problem
 
 
@@ -187,15 +187,13 @@ async def _all(rows: Any) -> list[Row]:
 
 
 def test_what_answers_otherwise_stands_out_and_every_word_is_text() -> None:
-    from demo.page.tabs.compare import state_of
-
     classifier = colour_classifier()
     served = Row(CANDIDATE.name, CANDIDATE, {"red_rendang": 0.9, "green_lalap": 0.1})
     other = Row("<b>x", ORT, {"green_lalap": 0.6, "red_rendang": 0.4}, difference=0.5)
     broken = Row("y", PLAIN, problem="no <i>")
     html = state_of([served, other, broken], 3, "red_rendang", classifier, "en")
     assert html.count('otherwise"') == 1 and "≠ green lalap" in html and "≠ red" not in html
-    assert "1 of 2 answer otherwise" in html and "1 gave no answer" in html
+    assert "1 of 2 answer differently" in html and "1 gave no answer" in html
     assert "&lt;b&gt;x" in html and "no &lt;i&gt;." in html
     assert f"<b>{CANDIDATE.name}</b>" in html
     html = state_of([served], 3, "red_rendang", classifier, "id")
@@ -227,7 +225,7 @@ def test_browser_shows_the_candidates_beside_each_other(
             page.set_input_files("input[type=file] >> nth=1", picture(tmp_path / "a.jpg", RED))
             page.locator("img[alt]").last.wait_for()
             page.get_by_role("button", name="Compare all candidates").click()
-            page.get_by_text("2 of 4 answer otherwise than the page, which says red rendang.").wait_for()
+            page.get_by_text("2 of 4 answer differently from the page, which says red rendang.").wait_for()
             assert page.locator(".cards tbody tr").count() == 5
             assert page.locator(".otherwise").all_inner_texts() == ["≠ green lalap", "≠ green lalap"]
             assert page.locator(".unread").inner_text().startswith("plain34/model.pt2 is missing though its receipt")

@@ -118,7 +118,7 @@ def running(serving: Any, page: Any = None, token: str = "") -> Iterator[str]:
 
     api = build_api(serving)
     if page:
-        from demo.page.frame import mount
+        from demo.page.mount import mount
 
         mount(page, api, serving.limits)
     server = Server(api, serving.limits, token)
@@ -240,7 +240,7 @@ def test_browser_shows_the_heat_map_on_a_click_and_not_of_another_photo(
             asked.append(photo)
             return Heat("green_lalap", np.eye(4, dtype=np.float32), Geometry.for_size(32))
 
-    monkeypatch.setattr("demo.page.heat._of_model", lambda folder, since: Stub())
+    monkeypatch.setattr("demo.page.tabs.classify._heatmap", lambda folder, since: Stub())
     look = page.get_by_role("button", name="What did it look at?")
     look.click()
     page.locator(".quiet", has_text="Upload, take or paste").nth(1).wait_for()

@@ -15,7 +15,7 @@ from conftest import PATIENCE
 from test_demo import CANDIDATE, colour_classifier, demo_in, serving_of
 
 from demo.page import texts
-from demo.page.benchmarks import races
+from demo.page.tabs.benchmark import runs
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
 from runtime.spec import Rejection
@@ -27,7 +27,7 @@ ROW = {
     **{"photos": 12, "drawn": True, "data_fingerprint": "f00d", "verdict": "pass", "samples": [[1.0]]},
     **{"versions": {"onnxruntime": "1.2.3"}, "accuracy_interval": [0.6, 0.9]},
 }
-RACE = [("a · openvino · int8", 2.5, 0.8), ("a · ort-cpu · int8", 3.5, 0.75), ("a · ort-cpu · fp32", 12.0, 0.9)]
+RUN = [("a · openvino · int8", 2.5, 0.8), ("a · ort-cpu · int8", 3.5, 0.75), ("a · ort-cpu · fp32", 12.0, 0.9)]
 SPEC = {
     "data": {"drawn": True, "train": 290, "fingerprint": "f00d"},
     "validation": {
@@ -60,7 +60,7 @@ def write_rows(path: Path, *rows: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A demo whose model folder and race are there."""
+    """A demo whose model folder and benchmark are there."""
     folder = tmp_path_factory.mktemp("page")
     classifier = colour_classifier(**SPEC)
     model = folder / "models" / "resnet34"
@@ -71,7 +71,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     files = {CANDIDATE.file: {"sha256": "5a" * 32, "bytes": 12_300_000}}
     Receipt(classifier.spec, files, (CANDIDATE,), "c0" * 32, {}).write(model)
     other = [row("a · ort-cpu · fp32", 99.0, 0.9, machine_cpu="Other CPU", time="2026-01-01T00:00:00+00:00")]
-    write_rows(folder / "bench.jsonl", *(row(*facts) for facts in RACE), *other)
+    write_rows(folder / "bench.jsonl", *(row(*facts) for facts in RUN), *other)
     with demo_in(folder, classifier) as address:
         yield address
 
@@ -137,16 +137,16 @@ def test_tabs_are_whole_and_accessible(
             assert {rule for rule, _, _ in found} <= OF_GRADIO, found
 
 
-def test_benchmark_shows_one_race_at_a_time(browser: Any, address: str) -> None:
+def test_benchmark_shows_one_run_at_a_time(browser: Any, address: str) -> None:
     with opened(browser, address) as page:
         open_tab(page, "en", "benchmark")
         table = page.locator(".virtual-table-viewport").locator("..")
         table.get_by_text("a · ort-cpu · fp32").locator("visible=true").wait_for()
         assert page.get_by_role("columnheader", name="Candidate").first.bounding_box()["width"] > 150, "squeezed"
         shown = table.inner_text()
-        assert all(name in shown for name, _, _ in RACE) and "Other CPU" not in shown
+        assert all(name in shown for name, _, _ in RUN) and "Other CPU" not in shown
         assert "2 cores of Test CPU (avx2)" in page.locator("p[lang=en]").first.inner_text()
-        menu = page.get_by_label("Race").first
+        menu = page.get_by_label("Benchmark run").first
         menu.click()
         page.get_by_role("option", name="Other CPU").click()
         page.get_by_text("2 cores of Other CPU").wait_for()
@@ -189,20 +189,20 @@ def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
     assert "Confusion" not in card and "recipe" not in card and "no rejection rule" in card
 
 
-def test_rows_of_different_machines_photos_or_scenarios_are_no_race(tmp_path: Path) -> None:
+def test_rows_of_different_machines_photos_or_scenarios_are_different_runs(tmp_path: Path) -> None:
     first = row("a", 9.0, 0.8)
     others = [{"machine_cpu": "X"}, {"machine_gpu": "Y"}, {"data_fingerprint": "Z"}, {"batch": 8}, {"commit": "C"}]
     untimed = [{"experiment": "ratio"}, row("server", 1, 0.8, scenario="server") | {"samples": None}]
     del untimed[1]["samples"]
     write_rows(tmp_path / "bench.jsonl", first, {**first, "milliseconds": 5.0}, *(first | o for o in others), *untimed)
-    found = races(tmp_path / "bench.jsonl", tmp_path / "none")
-    assert [len(race.rows) for race in found] == [1] * 6
-    assert found[0].rows[0]["milliseconds"] == 5.0, "of a repeated measurement the last"
-    assert races(tmp_path / "missing.jsonl", tmp_path / "none") == []
+    found = list(runs(tmp_path / "bench.jsonl", tmp_path / "none").values())
+    assert [len(rows) for rows in found] == [1] * 6
+    assert found[0][0]["milliseconds"] == 5.0, "of a repeated measurement the last"
+    assert runs(tmp_path / "missing.jsonl", tmp_path / "none") == {}
 
 
-def test_committed_races_are_there_in_a_checkout(tmp_path: Path) -> None:
-    assert {race.key[0] for race in races(tmp_path / "missing.jsonl")} >= {"food5.jsonl", "sample.jsonl"}
+def test_committed_runs_are_there_in_a_checkout(tmp_path: Path) -> None:
+    assert {run.file for run in runs(tmp_path / "missing.jsonl")} >= {"food5.jsonl", "sample.jsonl"}
 
 
 @pytest.mark.parametrize("language", texts.TEXTS)

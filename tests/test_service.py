@@ -501,7 +501,7 @@ def test_an_unknown_address_of_the_api_is_a_problem_beside_a_page_too(guarded: s
 def test_requests_are_logged_as_json_without_content_or_name(
     service: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from demo.service.logs import JsonLine
+    from demo.service.monitoring import JsonLine
 
     with caplog.at_level("INFO", "saji"):
         answer = service.post(

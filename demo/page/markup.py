@@ -5,7 +5,8 @@ from itertools import zip_longest
 
 from markupsafe import Markup, escape
 
-from demo.page.texts import say
+from demo.page.texts import refusal, say
+from demo.service.problem import Problem
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment
 from runtime.machine import Machine
@@ -34,6 +35,18 @@ def _row(head: Sequence[str], first: object, *cells: object) -> str:
     return f'<tr><th scope="row">{escape(first)}</th>{rest}</tr>'
 
 
+def refused(problem: Problem, language: str) -> str:
+    """Why a request was refused, in one sentence."""
+    return f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
+
+
+def dish_names(classifier: Classifier) -> dict[str, str]:
+    """How each class is written on the page, not escaped."""
+    names = {name: name.replace("_", " ") for name in classifier.spec.classes}
+    # two would be one on the page
+    return names if len(set(names.values())) == len(names) else {name: name for name in names}
+
+
 def progress(done: int, count: int, sentence: str) -> str:
     """How far a longer work has come: a bar, and the sentence, which a screen reader says as it changes."""
     bar = Markup('<progress value="{}" max="{}" aria-hidden="true"></progress>').format(done, count)
@@ -54,7 +67,7 @@ def machine(facts: Machine | None, language: str) -> str:
     """A machine in one line, not escaped; "" where it is not known."""
     if not facts:
         return ""
-    known = [
+    parts = [
         facts.cpu,
         say(language, "cores", count=facts.cores),
         " ".join(facts.cpu_features),
@@ -62,4 +75,4 @@ def machine(facts: Machine | None, language: str) -> str:
         facts.gpu or say(language, "no_gpu"),
         facts.system,
     ]
-    return ", ".join(str(fact) for fact in known if fact)
+    return ", ".join(str(fact) for fact in parts if fact)

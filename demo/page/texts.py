@@ -18,7 +18,7 @@ _FILES = {
     file.stem: tomllib.loads(file.read_text(encoding="utf-8"))
     for file in sorted((Path(__file__).parent / "languages").glob("*.toml"))
 }
-# A refusal says in English what it is about; in other languages it goes by its cause
+# A refusal is a sentence in English already; in other languages its cause names the text
 _REFUSALS: dict[str, dict[str, str]] = {language: texts.pop("refusals", {}) for language, texts in _FILES.items()}
 TEXTS: dict[str, dict[str, str]] = {language: _FILES[ENGLISH] | texts for language, texts in _FILES.items()}
 

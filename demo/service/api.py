@@ -17,12 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from demo.service.connections import bounded
-from demo.service.guard import Guard
-from demo.service.hosts import Hosts
+from demo.service.guard import Guard, Hosts
 from demo.service.limits import Limits
 from demo.service.problem import PROBLEM_TYPE, Problem, problem_response
-from demo.service.queue import Serving
-from runtime.classifier import Prediction
+from demo.service.queue import Result, Serving
 
 RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 FORM = "multipart/form-data"
@@ -36,12 +34,6 @@ class PhotoAnswer(BaseModel):
     sure: bool
     probabilities: dict[str, float]
     milliseconds: dict[str, float]
-
-    @classmethod
-    def of(cls, prediction: Prediction, top: int | None = None) -> "PhotoAnswer":
-        """The answer of every API to one photo; `top` bounds the classes that are listed, the likeliest first."""
-        values = {name: getattr(prediction, name) for name in cls.model_fields}
-        return cls(**values | {"probabilities": dict(list(prediction.probabilities.items())[:top])})
 
 
 class Answers(BaseModel):
@@ -65,6 +57,21 @@ class Answers(BaseModel):
     )
     answers: list[PhotoAnswer]
     served_by: str
+
+    @classmethod
+    def of(cls, result: Result, top: int | None = None) -> "Answers":
+        """What every API answers; `top` bounds the classes that are listed of a photo, the most likely first."""
+        answers = [
+            PhotoAnswer(
+                label=prediction.label,
+                probability=prediction.probability,
+                sure=prediction.sure,
+                probabilities=dict(list(prediction.probabilities.items())[:top]),
+                milliseconds=prediction.milliseconds,
+            )
+            for prediction in result.predictions
+        ]
+        return cls(answers=answers, served_by=result.classifier.candidate.name)
 
 
 class Model(BaseModel):
@@ -128,12 +135,8 @@ async def classify(
     serving: Serving = request.app.state.serving
     photos = await photos_of(request, serving.limits)  # before it takes a place: a slow sender would hold it
     with serving.place():
-        answer = await serving.classify(photos)
-    shown = top or request.app.state.top
-    return Answers(
-        answers=[PhotoAnswer.of(prediction, shown) for prediction in answer.predictions],
-        served_by=answer.classifier.candidate.name,
-    )
+        result = await serving.classify(photos)
+    return Answers.of(result, top or request.app.state.top)
 
 
 @router.get("/v1/model", summary="What serves now, and why", responses=_problems(401))

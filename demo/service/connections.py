@@ -1,4 +1,4 @@
-"""Connections that nobody holds for nothing: how many there are, and the head of a request in bytes and seconds."""
+"""What connections may cost: how many there are, and how long the head of a request is, in bytes and in seconds."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from demo.service.limits import Limits
-from demo.service.metrics import ERRORS
+from demo.service.monitoring import ERRORS
 from demo.service.problem import PROBLEM_TYPE, Problem, busy, document_of
 
 HEAD_BYTES = 64 * 2**10  # of request line and headers: eight times what nginx takes
@@ -37,7 +37,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def waits_since(self) -> float:
-        """The time of the loop at which it will have waited for a head too long; 0 while a request is answered."""
+        """The loop's time at which it will have waited too long for a head; 0 while a request is answered."""
         return self._late.when() if self._late else 0
 
     def _await_head(self) -> None:

@@ -1,26 +1,52 @@
-"""The engine that answers: an opened classifier, and the threads that take turns on it."""
+"""The engine that answers: a photo is read within the limits, then waits for its turn on an opened classifier."""
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import BinaryIO
 
 import numpy as np
 
 from demo.service.limits import Limits
-from demo.service.metrics import BATCH_SIZE, PART_SECONDS
-from demo.service.reading import Photo, read
+from demo.service.monitoring import BATCH_SIZE, PART_SECONDS
+from demo.service.problem import Problem, too_large
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
+from runtime.errors import BadPhoto, TooManyPixels
+from runtime.preprocess import timed_pixels
 
 WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
 
+Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.page.uploads`
+
+
+@contextmanager
+def problems_of(photo: Photo, limits: Limits) -> Iterator[None]:
+    """Turns what is wrong with a photo that is read inside into a Problem.
+
+    422 when it is no picture, 413 when it has more pixels, or a file more bytes, than `limits` let in.
+    """
+    # Of a body the bytes were counted as they came in
+    if not isinstance(photo, bytes) and os.fstat(photo.fileno()).st_size > limits.bytes:
+        raise too_large(PurePath(photo.name).name, limits.bytes)
+    try:
+        yield
+    except TooManyPixels as error:
+        raise Problem(413, "too-many-pixels", str(error)) from None
+    except BadPhoto as error:
+        raise Problem(422, "not-a-picture", str(error)) from None
+
 
 @dataclass(eq=False)
-class _Turn:
+class _Job:
     """A preprocessed photo, uint8 `[size, size, 3]`, on its way through the engine."""
 
     image: np.ndarray
@@ -31,8 +57,8 @@ class _Turn:
 class Engine:
     """An opened classifier on which `workers` threads work at a time, each on up to `batch` of the waiting photos.
 
-    There are no threads of its own, for handing a photo over costs more than a small network: whoever comes to its
-    turn takes along what waits behind it. Nobody waits for a batch to fill.
+    It has no threads of its own, because handing a photo to one takes longer than a small network: the thread whose
+    turn it is takes along the photos that wait behind its own. Nobody waits for a batch to fill.
     """
 
     def __init__(self, classifier: Classifier, deployment: Deployment, sha256: str, workers: int, batch: int) -> None:
@@ -40,13 +66,14 @@ class Engine:
         self.since = datetime.now(UTC)
         self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
         self._batch, self._free = batch, threading.Semaphore(workers)
-        self._waiting: deque[_Turn] = deque()
+        self._waiting: deque[_Job] = deque()
         self._taking = threading.Lock()
 
-    def answer(self, photo: Photo, limits: Limits, asked: float) -> Prediction:
-        """Name one photo, in the thread of the caller, who `asked` at that `time.perf_counter()`. Raises Problem."""
-        PART_SECONDS.labels("wait").observe(time.perf_counter() - asked)
-        image, milliseconds = read(photo, self.classifier.spec.geometry, limits)
+    def answer(self, photo: Photo, limits: Limits, arrival: float) -> Prediction:
+        """Name one photo in the thread of the caller; it came at `time.perf_counter()` `arrival`. Raises Problem."""
+        PART_SECONDS.labels("wait").observe(time.perf_counter() - arrival)
+        with problems_of(photo, limits):
+            image, milliseconds = timed_pixels(photo, self.classifier.spec.geometry, limits.photo)
         logits, seconds = self.run(image)
         milliseconds["inference"] = round(1000 * seconds, 3)
         for part, value in milliseconds.items():
@@ -55,34 +82,34 @@ class Engine:
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """Logits `[C]` of one preprocessed photo, uint8 `[size, size, 3]`, and the seconds that the engine took."""
-        turn = _Turn(image)
-        self._waiting.append(turn)
+        job = _Job(image)
+        self._waiting.append(job)
         with self._free:
-            together = self._take(turn)
+            together = self._take(job)
             if together:
                 self._run_together(together)
-        return turn.result.result()
+        return job.result.result()
 
-    def _take(self, own: _Turn) -> list[_Turn]:
+    def _take(self, own: _Job) -> list[_Job]:
         with self._taking:
             if own not in self._waiting:  # another took it along
                 return []
             self._waiting.remove(own)
             return [own, *(self._waiting.popleft() for _ in range(min(self._batch - 1, len(self._waiting))))]
 
-    def _run_together(self, turns: list[_Turn]) -> None:
+    def _run_together(self, jobs: list[_Job]) -> None:
         started = time.perf_counter()
         try:
-            logits = self.classifier.logits(np.stack([turn.image for turn in turns]))
+            logits = self.classifier.logits(np.stack([job.image for job in jobs]))
         except Exception as error:  # for each of them to report
-            for turn in turns:
-                turn.result.set_exception(error)
+            for job in jobs:
+                job.result.set_exception(error)
             return
         seconds = time.perf_counter() - started
-        BATCH_SIZE.observe(len(turns))
-        for turn, row in zip(turns, logits, strict=True):
-            PART_SECONDS.labels("queue").observe(started - turn.queued)
-            turn.result.set_result((row, seconds))
+        BATCH_SIZE.observe(len(jobs))
+        for job, row in zip(jobs, logits, strict=True):
+            PART_SECONDS.labels("queue").observe(started - job.queued)
+            job.result.set_result((row, seconds))
 
     def warm(self) -> None:
         """Answer a few blank photos, so that the first visitor's latency is everybody's."""

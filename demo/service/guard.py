@@ -1,26 +1,29 @@
-"""What stands before page and API alike: the token, the bounds of a body, headers, request ids and the access log."""
+"""What stands before page and API alike: names, the token, the bounds of a body, headers, request ids, the log."""
 
 import asyncio
 import base64
+import ipaddress
 import logging
 import re
 import secrets
 import time
 import uuid
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demo.service.hosts import Hosts
 from demo.service.limits import Limits
-from demo.service.metrics import ERRORS, REQUEST_SECONDS, REQUESTS
+from demo.service.monitoring import ERRORS, REQUEST_SECONDS, REQUESTS
 from demo.service.problem import Problem, busy, problem_response
 
 OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token, and asks by whatever name
 LINGER_SECONDS = 2.0
 GRACE_SECONDS = 5.0  # until a body has to come at its least rate
 CLIENT_GONE = 499  # nginx's number for the log: nobody is there to be answered
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
+ANY = "*"
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 # Gradio writes its configuration and styles into the page itself (unsafe-inline) and evaluates the JavaScript of an
 # event (unsafe-eval); photos are blobs. Nothing is fetched from elsewhere, and no other page may frame this one
@@ -51,6 +54,47 @@ UPLOAD = f"{OF_GRADIO}upload"
 log = logging.getLogger("saji.access")
 
 
+class Hosts:
+    """Which names the service answers to, and which pages may ask it: our visitor's browser runs other people's pages.
+
+    Such a page cannot read our answers as long as it is of another origin; by DNS rebinding, a name of its own that
+    comes to mean our address, it would be of ours. So we answer to the loopback names, the address that is listened on,
+    and the `names` that were allowed; ANY lets every one in. Who listens on all addresses (0.0.0.0 or ::) has many, and
+    answers to each that is written in numbers: those cannot be rebound.
+    """
+
+    def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
+        self._allowed = {name.lower() for name in names}
+        self._own = self._allowed | {listening.lower(), "localhost"}
+        address = _address(listening)
+        self._numbers = address is not None and address.is_unspecified
+        self.loopback_only = listening == "localhost" or (address is not None and address.is_loopback)
+
+    def serves(self, host: str) -> bool:
+        """Whether a Host header, in any case and with any port, names this service."""
+        name = _name_of(host)
+        address = _address(name)
+        ours = name in self._own or ANY in self._allowed
+        return bool(name) and (ours or (address is not None and (address.is_loopback or self._numbers)))
+
+    def trusts(self, origin: str, host: str) -> bool:
+        """Whether an Origin header is that of our own page: served under `host`, or under a name that was allowed."""
+        site = origin.lower().partition("://")[2]
+        return bool(site) and (site == host.lower() or _name_of(site) in self._allowed)
+
+
+def _name_of(host: str) -> str:
+    match = HOST.fullmatch(host.lower())
+    return match[1].strip("[]") if match else ""
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
 class Guard:
     """ASGI middleware around the whole application; with a `token`, only who knows it comes in.
 
@@ -70,8 +114,8 @@ class Guard:
 
     async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, headers = time.perf_counter(), Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        scope["saji.request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = headers.get("x-request-id", "")
+        scope["saji.request_id"] = request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
         body = _Body(self, scope["path"], headers, receive)
         reply = _Reply(scope, body, send)
         try:

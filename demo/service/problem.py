@@ -21,8 +21,13 @@ class Problem(HTTPException):
 
 
 def busy(status: int, cause: str, detail: str) -> Problem:
-    """A refusal of now: whoever tries again a little later may be let in."""
+    """A refusal for the moment: the same request may be let in a little later."""
     return Problem(status, cause, detail, retry_after="1")
+
+
+def too_large(name: str, most: int) -> Problem:
+    """The refusal of a photo with more than `most` bytes."""
+    return Problem(413, "too-large", f"{name} has more than {most:,} bytes; send a smaller photo")
 
 
 def document_of(error: HTTPException, request_id: str = "") -> dict[str, str | int]:

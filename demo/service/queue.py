@@ -6,17 +6,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from demo.service.engine import Engine
+from demo.service.engine import Engine, Photo
 from demo.service.limits import Limits
-from demo.service.metrics import ENGINE, QUEUE_DEPTH, RELOADS
+from demo.service.monitoring import ENGINE, QUEUE_DEPTH, RELOADS
 from demo.service.problem import Problem, busy
-from demo.service.reading import Photo
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.errors import SajiError
@@ -30,14 +29,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the photos of a request show, in their order, and the classifier that said so."""
+class Result:
+    """What the photos of a request show, in their order, and the classifier that answered."""
 
     predictions: list[Prediction]
     classifier: Classifier
 
 
-class Serving:
+class Serving(AbstractContextManager["Serving"]):
     """The queue that page and API share, in front of the engine that `deployment.json` names now.
 
     `open_classifier` opens what the file at `path` chooses. Each photo has a thread, in which it is decoded beside
@@ -55,7 +54,7 @@ class Serving:
     ) -> None:
         self.path, self.limits = path, limits
         self._open_classifier, self._workers, self._batch = open_classifier, workers, batch
-        self._taken, self._asked = 0, False
+        self._taken, self._reload_wanted = 0, False
         # Enough to decode on all cores while the engine is busy and its next batch waits
         self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + workers * batch, "photo")
         self._stamp = self._stamp_now()
@@ -74,59 +73,59 @@ class Serving:
             self._taken -= 1
             QUEUE_DEPTH.dec()
 
-    async def classify(self, photos: Sequence[Photo]) -> Answer:
+    async def classify(self, photos: Sequence[Photo]) -> Result:
         """Answer photos, each a path or encoded bytes, within a `place`.
 
         Raises Problem: 422 for what is no picture, 413 for too many pixels or bytes, 503 for an answer too late.
         """
         engine, now = self.engine, time.perf_counter()
-        results = await self.finished(engine, [partial(engine.answer, p, self.limits, now) for p in photos])
+        results = await self.outcomes(engine, [partial(engine.answer, p, self.limits, now) for p in photos])
         for number, result in enumerate(results, 1):
             if isinstance(result, Problem) and len(results) > 1:
                 result.detail = f"photo {number} of {len(results)}: {result.detail}"
             if isinstance(result, BaseException):
                 raise result
-        return Answer(list(results), engine.classifier)  # type: ignore[arg-type]  # no exception is left in it
+        return Result(list(results), engine.classifier)  # type: ignore[arg-type]  # no exception is left in it
 
-    async def finished(self, engine: Engine, works: Sequence[Callable[[], T]]) -> list[T | BaseException]:
+    async def outcomes(self, engine: Engine, works: Sequence[Callable[[], T]]) -> list[T | BaseException]:
         """What each work gives or raises, done in a thread of its own, within a `place`; `engine` is held until then.
 
         Raises Problem 503 when it takes too long.
         """
-        jobs = [self._threads.submit(work) for work in works]
-        done = asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
+        futures = [self._threads.submit(work) for work in works]
+        done = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         engine.requests.add(done)
         done.add_done_callback(engine.requests.discard)
         try:
             return await asyncio.wait_for(asyncio.shield(done), self.limits.seconds)
         except TimeoutError:
-            for job in jobs:
-                job.cancel()  # what has begun cannot be stopped, and holds the engine until it ends
+            for future in futures:
+                future.cancel()  # what has begun cannot be stopped, and holds the engine until it ends
             seconds = self.limits.seconds
             raise busy(503, "too-slow", f"no answer within {seconds} s, so many are waiting; try again soon") from None
 
     def look_again(self) -> None:
         """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
-        self._asked = True
+        self._reload_wanted = True
 
     async def watch(self) -> None:
         """Look for another deployment each second, for ever; whoever waits meanwhile is answered by the old one."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if self._asked or self._stamp_now() != self._stamp:
+            if self._reload_wanted or self._stamp_now() != self._stamp:
                 await self.reload()
 
     async def reload(self) -> None:
         """Serve what the file says now, if it differs and opens; if not, the old one goes on and the log says why."""
-        asked, self._asked, self._stamp = self._asked, False, self._stamp_now()
+        wanted, self._reload_wanted, self._stamp = self._reload_wanted, False, self._stamp_now()
         try:
-            if not asked and sha256_file(self.path) == self.engine.sha256:
+            if not wanted and sha256_file(self.path) == self.engine.sha256:
                 return
             fresh = await asyncio.to_thread(self._open)
         except Exception as error:  # whatever is wrong with the new one, the old one serves
-            known = isinstance(error, SajiError | OSError)
+            expected = isinstance(error, SajiError | OSError)
             facts = {"reason": str(error), "serving": self.engine.classifier.candidate.name}
-            log.error("deployment refused", exc_info=not known, extra={"facts": facts})
+            log.error("deployment refused", exc_info=not expected, extra={"facts": facts})
             RELOADS.labels("refused").inc()
             return
         old, self.engine = self.engine, fresh
@@ -165,9 +164,6 @@ class Serving:
         """Finish what is being answered, then free the engine."""
         self._threads.shutdown()
         self.engine.classifier.close()
-
-    def __enter__(self) -> "Serving":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

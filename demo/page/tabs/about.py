@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from demo.page.markup import table
-from demo.page.tabs.classify import shown
+from demo.page.markup import dish_names, table
 from demo.page.texts import language_of, say
+from demo.page.work import QUIET
 from demo.service.engine import Engine
 from demo.service.queue import Serving
 from runtime.classifier import Classifier
@@ -31,7 +31,7 @@ def build(serving: Serving, opened: Callable[..., Any]) -> None:
     def fill(request: gr.Request) -> str:
         return card_of(serving.engine, serving.path.parent, language_of(request))
 
-    opened(fill, None, card, show_progress="hidden", api_visibility="private")
+    opened(fill, None, card, **QUIET)
 
 
 def card_of(engine: Engine, out: Path, language: str) -> str:
@@ -39,7 +39,7 @@ def card_of(engine: Engine, out: Path, language: str) -> str:
     classifier, spec = engine.classifier, engine.classifier.spec
     place = engine.deployment.place_of(classifier.candidate)
     folder = out / place.folder if place else None
-    names = [shown(classifier)[name] for name in spec.classes]
+    names = [dish_names(classifier)[name] for name in spec.classes]
     parts = [
         ("model", table([], _model(classifier, folder, language))),
         ("data", table([], _data(spec, language))),
@@ -79,7 +79,7 @@ def _receipt(folder: Path | None) -> Receipt | None:
 def _data(spec: ModelSpec, language: str) -> Iterator[tuple[str, object]]:
     yield say(language, "kind"), say(language, "drawings" if spec.data.get("drawn") else "photos")
     yield say(language, "classes"), ", ".join(name.replace("_", " ") for name in spec.classes)
-    for key, count in (("trained_on", spec.data.get("train")), ("judged_on", spec.validation.get("photos"))):
+    for key, count in (("trained_on", spec.data.get("train")), ("checked_on", spec.validation.get("photos"))):
         if count:
             yield say(language, key), count
     if spec.data.get("fingerprint"):
@@ -87,11 +87,11 @@ def _data(spec: ModelSpec, language: str) -> Iterator[tuple[str, object]]:
 
 
 def _recipe(spec: ModelSpec, language: str) -> str:
-    told = {name: value for name, value in spec.recipe.items() if value not in ("", None)}
-    if not told:
+    settings = {name: value for name, value in spec.recipe.items() if value not in ("", None)}
+    if not settings:
         return ""
-    facts = table([], ((name.replace("_", " "), value) for name, value in told.items()))
-    return f'<details lang="en"><summary>{escape(str(told.get("name", spec.name)))}</summary>{facts}</details>'
+    facts = table([], ((name.replace("_", " "), value) for name, value in settings.items()))
+    return f'<details lang="en"><summary>{escape(str(settings.get("name", spec.name)))}</summary>{facts}</details>'
 
 
 def _accuracy(classifier: Classifier, language: str) -> str:
@@ -113,8 +113,8 @@ def _confusions(folder: Path | None, names: list[str], language: str) -> str:
     counts = confusion_of(folder, len(names)) if folder else None
     if counts is None:
         return ""
-    told = f"<p>{say(language, 'confusions_told', photos=counts.sum())}</p>"
-    return told + (_matrix(counts, names, language) if len(names) <= MOST_CLASSES else _list(counts, names, language))
+    note = f"<p>{say(language, 'confusions_note', photos=counts.sum())}</p>"
+    return note + (_matrix if len(names) <= MOST_CLASSES else _list)(counts, names, language)
 
 
 def confusion_of(folder: Path, classes: int) -> np.ndarray | None:
@@ -136,11 +136,11 @@ def _matrix(counts: np.ndarray, names: list[str], language: str) -> str:
     for true, (name, row) in enumerate(zip(names, counts, strict=True)):
         shares = row / max(1, row.sum())
         cells = "".join(
-            f'<td class="{"right" if true == said else "wrong"}" style="--share: {100 * share:.0f}%">{count}</td>'
-            for said, (count, share) in enumerate(zip(row, shares, strict=True))
+            f'<td class="{"right" if true == answer else "wrong"}" style="--share: {100 * share:.0f}%">{count}</td>'
+            for answer, (count, share) in enumerate(zip(row, shares, strict=True))
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    corner = f'<th scope="col">{say(language, "true_said")}</th>'
+    corner = f'<th scope="col">{say(language, "true_answer")}</th>'
     inside = f"<table><thead><tr>{corner}{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     title = say(language, "confusions")
     return f'<div class="facts confusions" tabindex="0" role="region" aria-label="{title}">{inside}</div>'
@@ -149,28 +149,30 @@ def _matrix(counts: np.ndarray, names: list[str], language: str) -> str:
 def _list(counts: np.ndarray, names: list[str], language: str) -> str:
     wrong = counts - np.diag(np.diag(counts))
     commonest = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
-    pairs = [(true, said) for true, said in zip(*np.unravel_index(commonest, wrong.shape), strict=True)]
-    rows = [(names[true], names[said], wrong[true, said]) for true, said in pairs if wrong[true, said]]
-    return table([say(language, head) for head in ("true", "said", "count")], rows)
+    pairs = zip(*np.unravel_index(commonest, wrong.shape), strict=True)
+    rows = [(names[true], names[answer], wrong[true, answer]) for true, answer in pairs if wrong[true, answer]]
+    return table([say(language, head) for head in ("true", "answer", "count")], rows)
 
 
 def _calibration(spec: ModelSpec, language: str) -> str:
     calibration = spec.validation.get("calibration", {})
-    told = f"<p>{say(language, 'temperature', value=spec.temperature)}"
+    sentences = say(language, "temperature", value=spec.temperature)
     if "ece_after" in calibration:
         before, after = calibration["ece_before"], calibration["ece_after"]
-        told += " " + say(language, "ece", before=before, after=after)
-    return told + "</p>"
+        sentences += " " + say(language, "ece", before=before, after=after)
+    return f"<p>{sentences}</p>"
 
 
 def _rejection(spec: ModelSpec, language: str) -> str:
     if not spec.rejection:
         return say(language, "no_rejection")
     rule = escape(spec.rejection.rule.replace("_", " "))
-    return say(language, "rejection_told", rule=rule, threshold=spec.rejection.threshold)
+    return say(language, "rejection_note", rule=rule, threshold=spec.rejection.threshold)
 
 
 def _limits(spec: ModelSpec, language: str) -> str:
-    keys = ["limit_drawn"] * bool(spec.data.get("drawn")) + ["limit_dishes", "limit_photos", "limit_health"]
+    keys = ["limit_dishes", "limit_photos", "limit_health"]
+    if spec.data.get("drawn"):
+        keys.insert(0, "limit_drawn")
     items = "".join(f"<li>{say(language, key, count=len(spec.classes))}</li>" for key in keys)
     return f"<ul>{items}</ul>"

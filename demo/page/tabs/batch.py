@@ -2,116 +2,218 @@
 
 import asyncio
 import base64
+import io
+import json
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from zipfile import ZipInfo
 
 import gradio as gr
 from markupsafe import Markup, escape
 
-from demo.page.batch import Batch, Row, as_csv, as_json, counts
-from demo.page.markup import progress, table
-from demo.page.tabs.classify import shown
-from demo.page.texts import label, language_of, refusal, say
-from demo.page.turns import Turns
+from demo.page import uploads
+from demo.page.markup import dish_names, progress, table
+from demo.page.texts import label, refusal, say
+from demo.page.work import Turns
+from demo.service.engine import Photo
+from demo.service.limits import Limits
 from demo.service.problem import Problem
-from demo.service.queue import Serving
-from runtime.classifier import Classifier
-from runtime.classify import printable
+from demo.service.queue import Result, Serving
+from runtime.classifier import Classifier, Prediction
+from runtime.classify import COLUMNS, csv_line, csv_row, json_row, printable
+from runtime.preprocess import decode
 
 HEADS = ("file", "answer", "probability", "sure")
 TICK = 0.3  # seconds between two states of the page
-
-State = tuple[Any, Any, Any]  # of the components: above the table, the table, the unsure ones
+PATIENCE = 0.5  # seconds until a full queue is tried again
+THUMBNAIL = 160  # pixels of the longer side
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell for that begins so
 
 
 def build(serving: Serving) -> None:
-    """Files, a button, and what was found."""
-    turns = Turns("batches")
+    """Files, a button, and what they show."""
     with gr.Row():
         with gr.Column():
             files = gr.File(label=label("files"), file_count="multiple", height=200)
         with gr.Column():
             gr.HTML(f"<p>{label('batch_note')}</p>")
             start = gr.Button(label("batch_start"), variant="primary")
-    outputs = [gr.HTML(), gr.HTML(), gr.HTML()]
 
-    async def show(uploads: list[dict[str, Any]] | None, request: gr.Request) -> AsyncGenerator[State, None]:
-        language = language_of(request)
-        if not uploads:
-            yield f'<p class="notice">{say(language, "no_photo")}</p>', "", ""
-            return
-        if turns.there:
-            yield f'<p class="quiet" role="status">{say(language, "waiting", count=turns.there)}</p>', "", ""
+    async def states(upload: Any, language: str) -> AsyncGenerator[str, None]:
+        """What the page shows, as HTML, every TICK and in the end. Raises Problem for a batch that is not begun."""
+        rows: list[Row] = []
+        shown_at = 0.0
+        with await asyncio.to_thread(Batch, upload, serving.limits) as batch:
+            async with aclosing(batch.rows(serving)) as fresh:
+                async for row in fresh:
+                    rows.append(row)
+                    if time.monotonic() - shown_at > TICK:
+                        shown_at = time.monotonic()
+                        sentence = say(language, "batch_progress", done=len(rows), count=len(batch))
+                        above = progress(len(rows), len(batch), sentence)
+                        yield _stacked(above, table_of(rows, serving.engine.classifier, language))
+        classifier = serving.engine.classifier
+        above = summary_of(rows, classifier, language) + downloads_of(rows, classifier, language)
+        yield _stacked(above, table_of(rows, classifier, language), unsure_of(rows, classifier, language))
+
+    Turns("batches").on_click(start, files, gr.HTML(), states)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a file shows, or why it cannot be read; `thumbnail` is a small JPEG of a photo that is not sure."""
+
+    name: str
+    prediction: Prediction | None = None
+    problem: Problem | None = None
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A photo's name, and how to open it for a while, which may raise Problem."""
+
+    name: str
+    open: Callable[[], AbstractContextManager[Photo]]
+
+
+class Batch(AbstractContextManager["Batch"]):
+    """The photos of some uploads, Gradio's dicts with `path` and `orig_name`; a zip counts as its files.
+
+    Use it as a context manager. Raises Problem when a zip cannot be opened, or there are more than `limits.batch`.
+    """
+
+    def __init__(self, files: Sequence[Any], limits: Limits) -> None:
+        self._open = ExitStack()
         try:
-            async with turns.take(), aclosing(_states(serving, uploads, language)) as states:
-                async for state in states:
-                    yield state
+            self._sources = [source for file in files for source in self._of(file, limits)]
+            if len(self._sources) > limits.batch:
+                detail = f"{len(self._sources):,} photos are more than {limits.batch}; send the others in another batch"
+                raise Problem(413, "too-many-photos", detail)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def _of(self, file: Any, limits: Limits) -> Iterator[_Source]:
+        name = uploads.name_of(file)
+        if not name.lower().endswith(".zip"):
+            yield _Source(name, partial(uploads.opened, file))
+            return
+        zipped = self._open.enter_context(uploads.opened(file))
+        archive = self._open.enter_context(uploads.Archive(zipped, name, limits))
+        for entry in archive.entries:
+            yield _Source(f"{name}/{entry.filename}", partial(_unpacked, archive, entry))
+
+    async def rows(self, serving: Serving) -> AsyncGenerator[Row, None]:
+        """A row for each photo as soon as it is there. One at a time is in the queue, so that others come between."""
+        for source in self._sources:
+            try:
+                with await asyncio.to_thread(source.open) as photo:
+                    row = await _row(serving, source.name, photo)
+            except Problem as problem:
+                row = Row(source.name, problem=problem)
+            yield row
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+def _unpacked(archive: uploads.Archive, entry: ZipInfo) -> AbstractContextManager[Photo]:
+    return nullcontext(archive.read(entry))
+
+
+async def _row(serving: Serving, name: str, photo: Photo) -> Row:
+    [prediction] = (await _ask_patiently(serving, photo)).predictions
+    if prediction.sure:
+        return Row(name, prediction)
+    return Row(name, prediction, thumbnail=await asyncio.to_thread(thumbnail, photo, serving.limits))
+
+
+async def _ask_patiently(serving: Serving, photo: Photo) -> Result:
+    """As `Serving.classify`, but waiting while the queue is full: a batch has time."""
+    end = time.monotonic() + serving.limits.seconds
+    while True:
+        try:
+            with serving.place():
+                return await serving.classify([photo])
         except Problem as problem:
-            yield f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>', "", ""
-
-    start.click(
-        show,
-        files,
-        outputs,
-        preprocess=False,
-        show_progress="hidden",
-        api_visibility="private",
-        concurrency_limit=None,
-    )
+            if problem.cause != "queue-full" or time.monotonic() > end:
+                raise
+        await asyncio.sleep(PATIENCE)
 
 
-async def _states(serving: Serving, uploads: list[dict[str, Any]], language: str) -> AsyncGenerator[State, None]:
-    """What the page shows, every TICK and in the end. Raises Problem for a batch that is not begun."""
-    rows: list[Row] = []
-    shown_at = 0.0
-    with await asyncio.to_thread(Batch, uploads, serving.limits) as batch:
-        async with aclosing(batch.rows(serving)) as found:
-            async for one in found:
-                rows.append(one)
-                if time.monotonic() - shown_at > TICK:
-                    shown_at = time.monotonic()
-                    sentence = say(language, "batch_progress", done=len(rows), count=len(batch))
-                    above = progress(len(rows), len(batch), sentence)
-                    yield above, table_of(rows, serving.engine.classifier, language), ""
-    classifier = serving.engine.classifier
-    above = summary_of(rows, classifier, language) + downloads_of(rows, classifier, language)
-    yield above, table_of(rows, classifier, language), unsure_of(rows, classifier, language)
+def thumbnail(photo: Photo, limits: Limits) -> bytes:
+    """A small JPEG of a photo, upright."""
+    small, encoded = decode(photo, THUMBNAIL, bounds=limits.photo), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
+def as_csv(rows: Sequence[Row], served_by: str) -> str:
+    """As `python -m runtime classify` writes it; a photo that was not read has empty cells.
+
+    A name that a spreadsheet would run as a formula has an apostrophe before it.
+    """
+    lines = [csv_line(COLUMNS)]
+    for row in rows:
+        name = f"'{row.name}" if row.name.startswith(FORMULA) else row.name
+        empty = csv_line((name, *[""] * (len(COLUMNS) - 1)))
+        lines.append(csv_row(name, row.prediction, served_by) if row.prediction else empty)
+    return "".join(lines)
+
+
+def as_json(rows: Sequence[Row], served_by: str) -> str:
+    """One object: the photos as `json_row` of `runtime.classify` has them, and the unreadable ones."""
+    photos = [json.loads(json_row(row.name, row.prediction, served_by)) for row in rows if row.prediction]
+    unreadable = [{"photo": row.name, "reason": row.problem.detail} for row in rows if row.problem]
+    return json.dumps({"photos": photos, "unreadable": unreadable}, indent=1)
+
+
+def counts(rows: Sequence[Row]) -> Counter[str]:
+    """How many photos of each class there are, of those that the model is sure of."""
+    return Counter(row.prediction.label for row in rows if row.prediction and row.prediction.sure)
+
+
+def _stacked(*parts: str) -> str:
+    return f'<div class="stack">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
 
 
 def table_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """A line for each photo, as HTML."""
-    names = shown(classifier)
-    return table([say(language, head) for head in HEADS], [_cells(one, names, language) for one in rows], cards=True)
+    names = dish_names(classifier)
+    return table([say(language, head) for head in HEADS], [_cells(row, names, language) for row in rows], cards=True)
 
 
-def _cells(one: Row, names: dict[str, str], language: str) -> Sequence[object]:
-    name = printable(one.name)
-    if one.problem:
-        return name, Markup('<span class="unread">{}</span>').format(refusal(language, one.problem))
-    assert one.prediction
-    answer = names.get(one.prediction.label, one.prediction.label)
-    doubt = (
-        say(language, "yes")
-        if one.prediction.sure
-        else Markup('<span class="otherwise">{}</span>').format(say(language, "no"))
-    )
-    return name, answer, f"{one.prediction.probability:.1%}", doubt
+def _cells(row: Row, names: dict[str, str], language: str) -> Sequence[object]:
+    name = printable(row.name)
+    if row.problem:
+        return name, Markup('<span class="unread">{}</span>').format(refusal(language, row.problem))
+    assert row.prediction
+    dish = names.get(row.prediction.label, row.prediction.label)
+    sure: object = say(language, "yes")
+    if not row.prediction.sure:
+        sure = Markup('<span class="otherwise">{}</span>').format(say(language, "no"))
+    return name, dish, f"{row.prediction.probability:.1%}", sure
 
 
 def summary_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
-    """How many photos there are of each class, unsure and unreadable, as HTML."""
-    names = shown(classifier)
+    """How many photos there are of each class, the most frequent first, unsure and unreadable, as HTML."""
+    names = dish_names(classifier)
     facts = [f"{names.get(name, name)} {count}" for name, count in counts(rows).most_common()]
-    unsure = sum(bool(one.prediction and not one.prediction.sure) for one in rows)
-    unread = sum(one.problem is not None for one in rows)
-    facts += [f"{say(language, 'unsure')} {unsure}"] * bool(unsure)
-    facts += [f"{say(language, 'unreadable')} {unread}"] * bool(unread)
-    total = say(language, "batch_done", count=len(rows))
-    return (
-        f'<p class="chips" role="status"><b>{total}</b>{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</p>'
-    )
+    unsure = sum(bool(row.prediction and not row.prediction.sure) for row in rows)
+    unreadable = sum(row.problem is not None for row in rows)
+    facts += [f"{say(language, key)} {n}" for key, n in (("unsure", unsure), ("unreadable", unreadable)) if n]
+    chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    return f'<p class="chips" role="status"><b>{say(language, "batch_done", count=len(rows))}</b>{chips}</p>'
 
 
 def downloads_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
@@ -128,13 +230,13 @@ def downloads_of(rows: Sequence[Row], classifier: Classifier, language: str) -> 
 
 def unsure_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """The photos that the model is not sure of, small, as HTML; empty where there are none."""
-    figures = "".join(_figure(one, shown(classifier), language) for one in rows if one.thumbnail)
+    figures = "".join(_figure(row, dish_names(classifier), language) for row in rows if row.thumbnail)
     return f'<h2>{say(language, "unsure_ones")}</h2><div class="thumbnails">{figures}</div>' if figures else ""
 
 
-def _figure(one: Row, names: dict[str, str], language: str) -> str:
-    assert one.prediction
-    name, label = escape(printable(one.name)), names.get(one.prediction.label, one.prediction.label)
-    perhaps = say(language, "perhaps", label=escape(label), probability=one.prediction.probability)
-    picture = f'<img alt="{name}" src="data:image/jpeg;base64,{base64.b64encode(one.thumbnail).decode()}">'
+def _figure(row: Row, names: dict[str, str], language: str) -> str:
+    assert row.prediction
+    name, dish = escape(printable(row.name)), names.get(row.prediction.label, row.prediction.label)
+    perhaps = say(language, "perhaps", label=escape(dish), probability=row.prediction.probability)
+    picture = f'<img alt="{name}" src="data:image/jpeg;base64,{base64.b64encode(row.thumbnail).decode()}">'
     return f"<figure>{picture}<figcaption>{name}<br>{perhaps}</figcaption></figure>"

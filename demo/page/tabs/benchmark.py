@@ -1,6 +1,7 @@
-"""Benchmark: one race at a time, as a table and as accuracy against latency, and what was not chosen here."""
+"""Benchmark: one run at a time, as a table and as accuracy against latency, and what was not chosen here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,100 +9,164 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from demo.page.benchmarks import COMMITTED, Race, races
 from demo.page.markup import rejected
 from demo.page.texts import label, language_of, say
+from demo.page.work import QUIET
 from demo.service.queue import Serving
+from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import conditions, frontier
 
+COMMITTED = Path(__file__).resolve().parents[3] / "results"  # only a checkout has it
 WIDTHS: list[str | int] = [260, 90, 130, 100, 80, 100, 190]  # pixels of the columns
 MARGIN = 0.02  # of accuracy, above and below the points
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of the benchmark on one machine: what rows have in common that may be held against each other."""
+
+    file: str
+    experiment: str
+    day: str
+    commit: str
+    machine: str
+    scenario: str
+    photos: str
+
+    @classmethod
+    def of(cls, row: Row, file: Path) -> "Run":
+        """The run that a row of `file` belongs to."""
+        return cls(
+            file.name,
+            row["experiment"],
+            row["time"][:10],
+            str(row["commit"]),
+            f"{row['machine_cpu']}, {row['machine_cores']} cores, {row['machine_gpu'] or 'no GPU'}",
+            f"{row['scenario'].partition(',')[0]}, batch {row['batch']}",
+            f"{row['photos']} {'drawings' if row['drawn'] else 'photos'} {row['data_fingerprint']}",
+        )
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        return " ".join(astuple(self))
+
+    @property
+    def name(self) -> str:
+        """One line for the menu; the sentence below the table tells the rest."""
+        experiment = "" if self.experiment in self.file else self.experiment
+        return " · ".join(part for part in (self.file, experiment, self.day, self.machine, self.scenario) if part)
+
+
+def runs(local: Path, committed: Path = COMMITTED) -> dict[Run, list[Row]]:
+    """The rows of each run, the last of each candidate; the newest first within a file.
+
+    First comes the local file, if there is one, then the committed ones.
+    """
+    files = [local] if local.is_file() else []
+    return {run: rows for file in [*files, *sorted(committed.glob("*.jsonl"))] for run, rows in _runs_in(file)}
+
+
+def _runs_in(file: Path) -> list[tuple[Run, list[Row]]]:
+    by_run: dict[Run, dict[str, Row]] = {}
+    for row in read_rows(file):
+        if "samples" in row and row.get("accuracy") is not None:  # a candidate that was timed and checked
+            by_run.setdefault(Run.of(row, file), {})[row["candidate"]] = row
+    pairs = [(run, list(rows.values())) for run, rows in by_run.items()]
+    return sorted(pairs, key=lambda pair: pair[1][-1]["time"], reverse=True)
+
+
 def build(serving: Serving, opened: Callable[..., Any], committed: Path = COMMITTED) -> None:
     """Read the rows when the tab is opened: those beside the deployment, and those that the checkout has."""
-    choice = gr.Dropdown(label=label("race"), info=label("race_info"), filterable=False)
-    shown = [
+    choice = gr.Dropdown(label=label("run"), info=label("run_info"), filterable=False)
+    outputs = [
         gr.ScatterPlot(x="ms", y="accuracy", color="side", tooltip=["candidate", "ms", "accuracy"], height=320),
         gr.Dataframe(interactive=False, wrap=True, buttons=[], column_widths=WIDTHS),
         gr.HTML(),
     ]
     others = gr.HTML()
 
-    def there() -> dict[str, Race]:
-        return {" ".join(race.key): race for race in races(serving.path.with_name("bench.jsonl"), committed)}
+    def now() -> dict[str, tuple[Run, list[Row]]]:
+        return {run.key: (run, rows) for run, rows in runs(serving.path.with_name("bench.jsonl"), committed).items()}
 
     def choose(key: str, request: gr.Request) -> list[Any]:
-        race = there().get(key)
-        return _shown(race, language_of(request)) if race else [gr.skip()] * len(shown)
+        _, rows = now().get(key, (None, []))
+        return _components(rows, language_of(request)) if rows else [gr.skip()] * len(outputs)
 
     def fill(key: str | None, request: gr.Request) -> list[Any]:
-        found, engine, language = there(), serving.engine, language_of(request)
-        kept = key if key in found else next(iter(found), None)
-        menu = gr.Dropdown([(name_of(race), key) for key, race in found.items()], value=kept, visible=bool(found))
+        choices, engine, language = now(), serving.engine, language_of(request)
+        chosen = key if key in choices else next(iter(choices), None)
+        menu = gr.Dropdown([(run.name, key) for key, (run, _) in choices.items()], value=chosen, visible=bool(choices))
         why = rejected(engine.classifier, engine.deployment, language)
         heading = f"<h2>{say(language, 'not_served')}</h2>"
-        return [menu, *_shown(found[kept] if kept else None, language), heading + why if why else ""]
+        return [menu, *_components(choices[chosen][1] if chosen else [], language), heading + why if why else ""]
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    opened(fill, choice, [choice, *shown, others], **quiet)
-    choice.input(choose, choice, shown, **quiet)
+    opened(fill, choice, [choice, *outputs, others], **QUIET)
+    choice.input(choose, choice, outputs, **QUIET)
 
 
-def _shown(race: Race | None, language: str) -> list[Any]:
+def _components(rows: list[Row], language: str) -> list[Any]:
     """The plot, the table and what stands below it."""
-    if race is None:
-        nothing = f'<p class="quiet">{say(language, "no_races")}</p>'
+    if not rows:
+        nothing = f'<p class="quiet">{say(language, "no_runs")}</p>'
         return [gr.ScatterPlot(visible=False), gr.Dataframe(visible=False), nothing]
-    about = f'<p class="quiet" lang="en">{escape(conditions(list(race.rows)))}</p>'
-    return [plot_of(race, language), gr.Dataframe(table_of(race, language), visible=True), about]
+    points = _points(rows, say(language, "no_gpu"))
+    about = f'<p class="quiet" lang="en">{escape(conditions(rows))}</p>'
+    return [_plot(points, language), gr.Dataframe(_table(points, language), visible=True), about]
 
 
-def name_of(race: Race) -> str:
-    """A race in one line; the sentence below its table tells the rest."""
-    file, experiment, day, _, machine, scenario, _ = race.key
-    return " · ".join([file, *[experiment] * (experiment not in file), day, machine, scenario])
+@dataclass(frozen=True)
+class _Point:
+    """A candidate of a run; `on_front` where no other beats it in both accuracy and latency."""
+
+    candidate: str
+    accuracy: float
+    interval: str
+    milliseconds: float
+    verdict: str
+    on_front: bool
+    machine: str
 
 
-def table_of(race: Race, language: str) -> pd.DataFrame:
-    """The candidates of a race, fastest first; numbers are numbers, so that sorting by a click is by value."""
-    best = [row["candidate"] for row in frontier(list(race.rows))]
-    rows = [
-        (
+def _points(rows: list[Row], no_gpu: str) -> list[_Point]:
+    """The candidates of a run, the fastest first."""
+    front = [row["candidate"] for row in frontier(rows)]
+    return [
+        _Point(
             row["candidate"],
             row["accuracy"],
             "{:.3f}–{:.3f}".format(*row["accuracy_interval"]),
-            round(row["milliseconds"], 2),
+            row["milliseconds"],
             row["verdict"],
-            "✓" if row["candidate"] in best else "",
-            f"{row['machine_cpu']}, {row['machine_gpu'] or say(language, 'no_gpu')}",
+            row["candidate"] in front,
+            f"{row['machine_cpu']}, {row['machine_gpu'] or no_gpu}",
         )
-        for row in sorted(race.rows, key=lambda row: row["milliseconds"])
+        for row in sorted(rows, key=lambda row: row["milliseconds"])
     ]
+
+
+def _table(points: Sequence[_Point], language: str) -> pd.DataFrame:
+    """Numbers stay numbers, so that sorting by a click is by value."""
+    frame = pd.DataFrame(points)
+    frame["milliseconds"] = frame["milliseconds"].round(2)
+    frame["on_front"] = ["✓" if point.on_front else "" for point in points]
     heads = ("candidate", "accuracy_column", "interval", "median", "verdict", "frontier", "machine")
-    return pd.DataFrame(rows, columns=[say(language, head) for head in heads])
+    return frame.set_axis([say(language, head) for head in heads], axis=1)
 
 
-def plot_of(race: Race, language: str) -> gr.ScatterPlot:
+def _plot(points: Sequence[_Point], language: str) -> gr.ScatterPlot:
     """Accuracy against latency; in another colour the candidates that no other beats in both."""
-    best = [row["candidate"] for row in frontier(list(race.rows))]
-    sides = say(language, "on_front"), say(language, "behind")
-    points = pd.DataFrame(
-        {
-            "candidate": [row["candidate"] for row in race.rows],
-            "ms": [row["milliseconds"] for row in race.rows],
-            "accuracy": [row["accuracy"] for row in race.rows],
-            "side": [sides[row["candidate"] not in best] for row in race.rows],
-        }
-    )
+    sides = {True: say(language, "on_front"), False: say(language, "behind")}
+    frame = pd.DataFrame(points).rename(columns={"milliseconds": "ms"})
+    frame["side"] = frame["on_front"].map(sides)
     return gr.ScatterPlot(
-        points,
+        frame[["candidate", "ms", "accuracy", "side"]],
         x_title=say(language, "median"),
         y_title=say(language, "accuracy_column"),
         color_title=say(language, "frontier"),
-        color_map=dict(zip(sides, ("#059669", "#a8a29e"), strict=True)),
-        x_lim=[0, points["ms"].max() * 1.05],
-        y_lim=[max(0, points["accuracy"].min() - MARGIN), min(1, points["accuracy"].max() + MARGIN)],
+        color_map=dict(zip(sides.values(), ("#059669", "#a8a29e"), strict=True)),
+        x_lim=[0, frame["ms"].max() * 1.05],
+        y_lim=[max(0, frame["accuracy"].min() - MARGIN), min(1, frame["accuracy"].max() + MARGIN)],
         title=say(language, "pareto"),
         visible=True,
     )

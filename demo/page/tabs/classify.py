@@ -1,8 +1,12 @@
-"""Classify: a photo in; the dish, the measured time and why this candidate serves out."""
+"""Classify: a photo in; out come the dish, the measured time, why this candidate serves, and what it looked at."""
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,27 +14,32 @@ from typing import Any
 import gradio as gr
 
 from demo.page import uploads
-from demo.page.heat import Seen, look
-from demo.page.markup import machine, rejected
-from demo.page.texts import label, language_of, refusal, say, script
-from demo.service.api import PhotoAnswer
-from demo.service.metrics import ERRORS
+from demo.page.markup import dish_names, machine, refused, rejected
+from demo.page.texts import label, language_of, say, script
+from demo.page.work import AS_SENT, QUIET, ask, counted_place
+from demo.service.api import Answers
+from demo.service.engine import Engine, Photo, problems_of
+from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving
-from demo.service.reading import Photo
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
+from runtime.errors import BadModel, SajiError
+from runtime.heatmap import Heatmap
 
+SIDE = 720  # pixels of the longer side of a heat map's picture
 # Gradio's example buttons hold a picture alone: a screen reader would call each one "button"
 NAME_EXAMPLES = (
     "() => document.querySelectorAll('.gallery-item').forEach("
     f"(button, i) => button.ariaLabel = `${{{script('example')}}} ${{i + 1}}`)"
 )
 
+log = logging.getLogger("saji.heat")
+
 
 def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequence[Path]) -> None:
     """The first tab, and the API of Gradio's clients; an answer shows `top` classes, `examples` are there to click."""
-    photo, answer, note, asked, seen = _photo_and_answer(top)
+    photo, answer, note, look_button, heat = _photo_and_answer(top)
     if examples:
         pictures = [[str(path)] for path in examples]
         gr.Examples(pictures, photo, label=label("examples"), api_visibility="private")
@@ -41,9 +50,9 @@ def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequ
     def reasons(request: gr.Request) -> str:
         return why_of(serving.engine.classifier, serving.engine.deployment, language_of(request))
 
-    opened(reasons, None, why, show_progress="hidden", api_visibility="private")
+    opened(reasons, None, why, **QUIET)
     _connect(serving, photo, answer, note)
-    _connect_heat(serving, photo, asked, seen)
+    _connect_heat(serving, photo, look_button, heat)
 
 
 def _photo_and_answer(top: int) -> tuple[gr.Image, gr.Label, gr.HTML, gr.Button, gr.HTML]:
@@ -59,17 +68,13 @@ def _photo_and_answer(top: int) -> tuple[gr.Image, gr.Label, gr.HTML, gr.Button,
         with gr.Column():
             answer = gr.Label(label=label("dish"), num_top_classes=top)
             note = gr.HTML(_hint(str(label("hint"))))
-            asked = gr.Button(label("look"), size="sm")
-            seen = gr.HTML()
-    return photo, answer, note, asked, seen
+            look_button = gr.Button(label("look"), size="sm")
+            heat = gr.HTML()
+    return photo, answer, note, look_button, heat
 
 
 def _hint(text: str) -> str:
     return f'<p class="quiet">{text}</p>'
-
-
-def _refused(problem: Problem, language: str) -> str:
-    return f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
 
 
 def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML) -> None:
@@ -79,92 +84,99 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
             return gr.skip()
         language = language_of(request)
         try:
-            with uploads.opened(upload) as opened:
-                prediction, classifier = await ask(serving, opened)
+            with uploads.opened(upload) as file:
+                result = await ask(serving, file)
         except Problem as problem:  # an empty box rather than the browser's broken picture
-            return None, {}, _refused(problem, language)
-        names = shown(classifier)
+            return None, {}, refused(problem, language)
+        [prediction], names = result.predictions, dish_names(result.classifier)
         probabilities = {names[name]: value for name, value in prediction.probabilities.items()}
         return gr.skip(), probabilities, note_on(prediction, language)
 
     async def classify(photo: gr.FileData) -> dict[str, Any]:
         """Name the dish on a photo; the probabilities of all classes by label, most likely first."""
         try:
-            with uploads.opened(photo) as opened:  # the annotation is for clients; a dict comes
-                prediction, classifier = await ask(serving, opened)
+            with uploads.opened(photo) as file:  # the annotation is for clients; a dict comes
+                answers = Answers.of(await ask(serving, file))
         except Problem as problem:
             raise gr.Error(f"{problem.detail}.", print_exception=False) from None
-        return {**PhotoAnswer.of(prediction).model_dump(), "served_by": classifier.candidate.name}
+        return answers.answers[0].model_dump() | answers.model_dump(exclude={"answers"})
 
-    # Without Gradio's preprocessing, which would decode, turn and convert the photo and write it anew: the file
-    # comes as it was sent, and runtime.preprocess alone decides about pixels and says what is no picture.
-    # Without Gradio's own limit of one at a time: `serving` has the queue.
-    photo.change(
-        show,
-        photo,
-        [photo, answer, note],
-        preprocess=False,
-        show_progress_on=answer,
-        api_visibility="private",
-        concurrency_limit=None,
-    )
+    photo.change(show, photo, [photo, answer, note], show_progress_on=answer, **AS_SENT)
     # In the browser: pasting clears first, and a clearing that came back late would wipe the answer to the paste
     hint = _hint(f"${{{script('hint')}}}")  # filled in there
     photo.clear(None, None, [answer, note], js=f"() => [{{}}, `{hint}`]")
     gr.api(classify, api_name="classify", concurrency_limit=None)
 
 
-def _connect_heat(serving: Serving, photo: gr.Image, asked: gr.Button, seen: gr.HTML) -> None:
+def _connect_heat(serving: Serving, photo: gr.Image, look_button: gr.Button, heat: gr.HTML) -> None:
     async def show(upload: dict[str, Any] | None, request: gr.Request) -> str:
         """Photo and heat map, or why there is none, as HTML."""
         language = language_of(request)
         if upload is None:
             return _hint(say(language, "hint"))
         try:
-            with _counted_place(serving), uploads.opened(upload) as opened:
-                found = await look(serving, opened)
+            with counted_place(serving), uploads.opened(upload) as file:
+                picture = await look(serving, file)
         except Problem as problem:
-            return _refused(problem, language)
-        return heat_of(found, shown(serving.engine.classifier).get(found.label, found.label), language)
+            return refused(problem, language)
+        names = dish_names(serving.engine.classifier)
+        return heat_of(picture, names.get(picture.label, picture.label), language)
 
-    clicked = asked.click(
-        show, photo, seen, preprocess=False, show_progress_on=seen, api_visibility="private", concurrency_limit=None
-    )
+    click = look_button.click(show, photo, heat, show_progress_on=heat, **AS_SENT)
     # The map of another photo, and one that is still on its way, would be misread
-    photo.change(None, None, seen, js="() => ''", cancels=[clicked])
+    photo.change(None, None, heat, js="() => ''", cancels=[click])
 
 
-@contextmanager
-def _counted_place(serving: Serving) -> Iterator[None]:
-    """A place of the queue; a Problem within it is counted."""
+@dataclass(frozen=True)
+class HeatPicture:
+    """The class that the map is of, by its name in the model, and photo and map as one JPEG."""
+
+    label: str
+    jpeg: bytes
+
+
+async def look(serving: Serving, photo: Photo) -> HeatPicture:
+    """The heat map of a photo by the model that serves, within a `place` of `serving`.
+
+    Raises Problem: 404 when the model has none, and as `serving.classify` for the photo and the waiting.
+    """
+    engine = serving.engine
+    work = partial(_look, engine, serving.path.parent, photo, serving.limits)
+    (result,) = await serving.outcomes(engine, [work])
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _look(engine: Engine, out: Path, photo: Photo, limits: Limits) -> HeatPicture:
+    place = engine.deployment.place_of(engine.classifier.candidate)
+    heatmap = _heatmap(out / place.folder if place else out, engine.since)
+    with problems_of(photo, limits):
+        heat = heatmap.of(photo, limits.photo)
+        picture = heat.over(photo, SIDE, limits.photo)
+    picture.thumbnail((SIDE, SIDE))
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=85)
+    return HeatPicture(heat.label, jpeg.getvalue())
+
+
+@lru_cache(maxsize=1)  # by the time at which the engine was opened: another one may have another model
+def _heatmap(folder: Path, since: datetime) -> Heatmap:
     try:
-        with serving.place():
-            yield
-    except Problem as problem:
-        ERRORS.labels(problem.cause).inc()
-        raise
+        return Heatmap.of_model(folder)
+    except SajiError as error:
+        log.warning("no heat map", extra={"facts": {"reason": str(error)}})
+        # What is wrong with a file names its folder, which is nobody's business
+        detail = "this model's heat map cannot be opened" if isinstance(error, BadModel) else str(error)
+        raise Problem(404, "no-heat-map", detail) from None
 
 
-async def ask(serving: Serving, photo: Photo) -> tuple[Prediction, Classifier]:
-    """Classify a photo within a place of the queue. Raises Problem, which is counted."""
-    with _counted_place(serving):
-        answer = await serving.classify([photo])
-    return answer.predictions[0], answer.classifier
-
-
-def heat_of(seen: Seen, dish: str, language: str) -> str:
+def heat_of(picture: HeatPicture, dish: str, language: str) -> str:
     """A heat map of `dish` over its photo, as HTML; the picture is in the page itself, and in no file of ours."""
-    source = f"data:image/jpeg;base64,{base64.b64encode(seen.jpeg).decode()}"
+    source = f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}"
     alt, caption = (escape(say(language, key, dish=dish)) for key in ("heat_alt", "heat"))
     below = f'<figcaption class="quiet">{caption}</figcaption>'
     return f'<figure class="heat"><img src="{source}" alt="{alt}">{below}</figure>'
-
-
-def shown(classifier: Classifier) -> dict[str, str]:
-    """How each class is written on the page."""
-    names = {name: name.replace("_", " ") for name in classifier.spec.classes}
-    # two would be one on the page
-    return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
 def note_on(prediction: Prediction, language: str) -> str:
@@ -182,5 +194,5 @@ def why_of(classifier: Classifier, deployment: Deployment, language: str) -> str
     lines = [f"{classifier.candidate.name}: {classifier.reason or say(language, 'no_reason')}."]
     lines += [say(language, "passed_over", reason=reason) for reason in classifier.passed_over]
     lines.append(say(language, "measured_on", machine=machine(deployment.machine, language)))
-    told = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return f'<div class="why">{told}{rejected(classifier, deployment, language)}</div>'
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="why">{paragraphs}{rejected(classifier, deployment, language)}</div>'

@@ -1,107 +1,205 @@
-"""Compare: one photo through every candidate that passed here, a row each as soon as it is there."""
+"""Compare: one photo through every candidate that passed on this machine, a row each as soon as it is there.
+
+Each is opened in a process of its own, as in the benchmark, because engines in one process disturb each other.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from markupsafe import Markup, escape
 
 from demo.page import uploads
-from demo.page.comparison import Row, compare, contenders
-from demo.page.markup import progress, table
-from demo.page.tabs.classify import ask, shown
-from demo.page.texts import label, language_of, refusal, say
-from demo.page.turns import Turns
-from demo.service.problem import Problem
+from demo.page.markup import dish_names, progress, table
+from demo.page.texts import label, say
+from demo.page.work import Turns, ask
 from demo.service.queue import Serving
+from runtime.benchmark.contestant import Contestant
+from runtime.candidate import Candidate
 from runtime.classifier import Classifier
+from runtime.deployment import Deployment
+from runtime.environment import machine
+from runtime.errors import BadModel, SajiError
+from runtime.receipt import Receipt
 
+CALLS_SECONDS = 0.3  # of calls after the warm-up, as long as a measurement of the benchmark
 HEADS = ("candidate", "answer", "probability", "inference_time", "difference")
 
 
 def build(serving: Serving) -> None:
     """A photo, a button, and the rows."""
-    turns = Turns("comparisons")
     with gr.Row():
         with gr.Column():
             photo = gr.Image(label=label("photo"), placeholder=str(label("drop")), height=260, buttons=["fullscreen"])
         with gr.Column():
             gr.HTML(f"<p>{label('compare_note')}</p>")
             start = gr.Button(label("compare_start"), variant="primary")
-    found = gr.HTML()
 
-    async def show(upload: dict[str, Any] | None, request: gr.Request) -> AsyncGenerator[str, None]:
-        language = language_of(request)
-        if upload is None:
-            yield f'<p class="notice">{say(language, "no_photo")}</p>'
-            return
-        if turns.there:
-            yield f'<p class="quiet" role="status">{say(language, "waiting", count=turns.there)}</p>'
-        try:
-            with uploads.opened(upload) as opened:
-                async with turns.take(), aclosing(_compared(serving, opened, language)) as states:
-                    async for state in states:
-                        yield state
-        except Problem as problem:
-            yield f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
+    async def states(upload: Any, language: str) -> AsyncGenerator[str, None]:
+        """The state after each row, as HTML. Raises Problem for what is no photo."""
+        with uploads.opened(upload) as file:
+            result = await ask(serving, file)
+            file.seek(0)
+            encoded = await asyncio.to_thread(file.read)
+        answer = result.predictions[0].label
+        contestants = contestants_here(serving.path, serving.engine.deployment)
+        rows: list[Row] = []
+        yield state_of(rows, len(contestants), answer, result.classifier, language)
+        async with aclosing(compare(encoded, contestants, serving.limits.seconds)) as fresh:
+            async for row in fresh:
+                rows.append(row)
+                yield state_of(rows, len(contestants), answer, result.classifier, language)
 
-    # As in classify: the file comes as it was sent. Without Gradio's own queue: `turns` says when it is full
-    start.click(
-        show,
-        photo,
-        found,
-        preprocess=False,
-        show_progress="hidden",
-        api_visibility="private",
-        concurrency_limit=None,
-    )
+    Turns("comparisons").on_click(start, photo, gr.HTML(), states)
 
 
-async def _compared(serving: Serving, photo: BinaryIO, language: str) -> AsyncGenerator[str, None]:
-    """The state after each row, as HTML. Raises Problem for what is no photo."""
-    prediction, classifier = await ask(serving, photo)
-    photo.seek(0)
-    encoded = await asyncio.to_thread(photo.read)
-    entrants = contenders(serving.path, serving.engine.deployment)
-    rows: list[Row] = []
-    yield state_of(rows, len(entrants), prediction.label, classifier, language)
-    async with aclosing(compare(encoded, entrants, serving.limits.seconds)) as found:
-        async for one in found:
-            rows.append(one)
-            yield state_of(rows, len(entrants), prediction.label, classifier, language)
+@dataclass(frozen=True)
+class Row:
+    """What one candidate answered, or in one sentence why it could not.
+
+    `milliseconds` are the median of an inference; `difference` is the largest of a probability from the reference's,
+    None where the architecture has no reference that answered.
+    """
+
+    name: str
+    candidate: Candidate
+    probabilities: dict[str, float] = field(default_factory=dict)
+    milliseconds: float = 0.0
+    difference: float | None = None
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        """The most likely class; empty where there is no answer."""
+        return next(iter(self.probabilities), "")
+
+
+def contestants_here(path: Path, deployment: Deployment) -> list[Contestant]:
+    """The candidates that passed here: of the deployment at `path`, and of the receipts of all models beside its own.
+
+    The architecture that serves comes first, and within each the reference, which the others are compared with.
+    """
+    places = (deployment.choice, *deployment.fallbacks)
+    contestants = [Contestant(p.candidate, path.parent / p.folder, p.threads, p.streams) for p in places]
+    models = {contestant.folder.parent for contestant in contestants}
+    for folder in sorted(file.parent for parent in models for file in parent.glob("*/model.json")):
+        contestants += [Contestant(candidate, folder) for candidate in _passed_here(folder)]
+    once: dict[object, Contestant] = {}
+    for contestant in contestants:
+        once.setdefault((contestant.folder, contestant.candidate.key()), contestant)
+    folders = list(dict.fromkeys(contestant.folder for contestant in once.values()))
+    return sorted(once.values(), key=lambda c: (folders.index(c.folder), not is_reference(c.candidate)))
+
+
+def _passed_here(folder: Path) -> list[Candidate]:
+    with contextlib.suppress(BadModel):  # a neighbour that is being exported again
+        here = [candidate for candidate in Receipt.read(folder).candidates if candidate.machine == machine()]
+        return [candidate for candidate in here if candidate.verdict == "pass" and candidate.servable]
+    return []
+
+
+def is_reference(candidate: Candidate) -> bool:
+    """Whether it is PyTorch in FP32, as the network was trained."""
+    return (candidate.backend, candidate.precision, candidate.variant) == ("pytorch", "fp32", "")
+
+
+async def compare(photo: bytes, contestants: list[Contestant], seconds: float) -> AsyncGenerator[Row, None]:
+    """A row for each contestant as soon as it is there; none takes longer than `seconds`.
+
+    `photo` is encoded, and known to be a picture within the limits. Close the iterator: it ends the process.
+    """
+    references: dict[Path, Row] = {}
+    for contestant in contestants:
+        row = await _in_thread(contestant, seconds, references.get(contestant.folder), photo)
+        if is_reference(row.candidate) and not row.problem:
+            references[contestant.folder] = row
+        yield row
+
+
+async def _in_thread(contestant: Contestant, seconds: float, reference: Row | None, photo: bytes) -> Row:
+    """`measure` in a thread, which is over when this is, whatever happens."""
+    job = asyncio.ensure_future(asyncio.to_thread(measure, contestant, seconds, reference, photo))
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:  # the visitor has gone, or the server stops
+        if contestant.process:
+            contestant.process.kill()
+        await asyncio.wait([job])
+        raise
+
+
+def measure(contestant: Contestant, seconds: float, reference: Row | None = None, photo: bytes = b"") -> Row:
+    """Open the contestant in its process, let it answer an encoded photo, time its inference, and end the process.
+
+    Without a photo it is the golden one.
+    """
+    started = time.monotonic()
+    row = Row(contestant.name, contestant.candidate)
+    try:
+        Receipt.read(contestant.folder).verify(contestant.folder, contestant.candidate.file)
+        with _killed_after(seconds, contestant):
+            probabilities = contestant.classify(photo).probabilities
+            milliseconds = statistics.median(contestant.measure("single-stream", 1, CALLS_SECONDS).samples)
+    except SajiError as error:
+        late = time.monotonic() - started >= seconds
+        reason = str(error).replace(str(contestant.folder), contestant.folder.name)  # no visitor needs our paths
+        return replace(row, problem=f"no answer within {seconds:g} s" if late else reason)
+    finally:
+        contestant.close()
+    difference = None
+    if reference:
+        difference = max(abs(probabilities[name] - value) for name, value in reference.probabilities.items())
+    return replace(row, probabilities=probabilities, milliseconds=milliseconds, difference=difference)
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, contestant: Contestant) -> Iterator[None]:
+    late = threading.Timer(seconds, contestant.start().kill)
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def state_of(rows: Sequence[Row], count: int, answer: str, classifier: Classifier, language: str) -> str:
     """The rows so far of `count`, and what they come to beside the `answer` of what serves, as HTML."""
-    names = shown(classifier)
+    names = dish_names(classifier)
     if len(rows) < count:
         above = progress(len(rows), count, say(language, "compare_progress", done=len(rows), count=count))
     else:
         above = _summary(rows, answer, names.get(answer, answer), language)
     heads = [say(language, head) for head in HEADS]
-    return above + table(heads, [_cells(one, answer, classifier, language) for one in rows], cards=True)
+    return above + table(heads, [_cells(row, answer, classifier, language) for row in rows], cards=True)
 
 
-def _summary(rows: Sequence[Row], answer: str, shown_answer: str, language: str) -> str:
-    answered = [one for one in rows if not one.problem]
-    differing = sum(one.label != answer for one in answered)
-    values = {"count": len(answered), "differing": differing, "label": escape(shown_answer)}
+def _summary(rows: Sequence[Row], answer: str, dish: str, language: str) -> str:
+    answers = [row.label for row in rows if not row.problem]
+    differing = sum(other != answer for other in answers)
+    values = {"count": len(answers), "differing": differing, "label": escape(dish)}
     sentences = [say(language, "compare_differ" if differing else "compare_agree", **values)]
-    if len(answered) < len(rows):
-        sentences.append(say(language, "compare_failed", count=len(rows) - len(answered)))
+    if len(answers) < len(rows):
+        sentences.append(say(language, "compare_failed", count=len(rows) - len(answers)))
     return f'<p class="{"notice" if differing else "quiet"}" role="status">{" ".join(sentences)}</p>'
 
 
-def _cells(one: Row, answer: str, classifier: Classifier, language: str) -> Sequence[object]:
-    serves = one.candidate.key() == classifier.candidate.key()
-    name = Markup("<b>{}</b>").format(one.name) if serves else one.name
-    if one.problem:
-        return name, Markup('<span class="unread">{}.</span>').format(one.problem)
-    said = shown(classifier).get(one.label, one.label)
-    said = said if one.label == answer else Markup('<span class="otherwise">≠ {}</span>').format(said)
-    difference = "–" if one.difference is None else f"{one.difference:.4f}"
-    if one.is_reference:
+def _cells(row: Row, answer: str, classifier: Classifier, language: str) -> Sequence[object]:
+    serves = row.candidate.key() == classifier.candidate.key()
+    name = Markup("<b>{}</b>").format(row.name) if serves else row.name
+    if row.problem:
+        return name, Markup('<span class="unread">{}.</span>').format(row.problem)
+    dish = dish_names(classifier).get(row.label, row.label)
+    if row.label != answer:
+        dish = Markup('<span class="otherwise">≠ {}</span>').format(dish)
+    difference = "–" if row.difference is None else f"{row.difference:.4f}"
+    if is_reference(row.candidate):
         difference = say(language, "reference")
-    return name, said, f"{one.probabilities[one.label]:.1%}", f"{one.milliseconds:.2f} ms", difference
+    return name, dish, f"{row.probabilities[row.label]:.1%}", f"{row.milliseconds:.2f} ms", difference

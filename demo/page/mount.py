@@ -1,18 +1,25 @@
-"""What of Gradio is reachable: the routes and functions that the page and Gradio's clients use, asked in sound JSON."""
+"""The page behind the API, and what of Gradio is reachable there: what the page and Gradio's clients use, no more."""
 
 import json
 import re
+import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NoReturn
 
+import gradio as gr
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.page.texts import label
 from demo.page.uploads import opened
 from demo.service.guard import UPLOAD
+from demo.service.limits import Limits
 from demo.service.problem import Problem
 
+FONT = ["system-ui", "sans-serif"]  # what the visitor's system has: no font is fetched
 PAGES = r"/|/config/?|/theme\.css|/gradio_api/theme\.css|/(assets|static|svelte)/.+|/favicon\.ico|/manifest\.json"
 # Gradio serves below file= what lies in its upload folder, and would fetch any address for whoever asks
 READS = r"/gradio_api/(info/?|startup-events|upload_progress|queue/data|heartbeat/\w+|file=(?!\w+:)[^?]+)"
@@ -26,6 +33,43 @@ ROUTES = {
 }
 DEEP = 16  # levels of the page's JSON; it uses 6
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+
+def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
+    """Let `page` answer all paths of `app` that are not its own, in our look and without Gradio's footer."""
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=gr.themes.Default(primary_hue="emerald", neutral_hue="stone", font=FONT, font_mono=FONT),
+        css_paths=Path(__file__).with_name("page.css"),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        max_file_size=limits.upload,
+        i18n=label,
+    )
+    gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
+    examples = sum(len(block.raw_samples or ()) for block in page.blocks.values() if isinstance(block, gr.Dataset))
+    door = Door(gradio, [number for number, function in page.fns.items() if function.fn], examples)
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        await door(scope, receive, send)
+        if scope["path"] == UPLOAD:
+            _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.upload_seconds)
+
+    # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
+    app.router.default = elsewhere
+    gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
+    # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
+    page.has_launched = True
+
+
+def _forget_broken_uploads(folder: Path, seconds: float) -> None:
+    """Delete what is left of uploads that broke off, which Gradio (6.31) forgets; none takes longer than `seconds`."""
+    for file in folder.glob("tmp*"):
+        if file.is_file() and time.time() - file.stat().st_mtime > seconds:
+            file.unlink(missing_ok=True)
 
 
 class Door:
@@ -48,16 +92,16 @@ class Door:
             receive = _replayed(body, receive)
         await self._gradio(scope, receive, send)
 
-    def _check(self, path: str, asked: Any) -> None:
-        if not isinstance(asked, dict):
+    def _check(self, path: str, call: Any) -> None:
+        if not isinstance(call, dict):
             raise Problem(400, "json", "the body is to be a JSON object")
-        session = asked.get("session_hash")
+        session = call.get("session_hash")
         if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
             raise Problem(400, "session", "session_hash is to be at most 64 letters and digits")
-        number = asked.get("fn_index")
+        number = call.get("fn_index")
         if path.startswith(NUMBERED) and not (_is_whole(number) and number in self._functions):
             raise Problem(404, "function", "the page has no such function; see /gradio_api/info for what there is")
-        data = asked.get("data", [])
+        data = call.get("data", [])
         if not isinstance(data, list):
             raise Problem(400, "json", "data is to be a list")
         if path.startswith(EXAMPLE) and not (len(data) == 1 and _is_whole(data[0]) and 0 <= data[0] < self._examples):
@@ -69,7 +113,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _parsed(body: bytes) -> Any:
-    """The JSON of a body that is as Gradio can bear it: no deeper than DEEP, and with files of the upload folder."""
+    """The JSON of a body that Gradio can cope with: no deeper than DEEP, and naming no file that was not uploaded."""
     try:
         value = json.loads(body, parse_constant=_no_number)
         json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be answered

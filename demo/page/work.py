@@ -1,0 +1,88 @@
+"""What the page asks of the service: an answer in a place of the queue, and long work for one visitor at a time."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any
+
+import gradio as gr
+
+from demo.page.markup import refused
+from demo.page.texts import language_of, say
+from demo.service.engine import Photo
+from demo.service.monitoring import ERRORS
+from demo.service.problem import Problem, busy
+from demo.service.queue import Result, Serving
+
+PLACES = 5  # whoever came after them would wait for minutes
+# Options of an event that shows what is there already
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Options of an event that takes a file. Without Gradio's preprocessing, which would decode, turn and convert a photo
+# and write it anew: it comes as it was sent, and runtime.preprocess alone decides about pixels and says what is no
+# picture. Without Gradio's own limit of one at a time: the service has the queue, and `Turns` are for long work
+AS_SENT: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "concurrency_limit": None}
+
+
+@contextmanager
+def counted_place(serving: Serving) -> Iterator[None]:
+    """A place of the queue; a Problem within it is counted."""
+    try:
+        with serving.place():
+            yield
+    except Problem as problem:
+        ERRORS.labels(problem.cause).inc()
+        raise
+
+
+async def ask(serving: Serving, photo: Photo) -> Result:
+    """Classify a photo within a place of the queue. Raises Problem, which is counted."""
+    with counted_place(serving):
+        return await serving.classify([photo])
+
+
+class Turns:
+    """Whose turn it is with one kind of long work, such as "comparisons"; `visitors` have come and are not done."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.visitors = kind, 0
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. Raises Problem 429 when PLACES have come before."""
+        if self.visitors >= PLACES:
+            raise busy(429, "busy", f"{self.visitors} {self.kind} are under way or waiting; try again in a minute")
+        self.visitors += 1
+        try:
+            async with self._lock:
+                yield
+        finally:
+            self.visitors -= 1
+
+    def on_click(
+        self,
+        start: gr.Button,
+        upload: gr.Image | gr.File,
+        output: gr.HTML,
+        work: Callable[[Any, str], AsyncGenerator[str, None]],
+    ) -> None:
+        """At a click on `start`, wait for a turn and show each state of `work(upload, language)`, which is HTML.
+
+        A Problem that it raises is shown as a sentence. When the visitor goes, the work is closed.
+        """
+
+        async def show(upload: Any, request: gr.Request) -> AsyncGenerator[str, None]:
+            language = language_of(request)
+            if not upload:
+                yield f'<p class="notice">{say(language, "no_photo")}</p>'
+                return
+            if self.visitors:
+                yield f'<p class="quiet" role="status">{say(language, "waiting", count=self.visitors)}</p>'
+            try:
+                async with self.take(), aclosing(work(upload, language)) as states:
+                    async for state in states:
+                        yield state
+            except Problem as problem:
+                yield refused(problem, language)
+
+        start.click(show, upload, output, show_progress="hidden", **AS_SENT)
