@@ -63,7 +63,7 @@ verify: .venv/installed ## the long tests, and the measured claims about speed  
 	$(PY) -m pytest -m slow $(ARGS)
 
 readme: .venv/installed ## generate all tables and figures anew from the committed rows
-	$(PY) -m lab tables README.md docs/*.md
+	$(PY) -m lab tables README.md CONTRIBUTING.md docs/*.md
 
 clean: ## remove caches; artifacts/ and .venv/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(OUT)/cache

@@ -1,4 +1,4 @@
-"""`python -m export.diagnose MODEL [FILE]`: why an exported file answers otherwise than the checkpoint.
+"""`python -m export diagnose MODEL [FILE]`: why an exported file answers otherwise than the checkpoint.
 
 Two questions. Which of the usual mistakes explains its logits: each is made in the right graph, and the one that gives
 the same logits is it. And where does it part: layer by layer on the photo that it gets most wrong.
@@ -20,7 +20,7 @@ from export.geometry import open_with_geometry, with_geometry
 from export.graph import LAYERS
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
-from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.command_line import Parser
 from runtime.errors import SajiError
 from runtime.evaluation import GATES, ValidationSet, compare
 from runtime.preprocess import decode
@@ -87,11 +87,11 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
         parted = [layer for layer in layers if not layer.difference <= bound]  # NaN parts too
         if len(parted) and layer.number - parted[0].number + 1 >= SHOWN:
             break
-    shift = figures["shift"] if finite else float("nan")
+    shift = figures.shift if finite else float("nan")
     as_written = None
     if candidate.precision == "int8":
         plain = replace(candidate, backend="ort-cpu", precision="fp32", variant="as written", servable=False)
-        as_written = compare(logits, _answers(plain, folder, images), labels)["shift"]
+        as_written = compare(logits, _answers(plain, folder, images), labels).shift
     return Diagnosis(shift, suspect, tuple(layers), parted[0] if parted else None, as_written, bound)
 
 
@@ -116,12 +116,12 @@ def explanation(model: onnx.ModelProto, images: np.ndarray, found: np.ndarray, l
     left = {}
     for suspect in SUSPECTS:
         with contextlib.suppress(NotApplicable):
-            left[suspect.says] = compare(_logits(broken(model, suspect), images), found, labels)["shift"]
+            left[suspect.says] = compare(_logits(broken(model, suspect), images), found, labels).shift
     order = class_order(found, logits)
     if order != sorted(order):
         said = f"its classes were in the order {', '.join(map(str, order))}"
-        left[said] = compare(logits[:, order], found, labels)["shift"]
-    return _closest(left, compare(logits, found, labels)["shift"])
+        left[said] = compare(logits[:, order], found, labels).shift
+    return _closest(left, compare(logits, found, labels).shift)
 
 
 def _closest(left: dict[str, float], shift: float) -> str:
@@ -240,25 +240,25 @@ def _candidates(folder: Path, receipt: Receipt, file: str, backend: str, precisi
     ]
 
 
-def main() -> None:
-    """Read the command line; explain one file, or every ONNX file of the folder that failed its gate."""
-    parser = Parser(prog="python -m export.diagnose", description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    """The verb `diagnose`: explain one file, or every ONNX file of the folder that failed its gate."""
+    parser = Parser(prog="python -m export diagnose", description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a folder with model.json, such as artifacts/models/resnet34")
     parser.add_argument("file", nargs="?", default="", help="an ONNX file in it; by default all that failed their gate")
     parser.add_argument("--backend", choices=["ort-cpu", "openvino"], default="ort-cpu", help="what runs the file")
     parser.add_argument("--precision", choices=[*GATES], default="fp32", help="whose bounds say where layers part")
-    arguments = parser.parse_args()
-    receipt = Receipt.read(arguments.model)
-    if arguments.file and not (arguments.model / arguments.file).is_file():
-        raise SajiError(f"{arguments.model} has no {arguments.file}; name an ONNX file in that folder")
-    chosen = _candidates(arguments.model, receipt, arguments.file, arguments.backend, arguments.precision)
+    typed = parser.parse_args(arguments)
+    receipt = Receipt.read(typed.model)
+    if typed.file and not (typed.model / typed.file).is_file():
+        raise SajiError(f"{typed.model} has no {typed.file}; name an ONNX file in that folder")
+    chosen = _candidates(typed.model, receipt, typed.file, typed.backend, typed.precision)
     for candidate in chosen:
         print(f"{candidate.name} ({candidate.file})")
         if "embed" in candidate.file:
-            filtered = diagnose_embedded(arguments.model, candidate.file, arguments.model / "golden.jpg")
+            filtered = diagnose_embedded(typed.model, candidate.file, typed.model / "golden.jpg")
             print(f"  it answers as if {filtered}" if filtered else "  no filter of its resize explains it")
             continue
-        found = diagnose(arguments.model, candidate)
+        found = diagnose(typed.model, candidate)
         print("\n".join(f"  {line}" for line in lines(found)))
     print(json.dumps({"diagnosed": [candidate.name for candidate in chosen]}))
 
@@ -285,7 +285,3 @@ def lines(found: Diagnosis) -> list[str]:
         f"the first layer to part is number {found.parts.number}, {found.parts.name}:",
         *(f"  {layer.number} {layer.name} differs by {layer.difference:.2g}" for layer in shown),
     ]
-
-
-if __name__ == "__main__":
-    exit_with_one_sentence(main)

@@ -4,6 +4,7 @@ Precision lives in the ONNX file: networks are strongly typed and no precision f
 serves TensorRT 10.14, 11 and RTX. What was really built is read back from the parsed network.
 """
 
+import contextlib
 import importlib
 import math
 import sys
@@ -15,11 +16,11 @@ from typing import Any
 
 from export.graph import layer_facts
 from runtime.backends import cuda
-from runtime.backends.precision_check import check_precision
-from runtime.backends.tensorrt_logger import collecting_logger
-from runtime.environment import machine
+from runtime.backends.base import BuildFacts, check_precision
+from runtime.backends.tensorrt import collecting_logger
 from runtime.errors import SajiError, Unavailable, install_line
 from runtime.files import replacing, sha256_file
+from runtime.machine import machine
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SOURCES = {"fp16": "model.fp16.onnx", "int8": "model.int8-trt.onnx"}  # what the engine of a precision is built from
@@ -79,10 +80,10 @@ class Built:
     onnx_sha256: str
     engine_sha256: str
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> BuildFacts:
         """What the runtime needs to refuse a mismatch and to prove the precision, see `Candidate.facts`."""
         names = ("flavour", "version", "system", "targets", "version_compatible", "hardware_compatible")
-        return {name: getattr(self, name) for name in (*names, "kept", "multiply_adds")}
+        return BuildFacts(**{name: getattr(self, name) for name in (*names, "kept", "multiply_adds")})
 
 
 def module_for(backend: str) -> ModuleType:
@@ -95,6 +96,16 @@ def module_for(backend: str) -> ModuleType:
         raise Unavailable(
             f"{MODULES[backend]} cannot be imported ({str(error)[:80]}); install it with: {install_line(backend)}"
         ) from None
+
+
+def buildable() -> list[str]:
+    """The TensorRT flavours whose engines can be built here."""
+    flavours = []
+    for backend in MODULES:
+        with contextlib.suppress(Unavailable):
+            module_for(backend)
+            flavours.append(backend)
+    return flavours
 
 
 def build_engines(
@@ -137,7 +148,7 @@ def build_engine(trt: ModuleType, onnx_file: Path, path: Path, precision: str, o
     network = parse(trt, builder, logger, onnx_file)
     facts = layer_facts(onnx_file)
     work = [(name, kind, macs) for name, _, kind, macs in layers_of(trt, network) if macs]
-    share = check_precision(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts)
+    share = check_precision(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts["kept"])
     config = _config(trt, builder, network, options, logger)
     progress = _progress_monitor(trt, path.name)
     config.progress_monitor = progress
@@ -153,8 +164,8 @@ def build_engine(trt: ModuleType, onnx_file: Path, path: Path, precision: str, o
         version=trt.__version__,
         cuda=versions.get("cuda", "unknown"),
         driver=versions.get("driver", "unknown"),
-        system=here["system"],
-        gpu=here["gpu"],
+        system=here.system,
+        gpu=here.gpu,
         targets=options.targets if trt.__name__ == "tensorrt_rtx" else (cuda.compute_capability(),),
         profile=(options.profile.smallest, options.profile.typical, options.profile.largest),
         version_compatible=options.version_compatible,

@@ -1,6 +1,5 @@
 """`python -m export --onnx FILE …`: a classifier of another project under our contract."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,20 +11,17 @@ import onnx.parser
 import onnx.version_converter
 import onnxruntime
 
-from export import parity
-from export.geometry import write_with_geometry
-from export.golden import Reference, write_golden
-from export.graph import OPSET, OUTPUT, operators, save_onnx
-from export.heatmap import write_heatmap
+from export.golden import Reference
+from export.graph import OPSET, OUTPUT, save_onnx
+from export.model import Say, Settings, Source, write_model
 from runtime.backends import open_backend
-from runtime.candidate import candidates_in
-from runtime.environment import versions
+from runtime.candidate import Candidate
 from runtime.errors import BadModel, GateFailed, SajiError
-from runtime.evaluation import GATES, Gate, ValidationSet, accuracy
-from runtime.files import replacing_folder, sha256_file
+from runtime.evaluation import ValidationSet, accuracy
+from runtime.files import sha256_file
 from runtime.golden import PICTURE
 from runtime.preprocess import pixels
-from runtime.receipt import Receipt, file_facts
+from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 from training.photos.photo_set import read_photo_set
 
@@ -56,49 +52,57 @@ class Foreign:
     """Photos to judge the wrapped file by: a folder per class, or a CSV. Without them nothing of it is served."""
 
 
-def import_foreign(
-    foreign: Foreign, out: Path, say: Callable[[str], None], gates: Mapping[str, Gate] = GATES
-) -> Receipt:
+def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | None = None) -> Receipt:
     """Write `out/models/NAME`: the foreign file wrapped, its golden vector, verdicts and receipt.
 
-    The reference is the foreign file itself on ONNX Runtime in FP32, normalised by numpy. Raises SajiError for what
-    is missing or does not fit, GateFailed (nothing is replaced) when the wrapped file answers otherwise.
+    Raises SajiError for what is missing or does not fit, GateFailed (nothing is replaced) when the wrapped file answers
+    otherwise than the foreign one.
     """
     if not (foreign.onnx and foreign.classes and foreign.mean and foreign.std):
         raise SajiError("a foreign model needs --onnx FILE --classes FILE --mean R G B --std R G B; see --help")
-    core = read_foreign(foreign.onnx)
-    spec, reference = _spec(core, foreign), reference_of(core, foreign)
-    validation, skipped = None, list[str]()
-    if foreign.data:
-        validation = _validation_set(foreign.data, spec, reference)
-        score = accuracy(reference(validation.images), validation.labels)
-        spec = replace(spec, validation={"accuracy": round(score, 4), "photos": len(validation.labels)})
-    with replacing_folder(out / "models" / spec.architecture) as new:
-        save_onnx(wrapped(core, spec, foreign), spec, new / "model.onnx")
-        candidates = candidates_in(spec.architecture, new)
-        if validation and foreign.data:
-            validation.save(new / "validation.npz")
-            candidates = parity.check_folder(spec, new, validation, say, {}, gates)
-            candidates += write_with_geometry(new, spec, candidates, validation, foreign.data, say, gates)
-            maps, skipped = write_heatmap(new, spec, validation, say, gates)
-            candidates += maps
-            (new / "parity.md").write_text(
-                parity.report(spec, candidates, validation, skipped, gates), encoding="utf-8"
-            )
-        else:
-            why = ("there were no photos to judge it by; import it again with --data",)
-            candidates = [replace(candidate, reasons=why) for candidate in candidates]
-        write_golden(reference, spec, new, candidates)
-        _require_same(new, spec, reference)
-        files = file_facts(new, sorted(path.name for path in new.iterdir()))
-        request = {name: str(value) for name, value in asdict(foreign).items()}
-        graph = {"opset": OPSET, "operators": operators(new / "model.onnx")}
-        digest = sha256_file(foreign.onnx)
-        receipt = Receipt(
-            spec, files, tuple(candidates), digest, request, graph, skipped=tuple(skipped), versions=versions()
-        )
-        receipt.write(new)
-    return receipt
+    source = ForeignModel(foreign)
+    request = {name: str(value) for name, value in asdict(foreign).items()}
+    return write_model(source, out / "models" / source.spec.architecture, settings or Settings(), say, request)
+
+
+class ForeignModel(Source):
+    """A file of another project. The reference is that file on ONNX Runtime in FP32, normalised by numpy."""
+
+    def __init__(self, foreign: Foreign) -> None:
+        assert foreign.onnx
+        self.foreign, self.core = foreign, read_foreign(foreign.onnx)
+        self.spec, self._answers = _spec(self.core, foreign), reference_of(self.core, foreign)
+        self.digest, self.photos, self.validation = sha256_file(foreign.onnx), foreign.data, None
+        if foreign.data:
+            self.validation = _validation_set(foreign.data, self.spec, self._answers)
+            score = accuracy(self._answers(self.validation.images), self.validation.labels)
+            figures = {"accuracy": round(score, 4), "photos": len(self.validation.labels)}
+            self.spec = replace(self.spec, validation=figures)
+
+    def reference(self, images: np.ndarray) -> np.ndarray:
+        """The foreign network as it is."""
+        return self._answers(images)
+
+    def write_graphs(self, folder: Path, settings: Settings, say: Say) -> None:
+        """`model.onnx` alone: there is no checkpoint to write others from."""
+        save_onnx(wrapped(self.core, self.spec, self.foreign), self.spec, folder / "model.onnx")
+
+    def require_right(self, folder: Path, candidates: list[Candidate]) -> None:
+        """Raise unless the wrapped file answers the golden picture, twice in one batch, as the foreign one."""
+        name, images = self.spec.name, np.repeat(pixels(folder / PICTURE, self.spec.geometry)[None], 2, axis=0)
+        engine = open_backend("ort-cpu", folder / "model.onnx", "fp32")
+        try:
+            logits = engine.run(images)
+        except Exception as error:  # onnxruntime raises its own classes, which have no public base
+            raise BadModel(
+                f"{name} takes no batch of two ({str(error)[:120]}); export it with a dynamic batch"
+            ) from None
+        finally:
+            engine.close()
+        if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
+            raise BadModel(f"{name} answers with probabilities, not logits; export it without what follows its logits")
+        if not np.allclose(logits, self.reference(images), rtol=1e-3, atol=1e-3):
+            raise GateFailed(f"{name} wrapped does not answer as the foreign file does; nothing was replaced")
 
 
 def read_foreign(path: Path) -> onnx.ModelProto:
@@ -210,21 +214,3 @@ def _validation_set(data: Path, spec: ModelSpec, reference: Reference) -> Valida
     labels = np.array([spec.classes.index(photo.label) for photo in photos])
     names = tuple(f"{photo.label}/{photo.path.name}" for photo in photos)
     return ValidationSet(images, labels, names, reference(images))
-
-
-def _require_same(folder: Path, spec: ModelSpec, reference: Reference) -> None:
-    """Raise GateFailed unless the wrapped file answers the golden picture, twice in one batch, as the foreign one."""
-    images = np.repeat(pixels(folder / PICTURE, spec.geometry)[None], 2, axis=0)
-    engine = open_backend("ort-cpu", folder / "model.onnx", "fp32")
-    try:
-        found = engine.run(images)
-    except Exception as error:  # onnxruntime raises its own classes, which have no public base
-        raise BadModel(
-            f"{spec.name} takes no batch of two ({str(error)[:120]}); export it with a dynamic batch"
-        ) from None
-    finally:
-        engine.close()
-    if (found >= 0).all() and np.allclose(found.sum(axis=1), 1, atol=1e-3):
-        raise BadModel(f"{spec.name} answers with probabilities, not logits; export it without what follows its logits")
-    if not np.allclose(found, reference(images), rtol=1e-3, atol=1e-3):
-        raise GateFailed(f"{spec.name} wrapped does not answer as the foreign file does; nothing was replaced")

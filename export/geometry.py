@@ -7,7 +7,7 @@ antialiasing of ONNX's Resize without a word, and the gate below refuses it.
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def write_with_geometry(
 
     Returns the verdicts as file checks. Without the original photos they are "unchecked".
     """
-    gate, here = asdict(gates["geometry"]), environment.machine()
+    gate, here = gates["geometry"], environment.machine()
     passed = {
         candidate.file for candidate in candidates if (candidate.backend, candidate.verdict) == ("ort-cpu", "pass")
     }
@@ -193,7 +193,7 @@ def check_geometry(
     logits, probabilities = answer
     verdict = apply_gate(inner, logits, labels, gate, spec)
     largest = float(np.abs(probabilities - spec.probabilities(inner)).max())
-    figures = verdict.figures | {"largest_probability_difference": round(largest, 5)}
+    figures = verdict.figures and replace(verdict.figures, largest_probability_difference=round(largest, 5))
     if largest <= BOUND:
         return replace(verdict, figures=figures)
     reason = f"a probability changes by {largest:.3f}, {BOUND} is allowed"
@@ -215,10 +215,13 @@ def _checked(
         engine = open_backend("ort-cpu", folder / FILES[check.file][0], check.precision)
         inner = run_all(engine, images, 1)
         engine.close()
-        verdict = check_geometry(inner, answers[check.file], validation.labels[rows], spec, Gate(**check.gate))
-        for flip in verdict.figures.get("flipped", []):
-            flip["photo"] = rows[flip["photo"]]  # what the report names is the photo's place in the validation set
-        results.append(replace(check, verdict=verdict.verdict, reasons=verdict.reasons, figures=verdict.figures))
+        verdict = check_geometry(
+            inner, answers[check.file], validation.labels[rows], spec, check.gate or GATES["geometry"]
+        )
+        figures = verdict.figures
+        if figures:  # what the report names is the photo's place in the validation set
+            figures = replace(figures, flipped=tuple(replace(f, photo=rows[f.photo]) for f in figures.flipped))
+        results.append(replace(check, verdict=verdict.verdict, reasons=verdict.reasons, figures=figures))
     return results
 
 
@@ -241,7 +244,7 @@ def main() -> None:
         for check in _checked(checks, arguments.model, receipt.spec, validation, photos, opened):
             check = replace(check, backend=engine)
             rows.append(_row(check, receipt))
-            print(f"{check.name}: {check.verdict}; {check.figures['largest_probability_difference']} in a probability")
+            print(f"{check.name}: {check.verdict}; {rows[-1]['largest_probability_difference']} in a probability")
     if arguments.rows:
         append_rows(arguments.rows, rows)
 
@@ -252,16 +255,16 @@ def _row(check: Candidate, receipt: Receipt) -> dict[str, Any]:
         "experiment": "embed",
         "candidate": check.name,
         "file": check.file,
-        "sha256": receipt.files[check.file]["sha256"],
+        "sha256": receipt.files[check.file].sha256,
         "image_size": receipt.spec.geometry.size,
         "drawn": bool(receipt.spec.data.get("drawn")),
         "data_fingerprint": receipt.spec.data.get("fingerprint"),
         "verdict": check.verdict,
         "reasons": check.reasons,
-        "photos": figures["photos"],
-        "flips": len(figures["flipped"]),
-        "largest_flip_margin": max((flip["margin"] for flip in figures["flipped"]), default=0.0),
-        **{name: figures[name] for name in ("shift", "worst_shift", "largest_probability_difference")},
+        "photos": figures and figures.photos,
+        "flips": len(figures.flipped) if figures else 0,
+        "largest_flip_margin": max((flip.margin for flip in figures.flipped), default=0.0) if figures else 0.0,
+        **{name: getattr(figures, name, None) for name in ("shift", "worst_shift", "largest_probability_difference")},
         **environment.stamp(),
     }
 

@@ -6,7 +6,7 @@ where the logits are linear layers on the average of the last maps; other networ
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,7 @@ def write_heatmap(
         onnx.save_model(model, temporary)
     gate = gates["fp32"]
     verdict = check_heatmap(folder / FILE, head, spec, validation, gate)
-    check = Candidate(spec.architecture, FILE, "ort-cpu", "fp32", "cam", False, gate=asdict(gate))
+    check = Candidate(spec.architecture, FILE, "ort-cpu", "fp32", "cam", False, gate=gate)
     check = replace(
         check,
         verdict=verdict.verdict,

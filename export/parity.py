@@ -1,10 +1,10 @@
 """Judge every file that was just written, on this machine, through the very backends that serve it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in, check_candidate
 from runtime.evaluation import Gate, ValidationSet
 from runtime.spec import ModelSpec
@@ -27,13 +27,13 @@ def check_folder(
     folder: Path,
     validation: ValidationSet,
     say: Callable[[str], None],
-    facts: Mapping[str, dict[str, Any]],
+    facts: Mapping[str, BuildFacts],
     gates: Mapping[str, Gate],
 ) -> list[Candidate]:
     """The verdict of every candidate and file check in a model folder, said one by one; `facts` are by file."""
     results = []
     for candidate in candidates_in(spec.architecture, folder, facts):
-        candidate = replace(candidate, gate=asdict(gates[candidate.precision]))
+        candidate = replace(candidate, gate=gates[candidate.precision])
         result = check_candidate(candidate, folder, validation, spec)
         say(f"{result.name}: {result.verdict}" + "".join(f"; {reason}" for reason in result.reasons))
         results.append(result)
@@ -62,12 +62,12 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
     if not figures:
         return name, candidate.verdict, "", "", "", "", "", "", reasons
     share = ", ".join(f"{100 * part:.0f} % {precision}" for precision, part in candidate.precision_share.items())
-    flipped = f"{len(figures['flipped'])} of {figures['photos']}"
-    shift = f"{figures['shift']:.2g} (worst {figures['worst_shift']:.2g})"
-    low, high = figures["accuracy_difference_interval"]
-    accuracy = f"{figures['accuracy']:.3f} ({figures['accuracy_difference']:+.3f}, {low:+.3f} to {high:+.3f})"
-    agreement = f"{100 * figures['agreement']:.1f} %"
-    decisions = str(figures["decisions_changed"])
+    flipped = f"{len(figures.flipped)} of {figures.photos}"
+    shift = f"{figures.shift:.2g} (worst {figures.worst_shift:.2g})"
+    low, high = figures.accuracy_difference_interval
+    accuracy = f"{figures.accuracy:.3f} ({figures.accuracy_difference:+.3f}, {low:+.3f} to {high:+.3f})"
+    agreement = f"{100 * figures.agreement:.1f} %"
+    decisions = str(figures.decisions_changed)
     return name, candidate.verdict, accuracy, agreement, flipped, decisions, shift, share, reasons
 
 
@@ -104,13 +104,13 @@ def report(
         "",
     ]
     for candidate in candidates:
-        kept = candidate.facts.get("kept", {})
+        kept = candidate.facts.kept
         if kept:
             share = f"{100 * sum(kept.values()):.0f} % of the multiply-adds"
             lines.append(f"- {candidate.name} keeps {len(kept)} layers above INT8 ({share}): {', '.join(kept)}")
-        if candidate.figures and not candidate.figures["keeps_99_percent"]:
+        if candidate.figures and not candidate.figures.keeps_99_percent:
             lines.append(f"- {candidate.name} has less than 99 % of the FP32 accuracy (MLPerf's rule; not a gate here)")
-        for flip in candidate.figures.get("flipped", []):
-            lines.append(f"- {candidate.name} flips {validation.names[flip['photo']]}, margin {flip['margin']:.3f}")
+        for flip in candidate.figures.flipped if candidate.figures else ():
+            lines.append(f"- {candidate.name} flips {validation.names[flip.photo]}, margin {flip.margin:.3f}")
     lines += [f"- {reason}" for reason in skipped]
     return "\n".join(lines).rstrip() + "\n"

@@ -8,17 +8,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.backends import BACKENDS
 from runtime.candidate import Candidate
 from runtime.files import replacing_folder
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
-# By our backend: Triton's backend, the file name that it expects, and where it runs
-_SERVED = {
-    "ort-cpu": ("onnxruntime", "model.onnx", "KIND_CPU"),
-    "ort-cuda": ("onnxruntime", "model.onnx", "KIND_GPU"),
-    "tensorrt": ("tensorrt", "model.plan", "KIND_GPU"),
-}
+_SERVED = {name: row.triton for name, row in BACKENDS.items() if row.triton}
 _LARGEST_BATCH = 32  # of files that take any batch; engines have their profile's
 _QUEUE_MICROSECONDS = 1000  # how long a photo may wait for others to share its batch
 
@@ -43,7 +39,7 @@ def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt)
     profile = receipt.engines.get(candidate.file, {}).get("profile")
     with replacing_folder(path) as new:
         (new / "1").mkdir()
-        shutil.copyfile(file, new / "1" / _SERVED[candidate.backend][1])
+        shutil.copyfile(file, new / "1" / _SERVED[candidate.backend].file)
         (new / "labels.txt").write_text("\n".join(receipt.spec.classes) + "\n", encoding="utf-8")
         text = config(path.name, receipt.spec, candidate.backend, profile[2] if profile else _LARGEST_BATCH)
         (new / "config.pbtxt").write_text(text, encoding="utf-8")
@@ -51,17 +47,16 @@ def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt)
 
 def config(name: str, spec: ModelSpec, backend: str, largest_batch: int) -> str:
     """Triton's `config.pbtxt`: the contract's input and output, dynamic batching, and the spec as a parameter."""
-    triton, file, kind = _SERVED[backend]
-    size = spec.geometry.size
+    triton, size = _SERVED[backend], spec.geometry.size
     return f"""\
 name: {_quoted(name)}
-backend: {_quoted(triton)}
-default_model_filename: {_quoted(file)}
+backend: {_quoted(triton.backend)}
+default_model_filename: {_quoted(triton.file)}
 max_batch_size: {largest_batch}
 input {{ name: "images" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }}
 output {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] label_filename: "labels.txt" }}
 dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}
-instance_group {{ kind: {kind} count: 1 }}
+instance_group {{ kind: {triton.kind} count: 1 }}
 parameters {{ key: "spec" value {{ string_value: {_quoted(spec.to_json())} }} }}
 """
 

@@ -29,13 +29,13 @@ def cost(run: Path) -> Row:
         if done.returncode:
             raise SajiError(f"the export of {run} failed: {done.stderr.strip().splitlines()[-1]}")
         receipt = Receipt.read(Path(folder) / "models" / architecture)
-    checked = [candidate for candidate in receipt.candidates if candidate.figures]
+    checked = [candidate.figures for candidate in receipt.candidates if candidate.figures]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB, of the largest process
     return {
         "experiment": "export cost",
         "architecture": receipt.spec.architecture,
         "image_size": receipt.spec.geometry.size,
-        "photos": checked[0].figures["photos"],
+        "photos": checked[0].photos,
         "files": sum(name.endswith((".onnx", ".pt2", ".engine")) for name in receipt.files),
         "judged": len(checked),
         "seconds": round(seconds, 1),

@@ -23,6 +23,7 @@ from export.graph import export_onnx, layer_facts
 from export.precision import HalfPrecision, quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
 from lab.tables.gate import kind
+from runtime.backends import BuildFacts
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate, run_all
 from runtime.command_line import say
@@ -36,7 +37,7 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network with what its exports are judged by, and the folder that they are written into."""
+    """A trained network, what its exports are held against, and the folder that they are written into."""
 
     model: PhotoClassifier
     spec: ModelSpec
@@ -54,7 +55,7 @@ class Subject:
         if (backend, precision) == ("ort-cpu", "fp16"):  # a file check, as in runtime.backends
             return Candidate(self.spec.architecture, name, backend, precision, "as written", servable=False)
         kept = layer_facts(self.folder / name)["kept"] if precision == "int8" else {}
-        return Candidate(self.spec.architecture, name, backend, precision, facts={"kept": kept})
+        return Candidate(self.spec.architecture, name, backend, precision, facts=BuildFacts(kept=kept))
 
 
 def opened(run: Path, folder: Path) -> Subject:
@@ -212,7 +213,7 @@ FAINT = {fault.name for fault in FAINT_FAULTS}
 
 def _row(name: str, result: Candidate) -> Row:
     figures = result.figures
-    flips = [flip["margin"] for flip in figures.get("flipped", [])]
+    flips = [flip.margin for flip in figures.flipped] if figures else []
     return {
         "name": name,
         "kind": "healthy" if name.startswith("healthy") else "faint" if name in FAINT else "broken",
@@ -220,11 +221,11 @@ def _row(name: str, result: Candidate) -> Row:
         "precision": result.precision,
         "verdict": result.verdict,
         "reason": result.reasons[0] if result.reasons else "",
-        "shift": figures.get("shift"),
-        "worst_shift": figures.get("worst_shift"),
+        "shift": figures and figures.shift,
+        "worst_shift": figures and figures.worst_shift,
         "flips": len(flips),
         "largest_flip_margin": max(flips, default=0.0),
-        "accuracy_difference": figures.get("accuracy_difference"),
+        "accuracy_difference": figures and figures.accuracy_difference,
     }
 
 
@@ -253,13 +254,13 @@ def unantialiased(subject: Subject, source: Path) -> Iterator[Row]:
 
 
 def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequence[str] = ()) -> Row:
-    """The row of one run: every healthy candidate and every mutant, judged by us and by the others.
+    """The row of one run: every healthy candidate and every mutant, by our gate and by the others' checks.
 
     `only` these, by name, among them "healthy".
     """
     with tempfile.TemporaryDirectory() as folder:
         subject = opened(run, Path(folder))
-        files = list(healthy(subject))  # written even where only the broken ones are judged: those are made of them
+        files = list(healthy(subject))  # written even where only broken ones are asked for, which are made of them
         outcomes = [outcome(subject, *trial) for trial in files if not only or "healthy" in only]
         outcomes += [outcome(subject, *trial) for trial in mutants(subject, stranger, only)]
         outcomes += unantialiased(subject, source) if source else []

@@ -1,4 +1,4 @@
-"""Run a saji model: `load` a classifier, ask it about photos. Needs numpy, pillow and one engine library."""
+"""Run a saji model: `load` a classifier, ask it about photos. Needs numpy, pillow, psutil and one engine library."""
 
 from pkgutil import extend_path
 

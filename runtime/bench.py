@@ -14,8 +14,9 @@ from runtime.benchmark.rows import Row, append_rows, read_rows
 from runtime.benchmark.run import Race, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.benchmark.table import comparison, table
+from runtime.choice import Policy, choose
 from runtime.command_line import Parser, exit_with_one_sentence, say
-from runtime.deployment import Deployment, Policy, choose
+from runtime.deployment import Deployment
 from runtime.errors import SajiError, Unavailable
 from runtime.preprocess import decode
 
@@ -30,9 +31,15 @@ def main() -> None:
     named = {name: getattr(asked, name) for name in (*names, "cold_starts", "experiment", "seed")}
     models, chosen_at = asked.out / "models", asked.out / "deployment.json"
     race = Race(models, receipts_in(models, asked.archs), **named)
-    policy = Policy(asked.max_accuracy_drop, min(asked.batch), asked.percentile, asked.max_memory, asked.max_size)
+    policy = Policy(
+        max_accuracy_drop=asked.max_accuracy_drop,
+        batch=min(asked.batch),
+        percentile=asked.percentile,
+        max_memory=asked.max_memory,
+        max_size=asked.max_size,
+    )
     inputs = race.inputs()
-    deployment = None if asked.force else Deployment.up_to_date(chosen_at, policy, inputs)
+    deployment = None if asked.force else Deployment.up_to_date(chosen_at, policy.values(), inputs)
     if deployment:
         say(f"up to date in {chosen_at}, --force to redo")
     else:
@@ -44,7 +51,7 @@ def main() -> None:
         places = [measured(entrant, race.receipts[entrant.candidate.architecture], policy) for entrant in finished]
         deployment = choose(places, left_out, policy, environment.machine(), inputs)
         deployment.write(chosen_at)
-    print(deployment.told())
+    print(deployment.summary())
     choice = deployment.choice
     print(json.dumps({"choice": choice.name, "milliseconds": choice.milliseconds, "deployment": str(chosen_at)}))
 

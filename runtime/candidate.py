@@ -1,17 +1,17 @@
-"""A candidate = architecture × file × backend × precision. Parity judges it, the benchmark measures it."""
+"""A candidate = architecture × file × backend × precision. Parity checks it, the benchmark measures it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
-from runtime.environment import machine
+from runtime.backends import BACKENDS, Backend, BuildFacts, open_backend, unavailable_because
 from runtime.errors import SajiError, Unavailable
-from runtime.evaluation import GATES, Gate, ValidationSet, apply_gate
+from runtime.evaluation import GATES, Figures, Gate, ValidationSet, apply_gate
+from runtime.files import as_record
+from runtime.machine import Machine, machine
 from runtime.spec import ModelSpec
 
 CHECKED_AT_ONCE = 8  # photos: more would not be quicker, and every layer's output is kept
@@ -23,10 +23,9 @@ class Candidate:
     """One way to run one model, with the verdict that some machine gave it.
 
     `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check:
-    this machine can tell whether the file is right, but would not run it in its own precision. `facts` say what the
-    file was made for: an engine's TensorRT and GPU, and the layers of an INT8 file that keep a higher precision.
-    `gate` holds the bounds of `runtime.evaluation.Gate` that it is judged by; where there are none, those of its
-    precision.
+    this machine can tell whether the file is right, but would not run it in its own precision. `figures` and `machine`
+    are None where nothing was checked. `facts` say what the file was made for. `gate` has the bounds that it must keep;
+    where it is None, those of its precision hold.
     """
 
     architecture: str
@@ -37,11 +36,24 @@ class Candidate:
     servable: bool = True
     verdict: str = "unchecked"
     reasons: tuple[str, ...] = ()
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Figures | None = None
     precision_share: dict[str, float] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    gate: dict[str, Any] = field(default_factory=dict)
+    machine: Machine | None = None
+    facts: BuildFacts = field(default_factory=BuildFacts)
+    gate: Gate | None = None
+
+    @classmethod
+    def from_values(cls, values: Any, origin: str = "") -> "Candidate":
+        """A candidate from its JSON form; one of `runtime.files.DAMAGE` when it is none."""
+        # Version 0.1 wrote an empty object where there is nothing
+        candidate = as_record(cls, {name: value for name, value in values.items() if value != {}}, origin)
+        if candidate.verdict == "unjudged":  # what version 0.1 called it
+            candidate = replace(candidate, verdict="unchecked")
+        if not all(isinstance(part, str) for part in candidate.key()):
+            raise ValueError("a candidate is not named by text")
+        if candidate.verdict not in VERDICTS or candidate.precision not in GATES:
+            raise ValueError(f"there is no verdict {candidate.verdict!r}, or no precision {candidate.precision!r}")
+        return candidate
 
     @property
     def name(self) -> str:
@@ -50,8 +62,12 @@ class Candidate:
 
     def name_with(self, threads: int = 0, streams: int = 1) -> str:
         """The name with the engine's settings, where they are not its own: "resnet34 · ort-cpu · fp32 · 1 thread"."""
-        settings = [f"{threads} thread{'s' * (threads > 1)}"] * bool(threads) + [f"{streams} streams"] * (streams > 1)
-        return " · ".join([self.name, *settings])
+        parts = [self.name]
+        if threads:
+            parts.append(f"{threads} thread{'s' if threads > 1 else ''}")
+        if streams > 1:
+            parts.append(f"{streams} streams")
+        return " · ".join(parts)
 
     def key(self) -> tuple[str, str, str, str, str]:
         """What identifies a candidate, whatever its verdict."""
@@ -59,16 +75,14 @@ class Candidate:
 
     def open(self, folder: Path, threads: int = 0, streams: int = 1) -> Backend:
         """Open the candidate's file in the model folder `folder`; see `runtime.backends.open_backend`."""
-        precision, facts = (self.precision, self.facts) if self.servable else ("fp32", {})
+        precision, facts = (self.precision, self.facts) if self.servable else ("fp32", None)
         return open_backend(self.backend, folder / self.file, precision, self.variant, threads, facts, streams)
 
 
-def candidates_in(
-    architecture: str, folder: Path, facts: Mapping[str, dict[str, Any]] = MappingProxyType({})
-) -> list[Candidate]:
+def candidates_in(architecture: str, folder: Path, facts: Mapping[str, BuildFacts] | None = None) -> list[Candidate]:
     """Every candidate and file check that the backends offer for the files that exist in a model folder.
 
-    `facts` by file name are what export knows of the files, see `Candidate`.
+    `facts` by file name are what export knows of the files.
     """
     return [
         Candidate(
@@ -78,7 +92,7 @@ def candidates_in(
             offer.precision,
             offer.variant,
             offer.servable,
-            facts=facts.get(offer.file, {}),
+            facts=(facts or {}).get(offer.file, BuildFacts()),
         )
         for backend, row in BACKENDS.items()
         for offer in row.offers
@@ -98,31 +112,26 @@ def check_candidate(
     """
     if validation.logits is None:
         raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
-    reason = unavailable_because(candidate.backend)
-    if reason:
-        return replace(candidate, verdict="unchecked", reasons=(reason,), machine=machine())
+    candidate = replace(candidate, machine=machine())
+    if reason := unavailable_because(candidate.backend):
+        return replace(candidate, verdict="unchecked", reasons=(reason,))
     try:
         backend = candidate.open(folder)
     except Unavailable as error:
-        return replace(candidate, verdict="unchecked", reasons=(str(error),), machine=machine())
+        return replace(candidate, verdict="unchecked", reasons=(str(error),))
     except SajiError as error:
-        return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
+        return replace(candidate, verdict="fail", reasons=(str(error),))
     try:
         share = backend.precision_share()
         logits = run_all(backend, validation.images, batch if candidate.servable else CHECKED_AT_ONCE)
     except SajiError as error:
-        return replace(candidate, verdict="fail", reasons=(str(error),), machine=machine())
+        return replace(candidate, verdict="fail", reasons=(str(error),))
     finally:
         backend.close()
-    gate = Gate(**candidate.gate) if candidate.gate else GATES[candidate.precision]
-    verdict = apply_gate(validation.logits, logits, validation.labels, gate, spec)
+    gate = candidate.gate or GATES[candidate.precision]
+    result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
     return replace(
-        candidate,
-        verdict=verdict.verdict,
-        reasons=verdict.reasons,
-        figures=verdict.figures,
-        precision_share=share,
-        machine=machine(),
+        candidate, verdict=result.verdict, reasons=result.reasons, figures=result.figures, precision_share=share
     )
 
 

@@ -148,7 +148,7 @@ def _from_deployment(path: Path, threads: int, streams: int) -> Classifier:
             _require_pass(place.candidate)
             receipt = Receipt.read(folder)
             receipt.verify(folder, place.candidate.file)
-            if receipt.files[place.candidate.file]["sha256"] != place.sha256:
+            if receipt.files[place.candidate.file].sha256 != place.sha256:
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
             settings = threads or place.threads, max(streams, place.streams)
             engine = _opened(place.candidate, folder, receipt.spec, *settings)
@@ -167,14 +167,14 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
     receipt = Receipt.read(folder)
     named = [c for c in receipt.candidates if (c.backend, c.precision) == (backend, precision) and c.servable]
     if not named:
-        there = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
-        raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(there) or 'none'}")
+        names = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
+        raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(names) or 'none'}")
     candidate = named[0]
     _require_pass(candidate)
     receipt.verify(folder, candidate.file)
     engine = _opened(candidate, folder, receipt.spec, threads, streams)
-    digest = receipt.files[candidate.file]["sha256"]
-    return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=digest)
+    sha256 = receipt.files[candidate.file].sha256
+    return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=sha256)
 
 
 def _require_pass(candidate: Candidate) -> None:

@@ -4,10 +4,8 @@
 """
 
 import dataclasses
-import functools
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -15,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import features
 
 from runtime import environment
 from runtime.backends import BACKENDS, cuda, unavailable_because
 from runtime.errors import GateFailed, install_line
+from runtime.machine import cgroup_limits, machine, nvidia_on_bus
 
 # What a processor's number formats are good for, on x86 and on ARM
 GOOD_FOR = {
@@ -35,8 +35,15 @@ GOOD_FOR = {
     "bf16": "bf16 matrix products",
 }
 _FASTER_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
-_NEEDS_GPU = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 LOW_MEMORY_GIB = 2.0
+# What Pillow may have been built without, what it then cannot do, and what to type
+PHOTOS = {
+    "jpg": ("cannot read JPEG", "pip install --force-reinstall pillow"),
+    "webp": ("cannot read WEBP photos", "pip install --force-reinstall pillow"),
+    "avif": ("cannot read AVIF photos", "pip install --upgrade 'pillow>=11.3'"),
+    "littlecms2": ("cannot convert colour profiles to sRGB", "pip install --force-reinstall pillow"),
+    "heif": ("cannot read the HEIC photos of iPhones", "pip install pillow-heif"),
+}
 
 # The smallest network: Relu of one number, y = max(x, 0), as an ONNX file of opset 13
 PROBE = bytes.fromhex(
@@ -47,7 +54,7 @@ PROBE = bytes.fromhex(
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found on a machine; None where the system does not tell.
+    """What there is to know of a machine; None where the system does not tell.
 
     `backends`: by name, why it cannot be used, None if it can. `probes`: by ONNX Runtime's provider or by backend, why
     a tiny network does not run on it, None if it does. `quota`: cores' worth of time that a container grants.
@@ -86,18 +93,18 @@ class Finding:
 def doctor(as_json: bool) -> None:
     """Print the findings on this machine. Raises GateFailed when no backend runs here."""
     facts = examine()
-    found, backends = findings(facts), states(facts)
+    faults, backends = findings(facts), states(facts)
     ready = [name for name, reason in backends.items() if reason is None]
     if as_json:
-        report = {"ready": ready, "backends": backends, "findings": [dataclasses.asdict(finding) for finding in found]}
+        report = {"ready": ready, "backends": backends, "findings": [dataclasses.asdict(fault) for fault in faults]}
         print(json.dumps({**report, "facts": dataclasses.asdict(facts)}, ensure_ascii=False, indent=2))
     else:
-        print("\n".join(lines(facts, backends, found)))
+        print("\n".join(lines(facts, backends, faults)))
     if not ready:
         raise GateFailed(f"no backend runs here; install the smallest with: {install_line('cpu')}")
 
 
-def lines(facts: Facts, backends: dict[str, str | None], found: list[Finding]) -> Iterator[str]:
+def lines(facts: Facts, backends: dict[str, str | None], faults: list[Finding]) -> Iterator[str]:
     """The report for people."""
     memory = f", {facts.memory_gib:.1f} GiB of memory" if facts.memory_gib else ""
     yield f"{facts.cores} of {facts.cores_seen} cores of {facts.cpu}{memory}, {facts.gpu or 'no GPU'}, {facts.system}"
@@ -105,151 +112,126 @@ def lines(facts: Facts, backends: dict[str, str | None], found: list[Finding]) -
     yield from (f"  {name:12} {GOOD_FOR[name]}" for name in facts.cpu_features if name in GOOD_FOR)
     yield "\nbackends"
     yield from (f"  {name:12} {reason or 'ready'}" for name, reason in backends.items())
-    yield "\nwhat could be better" if found else "\nnothing is in the way"
-    yield from (f"  {finding.about}: {finding.says}\n      {finding.next}" for finding in found)
+    yield "\nwhat could be better" if faults else "\nnothing is in the way"
+    yield from (f"  {fault.about}: {fault.says}\n      {fault.next}" for fault in faults)
 
 
 def states(facts: Facts) -> dict[str, str | None]:
     """Every backend with the reason why it does not run here, None when it does: installed, and seen running."""
-    probe_of = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
-    found: dict[str, str | None] = {}
+    reasons: dict[str, str | None] = {}
     for name, reason in facts.backends.items():
-        if name in _NEEDS_GPU and not facts.gpu and not facts.on_bus:
-            found[name] = "needs an NVIDIA GPU, and this machine has none"  # whatever else is missing: no use here
-        elif reason is None and (broken := facts.probes.get(probe_of.get(name, name))):
-            found[name] = f"is installed, but a tiny network does not run on it ({broken})"
+        row = BACKENDS[name]
+        if row.gpu and not facts.gpu and not facts.on_bus:
+            reasons[name] = "needs an NVIDIA GPU, and this machine has none"  # whatever else is missing: no use here
+        elif reason is None and (broken := facts.probes.get(row.provider or name)):
+            reasons[name] = f"is installed, but a tiny network does not run on it ({broken})"
         else:
-            found[name] = reason
-    return found
+            reasons[name] = reason
+    return reasons
 
 
 def findings(facts: Facts) -> list[Finding]:
     """What to change on a machine with these facts, the gravest first."""
-    rules = (_onnxruntimes, _broken_probes, _gpu, _threads, _memory, _number_formats, _pillow)
-    return [finding for rule in rules for finding in rule(facts)]
+    return [finding for rule in (_libraries, _gpu, _limits, _pillow) for finding in rule(facts)]
 
 
-def _onnxruntimes(facts: Facts) -> Iterator[Finding]:
+def _libraries(facts: Facts) -> Iterator[Finding]:
+    onnxruntime = install_line("gpu" if facts.gpu else "cpu")
     if len(facts.onnxruntimes) > 1:
-        names = " and ".join(facts.onnxruntimes)
-        yield Finding("onnxruntime", f"{names} are installed together: they own the same folder and break each other",
-                      f"pip uninstall -y {' '.join(facts.onnxruntimes)} && {_onnxruntime_for(facts)}")  # fmt: skip
-
-
-def _onnxruntime_for(facts: Facts) -> str:
-    return install_line("gpu" if facts.gpu else "cpu")
-
-
-def _broken_probes(facts: Facts) -> Iterator[Finding]:
+        says = (
+            f"{' and '.join(facts.onnxruntimes)} are installed together: they own the same folder and break each other"
+        )
+        yield Finding("onnxruntime", says, f"pip uninstall -y {' '.join(facts.onnxruntimes)} && {onnxruntime}")
     for name, reason in facts.probes.items():
         if reason and name in BACKENDS:
-            yield Finding(name, f"is installed, but a tiny network does not run on it ({reason})",
-                          f"{install_line(BACKENDS[name].extra)} --force-reinstall")  # fmt: skip
+            says = f"is installed, but a tiny network does not run on it ({reason})"
+            yield Finding(name, says, f"{install_line(BACKENDS[name].extra)} --force-reinstall")
         elif reason:
+            says = f"onnxruntime lists it, but a tiny network does not run on it ({reason})"
             owners = " ".join(facts.onnxruntimes) or "onnxruntime"
-            yield Finding(name, f"onnxruntime lists it, but a tiny network does not run on it ({reason})",
-                          f"pip uninstall -y {owners} && {_onnxruntime_for(facts)}")  # fmt: skip
+            yield Finding(name, says, f"pip uninstall -y {owners} && {onnxruntime}")
 
 
 def _gpu(facts: Facts) -> Iterator[Finding]:
     installed, driver = facts.cuda.get("cuda", "none"), facts.cuda.get("driver", "none")
+    new_driver = "sudo ubuntu-drivers install && reboot"
     if facts.on_bus and not facts.gpu and facts.container:
-        yield Finding(
-            "gpu", "the machine has an NVIDIA GPU that this container was not given", "docker run --gpus all …"
-        )
+        says = "the machine has an NVIDIA GPU that this container was not given"
+        yield Finding("gpu", says, "docker run --gpus all …")
     elif facts.on_bus and not facts.gpu:
-        yield Finding(
-            "gpu", "there is an NVIDIA GPU, but no driver that works", "sudo ubuntu-drivers install && reboot"
-        )
+        yield Finding("gpu", "there is an NVIDIA GPU, but no driver that works", new_driver)
     elif facts.gpu and not facts.cuda:
         yield Finding("gpu", "cuda-bindings is missing, by which TensorRT is run", install_line("tensorrt-rtx"))
     elif facts.gpu and "none" not in (installed, driver) and int(driver.split(".")[0]) < int(installed.split(".")[0]):
         says = f"the driver serves CUDA up to {driver}, installed is CUDA {installed}, whose programs it refuses"
-        yield Finding("gpu", says, "sudo ubuntu-drivers install && reboot")
+        yield Finding("gpu", says, new_driver)
 
 
-def _threads(facts: Facts) -> Iterator[Finding]:
+def _limits(facts: Facts) -> Iterator[Finding]:
     if facts.quota and facts.quota < facts.cores:
-        whole = max(1, int(facts.quota))
+        cores = f"0-{max(1, int(facts.quota)) - 1}"
         says = (
             f"this container may use {facts.quota:g} cores' worth of time but sees {facts.cores}: "
             "engines start a thread for each and are halted in between"
         )
-        yield Finding("threads", says, f"taskset -c 0-{whole - 1} …  (or docker run --cpuset-cpus=0-{whole - 1} …)")
-
-
-def _memory(facts: Facts) -> Iterator[Finding]:
+        yield Finding("threads", says, f"taskset -c {cores} …  (or docker run --cpuset-cpus={cores} …)")
     if facts.memory_gib and facts.memory_gib < LOW_MEMORY_GIB:
-        says = (
-            f"{facts.memory_gib:.1f} GiB serve with ONNX Runtime or OpenVINO (0.2 GiB and the photo), not with PyTorch"
-        )
-        yield Finding("memory", says, "docker run --memory 4g …" if facts.container else install_line("cpu"))
-
-
-def _number_formats(facts: Facts) -> Iterator[Finding]:
+        says = "serve with ONNX Runtime or OpenVINO (0.2 GiB and the photo), not with PyTorch"
+        more = "docker run --memory 4g …" if facts.container else install_line("cpu")
+        yield Finding("memory", f"{facts.memory_gib:.1f} GiB {says}", more)
     if facts.cpu_features and not _FASTER_INT8 & set(facts.cpu_features):
         says = "no INT8 arithmetic (VNNI, AMX, dot product): INT8 files are smaller here, but hardly faster than FP32"
         yield Finding("processor", says, "make bench  (it measures which is fastest)")
 
 
 def _pillow(facts: Facts) -> Iterator[Finding]:
-    rules = {
-        "jpg": ("cannot read JPEG", "pip install --force-reinstall pillow"),
-        "webp": ("cannot read WEBP photos", "pip install --force-reinstall pillow"),
-        "avif": ("cannot read AVIF photos", "pip install --upgrade 'pillow>=11.3'"),
-        "littlecms2": ("cannot convert colour profiles to sRGB", "pip install --force-reinstall pillow"),
-        "heif": ("cannot read the HEIC photos of iPhones", "pip install pillow-heif"),
-    }
-    for feature, (says, command) in rules.items():
+    for feature, (says, command) in PHOTOS.items():
         if not facts.pillow.get(feature, True):
             yield Finding("pillow", says, command)
 
 
 def examine() -> Facts:
     """Look at this machine; takes seconds where PyTorch is installed. Raises nothing, whatever is broken."""
-    machine = environment.machine()
-    quota, limit = cgroup_limits()
-    backends = {name: _why_not(functools.partial(unavailable_because, name)) for name in BACKENDS}
+    here, (quota, limit) = machine(), cgroup_limits()
+    backends = {name: _why_not(unavailable_because, name) for name in BACKENDS}
     return Facts(
-        cpu=machine["cpu"],
-        system=machine["system"],
-        cores=machine["cores"],
+        cpu=here.cpu,
+        system=here.system,
+        cores=here.cores,
         backends=backends,
         probes=_probes(backends),
-        cpu_features=tuple(machine["cpu_features"]),
-        cores_seen=os.cpu_count() or machine["cores"],
+        cpu_features=here.cpu_features,
+        cores_seen=psutil.cpu_count() or here.cores,
         quota=quota,
-        memory_gib=min((gib for gib in (machine["memory_gib"], limit) if gib), default=None),
-        gpu=machine["gpu"],
-        on_bus=_nvidia_on_bus(),
+        memory_gib=min((gib for gib in (here.memory_gib, limit) if gib), default=None),
+        gpu=here.gpu,
+        on_bus=nvidia_on_bus(),
         container=any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")),
-        cuda=_cuda_versions(),
+        cuda=cuda.versions(),
         onnxruntimes=tuple(sorted(set(metadata.packages_distributions().get("onnxruntime", [])))),
         versions=environment.versions(),
-        pillow={name: bool(features.check(name)) for name in ("jpg", "webp", "avif", "littlecms2")}
+        pillow={name: bool(features.check(name)) for name in PHOTOS if name != "heif"}
         | {"heif": importlib.util.find_spec("pillow_heif") is not None},
     )
 
 
 def _probes(backends: dict[str, str | None]) -> dict[str, str | None]:
     """Run the smallest network wherever a library says that it could."""
-    found: dict[str, str | None] = {}
-    for name, probe in (("pytorch", _run_pytorch), ("openvino", _run_openvino)):
-        if backends[name] is None:
-            found[name] = _why_not(probe)
+    probes = {"pytorch": _run_pytorch, "openvino": _run_openvino}
+    reasons = {name: _why_not(probe) for name, probe in probes.items() if backends[name] is None}
     if backends["ort-cpu"] is None:
         import onnxruntime
 
         for provider in onnxruntime.get_available_providers():
             if provider != "AzureExecutionProvider":  # a client of a service elsewhere
-                found[provider] = _why_not(functools.partial(_run_onnxruntime, provider))
-    return found
+                reasons[provider] = _why_not(_run_onnxruntime, provider)
+    return reasons
 
 
-def _why_not(probe: Callable[[], str | None]) -> str | None:
+def _why_not(probe: Callable[..., str | None], *arguments: str) -> str | None:
     """What a probe returns, or in one line what it raises: a broken library may raise anything."""
     try:
-        return probe()
+        return probe(*arguments)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
@@ -284,61 +266,3 @@ def _require_zero(answer: Any) -> None:
     value = np.asarray(answer).item()
     if value != 0:
         raise ArithmeticError(f"it says {value:g} for max(0, -1), so nothing that it says is to be trusted")
-
-
-def _cuda_versions() -> dict[str, str]:
-    try:
-        return cuda.versions()
-    except RuntimeError:  # the driver's library is missing
-        return {"cuda": "installed", "driver": "none"}
-
-
-def _nvidia_on_bus() -> bool:
-    """Whether a display or 3D controller of NVIDIA is plugged in; Linux tells, elsewhere it is False."""
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        try:
-            kind, vendor = (device / "class").read_text(), (device / "vendor").read_text()
-        except OSError:
-            continue
-        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
-            return True
-    return False
-
-
-def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, float | None]:
-    """What Linux's control groups (version 2 or 1) grant this process: cores' worth of time, and memory in GiB.
-
-    None where there is no limit, and on other systems.
-    """
-    cores, memory = [], []
-    for folder in _cgroups(root):
-        quota = _numbers(folder / "cpu.max") or [
-            *_numbers(folder / "cpu.cfs_quota_us"),
-            *_numbers(folder / "cpu.cfs_period_us"),
-        ]
-        if len(quota) == 2 and quota[0] > 0:  # "max" is no number, and version 1 says -1
-            cores.append(quota[0] / quota[1])
-        memory += _numbers(folder / "memory.max") + _numbers(folder / "memory.limit_in_bytes")
-    return min(cores, default=None), min(memory) / 2**30 if memory else None
-
-
-def _cgroups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups and of all above them; a container sees its own as the top."""
-    try:
-        text = (root / "proc/self/cgroup").read_text()
-    except OSError:
-        return
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):  # none in version 2
-            top = root / "sys/fs/cgroup" / controller
-            group = top / path.strip("/")
-            yield from [group, *group.parents][: len(group.parts) - len(top.parts) + 1]
-
-
-def _numbers(file: Path) -> list[float]:
-    try:
-        words = file.read_text().split()
-    except OSError:
-        return []
-    return [float(word) for word in words if word.lstrip("-").isdigit()]

@@ -3,15 +3,15 @@
 import dataclasses
 import math
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from runtime.errors import BadModel, SajiError
 from runtime.files import replacing
-from runtime.spec import ModelSpec
+from runtime.spec import ModelSpec, softmax
 
 Z95 = 1.959963984540054  # the two-sided 95 % point of the normal distribution
 
@@ -50,12 +50,52 @@ MIN_PHOTOS = 30  # below this, not one flip still leaves 10 % flips possible (ru
 
 
 @dataclass(frozen=True)
+class Flip:
+    """A photo, by its place in the validation set, whose class a candidate changes.
+
+    `margin`: the reference's lead of first over second class there, over its spread of logits.
+    """
+
+    photo: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A candidate against the reference on the same `photos`; fractions of 1, intervals of 95 %.
+
+    `shift`s as in `Gate`; differences are the candidate's minus the reference's. `decisions_changed` needs the spec,
+    `largest_probability_difference` is known of files with the geometry in the graph.
+    """
+
+    photos: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    reference_accuracy: float
+    accuracy_difference: float
+    accuracy_difference_interval: tuple[float, float]
+    mcnemar_p: float
+    keeps_99_percent: bool  # MLPerf Inference's rule for "99 %" models
+    agreement: float
+    agreement_interval: tuple[float, float]
+    worst_recall_difference: float
+    shift: float
+    worst_shift: float
+    lowest_cosine: float
+    largest_logit_difference: float
+    calibration_difference: float
+    flipped: tuple[Flip, ...]
+    decisions_changed: int | None = None
+    largest_probability_difference: float | None = None
+
+
+@dataclass(frozen=True)
 class GateResult:
-    """A candidate's verdict ("pass", "fail" or "inconclusive"), why, and the figures behind it."""
+    """A candidate's verdict ("pass", "fail" or "inconclusive"), why, and the figures behind it, if it has any."""
 
     verdict: str
     reasons: tuple[str, ...]
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Figures | None = None
 
 
 def read_gates(path: Path) -> dict[str, Gate]:
@@ -88,6 +128,12 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def with_interval(share: float, interval: Iterable[float]) -> str:
+    """A share with its interval, as tables have it: "0.831 (0.76–0.88)"."""
+    low, high = interval
+    return f"{share:.3f} ({low:.2f}–{high:.2f})"
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of photos whose highest logit is the label; logits float `[N, C]`, labels int `[N]`."""
     return float((logits.argmax(1) == labels).mean())
@@ -116,16 +162,17 @@ def apply_gate(
     if not finite.all():
         return GateResult("fail", (f"{int((~finite).sum())} of {len(labels)} photos give NaN or infinite logits",))
     if len(labels) == 0:
-        return GateResult("inconclusive", ("there are no photos to judge by",))
+        return GateResult("inconclusive", ("there are no photos to check by",))
     figures = compare(reference, candidate, labels)
     if spec:
-        figures["decisions_changed"] = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
+        changed = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
+        figures = dataclasses.replace(figures, decisions_changed=changed)
     broken, doubtful = _against(gate, figures)
     verdict = "fail" if broken else "inconclusive" if doubtful else "pass"
     return GateResult(verdict, tuple(broken + doubtful), figures)
 
 
-def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> Figures:
     """Every paired figure of a candidate, without a verdict: float logits `[N, C]` of both, labels int `[N]`, N > 0."""
     n = len(labels)
     # Softmax ignores a constant added to all logits of a photo, so compare what is left without it
@@ -139,49 +186,49 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
     lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(candidate, axis=1)
     cosines = (reference * candidate).sum(1) / np.maximum(lengths, 1e-12)
     recalls = [float(is_right[labels == k].mean() - was_right[labels == k].mean()) for k in np.unique(labels)]
-    return {
-        "photos": n,
-        "accuracy": round(float(is_right.mean()), 4),
-        "accuracy_interval": _rounded(wilson_interval(int(is_right.sum()), n)),
-        "reference_accuracy": round(float(was_right.mean()), 4),
-        "accuracy_difference": round(float(is_right.mean() - was_right.mean()), 4),
-        "accuracy_difference_interval": _rounded(paired_bootstrap(is_right.astype(int) - was_right)),
-        "mcnemar_p": round(mcnemar_p(int((was_right & ~is_right).sum()), int((~was_right & is_right).sum())), 4),
-        "keeps_99_percent": bool(is_right.sum() >= 0.99 * was_right.sum()),  # MLPerf Inference's rule for "99 %" models
-        "agreement": round(1 - len(flipped) / n, 4),
-        "agreement_interval": _rounded(wilson_interval(n - len(flipped), n)),
-        "worst_recall_difference": round(min(recalls), 4),
-        "shift": float(f"{np.sqrt((photo_shift**2).mean()):.3g}"),
-        "worst_shift": float(f"{photo_shift.max():.3g}"),
-        "lowest_cosine": round(float(cosines.min()), 5),
-        "largest_logit_difference": float(f"{np.abs(candidate - reference).max():.3g}"),
-        "calibration_difference": round(calibration_error(candidate, labels) - calibration_error(reference, labels), 4),
-        "flipped": [{"photo": int(i), "margin": round(float(margins[i]), 4)} for i in flipped],
-    }
+    return Figures(
+        photos=n,
+        accuracy=round(float(is_right.mean()), 4),
+        accuracy_interval=_rounded(wilson_interval(int(is_right.sum()), n)),
+        reference_accuracy=round(float(was_right.mean()), 4),
+        accuracy_difference=round(float(is_right.mean() - was_right.mean()), 4),
+        accuracy_difference_interval=_rounded(paired_bootstrap(is_right.astype(int) - was_right)),
+        mcnemar_p=round(mcnemar_p(int((was_right & ~is_right).sum()), int((~was_right & is_right).sum())), 4),
+        keeps_99_percent=bool(is_right.sum() >= 0.99 * was_right.sum()),
+        agreement=round(1 - len(flipped) / n, 4),
+        agreement_interval=_rounded(wilson_interval(n - len(flipped), n)),
+        worst_recall_difference=round(min(recalls), 4),
+        shift=float(f"{np.sqrt((photo_shift**2).mean()):.3g}"),
+        worst_shift=float(f"{photo_shift.max():.3g}"),
+        lowest_cosine=round(float(cosines.min()), 5),
+        largest_logit_difference=float(f"{np.abs(candidate - reference).max():.3g}"),
+        calibration_difference=round(calibration_error(candidate, labels) - calibration_error(reference, labels), 4),
+        flipped=tuple(Flip(int(i), round(float(margins[i]), 4)) for i in flipped),
+    )
 
 
 def _decisions(logits: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """What people are told of each photo, int `[N]`: its class, or -1 for "not sure"."""
+    """What the model answers for each photo, int `[N]`: its class, or -1 for "not sure"."""
     return np.where(spec.sure(logits), logits.argmax(1), -1)
 
 
-def _against(gate: Gate, figures: dict[str, Any]) -> tuple[list[str], list[str]]:
+def _against(gate: Gate, figures: Figures) -> tuple[list[str], list[str]]:
     """What the gate forbids, and what it can neither forbid nor allow."""
     broken = [
-        f"{name.replace('_', ' ')} {figures[name]:.3g} is above {getattr(gate, name):g}"
+        f"{name.replace('_', ' ')} {getattr(figures, name):.3g} is above {getattr(gate, name):g}"
         for name in ("shift", "worst_shift")
-        if figures[name] > getattr(gate, name)
+        if getattr(figures, name) > getattr(gate, name)
     ]
-    clear = [flip["margin"] for flip in figures["flipped"] if flip["margin"] > gate.flip_margin]
+    clear = [flip.margin for flip in figures.flipped if flip.margin > gate.flip_margin]
     if clear:
         broken.append(f"{len(clear)} clear photos changed class (margin up to {max(clear):.2f} > {gate.flip_margin})")
     doubtful: list[str] = []
-    if -figures["accuracy_difference"] > gate.accuracy_drop:
-        p, lost = figures["mcnemar_p"], -100 * figures["accuracy_difference"]
-        said = f"accuracy fell by {lost:.1f} points, more than {100 * gate.accuracy_drop:g} (McNemar p = {p:.2g})"
-        (broken if p < 0.05 else doubtful).append(said)
-    if figures["photos"] < MIN_PHOTOS:
-        doubtful.append(f"only {figures['photos']} photos, {MIN_PHOTOS} are needed for a verdict")
+    if -figures.accuracy_difference > gate.accuracy_drop:
+        p, lost = figures.mcnemar_p, -100 * figures.accuracy_difference
+        reason = f"accuracy fell by {lost:.1f} points, more than {100 * gate.accuracy_drop:g} (McNemar p = {p:.2g})"
+        (broken if p < 0.05 else doubtful).append(reason)
+    if figures.photos < MIN_PHOTOS:
+        doubtful.append(f"only {figures.photos} photos, {MIN_PHOTOS} are needed for a verdict")
     return broken, doubtful
 
 
@@ -201,16 +248,15 @@ def mcnemar_p(lost: int, won: int) -> float:
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error of softmax(logits) in equal-width bins (Guo et al. 2017), 0 to 1."""
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    confidence = exponents.max(axis=1) / exponents.sum(axis=1)
+    confidence = softmax(logits).max(axis=1)
     right = logits.argmax(1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = [abs((right[which == b] - confidence[which == b]).sum()) for b in range(bins)]
     return float(sum(gaps) / len(labels))
 
 
-def _rounded(interval: tuple[float, float]) -> list[float]:
-    return [round(edge, 4) for edge in interval]
+def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
+    return round(interval[0], 4), round(interval[1], 4)
 
 
 def _centred(logits: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Artefacts on disk: written under a temporary name and renamed, so that nothing half-written is ever seen."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -8,7 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from runtime.errors import BadModel
+
+Record = TypeVar("Record")
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError)  # what reading a record raises where it is damaged
 
 
 def sha256_file(path: Path) -> str:
@@ -68,3 +75,47 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented for people."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_record(path: Path, record: Any, version: int) -> None:
+    """Write a dataclass as a JSON file, atomically, with the version of its schema."""
+    write_json(path, {"schema_version": version, **dataclasses.asdict(record)})
+
+
+def read_record(path: Path, kind: type[Record], version: int, advice: str) -> Record:
+    """The dataclass that `write_record` wrote. Raises BadModel, ending in `advice`, for another version or damage."""
+    try:
+        content = read_json(path)
+        schema = content.pop("schema_version")
+        if schema == version:
+            return as_record(kind, content, str(path))
+    except DAMAGE as error:
+        raise BadModel(f"{path} is damaged ({error!r}); {advice}") from None
+    raise BadModel(f"{path} has version {schema}, this saji reads {version}; {advice}")
+
+
+def as_record(kind: type[Record], values: Any, origin: str = "") -> Record:
+    """A dataclass from its JSON form: lists become tuples and objects dataclasses, as the types of its fields say.
+
+    A dataclass that has to check what it holds, or to read older forms, does so in a class method
+    `from_values(values, origin)`; `origin` names the file for its errors. Numbers and texts are taken as they are.
+    Raises one of DAMAGE where the shape is another.
+    """
+    kinds = get_type_hints(kind)
+    return kind(**{name: _as(kinds[name], value, origin) for name, value in values.items()})
+
+
+def _as(kind: Any, value: Any, origin: str) -> Any:
+    container, parts = get_origin(kind), get_args(kind)
+    if container is UnionType:  # one of these or None
+        return None if value is None else _as(parts[0], value, origin)
+    if container is dict:
+        return {key: _as(parts[1], inner, origin) for key, inner in value.items()}
+    if container is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is no list")
+        return tuple(_as(parts[0], inner, origin) for inner in value)
+    if dataclasses.is_dataclass(kind):
+        read = getattr(kind, "from_values", None)
+        return read(value, origin) if read else as_record(kind, value, origin)  # type: ignore[arg-type]
+    return value

@@ -15,7 +15,7 @@ import numpy as np
 from runtime.backends import Backend
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, NotAsAsked
-from runtime.files import read_json, write_json
+from runtime.files import DAMAGE, as_record, read_json, write_json
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
 
@@ -54,18 +54,13 @@ class Golden:
     def read(cls, folder: Path) -> "Golden":
         """Read a model folder's golden vector. Raises BadModel when it is missing or damaged."""
         try:
-            content = read_json(folder / FILE)
-            return cls({name: _answer(values) for name, values in content["pictures"].items()}, content["tolerance"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return as_record(cls, read_json(folder / FILE))
+        except (OSError, *DAMAGE) as error:
             raise BadModel(f"{folder / FILE} cannot be read ({error}); export the model again") from None
 
     def allowed(self, picture: str, engine: str, precision: str) -> float:
         """The largest difference of a probability that is still right."""
         return self.tolerance[engine][precision] + self.pictures[picture].decoding
-
-
-def _answer(values: dict) -> Answer:
-    return Answer(**{**values, **{name: tuple(values[name]) for name in ("logits", "probabilities")}})
 
 
 def difference(engine: Backend, images: np.ndarray, answer: Answer, spec: ModelSpec) -> float:
@@ -89,15 +84,15 @@ def check(
                 f"{folder / picture} becomes other pixels here than at export, so every answer may differ; "
                 "install the Pillow version of constraints.txt, or export again"
             )
-        found = difference(engine, images, answer, spec)
+        apart = difference(engine, images, answer, spec)
         allowed = golden.allowed(picture, candidate.backend, candidate.precision)
-        if not found <= allowed:
+        if not apart <= allowed:
             raise NotAsAsked(
                 f"{candidate.name} answers the golden picture otherwise than the checkpoint (in {picture} a "
-                f"probability differs by {found:.3f}, {allowed:.3f} is allowed); judge it on this machine with: "
+                f"probability differs by {apart:.3f}, {allowed:.3f} is allowed); check it on this machine with: "
                 "make bench ARGS=--force"
             )
-        largest = max(largest, found)
+        largest = max(largest, apart)
     return largest
 
 

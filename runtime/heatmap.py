@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from runtime.backends.onnxruntime import check_available, open_engine
+from runtime.backends.base import Request
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import SajiError
 from runtime.preprocess import ANY_PHOTO, Bounds, Source, crop_box, decode, pixels
 from runtime.receipt import Receipt
@@ -35,7 +36,7 @@ class Heat:
     @property
     def heat(self) -> np.ndarray:
         """The map over the crop that the network sees, float32 `[size, size]`: 0 for no evidence, 1 for the most."""
-        evidence = np.maximum(self.activation, 0)  # what speaks against the class is not what was asked
+        evidence = np.maximum(self.activation, 0)  # not what speaks against the class
         size = (self.geometry.size, self.geometry.size)
         heat = np.asarray(Image.fromarray(evidence).resize(size, Image.Resampling.BILINEAR))
         return heat / (heat.max() or 1)
@@ -63,10 +64,10 @@ class Heatmap:
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         """Open a file as it is, without a receipt. Raises BadModel, or Unavailable without ONNX Runtime."""
-        check_available("ort-cpu")
+        OnnxRuntime.check_available("ort-cpu")
         self.path, self.spec = path, spec
         # One thread: nobody waits for many maps, and the engine that serves needs the cores
-        self._engine = open_engine("ort-cpu", path, "fp32", "", 1, {})
+        self._engine = OnnxRuntime(Request("ort-cpu", path, threads=1))
 
     @classmethod
     def of_model(cls, folder: Path) -> "Heatmap":

@@ -1,26 +1,31 @@
 """`model.json`, the receipt of an export: what is in the folder, where it comes from, and every verdict."""
 
-import dataclasses
-import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.candidate import VERDICTS, Candidate
+from runtime.candidate import Candidate
 from runtime.errors import BadModel
-from runtime.evaluation import GATES
-from runtime.files import read_json, sha256_file, write_json
+from runtime.files import read_record, sha256_file, write_record
 from runtime.spec import ModelSpec
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class FileFacts:
+    """A file's hexadecimal SHA-256 and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Receipt:
-    """The content of `model.json`. `files` maps a relative name to `{"sha256": …, "bytes": …}`."""
+    """The content of `model.json`; the keys of `files` are names relative to its folder."""
 
     spec: ModelSpec
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileFacts]
     candidates: tuple[Candidate, ...]
     checkpoint_sha256: str
     request: dict[str, Any]
@@ -31,7 +36,7 @@ class Receipt:
 
     def write(self, folder: Path) -> None:
         """Write `model.json` atomically; call it last, when every file is complete."""
-        write_json(folder / "model.json", {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)})
+        write_record(folder / "model.json", self, SCHEMA_VERSION)
 
     @classmethod
     def read(cls, folder: Path) -> "Receipt":
@@ -39,17 +44,7 @@ class Receipt:
         path = folder / "model.json"
         if not path.is_file():
             raise BadModel(f"{folder} has no model.json; write it with: make export")
-        try:
-            content = read_json(path)
-            version = content.pop("schema_version")
-            if version == SCHEMA_VERSION:
-                content["spec"] = ModelSpec.from_json(json.dumps(content["spec"]), str(path))
-                content["candidates"] = tuple(candidate_from(values) for values in content["candidates"])
-                content["skipped"] = tuple(content["skipped"])
-                return cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadModel(f"{path} is damaged ({error!r}); export the model again") from None
-        raise BadModel(f"{path} has version {version}, this saji reads {SCHEMA_VERSION}; export the model again")
+        return read_record(path, cls, SCHEMA_VERSION, "export the model again")
 
     def verify(self, folder: Path, file: str) -> None:
         """Raise BadModel unless `file` is exactly what the receipt describes. Engines are code: check first."""
@@ -58,22 +53,10 @@ class Receipt:
             raise BadModel(f"{path} is not in its receipt model.json and is not opened; export the model again")
         if not path.is_file():
             raise BadModel(f"{path} is missing though its receipt lists it; export the model again")
-        if sha256_file(path) != self.files[file]["sha256"]:
-            raise BadModel(f"{path} is not the file that was judged (its sha256 differs); export the model again")
+        if sha256_file(path) != self.files[file].sha256:
+            raise BadModel(f"{path} is not the file that was checked (its sha256 differs); export the model again")
 
 
-def candidate_from(values: dict[str, Any]) -> Candidate:
-    """A Candidate from its JSON form. Raises ValueError, KeyError or TypeError when it is none."""
-    candidate = Candidate(**{**values, "reasons": tuple(values["reasons"])})
-    if candidate.verdict == "unjudged":  # what version 0.1 called it
-        candidate = replace(candidate, verdict="unchecked")
-    if not all(isinstance(part, str) for part in candidate.key()):
-        raise ValueError("a candidate is not named by text")
-    if candidate.verdict not in VERDICTS or candidate.precision not in GATES:
-        raise ValueError(f"there is no verdict {candidate.verdict!r}, or no precision {candidate.precision!r}")
-    return candidate
-
-
-def file_facts(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """sha256 and size in bytes of files in a folder, for `Receipt.files`."""
-    return {n: {"sha256": sha256_file(folder / n), "bytes": (folder / n).stat().st_size} for n in names}
+def file_facts(folder: Path, names: list[str]) -> dict[str, FileFacts]:
+    """The facts of files in a folder, for `Receipt.files`."""
+    return {name: FileFacts(sha256_file(folder / name), (folder / name).stat().st_size) for name in names}

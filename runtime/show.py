@@ -39,7 +39,7 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         deployment = Deployment.read(path)
         chosen = {"choice": deployment.choice.candidate.name, "milliseconds": deployment.choice.milliseconds}
-        told = {"reason": deployment.reason, "rejected": list(deployment.rejected)}
+        told = {"reason": deployment.reason, "rejected": [dataclasses.asdict(entry) for entry in deployment.rejected]}
         return {
             **chosen,
             **told,
@@ -57,7 +57,8 @@ def _of_folder(folder: Path, file: str = "model.onnx") -> dict[str, Any]:
     graph = _graph(folder / file)
     graph.pop("spec", None)  # the receipt's is the same
     files = [
-        {"name": name, **facts, "receipt": _checked(receipt, folder, name)} for name, facts in receipt.files.items()
+        {"name": name, **dataclasses.asdict(facts), "receipt": _checked(receipt, folder, name)}
+        for name, facts in receipt.files.items()
     ]
     return {
         "model": str(folder),
@@ -95,8 +96,8 @@ def _checked(receipt: Receipt, folder: Path, name: str) -> str:
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
-    told = ("verdict", "reasons", "servable", "precision_share", "figures")
-    return {"name": candidate.name, **{name: getattr(candidate, name) for name in told}}
+    values, names = dataclasses.asdict(candidate), ("verdict", "reasons", "servable", "precision_share", "figures")
+    return {"name": candidate.name, **{name: values[name] for name in names}}
 
 
 def _graph(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import BadModel
+from runtime.files import DAMAGE, as_record
 
 SCHEMA_VERSION = 1
 # What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
@@ -41,7 +42,8 @@ class Geometry:
         return cls(size=size, resize=round(size * 8 / 7), decode=decode)
 
 
-def _softmax(scaled: np.ndarray) -> np.ndarray:
+def softmax(scaled: np.ndarray) -> np.ndarray:
+    """Probabilities of float logits `[N, C]`, of the same type; rows sum to 1."""
     exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
 
@@ -55,17 +57,34 @@ def _log_sum_exp(scaled: np.ndarray) -> np.ndarray:
 # [N, C] and the temperature to [N], higher is surer. max_probability is the baseline of Hendrycks and Gimpel 2017;
 # energy is the negative free energy T · log Σ exp(logits / T) of Liu et al. 2020.
 RULES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "max_probability": lambda scaled, temperature: _softmax(scaled).max(axis=1),
+    "max_probability": lambda scaled, temperature: softmax(scaled).max(axis=1),
     "energy": lambda scaled, temperature: temperature * _log_sum_exp(scaled),
 }
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A score below `threshold`, by the `rule` of that name in RULES, means "not sure, perhaps none of these"."""
+
+    rule: str
+    threshold: float
+
+    @classmethod
+    def from_values(cls, values: Any, origin: str) -> "Rejection":
+        """A rejection from its JSON form; raises BadModel naming `origin` when it cannot be followed."""
+        if not isinstance(values, dict) or values.get("rule") not in tuple(RULES):
+            raise BadModel(f"{origin} has the rejection {values!r}, saji knows {', '.join(RULES)}; train it again")
+        if not _is_number(values.get("threshold")):
+            raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")
+        return as_record(cls, values)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything a consumer needs to use a model and to know where it comes from.
 
-    `classes[i]` names logit `i`. `rejection` is None or `{"rule": a name in RULES, "threshold": t}`: a score below
-    `t` means "not sure, perhaps none of these". Probabilities are softmax(logits / temperature).
+    `classes[i]` names logit `i`. Without a `rejection` the model is sure of every photo. Probabilities are
+    softmax(logits / temperature).
     """
 
     name: str
@@ -73,7 +92,7 @@ class ModelSpec:
     classes: tuple[str, ...]
     geometry: Geometry = field(default_factory=Geometry)
     temperature: float = 1.0
-    rejection: dict[str, Any] | None = None
+    rejection: Rejection | None = None
     validation: dict[str, Any] = field(default_factory=dict)  # accuracy, photos, of the FP32 checkpoint
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)  # fingerprint, source, drawn
@@ -88,46 +107,50 @@ class ModelSpec:
     def from_json(cls, text: str, origin: str = "this file") -> "ModelSpec":
         """Read a spec back; raises BadModel naming `origin` when it is damaged or from another schema."""
         try:
-            values = json.loads(text)
+            return cls.from_values(json.loads(text), origin)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(origin, error) from None
+
+    @classmethod
+    def from_values(cls, values: Any, origin: str = "this file") -> "ModelSpec":
+        """A spec from its JSON form, an object; raises BadModel as `from_json` does."""
+        try:
             version = values["schema_version"]
-            if version == SCHEMA_VERSION:
-                geometry = Geometry(**values.pop("geometry"))
-                spec = cls(**{**values, "classes": _as_tuple(values["classes"]), "geometry": geometry})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadModel(f"{origin} carries a damaged saji spec ({error!r}); export the model again") from None
-        if version != SCHEMA_VERSION:
-            raise BadModel(f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again")
-        if not _is_count(geometry.version) or geometry.version > PREPROCESS_VERSION:
+            if version != SCHEMA_VERSION:
+                raise BadModel(
+                    f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again"
+                )
+            spec = as_record(cls, values, origin)
+        except DAMAGE as error:
+            raise _damaged(origin, error) from None
+        if not _is_count(spec.geometry.version) or spec.geometry.version > PREPROCESS_VERSION:
             raise BadModel(
-                f"{origin} expects preprocessing version {geometry.version}, this saji has 1 to {PREPROCESS_VERSION}; "
-                "update saji, or train again"
+                f"{origin} expects preprocessing version {spec.geometry.version}, this saji has 1 to "
+                f"{PREPROCESS_VERSION}; update saji, or train again"
             )
         for wrong in _faults(spec):
             raise BadModel(f"{origin} carries a saji spec that cannot be right: {wrong}; export the model again")
-        _check_rejection(spec.rejection, origin)
         return spec
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Softmax of float `[N, C]` logits at the spec's temperature; float64 `[N, C]`, rows sum to 1."""
-        return _softmax(np.asarray(logits, np.float64) / self.temperature)
+        return softmax(np.asarray(logits, np.float64) / self.temperature)
 
     def score(self, logits: np.ndarray) -> np.ndarray:
         """By the rejection rule, how much each photo looks like the known classes; float64 `[N]`, higher is surer.
 
         Of float `[N, C]` logits. Without a rule it is the highest probability.
         """
-        rule = self.rejection["rule"] if self.rejection else "max_probability"
+        rule = self.rejection.rule if self.rejection else "max_probability"
         return RULES[rule](np.asarray(logits, np.float64) / self.temperature, self.temperature)
 
     def sure(self, logits: np.ndarray) -> np.ndarray:
         """Which photos the rejection rule keeps, bool `[N]`, of float `[N, C]` logits; without a rule all."""
-        return self.score(logits) >= (self.rejection["threshold"] if self.rejection else -np.inf)
+        return self.score(logits) >= (self.rejection.threshold if self.rejection else -np.inf)
 
 
-def _as_tuple(classes: Any) -> tuple[str, ...]:
-    if not isinstance(classes, list):
-        raise TypeError("classes are no list")
-    return tuple(classes)
+def _damaged(origin: str, error: Exception) -> BadModel:
+    return BadModel(f"{origin} carries a damaged saji spec ({error!r}); export the model again")
 
 
 def _faults(spec: ModelSpec) -> Iterator[str]:
@@ -147,9 +170,6 @@ def _faults(spec: ModelSpec) -> Iterator[str]:
     for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("decode", DECODINGS)):
         if getattr(geometry, name) not in known:
             yield f"{name} is {getattr(geometry, name)!r}, not {' or '.join(known)}"
-    for name in ("validation", "recipe", "data", "versions"):
-        if not isinstance(getattr(spec, name), dict):
-            yield f"{name} is no object"
 
 
 def _is_number(value: Any) -> bool:
@@ -158,12 +178,3 @@ def _is_number(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check_rejection(rejection: Any, origin: str) -> None:
-    if rejection is None:
-        return
-    if not isinstance(rejection, dict) or rejection.get("rule") not in tuple(RULES):
-        raise BadModel(f"{origin} has the rejection {rejection!r}, saji knows {', '.join(RULES)}; train it again")
-    if not _is_number(rejection.get("threshold")):
-        raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")

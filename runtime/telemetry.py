@@ -1,4 +1,4 @@
-"""No word to anybody: libraries that report their use are told not to, before the first of them is imported.
+"""Libraries that report their use to their makers are kept from it, before the first of them is imported.
 
 Every package of saji imports `runtime` first, and `runtime` imports this first.
 """

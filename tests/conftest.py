@@ -66,10 +66,10 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported model folder of `run`, with every precision; INT8 without recovery, which takes a minute."""
-    from export.__main__ import Command, export_model
+    from export.model import Checkpoint, Settings, write_model
 
     def make(folder: Path) -> None:
-        export_model(run, folder, Command(recover=False), lambda line: None)
+        write_model(Checkpoint(run), folder, Settings(recover=False), lambda line: None)
 
     exported = made_once(tmp_path_factory, "exported", make)
     return Path(shutil.copytree(exported, run.parents[2] / "models" / "resnet18"))

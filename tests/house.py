@@ -23,10 +23,11 @@ from conftest import ROOT
 from PIL import Image
 
 from runtime.candidate import Candidate
+from runtime.choice import Policy, choose
 from runtime.classifier import spec_of
-from runtime.deployment import Measured, Policy, choose
+from runtime.deployment import Measured
 from runtime.errors import BadModel, BadPhoto, SajiError
-from runtime.evaluation import GATES, ValidationSet, apply_gate, compare
+from runtime.evaluation import GATES, Figures, ValidationSet, apply_gate, compare
 from runtime.files import sha256_file
 from runtime.preprocess import decode, pixels
 from runtime.receipt import Receipt
@@ -155,9 +156,14 @@ def write_deployment(model: Path, path: Path, backend: str, precision: str = "fp
         c for c in receipt.candidates if (c.backend, c.precision, c.servable) == (backend, precision, True)
     )
     facts, folder = receipt.files[candidate.file], os.path.relpath(model, path.parent)
-    place = Measured(candidate, folder, facts["sha256"], facts["bytes"], 1.0, (1.0,) * 6)
-    choose([replace(place, **changes)], [], Policy(), dict(candidate.machine), {}).write(path)
+    place = Measured(candidate, folder, facts.sha256, facts.bytes, 1.0, (1.0,) * 6)
+    choose([replace(place, **changes)], [], Policy(), candidate.machine, {}).write(path)
     return path
+
+
+def figures(accuracy: float) -> Figures:
+    """Those of a candidate that agrees with its checkpoint, but for its accuracy."""
+    return replace(compare(np.eye(4), np.eye(4), np.arange(4)), accuracy=accuracy)
 
 
 @contextlib.contextmanager

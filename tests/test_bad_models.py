@@ -16,8 +16,8 @@ import torch
 
 import runtime
 from export import __main__ as exporting
-from export.__main__ import Command, export_model
 from export.graph import export_pt2, save_onnx
+from export.model import Checkpoint, Settings, write_model
 from runtime.backends import open_backend
 from runtime.command_line import exit_with_one_sentence
 from runtime.errors import BadModel
@@ -97,7 +97,7 @@ def test_a_judging_set_of_other_classes_is_refused_before_anything_is_written(ru
     validation = ValidationSet.load(run / "validation.npz")
     replace(validation, labels=validation.labels + 3).save(tmp_path / "validation.npz")
     with pytest.raises(BadModel, match=r"validation\.npz is not of checkpoint\.pt \(32 px, 5 classes\)"):
-        export_model(tmp_path, tmp_path / "models" / "resnet18", Command(), lambda line: None)
+        write_model(Checkpoint(tmp_path), tmp_path / "models" / "resnet18", Settings(), lambda line: None)
     assert not (tmp_path / "models").exists()
 
 

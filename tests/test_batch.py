@@ -25,10 +25,11 @@ from demo.page.batch import Batch, Row, as_csv, as_json, counts
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving
+from runtime.spec import Rejection
 
 GREY = (90, 90, 90)
 LIMITS = replace(SMALL, batch=6, upload=1_000_000)
-UNSURE = {"rejection": {"rule": "max_probability", "threshold": 0.9}}
+UNSURE = {"rejection": Rejection("max_probability", 0.9)}
 
 
 @pytest.fixture(autouse=True)

@@ -252,7 +252,7 @@ def test_peak_memory_is_the_engines_and_not_the_validation_sets(out: Path, tmp_p
 
 
 def measured(memory: float | None) -> Measured:
-    candidate = Candidate("net", "model.onnx", "ort-cpu", "fp32", verdict="pass", figures={"accuracy": 0.9})
+    candidate = Candidate("net", "model.onnx", "ort-cpu", "fp32", verdict="pass", figures=house.figures(0.9))
     return Measured(candidate, "models/net", "0" * 64, 10, 1.0, (1.0,) * 6, memory)
 
 
@@ -261,22 +261,22 @@ def measured(memory: float | None) -> Measured:
 )
 def test_memory_that_is_not_known_keeps_no_bound() -> None:
     with pytest.raises(SajiError, match="memory"):
-        house.choose([measured(None)], [], Policy(max_memory=1), {}, {})
+        house.choose([measured(None)], [], Policy(max_memory=1), None, {})
 
 
 def test_memory_that_is_known_keeps_or_breaks_a_bound() -> None:
-    assert house.choose([measured(100)], [], Policy(max_memory=200), {}, {}).choice.peak_memory_mib == 100
+    assert house.choose([measured(100)], [], Policy(max_memory=200), None, {}).choice.peak_memory_mib == 100
     with pytest.raises(SajiError, match="takes 100 MiB, more than 50"):
-        house.choose([measured(100)], [], Policy(max_memory=50), {}, {})
+        house.choose([measured(100)], [], Policy(max_memory=50), None, {})
 
 
 @pytest.mark.xfail(
-    strict=True, reason="what passed and could not be timed is called not judged (issue 20)", raises=AssertionError
+    strict=True, reason="what passed and could not be timed is called not checked (issue 20)", raises=AssertionError
 )
 def test_what_passed_and_was_not_timed_is_not_called_unjudged() -> None:
     untimed = Candidate("other", "model.onnx", "ort-cpu", "fp32", verdict="pass")
-    (entry,) = house.choose([measured(100)], [untimed], Policy(), {}, {}).rejected
-    assert "not judged" not in entry["reason"]
+    (entry,) = house.choose([measured(100)], [untimed], Policy(), None, {}).rejected
+    assert "not checked" not in entry.reason
 
 
 # --- `load`

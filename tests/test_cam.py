@@ -168,7 +168,7 @@ def test_the_receipt_lists_the_map_and_nothing_else_is_opened(model: Path, tmp_p
     receipt = Receipt.read(model)
     check = next(candidate for candidate in receipt.candidates if candidate.file == FILE)
     assert (check.verdict, check.variant, check.servable) == ("pass", "cam", False) and FILE in receipt.files
-    assert check.figures["photos"] == len(ValidationSet.load(model / "validation.npz").labels)
+    assert check.figures.photos == len(ValidationSet.load(model / "validation.npz").labels)
     for name in ("model.json", FILE):
         shutil.copy(model / name, tmp_path)
     photo = model / "golden.jpg"

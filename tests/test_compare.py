@@ -82,7 +82,7 @@ def rows_of(entrants: list[Entrant], seconds: float = 60) -> list[Row]:
 
 
 def test_what_passed_here_takes_part_once_and_the_reference_leads(tmp_path: Path) -> None:
-    elsewhere = replace(ORT, backend="openvino", machine={**machine(), "cpu": "another"})
+    elsewhere = replace(ORT, backend="openvino", machine=replace(machine(), cpu="another"))
     failed, check = replace(ORT, file="a.onnx", verdict="fail"), replace(ORT, file="b.onnx", servable=False)
     exported(tmp_path / "models" / "resnet34", CANDIDATE, ORT, elsewhere, failed, check, REFERENCE)
     exported(tmp_path / "models" / "plain34", PLAIN)
@@ -144,7 +144,7 @@ def test_a_file_that_was_not_judged_is_not_opened(tmp_path: Path, processes: dic
     folder = exported(tmp_path / "resnet34", ORT)
     (folder / ORT.file).write_text("something else")
     [row] = rows_of([Entrant(ORT, folder)])
-    assert "is not the file that was judged" in row.problem and "\n" not in row.problem
+    assert "is not the file that was checked" in row.problem and "\n" not in row.problem
     assert processes["started"] == []
 
 

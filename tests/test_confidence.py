@@ -12,7 +12,7 @@ from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.errors import BadModel
 from runtime.evaluation import calibration_error
-from runtime.spec import RULES, Geometry, ModelSpec
+from runtime.spec import RULES, Geometry, ModelSpec, Rejection
 from training.run.confidence import KEPT, cross_fitted, fitted_temperature, settled, threshold_keeping
 
 
@@ -88,7 +88,7 @@ def test_each_rule_follows_its_formula_without_overflow() -> None:
     spec = replace(ModelSpec("x", "y", tuple("abc")), temperature=temperature)
 
     def score(rule: str) -> list[float]:
-        return list(replace(spec, rejection={"rule": rule, "threshold": 0.0}).score(logits))
+        return list(replace(spec, rejection=Rejection(rule, 0.0)).score(logits))
 
     exponents = np.exp(logits[0] / temperature)
     assert score("max_probability") == pytest.approx([exponents[2] / exponents.sum(), 1])
@@ -102,7 +102,7 @@ def test_each_photo_of_a_batch_is_sure_by_its_own_score(rule: str, threshold: fl
         def run(self, images: np.ndarray) -> np.ndarray:
             return images.reshape(len(images), -1).mean(1)[:, None] * np.array([[1, 0, 0]]) / 50
 
-    spec = ModelSpec("x", "y", tuple("abc"), Geometry.for_size(8), 1.0, {"rule": rule, "threshold": threshold})
+    spec = ModelSpec("x", "y", tuple("abc"), Geometry.for_size(8), 1.0, Rejection(rule, threshold))
     classifier = Classifier(spec, Brightness(), Candidate("y", "model.onnx", "fake", "fp32"))
     black, white = (np.full((8, 8, 3), value, np.uint8) for value in (0, 255))
     assert [answer.sure for answer in classifier.classify([black, white, black])] == [False, True, False]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import house
 import numpy as np
 import pytest
 from conftest import PATIENCE
@@ -24,11 +25,12 @@ from demo import app
 from demo.service.limits import Limits
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
-from runtime.deployment import Deployment, Measured, Policy
+from runtime.deployment import Deployment, Measured, Rejected
 from runtime.errors import SajiError, Unavailable
 from runtime.heatmap import Heat
+from runtime.machine import Machine
 from runtime.preprocess import pixels
-from runtime.spec import Geometry, ModelSpec
+from runtime.spec import Geometry, ModelSpec, Rejection
 
 ROOT = Path(__file__).resolve().parent.parent
 RED, GREEN, BLUE = (200, 40, 30), (30, 180, 60), (30, 60, 200)
@@ -53,7 +55,7 @@ class MeanColour:
         self.seen.clear()
 
 
-CANDIDATE = Candidate("resnet34", "model.int8.onnx", "openvino", "int8", verdict="pass", figures={"accuracy": 0.9712})
+CANDIDATE = Candidate("resnet34", "model.int8.onnx", "openvino", "int8", verdict="pass", figures=house.figures(0.9712))
 
 
 def colour_classifier(**spec: Any) -> Classifier:
@@ -63,10 +65,10 @@ def colour_classifier(**spec: Any) -> Classifier:
 
 
 def deployment() -> Deployment:
-    rejected = ({"candidate": "resnet34 · ort-cpu · int8", "reason": "accuracy fell by <b>9</b> points"},)
-    machine = {"cpu": "Test CPU", "cpu_features": ["avx2"], "cores": 2, "memory_gib": 8.0, "gpu": None, "system": "L"}
+    rejected = (Rejected("resnet34 · ort-cpu · int8", "accuracy fell by <b>9</b> points"),)
+    machine = Machine("Test CPU", ("avx2",), cores=2, memory_gib=8.0, gpu=None, system="L")
     choice = Measured(CANDIDATE, "models/resnet34", "0" * 64, 1, 2.5)
-    return Deployment(choice, "fastest of 3 that passed", (), rejected, Policy(), machine, {})
+    return Deployment(choice, "fastest of 3 that passed", (), rejected, {}, machine, {})
 
 
 def picture(path: Path, colour: tuple[int, int, int], **options: Any) -> Path:
@@ -291,7 +293,7 @@ def test_page_says_when_the_model_knows_only_drawings(drawn: bool, tmp_path: Pat
 def test_an_answer_below_the_rejection_threshold_is_not_sure(tmp_path: Path) -> None:
     from demo.page.tabs.classify import note_on
 
-    rejecting = colour_classifier(rejection={"rule": "max_probability", "threshold": 0.9})
+    rejecting = colour_classifier(rejection=Rejection("max_probability", 0.9))
     assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))), "en")
     assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)), "en")
 

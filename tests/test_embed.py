@@ -70,9 +70,9 @@ def test_embed_files_are_judged_on_the_original_photos(model: Path) -> None:
     assert ("model.embed.int8.onnx" in [check.file for check in checks]) == ("model.int8.onnx" in passed)
     for check in checks:
         # A step of 1/255 may cross a rounding of INT8, which this hardly trained network shows: the gate says so
-        wrong = check.figures["largest_probability_difference"] > BOUND
+        wrong = check.figures.largest_probability_difference > BOUND
         assert (check.verdict == "fail") == wrong and not (wrong and check.precision == "fp32"), check.reasons
-        assert check.figures["photos"] == n
+        assert check.figures.photos == n
 
 
 def inner_logits(model: Path, images: np.ndarray) -> np.ndarray:

@@ -22,9 +22,8 @@ from export.engine import SOURCES, Options, Profile, build_engine, build_engines
 from export.graph import FORBIDDEN_IN_OURS, export_onnx, layer_facts, multiply_adds, operators
 from runtime.backends import open_backend, unavailable_because
 from runtime.backends import tensorrt as serving
-from runtime.backends.precision_check import check_precision
-from runtime.backends.tensorrt_logger import collecting_logger
-from runtime.backends.tensorrt_worker import Worker
+from runtime.backends.base import BuildFacts, Request, check_precision
+from runtime.backends.tensorrt import Worker, collecting_logger
 from runtime.benchmark import scenarios
 from runtime.errors import NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
@@ -54,7 +53,7 @@ HOLDS = {
 NOT_TENSORRT = {"name", "ndim"}  # of modules and of our own objects that share a variable's name
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 RTX_ONLY |= {"CudaGraphStrategy", "cuda_graph_strategy"}
-READERS = ("export/engine.py", *(f"runtime/backends/tensorrt{part}.py" for part in ("", "_logger", "_worker")))
+READERS = ("export/engine.py", "runtime/backends/tensorrt.py")
 
 
 class TestNames:
@@ -116,10 +115,7 @@ class TestNames:
         assert fresh == json.loads(tensorrt_names.FILE.read_text(encoding="utf-8"))
 
 
-FACTS = {
-    **{"flavour": "tensorrt", "version": "10.14.1.48", "system": "Linux x86_64", "targets": ["sm86"]},
-    **{"version_compatible": False, "hardware_compatible": False},
-}
+FACTS = BuildFacts(flavour="tensorrt", version="10.14.1.48", system="Linux x86_64", targets=("sm86",))
 HERE = ("tensorrt", "10.14.1.48", "sm86", "Linux x86_64")
 
 
@@ -128,7 +124,7 @@ class TestMismatch:
 
     def test_what_fits_is_opened(self) -> None:
         assert serving.mismatch(FACTS, *HERE) is None
-        assert serving.mismatch({**FACTS, "targets": []}, *HERE) is None
+        assert serving.mismatch(replace(FACTS, targets=()), *HERE) is None
 
     @pytest.mark.parametrize(
         "here",
@@ -145,20 +141,20 @@ class TestMismatch:
         assert all(part in reason.partition("this machine has")[2] for part in here[1:])
 
     def test_what_compatible_engines_allow(self) -> None:
-        version = {**FACTS, "version_compatible": True}
+        version = replace(FACTS, version_compatible=True)
         allowed = {
             v: serving.mismatch(version, "tensorrt", v, *HERE[2:]) for v in ("10.16.0.1", "10.9.0.1", "11.4.0.1")
         }
         assert [v for v, reason in allowed.items() if reason is None] == ["10.16.0.1"]
-        hardware = {**FACTS, "hardware_compatible": True}
+        hardware = replace(FACTS, hardware_compatible=True)
         gpus = {gpu: serving.mismatch(hardware, *HERE[:2], gpu, HERE[3]) for gpu in ("sm75", "sm80", "sm120")}
         assert [gpu for gpu, reason in gpus.items() if reason is None] == ["sm80", "sm120"]
 
-    @pytest.mark.parametrize("facts", [{}, {**FACTS, "flavour": "tensorrt_rtx", "version": "1.0"}])
+    @pytest.mark.parametrize("facts", [BuildFacts(), replace(FACTS, flavour="tensorrt_rtx", version="1.0")])
     def test_opening_asks_before_it_reads_the_file(self, trt, facts, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("runtime.backends.cuda.compute_capability", lambda: "sm86")
         with pytest.raises(Unavailable, match=r"gone\.engine (was built for|has no facts)"):
-            serving.open_engine("tensorrt-rtx", Path("gone.engine"), "fp16", "", 0, facts)
+            serving.TensorRt(Request("tensorrt-rtx", Path("gone.engine"), "fp16", facts=facts))
 
 
 class Recorder:
@@ -268,11 +264,11 @@ class TestCudaGraph:
 class TestProof:
     def test_declared_layers_are_set_apart_and_others_are_named(self) -> None:
         layers = [("a", "int8", 60.0), ("b", "fp32", 30.0), ("c", "int8", 10.0)]
-        assert check_precision(layers, "int8", "x", {"kept": {"b": 0.3}}) == {"fp32": 0.3, "int8": 0.7}
+        assert check_precision(layers, "int8", "x", {"b": 0.3}) == {"fp32": 0.3, "int8": 0.7}
         with pytest.raises(NotAsAsked, match=r"70 % int8, 30 % fp32 \(b\)"):
             check_precision(layers, "int8", "x", {})
         with pytest.raises(NotAsAsked):
-            check_precision(layers, "int8", "x", {"kept": {"b": 0.2}})
+            check_precision(layers, "int8", "x", {"b": 0.2})
 
     def test_the_inspectors_layers_weigh_what_their_nodes_do(self) -> None:
         fused = {
@@ -337,7 +333,8 @@ def test_recovery_returns_the_layer_that_hurts_and_declares_it(tmp_path: Path, m
         for name in ("plain.onnx", "recovered.onnx")
     }
     assert error["recovered.onnx"] < 0.5 * error["plain.onnx"]
-    assert open_backend("ort-cpu", tmp_path / "recovered.onnx", "int8", facts=facts).precision_share()["fp32"] > 0.05
+    opened = open_backend("ort-cpu", tmp_path / "recovered.onnx", "int8", facts=BuildFacts(**facts))
+    assert opened.precision_share()["fp32"] > 0.05
     with pytest.raises(NotAsAsked, match="asked for int8"):
         open_backend("ort-cpu", tmp_path / "recovered.onnx", "int8").precision_share()
 
@@ -364,7 +361,7 @@ class TestModelFolder:
         (check,) = (c for c in candidates if c.file == SOURCES["int8"])
         (served,) = (c for c in candidates if c.file == "model.int8.onnx" and c.backend == "ort-cpu")
         assert not check.servable and check.backend == "ort-cpu" and check.precision == "int8"
-        assert check.figures["shift"] < 2 * served.figures["shift"]  # one and the same calibration
+        assert check.figures.shift < 2 * served.figures.shift  # one and the same calibration
 
     def test_its_activations_are_signed_about_zero_and_the_rest_is_fp16(self, model: Path) -> None:
         graph = onnx.load(model / SOURCES["int8"]).graph
@@ -384,7 +381,7 @@ class TestModelFolder:
         for name in SOURCES:
             file = f"engines/tensorrt-rtx.{name}.engine"
             built = receipt.engines[file]
-            assert built["engine_sha256"] == sha256_file(model / file) == receipt.files[file]["sha256"]
+            assert built["engine_sha256"] == sha256_file(model / file) == receipt.files[file].sha256
             assert built["onnx_sha256"] == sha256_file(model / SOURCES[name])
             assert built["version"] == trt.__version__ and built["targets"] == ["sm86", "sm89", "sm120"]
             assert built["cuda"][0].isdigit() and built["precision_share"][name] > 0.95
@@ -393,8 +390,8 @@ class TestModelFolder:
             launched, graph = (c for c in receipt.candidates if c.file == file)
             assert (launched.variant, graph.variant) == ("", "CUDA graph")
             for candidate in (launched, graph):
-                assert candidate.verdict == "unchecked" or candidate.machine["gpu"]
-                assert candidate.facts["targets"] == ["sm86", "sm89", "sm120"] and candidate.facts["multiply_adds"]
+                assert candidate.verdict == "unchecked" or candidate.machine.gpu
+                assert candidate.facts.targets == ("sm86", "sm89", "sm120") and candidate.facts.multiply_adds
 
 
 # ResNet-34 stands for the three in each run; the others are exported with the long tests
@@ -558,7 +555,7 @@ class TestRefusals:
             "CHECK(status == CUDA_SUCCESS)": lambda config: config.set_flag(trt.BuilderFlag.REFIT),
             "nvinfer_lean": lambda config: config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE),
         }
-        if "GPU" not in (engine.machine()["gpu"] or "no GPU"):
+        if "GPU" not in (engine.machine().gpu or "no GPU"):
             pytest.skip("with a GPU these may be allowed")
         for words, change in cases.items():
             with pytest.raises(SajiError) as error:

@@ -16,7 +16,7 @@ from conftest import ROOT, SHARED, needs_shared
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet, wilson_interval
-from runtime.spec import Geometry, ModelSpec
+from runtime.spec import Geometry, ModelSpec, Rejection
 from training.network.classifier import load_checkpoint
 from training.outcome import evaluate
 from training.photos.photo_set import Photo
@@ -139,7 +139,7 @@ def test_calibration_is_that_of_the_probabilities_that_are_served() -> None:
 @pytest.mark.parametrize("rule", [None, "max_probability", "energy"])
 def test_auroc_is_the_share_of_pairs_in_the_right_order(rule: str | None) -> None:
     known, unknown = [1.0, 3.0, 3.5, 6.0], [0.5, 2.0, 3.0]
-    spec = replace(SPEC, rejection={"rule": rule, "threshold": 0.0} if rule else None)
+    spec = replace(SPEC, rejection=Rejection(rule, 0.0) if rule else None)
     labels = np.array([0] * len(known) + [evaluate.NONE] * len(unknown))
     found = evaluate.evaluated(spec, scored(known + unknown), labels)["rejection"]["auroc"]
     pairs = [(k > u) + (k == u) / 2 for k in known for u in unknown]
@@ -147,7 +147,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(rule: str | None) -> Non
 
 
 def test_rejection_counts_what_the_rule_keeps() -> None:
-    spec = replace(SPEC, rejection={"rule": "energy", "threshold": 4.0})
+    spec = replace(SPEC, rejection=Rejection("energy", 4.0))
     labels = np.array([0, 0, 0, 1, *[evaluate.NONE] * 3])
     found = evaluate.evaluated(spec, scored([5.0, 5, 1, 1, 5, 1, 1]), labels)["rejection"]
     shares = [found[name]["share"] for name in ("known_kept", "right_kept", "unknown_rejected")]

@@ -16,7 +16,7 @@ from runtime.evaluation import (
     read_gates,
     wilson_interval,
 )
-from runtime.spec import ModelSpec
+from runtime.spec import ModelSpec, Rejection
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def reference() -> tuple[np.ndarray, np.ndarray]:
 def test_the_same_logits_pass(reference: tuple, precision: str) -> None:
     logits, labels = reference
     verdict = apply_gate(logits, logits.copy(), labels, GATES[precision])
-    assert verdict.verdict == "pass" and verdict.figures["agreement"] == 1 and not verdict.figures["flipped"]
+    assert verdict.verdict == "pass" and verdict.figures.agreement == 1 and not verdict.figures.flipped
 
 
 @pytest.mark.parametrize("precision", GATES)
@@ -76,8 +76,8 @@ def test_flips_are_listed_with_the_references_margin(reference: tuple) -> None:
     flipped[3, 1] += 0.002
     verdict = apply_gate(close, flipped, labels, GATES["bf16"])
     assert verdict.verdict == "pass"
-    assert [flip["photo"] for flip in verdict.figures["flipped"]] == [3]
-    assert verdict.figures["flipped"][0]["margin"] < 0.01
+    assert [flip.photo for flip in verdict.figures.flipped] == [3]
+    assert verdict.figures.flipped[0].margin < 0.01
 
 
 def test_too_few_photos_are_inconclusive(reference: tuple) -> None:
@@ -145,10 +145,10 @@ def test_a_changed_decision_is_another_class_or_another_not_sure(reference: tupl
     candidate = logits.copy()
     candidate[0] = [1.0, 3.0, 0.0]  # another class
     candidate[1] = [1.0, 0.9, 0.8]  # the same class, no longer sure
-    spec = ModelSpec("x", "y", ("a", "b", "c"), rejection={"rule": "max_probability", "threshold": 0.6})
-    assert apply_gate(logits, candidate, labels, GATES["int8"], spec).figures["decisions_changed"] == 2
+    spec = ModelSpec("x", "y", ("a", "b", "c"), rejection=Rejection("max_probability", 0.6))
+    assert apply_gate(logits, candidate, labels, GATES["int8"], spec).figures.decisions_changed == 2
     unlimited = ModelSpec("x", "y", ("a", "b", "c"))
-    assert apply_gate(logits, candidate, labels, GATES["int8"], unlimited).figures["decisions_changed"] == 1
+    assert apply_gate(logits, candidate, labels, GATES["int8"], unlimited).figures.decisions_changed == 1
 
 
 def test_own_bounds_replace_those_of_the_table_and_say_so(tmp_path, reference: tuple) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from export import __main__ as exporting
+from export import model as module
 from export import parity
-from export.__main__ import Command, export_model
 from export.graph import OPSET, check_contract, export_onnx
+from export.model import Checkpoint, Settings, up_to_date, write_model
 from export.precision import FP16_QDQ_OPSET
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
@@ -62,7 +63,7 @@ def test_every_candidate_is_judged_on_the_whole_validation_set(model: Path) -> N
     receipt, n = Receipt.read(model), len(ValidationSet.load(model / "validation.npz").labels)
     judged_here = [c for c in receipt.candidates if c.verdict != "unchecked"]
     assert {c.backend for c in judged_here} == {"pytorch", "ort-cpu", "openvino"}
-    assert all(c.figures["photos"] == n and c.machine for c in judged_here if c.figures)
+    assert all(c.figures.photos == n and c.machine for c in judged_here if c.figures)
     for c in receipt.candidates:
         if c.verdict == "unchecked":
             assert c.reasons, c.name
@@ -111,11 +112,11 @@ def test_an_fp32_file_passed_off_as_int8_is_a_failure(model: Path) -> None:
 def written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export finds its FP32 files written: those of `model`, to save the time."""
 
-    def write(network: object, spec: object, calibration: Path, folder: Path, *_: object) -> None:
+    def write(source: object, folder: Path, *_: object) -> None:
         for file in ("model.onnx", "model.pt2"):
             shutil.copy(model / file, folder)
 
-    monkeypatch.setattr(exporting, "_write_graphs", write)
+    monkeypatch.setattr(Checkpoint, "write_graphs", write)
 
 
 @pytest.mark.usefixtures("written")
@@ -123,31 +124,36 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     model: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (model / "model.json").read_bytes()
-    said: list[str] = []
-    export_model(run, model, Command(recover=False), said.append)
-    assert "up to date" in said[-1]
     digest = sha256_file(run / "checkpoint.pt")
-    assert exporting._up_to_date(model, digest, Command(recover=False).request() | {"revision": 1}) is None
-    monkeypatch.setattr(
-        "training.network.classifier.reference_logits", lambda m, images: np.zeros((len(images), 5), np.float32)
-    )
+    assert up_to_date(model, digest, Settings(recover=False))
+    assert not up_to_date(model, digest, Settings()) and not up_to_date(model, "0" * 64, Settings(recover=False))
+    monkeypatch.setattr(Checkpoint, "reference", lambda _, images: np.zeros((len(images), 5), np.float32))
     with pytest.raises(GateFailed, match="nothing was replaced"):
-        export_model(run, model, Command(precisions=("fp32",), force=True), said.append)
+        write_model(Checkpoint(run), model, Settings(precisions=("fp32",)), lambda line: None)
     assert (model / "model.json").read_bytes() == before
     assert not [p for p in model.parent.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("what", ["OPSET", "_code", "buildable", "versions", "machine"])
+def test_an_export_by_other_code_for_another_machine_or_without_an_engine_is_not_up_to_date(
+    model: Path, run: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"OPSET": 17, "versions": lambda: {"numpy": "1"}}.get(what, lambda: ["another"])
+    monkeypatch.setattr(module, what, other)
+    assert not up_to_date(model, sha256_file(run / "checkpoint.pt"), Settings(recover=False))
 
 
 @pytest.mark.usefixtures("written")
 def test_every_verdict_carries_the_bounds_it_was_given_by(model: Path, run: Path, tmp_path: Path) -> None:
     """So that the benchmark, which judges again on its own machine, judges by the same."""
     gates = {c.precision: c.gate for c in Receipt.read(model).candidates if c.variant != "embed"}
-    assert gates == {name: asdict(GATES[name]) for name in gates}
+    assert gates == {name: GATES[name] for name in gates}
     (tmp_path / "own.toml").write_text("[fp32]\nshift = 1e-12\n")
-    strict = Command(precisions=("fp32",), recover=False, gates=tmp_path / "own.toml")
+    strict = Settings(precisions=("fp32",), recover=False, gates=tmp_path / "own.toml")
     with pytest.raises(GateFailed, match="above 1e-12"):
-        export_model(run, tmp_path / "model", strict, lambda line: None)
+        write_model(Checkpoint(run), tmp_path / "model", strict, lambda line: None)
     openvino = next(c for c in Receipt.read(model).candidates if (c.backend, c.precision) == ("openvino", "int8"))
-    tightened = replace(openvino, gate=openvino.gate | {"shift": 1e-12})
+    tightened = replace(openvino, gate=replace(GATES["int8"], shift=1e-12))
     result = check_candidate(tightened, model, ValidationSet.load(model / "validation.npz"), Receipt.read(model).spec)
     assert result.verdict == "fail" and "above 1e-12" in result.reasons[0]
 
@@ -170,17 +176,17 @@ def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts
     receipt = Receipt.read(model)
     bad = replace(receipt.candidates[2], verdict="fail", reasons=("shift 9 is above 1",))
     spoilt = replace(receipt, candidates=(*receipt.candidates[:2], bad, *receipt.candidates[3:]))
-    monkeypatch.setattr(exporting, "export_model", lambda *args: spoilt)
+    monkeypatch.setattr(exporting, "_export", lambda *args: spoilt)
     monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2])])
     low = replace(bad, precision="int8")  # tried by default, not asked for: refused, and the export goes on
     spared = replace(receipt, candidates=(*receipt.candidates[:2], low))
-    monkeypatch.setattr(exporting, "export_model", lambda *args: spared)
+    monkeypatch.setattr(exporting, "_export", lambda *args: spared)
     exporting.main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["refused"] == [low.name]
     monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2]), "--precisions", "int8"])
     with pytest.raises(GateFailed):
         exporting.main()
-    monkeypatch.setattr(exporting, "export_model", lambda *args: spoilt)
+    monkeypatch.setattr(exporting, "_export", lambda *args: spoilt)
     with pytest.raises(GateFailed, match="the others keep their verdicts") as error:
         exporting.main()
     assert error.value.exit_status == 1

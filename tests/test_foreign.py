@@ -88,7 +88,7 @@ def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pyt
     assert '"archs": ["their_net"], "failed": []' in capsys.readouterr().out
     folder = tmp_path / "models" / "their_net"
     assert {candidate.verdict for candidate in Receipt.read(folder).candidates} == {"unchecked"}
-    with pytest.raises(SajiError, match="verdict is unchecked: there were no photos to judge it by"):
+    with pytest.raises(SajiError, match="verdict is unchecked: there were no photos to check it by"):
         runtime.load(folder)
 
 

@@ -118,3 +118,10 @@ def test_no_stage_folder_shadows_a_library() -> None:
         "triton",
     }
     assert not names & (libraries | set(sys.stdlib_module_names))
+
+
+def test_the_service_knows_nothing_of_the_page() -> None:
+    for name in modules():
+        if name.startswith("demo.service."):
+            assert not {other for other in imported_by(name) if other.startswith("demo.page")}, name
+            assert "import gradio" not in modules()[name].read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from lab.load.experiments import EXPERIMENTS, Plan
 from lab.load.measurements import Load, flatness
 from lab.tables.load import table
 from runtime.benchmark.rows import read_rows
-from runtime.deployment import Deployment, Measured, Policy
+from runtime.deployment import Deployment, Measured
 from runtime.errors import SajiError
 from runtime.receipt import Receipt
 
@@ -39,8 +39,8 @@ def out(model: Path) -> Path:
     receipt = Receipt.read(model)
     [candidate] = [c for c in receipt.candidates if (c.backend, c.precision, c.variant) == ("ort-cpu", "fp32", "")]
     folder = model.parent.parent
-    choice = Measured(candidate, f"models/{model.name}", receipt.files[candidate.file]["sha256"], 1, 1.0)
-    Deployment(choice, "the only one", (), (), Policy(), {}, {}).write(folder / "deployment.json")
+    choice = Measured(candidate, f"models/{model.name}", receipt.files[candidate.file].sha256, 1, 1.0)
+    Deployment(choice, "the only one", (), (), {}, None, {}).write(folder / "deployment.json")
     return folder
 
 

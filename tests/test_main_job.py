@@ -18,7 +18,7 @@ from runtime.receipt import Receipt
 pytestmark = pytest.mark.slow
 
 needs_bf16 = pytest.mark.skipif(
-    not {"avx512_bf16", "amx_bf16"} & set(machine()["cpu_features"]),
+    not {"avx512_bf16", "amx_bf16"} & set(machine().cpu_features),
     reason="this processor has no bf16 arithmetic, for which this promise about training was made",
 )
 

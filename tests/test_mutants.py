@@ -134,9 +134,8 @@ def test_the_graph_without_a_copy_is_refused_on_openvino_and_its_layer_named(sam
 
 
 def test_bad_input_to_a_diagnosis_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["diagnose", str(folder), "gone.onnx"])
     with pytest.raises(SajiError, match=r"has no gone\.onnx"):
-        main()
+        main([str(folder), "gone.onnx"])
     (folder / "text.onnx").write_text("hello")
     with pytest.raises(SajiError, match=r"text\.onnx"):
         diagnose(folder, Candidate("resnet18", "text.onnx", "ort-cpu", "fp32"))

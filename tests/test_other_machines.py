@@ -63,7 +63,8 @@ def served_here(path: Path, **asked: str) -> bool:
     """Whether it is served with a verdict that is known to be of this machine, or refused in one sentence."""
     try:
         with runtime.load(path, **asked) as classifier:
-            return classifier.candidate.machine.get("cpu") not in (None, ANOTHER["cpu"])
+            machine = classifier.candidate.machine
+            return machine is not None and machine.cpu != ANOTHER["cpu"]
     except runtime.SajiError as error:
         return "machine" in str(error) or "choices" in str(error)
 

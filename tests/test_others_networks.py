@@ -149,7 +149,7 @@ def test_a_network_with_published_weights_reloads_as_the_same_network(
     rooms.save_checkpoint(tmp_path / "checkpoint.pt", module, spec)
     after = rooms.reference_logits(rooms.load_checkpoint(tmp_path / "checkpoint.pt")[0], images)
     figures = compare(before, after, np.zeros(8, int))
-    assert figures["shift"] < 0.001 and figures["agreement"] == 1
+    assert figures.shift < 0.001 and figures.agreement == 1
 
 
 @pytest.mark.slow

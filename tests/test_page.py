@@ -1,6 +1,7 @@
 """Each tab of the page, in a real browser: what it tells, in both languages, light and dark, wide and on a phone."""
 
 import json
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from demo.page import texts
 from demo.page.benchmarks import races
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
+from runtime.spec import Rejection
 
 MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
 ROW = {
@@ -33,7 +35,7 @@ SPEC = {
         "calibration": {"ece_before": 0.2346, "ece_after": 0.1234},
     },
     "recipe": {"name": "quick", "epochs": 2},
-    "rejection": {"rule": "max_probability", "threshold": 0.4321},
+    "rejection": Rejection("max_probability", 0.4321),
     "temperature": 0.8768,
 }
 # Findings of axe-core in what Gradio (6.31) renders of itself: an empty Label has an aria-label without a role
@@ -41,7 +43,15 @@ OF_GRADIO = {"aria-prohibited-attr"}
 
 
 def row(name: str, milliseconds: float, accuracy: float, **other: Any) -> dict[str, Any]:
-    return {**ROW, **MACHINE, "candidate": name, "milliseconds": milliseconds, "accuracy": accuracy, **other}
+    return {
+        **ROW,
+        **MACHINE,
+        "candidate": name,
+        "backend": "ort-cpu",
+        "milliseconds": milliseconds,
+        "accuracy": accuracy,
+        **other,
+    }
 
 
 def write_rows(path: Path, *rows: dict[str, Any]) -> None:
@@ -195,10 +205,15 @@ def test_committed_races_are_there_in_a_checkout(tmp_path: Path) -> None:
     assert {race.key[0] for race in races(tmp_path / "missing.jsonl")} >= {"food5.jsonl", "sample.jsonl"}
 
 
-@pytest.mark.parametrize("key", texts._TEXTS)
-def test_both_languages_fill_in_the_same(key: str) -> None:
-    english, indonesian = ({part[1:3] for part in Formatter().parse(text)} for text in texts._TEXTS[key])
-    assert english == indonesian
+@pytest.mark.parametrize("language", texts.TEXTS)
+def test_every_language_has_every_text_and_fills_in_the_same(language: str) -> None:
+    own = tomllib.loads((Path(texts.__file__).parent / "languages" / f"{language}.toml").read_text("utf-8"))
+    assert own.keys() - {"refusals"} == texts.TEXTS[texts.ENGLISH].keys()
+    for key, text in texts.TEXTS[language].items():
+        fields, english = (
+            {part[1:3] for part in Formatter().parse(t)} for t in (text, texts.TEXTS[texts.ENGLISH][key])
+        )
+        assert fields == english, key
 
 
 @pytest.mark.parametrize(

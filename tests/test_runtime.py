@@ -8,7 +8,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import house
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -20,12 +22,15 @@ from runtime.backends import BACKENDS, open_backend, unavailable_because
 from runtime.benchmark.rounds import Entrant, race
 from runtime.benchmark.rows import read_rows
 from runtime.benchmark.run import Race, receipts_in
+from runtime.benchmark.table import conditions
 from runtime.candidate import Candidate
-from runtime.deployment import Deployment, Measured, Policy, choose
+from runtime.choice import Policy, choose
+from runtime.deployment import Deployment, Measured
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
 from runtime.golden import Golden
 from runtime.receipt import Receipt
+from runtime.spec import Rejection
 
 HERE = [name for name in BACKENDS if unavailable_because(name) is None]
 
@@ -72,7 +77,7 @@ def test_engines_agree_and_take_any_batch(backend: str, model: Path) -> None:
 def test_fp32_that_opens_as_bf16_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from runtime.backends import openvino
 
-    if "avx512_bf16" not in runtime.environment.machine()["cpu_features"]:
+    if "avx512_bf16" not in runtime.environment.machine().cpu_features:
         pytest.skip("this processor has no bf16, so OpenVINO cannot fall into it")
     monkeypatch.setitem(openvino._HINTS, "fp32", "bf16")  # OpenVINO's default on such processors
     with pytest.raises(NotAsAsked, match="asked for fp32, but computes 100 % bf16"):
@@ -82,6 +87,7 @@ def test_fp32_that_opens_as_bf16_is_refused(model: Path, monkeypatch: pytest.Mon
 def test_a_session_on_another_provider_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
+    from runtime.backends.base import Request
     from runtime.backends.onnxruntime import OnnxRuntime
 
     class Fallen:
@@ -90,7 +96,7 @@ def test_a_session_on_another_provider_is_refused(model: Path, monkeypatch: pyte
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: Fallen())
     with pytest.raises(NotAsAsked, match="asked ONNX Runtime for CUDAExecutionProvider, got CPU"):
-        OnnxRuntime("CUDAExecutionProvider", model / "model.onnx", "fp32", 0, {})
+        OnnxRuntime(Request("ort-cuda", model / "model.onnx"))
 
 
 def test_load_answers_alike_for_path_bytes_and_array(model: Path) -> None:
@@ -112,7 +118,7 @@ def test_not_sure_follows_the_specs_rule(model: Path) -> None:
     with runtime.load(model) as classifier:
         example = next((model / "examples").glob("*.png"))
         assert classifier(example).sure
-        classifier.spec = replace(classifier.spec, rejection={"rule": "max_probability", "threshold": 1.01})
+        classifier.spec = replace(classifier.spec, rejection=Rejection("max_probability", 1.01))
         assert not classifier(example).sure
 
 
@@ -153,22 +159,59 @@ def test_a_candidate_that_did_not_pass_is_not_served(model: Path) -> None:
 
 
 def measured(name: str, milliseconds: float, accuracy: float, size: int = 10, verdict: str = "pass") -> Measured:
-    candidate = Candidate(name, "model.onnx", "ort-cpu", "fp32", verdict=verdict, figures={"accuracy": accuracy})
+    candidate = Candidate(name, "model.onnx", "ort-cpu", "fp32", verdict=verdict, figures=house.figures(accuracy))
     rounds = tuple(milliseconds * wobble for wobble in (1, 1.01, 0.99, 1.002, 1, 0.998))
     return Measured(candidate, f"models/{name}", "0" * 64, size, milliseconds, rounds, peak_memory_mib=size)
 
 
 def chosen(*entries: Measured, policy: Policy = Policy()) -> Deployment:  # noqa: B008  # frozen
-    return choose(list(entries), [], policy, {}, {})
+    return choose(list(entries), [], policy, None, {})
 
 
 def test_the_choice_is_the_fastest_accurate_enough() -> None:
     deployment = chosen(measured("slow", 9, 0.95), measured("fast", 3, 0.945), measured("wrong", 1, 0.90))
     assert deployment.choice.candidate.architecture == "fast" and "fastest of 2" in deployment.reason
     assert [m.candidate.architecture for m in deployment.fallbacks] == ["slow"]
-    reasons = {entry["candidate"].split()[0]: entry["reason"] for entry in deployment.rejected}
+    reasons = {entry.candidate.split()[0]: entry.reason for entry in deployment.rejected}
     assert "5.0 points below the best" in reasons["wrong"] and "slower" in reasons["slow"]
-    assert chosen(measured("a", 9, 0.95), measured("b", 1, 0.90), policy=Policy(0.1)).choice.milliseconds == 1
+    lenient = Policy(max_accuracy_drop=0.1)
+    assert chosen(measured("a", 9, 0.95), measured("b", 1, 0.90), policy=lenient).choice.milliseconds == 1
+
+
+def test_a_deployment_of_the_last_version_is_read(model: Path, tmp_path: Path) -> None:
+    path = house.write_deployment(model, tmp_path / "deployment.json", "ort-cpu")
+    before = Deployment.read(path)
+    with house.changing(path) as content:
+        as_version_0_1(content["choice"]["candidate"])
+        reasons = "parity verdict fail: it is wrong", "parity verdict unchecked: no GPU", "slower: 2 ms"
+        content["rejected"] = [{"candidate": "a · b", "reason": reason} for reason in reasons]
+    after = Deployment.read(path)
+    assert [entry.cause for entry in after.rejected] == ["fail", "unchecked", ""]
+    assert replace(after, rejected=()) == replace(before, rejected=())
+    assert "refused: a · b: it is wrong" in after.summary() and "not run here: a · b: no GPU" in after.summary()
+
+
+def test_a_receipt_of_the_last_version_is_read(model: Path, tmp_path: Path) -> None:
+    shutil.copy(model / "model.json", tmp_path)
+    with house.changing(tmp_path / "model.json") as content:
+        for candidate in content["candidates"]:
+            as_version_0_1(candidate)
+    assert Receipt.read(tmp_path) == Receipt.read(model)
+
+
+def as_version_0_1(candidate: dict[str, Any]) -> None:
+    """Change a candidate's JSON into what version 0.1 wrote: empty objects for nothing, and no fields without use."""
+    candidate["figures"] = {name: value for name, value in (candidate["figures"] or {}).items() if value is not None}
+    empty = ({}, [], "", False)
+    candidate["facts"] = {name: value for name, value in candidate["facts"].items() if value not in empty}
+    candidate["machine"], candidate["gate"] = candidate["machine"] or {}, candidate["gate"] or {}
+
+
+def test_the_conditions_name_what_was_timed_by_the_package_that_is_installed() -> None:
+    row = read_rows(ROOT / "results" / "sample.jsonl")[-1]
+    versions = {"torch": "2.9", "onnxruntime-gpu": "1.31", "tensorrt-cu13": "10.14", "tensorrt-rtx-cu13": "1.7"}
+    rows = [{**row, "backend": backend, "versions": versions} for backend in ("tensorrt", "ort-cuda")]
+    assert "; onnxruntime-gpu 1.31, tensorrt-cu13 10.14; commit" in conditions(rows)
 
 
 def test_ties_go_to_accuracy_then_size() -> None:
@@ -182,7 +225,7 @@ def test_bounds_on_memory_and_size_reject_with_the_figure() -> None:
     for policy in (Policy(max_size=20), Policy(max_memory=1000)):
         deployment = chosen(*entries, policy=policy)
         assert deployment.choice.candidate.architecture == "small"
-        assert "more than" in deployment.rejected[0]["reason"]
+        assert "more than" in deployment.rejected[0].reason
     with pytest.raises(GateFailed, match="MB large, more than 20"):
         chosen(entries[0], policy=Policy(max_size=20))
 
@@ -193,7 +236,7 @@ def test_only_a_pass_is_ever_served(verdict: str) -> None:
     assert deployment.choice.candidate.architecture == "good"
     with pytest.raises(
         GateFailed,
-        match=f"nothing is chosen .parity verdict {verdict}" if verdict != "unchecked" else "none was judged",
+        match=f"nothing is chosen .parity verdict {verdict}" if verdict != "unchecked" else "none was checked",
     ):
         chosen(measured("bad", 1, 0.99, verdict=verdict))
 
@@ -213,7 +256,7 @@ def test_bench_rows_carry_their_conditions(out: Path, model: Path) -> None:
     rows = read_rows(out / "bench.jsonl")
     assert {row["candidate"] for row in rows} == {c.name for c in servable_here(model)}
     for row in rows:
-        assert row["verdict"] == "pass" and row["sha256"] == Receipt.read(model).files[row["file"]]["sha256"]
+        assert row["verdict"] == "pass" and row["sha256"] == Receipt.read(model).files[row["file"]].sha256
         assert row["rounds"] >= 5 and all(len(turn) >= 3 for turn in row["samples"])
         assert row["machine_cores"] and row["versions"]["python"] and row["scenario"]
         assert row["p25"] <= row["milliseconds"] <= row["p75"] and row["drawn"] is False
@@ -378,5 +421,5 @@ def test_selftest_names_what_is_wrong_and_its_exit_status_tells(
     (copy / "model.onnx").write_bytes((copy / "model.int8.onnx").read_bytes())
     Image.new("RGB", (1600, 1200), "blue").save(copy / "golden.jpg")
     bad = subprocess.run([sys.executable, "-m", "runtime", "selftest", str(copy)], capture_output=True, text=True)
-    assert bad.returncode == 1 and "model.onnx is not the file that was judged" in bad.stdout
+    assert bad.returncode == 1 and "model.onnx is not the file that was checked" in bad.stdout
     assert "in golden.jpg a probability differs" in bad.stdout

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from runtime.__main__ import main
-from runtime.deployment import Measured, Policy, choose
+from runtime.choice import Policy, choose
+from runtime.deployment import Measured
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.receipt import Receipt
 from runtime.show import describe, lines
@@ -72,11 +73,11 @@ def test_a_deployment_shows_its_choice_and_what_was_not_chosen(model: Path) -> N
     receipt = Receipt.read(model)
     served = {c.backend: c for c in receipt.candidates if c.precision == "fp32" and c.verdict == "pass"}
     entries = [
-        Measured(served[name], "models/resnet18", receipt.files[served[name].file]["sha256"], 1, ms, rounds=(ms,) * 5)
+        Measured(served[name], "models/resnet18", receipt.files[served[name].file].sha256, 1, ms, rounds=(ms,) * 5)
         for name, ms in (("pytorch", 1.0), ("openvino", 3.0))
     ]
     path = model.parents[1] / "shown.json"
-    choose(entries, [], Policy(), {}, {}).write(path)
+    choose(entries, [], Policy(), None, {}).write(path)
     shown = text(path)
     assert shown.startswith("choice: resnet18 · pytorch · fp32") and "\nreason: fastest of 2" in shown
     assert "not chosen: resnet18 · openvino · fp32" in shown and "slower: 3.00 ms against 1.00 ms" in shown

@@ -13,6 +13,7 @@ from test_demo import CANDIDATE, MeanColour, picture, running, serving_of
 
 from demo.page.frame import build
 from runtime.classifier import Classifier
+from runtime.deployment import Rejected
 from runtime.spec import Geometry, ModelSpec
 
 EVIL = "<img src=x onerror=window.pwned=1>"
@@ -37,8 +38,8 @@ def evil_page(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     evil = replace(
         plain,
         choice=replace(plain.choice, candidate=candidate),
-        machine={**plain.machine, "cpu": EVIL, "system": EVIL},
-        rejected=({"candidate": EVIL, "reason": EVIL},),
+        machine=replace(plain.machine, cpu=EVIL, system=EVIL),
+        rejected=(Rejected(EVIL, EVIL),),
     )
     monkeypatch.setattr(test_demo, "deployment", lambda: evil)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 from zipfile import ZipInfo
 
+from demo.page import uploads
 from demo.page.archive import Archive
-from demo.service import uploads
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Answer, Serving

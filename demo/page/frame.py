@@ -9,9 +9,9 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from demo.page.door import Door
 from demo.page.tabs import about, batch, benchmark, classify, compare
 from demo.page.texts import label, language_of, say
-from demo.service.door import Door
 from demo.service.guard import UPLOAD
 from demo.service.limits import Limits
 from demo.service.queue import Serving
@@ -92,7 +92,7 @@ def head_of(classifier: Classifier, language: str) -> str:
 def _chips(classifier: Classifier, language: str) -> str:
     candidate = classifier.candidate
     facts = [*candidate.name.split(" · "), say(language, "parity", verdict=candidate.verdict)]
-    if "accuracy" in candidate.figures:
-        facts.append(say(language, "accuracy", value=candidate.figures["accuracy"]))
+    if candidate.figures:
+        facts.append(say(language, "accuracy", value=candidate.figures.accuracy))
     chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return f'<p class="chips"><b>{say(language, "served_by")}</b>{chips}</p>'

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from markupsafe import Markup, escape
 
 from demo.page.texts import say
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment
+from runtime.machine import Machine
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = False) -> str:
@@ -43,21 +43,23 @@ def progress(done: int, count: int, sentence: str) -> str:
 def rejected(classifier: Classifier, deployment: Deployment, language: str) -> str:
     """Which candidates were not chosen, and why; "" when there is none."""
     rows = [
-        (row["candidate"], row["reason"])
+        (row.candidate, row.reason)
         for row in deployment.rejected
-        if row["candidate"] != classifier.candidate.name  # a fallback that serves
+        if row.candidate != classifier.candidate.name  # a fallback that serves
     ]
     return table([say(language, "not_chosen"), say(language, "because")], rows) if rows else ""
 
 
-def machine(facts: dict[str, Any], language: str) -> str:
-    """A machine's facts (`runtime.environment.machine`) in one line, not escaped."""
+def machine(facts: Machine | None, language: str) -> str:
+    """A machine in one line, not escaped; "" where it is not known."""
+    if not facts:
+        return ""
     known = [
-        facts.get("cpu"),
-        facts.get("cores") and say(language, "cores", count=facts["cores"]),
-        " ".join(facts.get("cpu_features") or ()),
-        facts.get("memory_gib") and f"{facts['memory_gib']} GiB",
-        facts.get("gpu") or say(language, "no_gpu"),
-        facts.get("system"),
+        facts.cpu,
+        say(language, "cores", count=facts.cores),
+        " ".join(facts.cpu_features),
+        facts.memory_gib and f"{facts.memory_gib} GiB",
+        facts.gpu or say(language, "no_gpu"),
+        facts.system,
     ]
     return ", ".join(str(fact) for fact in known if fact)

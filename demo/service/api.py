@@ -22,6 +22,7 @@ from demo.service.hosts import Hosts
 from demo.service.limits import Limits
 from demo.service.problem import PROBLEM_TYPE, Problem, problem_response
 from demo.service.queue import Serving
+from runtime.classifier import Prediction
 
 RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 FORM = "multipart/form-data"
@@ -35,6 +36,12 @@ class PhotoAnswer(BaseModel):
     sure: bool
     probabilities: dict[str, float]
     milliseconds: dict[str, float]
+
+    @classmethod
+    def of(cls, prediction: Prediction, top: int | None = None) -> "PhotoAnswer":
+        """The answer of every API to one photo; `top` bounds the classes that are listed, the likeliest first."""
+        values = {name: getattr(prediction, name) for name in cls.model_fields}
+        return cls(**values | {"probabilities": dict(list(prediction.probabilities.items())[:top])})
 
 
 class Answers(BaseModel):
@@ -124,16 +131,7 @@ async def classify(
         answer = await serving.classify(photos)
     shown = top or request.app.state.top
     return Answers(
-        answers=[
-            PhotoAnswer(
-                label=prediction.label,
-                probability=prediction.probability,
-                sure=prediction.sure,
-                probabilities=dict(list(prediction.probabilities.items())[:shown]),
-                milliseconds=prediction.milliseconds,
-            )
-            for prediction in answer.predictions
-        ],
+        answers=[PhotoAnswer.of(prediction, shown) for prediction in answer.predictions],
         served_by=answer.classifier.candidate.name,
     )
 
@@ -150,7 +148,7 @@ async def model(request: Request) -> Model:
         backend=candidate.backend,
         precision=candidate.precision,
         verdict=candidate.verdict,
-        accuracy=candidate.figures.get("accuracy"),
+        accuracy=candidate.figures.accuracy if candidate.figures else None,
         reason=classifier.reason,
         passed_over=list(classifier.passed_over),
         classes=list(classifier.spec.classes),

@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 
 
+# By hand: python-json-logger needs a subclass as long as this one for our keys, their order and the traceback
 class JsonLine(logging.Formatter):
     """A record as one JSON object; `extra={"facts": {...}}` adds keys."""
 

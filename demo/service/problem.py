@@ -21,7 +21,7 @@ class Problem(HTTPException):
 
 
 def busy(status: int, cause: str, detail: str) -> Problem:
-    """A refusal that a second try may not meet."""
+    """A refusal of now: whoever tries again a little later may be let in."""
     return Problem(status, cause, detail, retry_after="1")
 
 

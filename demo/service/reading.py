@@ -14,7 +14,7 @@ from runtime.errors import BadPhoto, TooManyPixels
 from runtime.preprocess import timed_pixels
 from runtime.spec import Geometry
 
-Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.service.uploads`
+Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.page.uploads`
 
 
 def read(photo: Photo, geometry: Geometry, limits: Limits) -> tuple[np.ndarray, dict[str, float]]:

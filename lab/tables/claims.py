@@ -1,7 +1,27 @@
-"""The tables of claims about speed, of ideas that were tried to be faster, and of what exports and engines take."""
+"""The tables of the first page, of claims about speed, of ideas that were tried, and of what an export takes."""
 
 from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, versions
 from runtime.benchmark.rows import Row
+from runtime.evaluation import with_interval
+
+
+def lead(rows: list[Row]) -> str:
+    """Three rows for the first page: the fastest file that passed, its network in FP32 on an engine, and in PyTorch."""
+    passed = sorted((row for row in rows if row["verdict"] == "pass"), key=lambda row: float(row["milliseconds"]))
+    network = [row for row in passed if row["architecture"] == passed[0]["architecture"]]
+    torch = next(row for row in network if row["backend"] == "pytorch")
+    fp32 = next(row for row in network if row["precision"] == "fp32" and row["backend"] != "pytorch")
+    columns: Columns = {
+        "file": "{candidate}",
+        "ms a photo": "{milliseconds:.1f}",
+        "against PyTorch": lambda row: f"{torch['milliseconds'] / row['milliseconds']:.1f}×",
+        "accuracy (95 % interval)": lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
+        "file MB": lambda row: f"{row['file_bytes'] / 1e6:.1f}",
+    }
+    row = passed[0]
+    libraries = versions(row, "torch", "onnxruntime", "openvino")
+    conditions = f"One photo after another on {machine(row)}; {libraries}; commit {row['commit']}."
+    return f"{by_columns([row, fp32, torch], columns)}\n\n{conditions}"
 
 
 def claims(rows: list[Row]) -> str:

@@ -21,12 +21,6 @@ def by_columns(rows: Iterable[Row], columns: Columns) -> str:
     return markdown([*columns], lines)
 
 
-def with_interval(value: float, interval: Iterable[float]) -> str:
-    """A share with its interval, such as "0.831 (0.76–0.88)"."""
-    low, high = interval
-    return f"{value:.3f} ({low:.2f}–{high:.2f})"
-
-
 def machine(row: Row) -> str:
     """The processor that a row was measured on."""
     return f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"

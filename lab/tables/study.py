@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, with_interval
+from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown
 from runtime.benchmark.rows import Row
-from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval
+from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval, with_interval
 
 ACCURACY = "accuracy (95 % interval)"
 # Validation accuracy as the students' own reports state it, by recipe and network

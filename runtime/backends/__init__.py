@@ -1,33 +1,15 @@
-"""The engines that can run a model, one row each; adding one is one file and one row.
-
-A backend is a class with `run(images: uint8 [N, H, W, 3] RGB) -> float32 [N, classes]`, `close()`, and the proof
-of what it really got: `precision_share`, the share of multiply-adds per number format, read from the opened engine.
-"""
+"""The engines that can run a model, one row each: adding one is one file, with a class of `Backend`, and one row."""
 
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-
+from runtime.backends.base import Backend, BuildFacts, Request
+from runtime.backends.cuda import require_gpu
 from runtime.errors import SajiError, Unavailable
 
-
-class Backend(Protocol):
-    """An opened engine. Opening raises Unavailable or NotAsAsked rather than falling back."""
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
-        ...
-
-    def precision_share(self) -> dict[str, float]:
-        """Share of the network's multiply-adds per number format, e.g. `{"int8": 0.97, "fp32": 0.03}`."""
-        ...
-
-    def close(self) -> None:
-        """Free the engine; `run` must not be called afterwards."""
-        ...
+__all__ = ["BACKENDS", "Backend", "BuildFacts", "available_backends", "distributions", "open_backend"]
+__all__ += ["unavailable_because"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +26,33 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Triton:
+    """How Triton Inference Server runs a backend's files: its own backend, the file name it expects, and where."""
+
+    backend: str
+    file: str
+    kind: str
+
+
+@dataclass(frozen=True)
 class Row:
-    """One backend: its module and class under `runtime.backends`, the extra that installs it, what it offers."""
+    """What there is to know of one backend, wherever backends are listed.
 
-    module: str
+    `opened_by`: the module under `runtime.backends` and the class in it. `extra`: of ours, which installs it.
+    `distributions`: the packages whose versions belong to the conditions of a measurement. `provider`: ONNX Runtime's
+    name of it. `triton` is None where Triton does not run its files.
+    """
+
+    opened_by: str
     extra: str
+    distributions: tuple[str, ...]
     offers: tuple[Offer, ...]
+    gpu: bool = False
+    provider: str = ""
+    triton: Triton | None = None
 
 
+_PYTORCH = (Offer("model.pt2", "fp32"), Offer("model.pt2", "fp32", variant="channels-last"))
 _FP32, _INT8 = Offer("model.onnx", "fp32"), Offer("model.int8.onnx", "int8")
 # ONNX Runtime's CPU provider computes an FP16 graph in FP32 between casts, and leaves out those between two layers; as
 # written it keeps them, so that rounding and overflow show. FP16 sums and FP16 speed it cannot show
@@ -59,6 +60,7 @@ _FP16_CHECK = Offer("model.fp16.onnx", "fp16", variant="as written", servable=Fa
 # Likewise the INT8 file for TensorRT: its roundings between layers that compute in FP32. As written: ONNX Runtime
 # 1.31.1 would quantise the biases by scales that it multiplies in FP16, where they vanish, and answer wrongly
 _INT8_CHECK = Offer("model.int8-trt.onnx", "int8", variant="as written", servable=False)
+_ORT = ("onnxruntime", "onnxruntime-gpu")  # which of them is there serves both providers
 
 
 def _engines(backend: str) -> tuple[Offer, ...]:
@@ -67,15 +69,17 @@ def _engines(backend: str) -> tuple[Offer, ...]:
 
 
 BACKENDS: dict[str, Row] = {
-    "pytorch": Row(
-        "pytorch", "train", (Offer("model.pt2", "fp32"), Offer("model.pt2", "fp32", variant="channels-last"))
-    ),
-    "ort-cpu": Row("onnxruntime", "cpu", (_FP32, _INT8, _FP16_CHECK, _INT8_CHECK)),
-    "openvino": Row("openvino", "openvino", (_FP32, Offer("model.onnx", "bf16"), _INT8)),
-    "ort-cuda": Row("onnxruntime", "gpu", (_FP32, Offer("model.fp16.onnx", "fp16"))),
-    "tensorrt": Row("tensorrt", "tensorrt", _engines("tensorrt")),
-    "tensorrt-rtx": Row("tensorrt", "tensorrt-rtx", _engines("tensorrt-rtx")),
-}
+    "pytorch": Row("pytorch.PyTorch", "train", ("torch",), _PYTORCH),
+    "ort-cpu": Row("onnxruntime.OnnxRuntime", "cpu", _ORT, (_FP32, _INT8, _FP16_CHECK, _INT8_CHECK),
+                   provider="CPUExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_CPU")),
+    "openvino": Row("openvino.OpenVino", "openvino", ("openvino",), (_FP32, Offer("model.onnx", "bf16"), _INT8)),
+    "ort-cuda": Row("onnxruntime.OnnxRuntime", "gpu", _ORT, (_FP32, Offer("model.fp16.onnx", "fp16")), gpu=True,
+                    provider="CUDAExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_GPU")),
+    "tensorrt": Row("tensorrt.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"), gpu=True,
+                    triton=Triton("tensorrt", "model.plan", "KIND_GPU")),
+    "tensorrt-rtx": Row("tensorrt.TensorRt", "tensorrt-rtx", ("tensorrt-rtx-cu13",), _engines("tensorrt-rtx"),
+                        gpu=True),
+}  # fmt: skip
 
 
 def unavailable_because(backend: str) -> str | None:
@@ -83,7 +87,9 @@ def unavailable_because(backend: str) -> str | None:
     if backend not in BACKENDS:
         raise SajiError(f"there is no backend {backend!r}; choose from {', '.join(BACKENDS)}")
     try:
-        _module(backend).check_available(backend)
+        _class_of(backend).check_available(backend)
+        if BACKENDS[backend].gpu:  # without one, some libraries crash the process instead of failing
+            require_gpu()
     except Unavailable as error:
         return str(error)
     return None
@@ -94,30 +100,34 @@ def available_backends() -> dict[str, str | None]:
     return {name: unavailable_because(name) for name in BACKENDS}
 
 
+def distributions(*backends: str) -> tuple[str, ...]:
+    """The packages that some backends, by default all, are installed by, each once and in the table's order."""
+    rows = (row for name, row in BACKENDS.items() if not backends or name in backends)
+    return tuple(dict.fromkeys(package for row in rows for package in row.distributions))
+
+
 def open_backend(
     backend: str,
     path: Path,
     precision: str,
     variant: str = "",
     threads: int = 0,
-    facts: dict[str, Any] | None = None,
+    facts: BuildFacts | None = None,
     streams: int = 1,
 ) -> Backend:
-    """Open a model file and prove provider and precision, or raise.
+    """Open a model file and check provider and precision, or raise; the arguments are those of `base.Request`.
 
-    `threads` are the processor threads of one call; 0 leaves the count to the engine, which takes all cores it may use.
-    `streams` are the calls from several threads that it should be ready to compute side by side. `facts` are the
-    candidate's: what an engine was built for, which layers keep a higher precision. Raises Unavailable (library or
-    device missing), NotAsAsked (another provider or precision than asked), BadModel (file damaged).
+    Raises Unavailable (library or device missing), NotAsAsked (another provider or precision than asked), BadModel
+    (file damaged).
     """
     reason = unavailable_because(backend)
     if reason:
         raise Unavailable(reason)
     if not path.is_file():
         raise SajiError(f"{path} does not exist; write it with: make export")
-    opened: Backend = _module(backend).open_engine(backend, path, precision, variant, threads, facts or {}, streams)
-    return opened
+    return _class_of(backend)(Request(backend, path, precision, variant, threads, facts or BuildFacts(), streams))
 
 
-def _module(backend: str):  # type: ignore[no-untyped-def]  # a module that has check_available and open_engine
-    return importlib.import_module(f"runtime.backends.{BACKENDS[backend].module}")
+def _class_of(backend: str) -> type[Backend]:
+    module, name = BACKENDS[backend].opened_by.split(".")
+    return getattr(importlib.import_module(f"runtime.backends.{module}"), name)  # type: ignore[no-any-return]

@@ -23,7 +23,10 @@ def versions() -> dict[str, str]:
         from cuda.bindings import runtime
     except ImportError:
         return {}
-    numbers = {"cuda": runtime.getLocalRuntimeVersion()[1], "driver": runtime.cudaDriverGetVersion()[1]}
+    try:
+        numbers = {"cuda": runtime.getLocalRuntimeVersion()[1], "driver": runtime.cudaDriverGetVersion()[1]}
+    except RuntimeError:  # the driver's library is missing
+        return {"cuda": "installed", "driver": "none"}
     return {name: f"{n // 1000}.{n % 1000 // 10}" if n else "none" for name, n in numbers.items()}
 
 

@@ -2,79 +2,76 @@
 
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.backends.precision_check import check_precision
+from runtime.backends import BACKENDS
+from runtime.backends.base import Backend, Layer
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
-
-_PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
-
-
-def check_available(backend: str) -> None:
-    """Raise Unavailable when onnxruntime, or the provider this backend needs, is missing."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise missing_extra("onnxruntime", "gpu" if backend == "ort-cuda" else "cpu") from None
-    if not hasattr(onnxruntime, "InferenceSession"):
-        raise Unavailable(
-            "the folder of onnxruntime is half empty, as after uninstalling either of onnxruntime and onnxruntime-gpu; "
-            f"type: {install_line('gpu' if backend == 'ort-cuda' else 'cpu')} --force-reinstall"
-        )
-    onnxruntime.disable_telemetry_events()  # before 1.31 it read no variable, see runtime.telemetry
-    provider = _PROVIDERS[backend]
-    if provider not in onnxruntime.get_available_providers():
-        raise Unavailable(
-            f"this onnxruntime has no {provider}; replace it with: pip uninstall onnxruntime && {install_line('gpu')}"
-        )
-    if backend == "ort-cuda":
-        from runtime.backends.cuda import require_gpu
-
-        require_gpu()
-
-
-def open_engine(
-    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any], streams: int = 1
-) -> "OnnxRuntime":
-    """Open a session on exactly the provider asked for; variant "as written" computes each layer in its own type."""
-    return OnnxRuntime(_PROVIDERS[backend], path, precision, threads, facts, rewrite=variant != "as written")
 
 
 def require_contract(session: Any, path: Path) -> None:
     """Raise BadModel unless the file takes uint8 photos in batches of any size, as every file that we export does."""
     inputs = session.get_inputs()
-    as_asked = [(value.name, value.type, value.shape[3:]) for value in inputs] == [("images", "tensor(uint8)", [3])]
-    if not as_asked or isinstance(inputs[0].shape[0], int):
-        found = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
-        raise BadModel(f"{path} takes {found}, a saji model images uint8 [batch, S, S, 3]; export it with: make export")
+    of_photos = [(value.name, value.type, value.shape[3:]) for value in inputs] == [("images", "tensor(uint8)", [3])]
+    if not of_photos or isinstance(inputs[0].shape[0], int):
+        signature = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+        raise BadModel(
+            f"{path} takes {signature}, a saji model images uint8 [batch, S, S, 3]; export it with: make export"
+        )
 
 
-class OnnxRuntime:
-    """An ONNX Runtime session; `run` may be called from several threads."""
+class OnnxRuntime(Backend):
+    """An ONNX Runtime session on exactly the provider asked for.
 
-    def __init__(
-        self, provider: str, path: Path, precision: str, threads: int, facts: dict[str, Any], rewrite: bool = True
-    ) -> None:
-        self.rewrite = rewrite
-        self.provider, self.path, self.precision, self.threads, self.facts = provider, path, precision, threads, facts
-        self.session = self._open()
-        require_contract(self.session, path)
+    Variant "as written" computes each layer in its own type.
+    """
 
-    def _open(self, profile: str = "") -> Any:
+    title = "ONNX Runtime"
+    checks_at_opening = False  # which takes a second session and a run of it
+
+    @classmethod
+    def check_available(cls, backend: str) -> None:
+        """Raise Unavailable when onnxruntime, or the provider this backend needs, is missing."""
+        provider, extra = BACKENDS[backend].provider, BACKENDS[backend].extra
+        try:
+            import onnxruntime
+        except ImportError:
+            raise missing_extra("onnxruntime", extra) from None
+        if not hasattr(onnxruntime, "InferenceSession"):
+            raise Unavailable(
+                "the folder of onnxruntime is half empty, as after uninstalling either of onnxruntime and "
+                f"onnxruntime-gpu; type: {install_line(extra)} --force-reinstall"
+            )
+        onnxruntime.disable_telemetry_events()  # before 1.31 it read no variable, see runtime.telemetry
+        if provider not in onnxruntime.get_available_providers():
+            line = install_line("gpu")
+            raise Unavailable(
+                f"this onnxruntime has no {provider}; replace it with: pip uninstall onnxruntime && {line}"
+            )
+
+    def open(self) -> None:
+        """Open the session and check its provider and its inputs."""
+        self.provider = BACKENDS[self.request.backend].provider
+        self.rewrite = self.request.variant != "as written"
+        self.session = self._session()
+        require_contract(self.session, self.request.path)
+
+    def _session(self, profile: str = "") -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = self.request.threads
         if self.provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        model: str | bytes = str(self.path)
+        model: str | bytes = str(self.request.path)
         if not self.rewrite:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            model = _with_all_outputs(self.path)
+            model = _with_all_outputs(self.request.path)
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
             if self.rewrite:  # one level less: the last changes layouts, not formats, and renames what it changes
@@ -84,7 +81,8 @@ class OnnxRuntime:
         try:
             session = onnxruntime.InferenceSession(model, options, providers=[self.provider], provider_options=settings)
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
-            raise BadModel(f"{self.path} cannot be opened by ONNX Runtime ({_first_line(error)})") from None
+            why = str(error).splitlines()[0][:160]
+            raise BadModel(f"{self.request.path} cannot be opened by ONNX Runtime ({why})") from None
         if session.get_providers()[0] != self.provider:
             raise NotAsAsked(f"asked ONNX Runtime for {self.provider}, got {session.get_providers()[0]}")
         return session
@@ -93,27 +91,23 @@ class OnnxRuntime:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
         return self.session.run(["logits"], {"images": images})[0]
 
-    def precision_share(self) -> dict[str, float]:
-        """Share of multiply-adds per number format, from the operators that a profiled session really ran.
+    def layers(self) -> Iterable[Layer]:
+        """The operators that a profiled session really runs, with the multiply-adds in the file's metadata.
 
-        The multiply-adds of each operator are those that export wrote into the file's metadata; what was not seen
-        running is of format "unseen".
+        What was not seen running is of format "unseen".
         """
         table = json.loads(self.session.get_modelmeta().custom_metadata_map.get("multiply_adds", "{}"))
         shape = self.session.get_inputs()[0].shape
         with tempfile.TemporaryDirectory() as folder:
-            session = self._open(profile=str(Path(folder) / "profile"))
+            session = self._session(profile=str(Path(folder) / "profile"))
             session.run(None, {"images": np.zeros((1, *shape[1:]), np.uint8)})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        seen: dict[str, str] = {}
+        formats: dict[str, str] = {}
         for event in events:
             arguments = event.get("args", {})
             if event.get("cat") == "Node" and "op_name" in arguments:
-                node = _node_of(event["name"], table)
-                if node:
-                    seen[node] = _format(arguments)
-        layers = [(node, seen.get(node, "unseen"), macs) for node, macs in table.items()]
-        return check_precision(layers, self.precision, f"ONNX Runtime on {self.path.name}", self.facts)
+                formats[_node_of(event["name"], table)] = _format(arguments)
+        return [(node, formats.get(node, "unseen"), macs) for node, macs in table.items()]
 
     def close(self) -> None:
         """Free the session."""
@@ -127,8 +121,8 @@ def _with_all_outputs(path: Path) -> bytes:
     except ImportError:
         raise missing_extra("onnx", "export") from None
     model = onnx.load(path)
-    there = {value.name for value in model.graph.output}
-    names = [name for node in model.graph.node for name in node.output if name and name not in there]
+    known = {value.name for value in model.graph.output}
+    names = [name for node in model.graph.node for name in node.output if name and name not in known]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     return model.SerializeToString()
 
@@ -143,7 +137,3 @@ def _format(arguments: dict[str, Any]) -> str:
     if arguments["op_name"].startswith("QLinear") or arguments["op_name"] in ("ConvInteger", "MatMulInteger", "QGemm"):
         return "int8"
     return "fp16" if "float16" in types else "fp32"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:160]

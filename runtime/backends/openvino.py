@@ -1,44 +1,41 @@
-"""OpenVINO on the CPU. Its default on processors with bf16 is bf16, so the precision is always set and proved."""
+"""OpenVINO on the CPU. Its default on processors with bf16 is bf16, so the precision is always set and checked."""
 
 import math
 import threading
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from runtime.backends.precision_check import check_precision
-from runtime.environment import machine
+from runtime.backends.base import Backend, Layer
 from runtime.errors import BadModel, Unavailable, missing_extra
+from runtime.machine import machine
 
 _HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}  # int8 comes from the file; the rest of it stays FP32
 _FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 
 
-def check_available(backend: str) -> None:
-    """Raise Unavailable when OpenVINO is not installed."""
-    try:
-        import openvino  # noqa: F401
-    except ImportError:
-        raise missing_extra("openvino", "openvino") from None
-
-
-def open_engine(
-    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any], streams: int = 1
-) -> "OpenVino":
-    """Compile a model for the CPU in the precision asked for."""
-    if precision == "bf16" and not {"avx512_bf16", "amx_bf16", "bf16"} & set(machine()["cpu_features"]):
-        raise Unavailable(f"this processor ({machine()['cpu']}) has no bf16 arithmetic; use fp32 or int8")
-    return OpenVino(path, precision, threads, facts, streams)
-
-
-class OpenVino:
+class OpenVino(Backend):
     """A compiled model with one inference request per calling thread."""
 
-    def __init__(self, path: Path, precision: str, threads: int, facts: dict[str, Any], streams: int = 1) -> None:
+    title = "OpenVINO"
+
+    @classmethod
+    def check_available(cls, backend: str) -> None:
+        """Raise Unavailable when OpenVINO is not installed."""
+        try:
+            import openvino  # noqa: F401
+        except ImportError:
+            raise missing_extra("openvino", "openvino") from None
+
+    def open(self) -> None:
+        """Compile the model for the CPU in the precision asked for."""
         import openvino
 
-        self.path, self.precision, self.facts = path, precision, facts
+        path, precision = self.request.path, self.request.precision
+        threads, streams = self.request.threads, self.request.streams
+        if precision == "bf16" and not {"avx512_bf16", "amx_bf16", "bf16"} & set(machine().cpu_features):
+            raise Unavailable(f"this processor ({machine().cpu}) has no bf16 arithmetic; use fp32 or int8")
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if streams > 1:  # each has its share of the threads; one call alone is slower for it
             settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
@@ -50,7 +47,6 @@ class OpenVino:
         except RuntimeError as error:
             raise BadModel(f"{path} cannot be opened by OpenVINO ({str(error).splitlines()[-1][:160]})") from None
         self.local = threading.local()
-        self.precision_share()
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
@@ -58,8 +54,8 @@ class OpenVino:
             self.local.request = self.compiled.create_infer_request()
         return self.local.request.infer([images])[0]
 
-    def precision_share(self) -> dict[str, float]:
-        """Share of multiply-adds per number format, from each executed node's real precision."""
+    def layers(self) -> Iterable[Layer]:
+        """The convolutions and matrix products of the model, each with the executed node's real precision."""
         precision_of = {}
         for node in self.compiled.get_runtime_model().get_ops():
             facts = node.get_rt_info()
@@ -68,12 +64,11 @@ class OpenVino:
                 for original in str(facts["originalLayersNames"].value).split(","):
                     if str(facts["layerType"].value) not in ("Const", "Reorder", "Reshape"):
                         precision_of[original] = name
-        layers = [
+        return [
             (op.get_friendly_name(), precision_of.get(_executed_as(op, precision_of), "unknown"), _multiply_adds(op))
             for op in self.model.get_ops()
             if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
         ]
-        return check_precision(layers, self.precision, f"OpenVINO on {self.path.name}", self.facts)
 
     def close(self) -> None:
         """Free the compiled model."""

@@ -5,13 +5,13 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.backends.precision_check import Layer, check_precision
+from runtime.backends.base import Backend, Layer
 from runtime.errors import BadModel, missing_extra
 
 # The members of an archive that torch.export.save writes for a program of tensors
@@ -25,26 +25,11 @@ _SIZE = re.compile(r"(?:(?:Symbol|Integer|Add|Mul|Pow|Max|Min|Mod|FloorDiv)\(|\)
 _TENSOR = re.compile(r"(weight|tensor)_\d+")
 
 
-def check_available(backend: str) -> None:
-    """Raise Unavailable when PyTorch is not installed."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise missing_extra("torch", "train") from None
-
-
-def open_engine(
-    backend: str, path: Path, precision: str, variant: str, threads: int, facts: dict[str, Any], streams: int = 1
-) -> "PyTorch":
-    """Load a `torch.export` program; variant "channels-last" lays its filters out as NHWC."""
-    return PyTorch(path, precision, variant, threads)
-
-
 def spec_text(path: Path) -> str:
     """The spec in a `.pt2` file as JSON text, read without opening the program; empty where there is none."""
     with _archive(path) as archive:
-        found = [name for name in archive.namelist() if name.endswith("/extra/spec")]
-        return archive.read(found[0]).decode(errors="replace") if found else ""
+        specs = [name for name in archive.namelist() if name.endswith("/extra/spec")]
+        return archive.read(specs[0]).decode(errors="replace") if specs else ""
 
 
 def require_no_code(path: Path) -> None:
@@ -113,24 +98,33 @@ def _no_program(path: Path, why: str) -> BadModel:
     return BadModel(f"{path} is no PyTorch program that is opened ({why}); write it with: make export")
 
 
-class PyTorch:
-    """Eager PyTorch on the CPU."""
+class PyTorch(Backend):
+    """Eager PyTorch on the CPU; variant "channels-last" lays the filters of the program out as NHWC."""
 
-    def __init__(self, path: Path, precision: str, variant: str, threads: int) -> None:
+    title = "PyTorch"
+
+    @classmethod
+    def check_available(cls, backend: str) -> None:
+        """Raise Unavailable when PyTorch is not installed."""
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            raise missing_extra("torch", "train") from None
+
+    def open(self) -> None:
+        """Load the `torch.export` program, if it is one without code of its own."""
         import torch
 
         self.torch = torch
-        if threads:
-            torch.set_num_threads(threads)
-        require_no_code(path)
+        if self.request.threads:
+            torch.set_num_threads(self.request.threads)
+        require_no_code(self.request.path)
         try:
-            self.program = torch.export.load(path)
+            self.program = torch.export.load(self.request.path)
         except Exception as error:  # the loader's errors are of no common family
-            raise _no_program(path, str(error)[:80]) from None
-        module = self.program.module()
-        self.module = module.to(memory_format=torch.channels_last) if variant == "channels-last" else module
-        self.path, self.precision = path, precision
-        self.precision_share()
+            raise _no_program(self.request.path, str(error)[:80]) from None
+        module, last = self.program.module(), self.request.variant == "channels-last"
+        self.module = module.to(memory_format=torch.channels_last) if last else module
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
@@ -138,17 +132,14 @@ class PyTorch:
         with self.torch.inference_mode():
             return self.module(self.torch.from_numpy(images)).numpy()
 
-    def precision_share(self) -> dict[str, float]:
-        """Share of multiply-adds per number format, from the types in the exported graph."""
-        layers: list[Layer] = []
+    def layers(self) -> Iterable[Layer]:
+        """The convolutions and matrix products of the exported graph, each with its output's type."""
         names = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
         for node in self.program.graph.nodes:
             if any(op in str(node.target) for op in ("conv2d", "convolution", "linear", "addmm", "matmul")):
                 out, weight = node.meta["val"], node.args[1].meta["val"]
-                dtype = names.get(str(out.dtype), str(out.dtype))
                 macs = math.prod(int(n) for n in out.shape[1:]) * math.prod(int(n) for n in weight.shape[1:])
-                layers.append((node.name, dtype, macs))
-        return check_precision(layers, self.precision, f"PyTorch on {self.path.name}", {})
+                yield node.name, names.get(str(out.dtype), str(out.dtype)), macs
 
     def close(self) -> None:
         """Free the program."""

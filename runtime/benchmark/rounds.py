@@ -17,7 +17,6 @@ from runtime.benchmark.scenarios import highest_rate
 from runtime.candidate import Candidate
 from runtime.comparison import samples_needed
 from runtime.errors import SajiError
-from runtime.receipt import candidate_from
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,7 +88,7 @@ class Entrant:
 
     def apply_gate(self) -> None:
         """Take this machine's verdict, in the candidate's own process."""
-        self.candidate = candidate_from(self.ask({"do": "check"}))
+        self.candidate = Candidate.from_values(self.ask({"do": "check"}))
 
     def close(self) -> None:
         """End the process."""

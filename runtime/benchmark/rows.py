@@ -17,6 +17,7 @@ from runtime.receipt import Receipt
 SCHEMA_VERSION = 2
 UNSTABLE = 0.25  # spread (p75 − p25) / median above which a figure is marked as unstable
 TAILS = (90, 95, 99)
+_FIGURES = ("accuracy", "accuracy_interval", "agreement", "photos")
 
 Row = dict[str, Any]
 
@@ -90,14 +91,17 @@ def conditions_of(entrant: Entrant, receipt: Receipt, experiment: str) -> Row:
         "threads": entrant.threads or "engine default",
         "streams": entrant.streams,
         "file": candidate.file,
-        "sha256": receipt.files[candidate.file]["sha256"],
-        "file_bytes": receipt.files[candidate.file]["bytes"],
+        "sha256": receipt.files[candidate.file].sha256,
+        "file_bytes": receipt.files[candidate.file].bytes,
         "image_size": spec.geometry.size,
         "drawn": bool(spec.data.get("drawn")),
         "data_fingerprint": spec.data.get("fingerprint"),
         "cold_start_seconds": round(statistics.median(entrant.cold_starts), 3) if entrant.cold_starts else None,
         "cold_starts": [round(seconds, 3) for seconds in entrant.cold_starts],
-        **{name: candidate.figures.get(name) for name in ("accuracy", "accuracy_interval", "agreement", "photos")},
+        **{
+            name: getattr(candidate.figures, name, None)
+            for name in ("accuracy", "accuracy_interval", "agreement", "photos")
+        },
         "verdict": candidate.verdict,
         "precision_share": candidate.precision_share,
         **environment.stamp(),

@@ -13,8 +13,9 @@ from runtime import environment
 from runtime.benchmark.rounds import Entrant, hold, race
 from runtime.benchmark.rows import Row, rows_of, server_row
 from runtime.candidate import Candidate
+from runtime.choice import Policy
 from runtime.comparison import percentile, samples_needed
-from runtime.deployment import Measured, Policy
+from runtime.deployment import Measured
 from runtime.errors import SajiError
 from runtime.files import sha256_file
 from runtime.receipt import Receipt
@@ -165,8 +166,8 @@ def measured(entrant: Entrant, receipt: Receipt, policy: Policy) -> Measured:
     return Measured(
         candidate=entrant.candidate,
         folder=f"models/{entrant.folder.name}",
-        sha256=facts["sha256"],
-        file_bytes=facts["bytes"],
+        sha256=facts.sha256,
+        file_bytes=facts.bytes,
         milliseconds=round(at, 4),
         rounds=tuple(round(float(np.percentile(turn["samples"], policy.percentile)), 4) for turn in turns),
         peak_memory_mib=turns[-1]["peak_memory_mib"],

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 
+from runtime.backends import distributions
 from runtime.benchmark.rows import TAILS, Row, per_round
 from runtime.comparison import compared
+from runtime.evaluation import with_interval
 
 Column = tuple[str, Callable[[Row], str]]
 
@@ -95,15 +97,10 @@ def _behind(row: Row, fastest: Row) -> str:
     return f"{verdict}, {ratio.ratio:.2f}×"
 
 
-def _accuracy(row: Row) -> str:
-    low, high = row["accuracy_interval"]
-    return f"{row['accuracy']:.3f} ({low:.2f}–{high:.2f})"
-
-
 def _about(rows: list[Row]) -> list[Column]:
     """What any row tells of its candidate; what none of `rows` knows has no column."""
     columns: list[Column] = [
-        ("accuracy (95 % interval)", _accuracy),
+        ("accuracy (95 % interval)", lambda row: with_interval(row["accuracy"], row["accuracy_interval"])),
         ("parity", lambda row: row["verdict"]),
         ("file MB", lambda row: f"{row['file_bytes'] / 1e6:.1f}"),
         ("peak MiB", lambda row: f"{row.get('peak_memory_mib') or 0:.0f}"),
@@ -131,7 +128,7 @@ def conditions(rows: list[Row]) -> str:
     row = rows[0]
     sizes = "/".join(sorted({f"{r['image_size']} px" for r in rows}))
     versions = row["versions"]
-    names = [f"{n} {versions[n]}" for n in ("torch", "onnxruntime", "openvino", "tensorrt-rtx-cu13") if n in versions]
+    names = [f"{n} {versions[n]}" for n in distributions(*(r.get("backend", "") for r in rows)) if n in versions]
     where = f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"
     gpu = row["machine_gpu"] or "no GPU"
     data = "drawn dishes, not photos" if row["drawn"] else "real photos"

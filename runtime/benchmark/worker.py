@@ -22,13 +22,13 @@ from runtime.candidate import Candidate, check_candidate
 from runtime.classifier import Classifier
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
-from runtime.receipt import Receipt, candidate_from
+from runtime.receipt import Receipt
 
 
 def main() -> None:
     """Serve one candidate until stdin closes. Arguments: model folder; as JSON candidate, threads, streams, photo."""
     folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
-    candidate = candidate_from(asked.pop("candidate"))
+    candidate = Candidate.from_values(asked.pop("candidate"))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not break the protocol
     unavailable_because(candidate.backend)  # imports the library while other processes start too, before any clock

@@ -6,7 +6,7 @@ Photos whose label is no class of the model count as "none of these": they are t
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _rejection(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> dict[
     known, sure, scores = labels != NONE, spec.sure(logits), spec.score(logits)
     both = known.any() and not known.all()
     return {
-        "rule": spec.rejection,
+        "rule": spec.rejection and asdict(spec.rejection),
         "auroc": round(float(roc_auc_score(known, scores)), 4) if both else None,
         "unknown_rejected": _share(~sure[~known]),
         "known_kept": _share(sure[known]),

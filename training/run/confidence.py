@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from runtime.evaluation import calibration_error
-from runtime.spec import RULES, ModelSpec
+from runtime.spec import RULES, ModelSpec, Rejection
 
 RULE = "max_probability"  # the rejection rule that ships
 KEPT = 0.95  # share of the rightly classified validation photos that the rejection rule must keep
@@ -35,7 +35,7 @@ def settled(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> ModelSpe
     if not len(right):
         return spec
     threshold = threshold_keeping(RULES[RULE](np.asarray(right, np.float64) / temperature, temperature))
-    return replace(spec, rejection={"rule": RULE, "threshold": threshold})
+    return replace(spec, rejection=Rejection(RULE, threshold))
 
 
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """About the model: what it learned from, how right it is, how far to trust it, and what it is not for."""
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def _model(classifier: Classifier, folder: Path | None, language: str) -> Iterat
     receipt = _receipt(folder)
     if receipt and candidate.file in receipt.files:
         facts = receipt.files[candidate.file]
-        yield say(language, "file"), f"{candidate.file}, {facts['bytes'] / 1e6:.1f} MB, sha256 {facts['sha256'][:12]}…"
+        yield say(language, "file"), f"{candidate.file}, {facts.bytes / 1e6:.1f} MB, sha256 {facts.sha256[:12]}…"
 
 
 def _receipt(folder: Path | None) -> Receipt | None:
@@ -96,18 +96,16 @@ def _recipe(spec: ModelSpec, language: str) -> str:
 
 def _accuracy(classifier: Classifier, language: str) -> str:
     validation, figures = classifier.spec.validation, classifier.candidate.figures
-    rows = [
-        (name, f"{of['accuracy']:.3f}", _between(of.get(interval)))
-        for name, of, interval in (
-            (classifier.candidate.name, figures, "accuracy_interval"),
-            (say(language, "checkpoint"), validation, "interval"),
-        )
-        if "accuracy" in of
-    ]
+    rows = []
+    if figures:
+        rows.append((classifier.candidate.name, f"{figures.accuracy:.3f}", _between(figures.accuracy_interval)))
+    if "accuracy" in validation:
+        interval = _between(validation.get("interval"))
+        rows.append((say(language, "checkpoint"), f"{validation['accuracy']:.3f}", interval))
     return table([say(language, head) for head in ("of", "accuracy_column", "wilson")], rows) if rows else ""
 
 
-def _between(interval: list[float] | None) -> str:
+def _between(interval: Sequence[float] | None) -> str:
     return "{:.3f}–{:.3f}".format(*interval) if interval else "–"
 
 
@@ -168,8 +166,8 @@ def _calibration(spec: ModelSpec, language: str) -> str:
 def _rejection(spec: ModelSpec, language: str) -> str:
     if not spec.rejection:
         return say(language, "no_rejection")
-    rule = escape(spec.rejection["rule"].replace("_", " "))
-    return say(language, "rejection_told", rule=rule, threshold=spec.rejection["threshold"])
+    rule = escape(spec.rejection.rule.replace("_", " "))
+    return say(language, "rejection_told", rule=rule, threshold=spec.rejection.threshold)
 
 
 def _limits(spec: ModelSpec, language: str) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 import gradio as gr
 
+from demo.page import uploads
 from demo.page.heat import Seen, look
 from demo.page.markup import machine, rejected
 from demo.page.texts import label, language_of, refusal, say, script
-from demo.service import uploads
+from demo.service.api import PhotoAnswer
 from demo.service.metrics import ERRORS
 from demo.service.problem import Problem
 from demo.service.queue import Serving
@@ -93,13 +94,7 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
                 prediction, classifier = await ask(serving, opened)
         except Problem as problem:
             raise gr.Error(f"{problem.detail}.", print_exception=False) from None
-        return {
-            "label": prediction.label,
-            "probabilities": prediction.probabilities,
-            "sure": prediction.sure,
-            "milliseconds": prediction.milliseconds,
-            "served_by": classifier.candidate.name,
-        }
+        return {**PhotoAnswer.of(prediction).model_dump(), "served_by": classifier.candidate.name}
 
     # Without Gradio's preprocessing, which would decode, turn and convert the photo and write it anew: the file
     # comes as it was sent, and runtime.preprocess alone decides about pixels and says what is no picture.

@@ -8,12 +8,12 @@ from typing import Any, BinaryIO
 import gradio as gr
 from markupsafe import Markup, escape
 
+from demo.page import uploads
 from demo.page.comparison import Row, compare, contenders
 from demo.page.markup import progress, table
 from demo.page.tabs.classify import ask, shown
 from demo.page.texts import label, language_of, refusal, say
 from demo.page.turns import Turns
-from demo.service import uploads
 from demo.service.problem import Problem
 from demo.service.queue import Serving
 from runtime.classifier import Classifier

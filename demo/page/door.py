@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.page.uploads import opened
 from demo.service.guard import UPLOAD
 from demo.service.problem import Problem
-from demo.service.uploads import opened
 
 PAGES = r"/|/config/?|/theme\.css|/gradio_api/theme\.css|/(assets|static|svelte)/.+|/favicon\.ico|/manifest\.json"
 # Gradio serves below file= what lies in its upload folder, and would fetch any address for whoever asks

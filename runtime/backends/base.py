@@ -1,0 +1,123 @@
+"""What a backend is: the class that each engine's file derives, and the check of the precision that it really got."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import NotAsAsked
+
+# The last layer and the normalisation keep a higher precision on purpose; the rest must be as asked
+MINIMUM_SHARE = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.95, "int8": 0.95}
+
+Layer = tuple[str, str, float]  # name, number format, amount of work: multiply-adds where they can be told
+
+
+@dataclass(frozen=True)
+class BuildFacts:
+    """What a file was made for, as far as export knows and the receipt keeps it.
+
+    `kept`: the layers of an INT8 file that keep a higher precision, with their share of the work. Of an engine also
+    the TensorRT module, version and system that built it, the GPUs it is for (such as "sm86", none for every GPU),
+    what it is compatible with, and the multiply-adds of each node of the ONNX file.
+    """
+
+    kept: dict[str, float] = field(default_factory=dict)
+    multiply_adds: dict[str, int] = field(default_factory=dict)
+    flavour: str = ""
+    version: str = ""
+    system: str = ""
+    targets: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be opened, by which backend and how.
+
+    `threads` are the processor threads of one call; 0 leaves the count to the engine, which takes all cores it may use.
+    `streams` are the calls from several threads that it should be ready to compute side by side.
+    """
+
+    backend: str
+    path: Path
+    precision: str = "fp32"
+    variant: str = ""
+    threads: int = 0
+    facts: BuildFacts = field(default_factory=BuildFacts)
+    streams: int = 1
+
+
+class Backend(ABC):
+    """An opened engine. A backend's author writes the five methods that are abstract here.
+
+    Opening raises Unavailable (library or device missing), NotAsAsked (another provider or precision than asked for)
+    or BadModel (a damaged file) rather than falling back.
+    """
+
+    title: str  # the library's name for people
+    # Whether the precision can be read at every opening; where that takes a run of its own, only the gate reads it
+    checks_at_opening = True
+
+    def __init__(self, request: Request) -> None:
+        """Open what was asked for and make sure that it computes in that precision."""
+        self.request = request
+        self.open()
+        if self.checks_at_opening:
+            self.precision_share()
+
+    @classmethod
+    @abstractmethod
+    def check_available(cls, backend: str) -> None:
+        """Raise Unavailable, with the reason, where the library cannot be used; that a GPU is there is checked next."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open `self.request` or raise."""
+
+    @abstractmethod
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits. May be called from several threads."""
+
+    @abstractmethod
+    def layers(self) -> Iterable[Layer]:
+        """The layers that do the work, each with the number format that the opened engine computes it in."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the engine; `run` must not be called afterwards."""
+
+    def precision_share(self) -> dict[str, float]:
+        """Share of the multiply-adds per number format, e.g. `{"int8": 0.97, "fp32": 0.03}`, read from the engine.
+
+        Raises NotAsAsked when too little is in the precision that was asked for.
+        """
+        return check_precision(self.layers(), self.request.precision, str(self), self.request.facts.kept)
+
+    def __str__(self) -> str:
+        return f"{self.title} on {self.request.path.name}"
+
+
+def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: dict[str, float]) -> dict[str, float]:
+    """Share of the work per number format; raises NotAsAsked, naming layers, when too little is in `precision`.
+
+    `kept` maps the layers that export declared to keep at a higher precision to their share of the work: they are set
+    apart, what remains must be as asked. `engine` names who computes, for the error.
+    """
+    layers = list(layers)
+    whole = sum(amount for _, _, amount in layers) or 1.0
+    shares: dict[str, float] = {}
+    for _, kind, amount in layers:
+        shares[kind] = shares.get(kind, 0.0) + amount / whole
+    if shares.get(precision, 0.0) < MINIMUM_SHARE[precision] * (1 - sum(kept.values())) - 1e-6:
+        listed = ", ".join(f"{100 * share:.0f} % {kind}" for kind, share in shares.items())
+        others = sorted((layer for layer in layers if layer[1] != precision), key=lambda layer: -layer[2])
+        names = [name for name, _, _ in others[:5]] + (["…"] if len(others) > 5 else [])
+        raise NotAsAsked(
+            f"{engine} was asked for {precision}, but computes {listed or 'nothing that it reports'}"
+            + (f" ({', '.join(names)})" if names else "")
+        )
+    return {kind: round(share, 4) for kind, share in sorted(shares.items())}

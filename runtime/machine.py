@@ -1,0 +1,115 @@
+"""The machine that a verdict or a timing holds for."""
+
+import functools
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_CPU_FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp bf16 i8mm"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Processor, its number formats, the cores that this process may use, memory, GPU with its driver, system."""
+
+    cpu: str
+    cpu_features: tuple[str, ...] = ()
+    cores: int = 1
+    memory_gib: float | None = None
+    gpu: str | None = None
+    system: str = ""
+
+
+@functools.cache
+def machine() -> Machine:
+    """This machine."""
+    model, flags = _cpu()
+    return Machine(
+        cpu=model,
+        cpu_features=tuple(flag for flag in _CPU_FLAGS.split() if flag in flags),
+        cores=usable_cores(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        gpu=output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or None,
+        system=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def usable_cores() -> int:
+    """Processor cores this process may use (its affinity, where the system has one)."""
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """The processor's name and flags. psutil does not tell them, and py-cpuinfo takes a second to."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    flags = fields.get("flags", fields.get("Features", ""))
+    return fields.get("model name", platform.machine()), set(flags.split())
+
+
+def output_of(*command: str) -> str:
+    """What a command prints, stripped; empty where it is missing, fails or takes longer than 10 seconds."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def nvidia_on_bus() -> bool:
+    """Whether a display or 3D controller of NVIDIA is plugged in; Linux tells, elsewhere it is False."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            kind, vendor = (device / "class").read_text(), (device / "vendor").read_text()
+        except OSError:
+            continue
+        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
+def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, float | None]:
+    """What Linux's control groups (version 2 or 1) grant this process: cores' worth of time, and memory in GiB.
+
+    None where there is no limit, and on other systems.
+    """
+    cores, memory = [], []
+    for folder in _cgroups(root):
+        quota = _numbers(folder / "cpu.max") or [
+            *_numbers(folder / "cpu.cfs_quota_us"),
+            *_numbers(folder / "cpu.cfs_period_us"),
+        ]
+        if len(quota) == 2 and quota[0] > 0:  # "max" is no number, and version 1 says -1
+            cores.append(quota[0] / quota[1])
+        memory += _numbers(folder / "memory.max") + _numbers(folder / "memory.limit_in_bytes")
+    return min(cores, default=None), min(memory) / 2**30 if memory else None
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's control groups and of all above them; a container sees its own as the top."""
+    try:
+        text = (root / "proc/self/cgroup").read_text()
+    except OSError:
+        return
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):  # none in version 2
+            top = root / "sys/fs/cgroup" / controller
+            group = top / path.strip("/")
+            yield from [group, *group.parents][: len(group.parts) - len(top.parts) + 1]
+
+
+def _numbers(file: Path) -> list[float]:
+    try:
+        words = file.read_text().split()
+    except OSError:
+        return []
+    return [float(word) for word in words if word.lstrip("-").isdigit()]
