@@ -59,7 +59,7 @@ def main() -> None:
             module.add_arguments(flags)
             if name in VERBS:
                 kept = f"append the rows to this .jsonl ({verb.rows or 'none'})"
-                flags.add_argument("--rows", type=Path, default=verb.rows and Path(verb.rows), help=kept)
+                flags.add_argument("--rows", type=Path, default=verb.rows or None, help=kept)
     arguments = parser.parse_args()
     if arguments.verb in VERBS:
         keep(module.measure(arguments), arguments.rows)

@@ -37,7 +37,7 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network with what its exports are judged by, and the folder that they are written into."""
+    """A trained network, what its exports are held against, and the folder that they are written into."""
 
     model: PhotoClassifier
     spec: ModelSpec
@@ -254,13 +254,13 @@ def unantialiased(subject: Subject, source: Path) -> Iterator[Row]:
 
 
 def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequence[str] = ()) -> Row:
-    """The row of one run: every healthy candidate and every mutant, judged by us and by the others.
+    """The row of one run: every healthy candidate and every mutant, by our gate and by the others' checks.
 
     `only` these, by name, among them "healthy".
     """
     with tempfile.TemporaryDirectory() as folder:
         subject = opened(run, Path(folder))
-        files = list(healthy(subject))  # written even where only the broken ones are judged: those are made of them
+        files = list(healthy(subject))  # written even where only broken ones are asked for, which are made of them
         outcomes = [outcome(subject, *trial) for trial in files if not only or "healthy" in only]
         outcomes += [outcome(subject, *trial) for trial in mutants(subject, stranger, only)]
         outcomes += unantialiased(subject, source) if source else []

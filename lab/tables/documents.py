@@ -1,7 +1,8 @@
 """Write the tables of documents anew from the committed rows, and the pictures that they show.
 
-A block between `<!-- table FILE.jsonl KIND -->` and `<!-- end -->` is the table of that kind of the rows in that file.
-With --check nothing is written, and the exit status is 1 when a table or a picture is stale.
+A block between `<!-- table FILE.jsonl KIND -->` and `<!-- end -->` is the table of that kind of the rows in that file,
+one between `<!-- tree -->` and `<!-- end -->` is the tree of all modules. With --check nothing is written, and the exit
+status is 1 when one of them or a picture is stale.
 """
 
 import argparse
@@ -18,8 +19,7 @@ from runtime.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_BLOCK = re.compile(r"(?P<begin><!-- table (?P<file>\S+) (?P<kind>\S+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-_TREE = re.compile(r"(?P<begin><!-- tree -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?:table (?P<file>\S+) (?P<kind>\S+)|tree) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 KINDS: dict[str, Callable[[list[Row]], str]] = {
     "all": table,
@@ -48,9 +48,8 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
 
 
 def refreshed(text: str) -> str:
-    """`text` with every table generated anew from the rows it names, and the tree of the house from its modules."""
-    text = _TREE.sub(lambda m: f"{m['begin']}{tree(ROOT)}\n{m['end']}", text)
-    return _BLOCK.sub(lambda m: f"{m['begin']}{_table(m['file'], m['kind'])}\n{m['end']}", text)
+    """`text` with every block generated anew, a table from the rows it names."""
+    return _BLOCK.sub(lambda m: f"{m[1]}{_table(m['file'], m['kind']) if m['file'] else tree(ROOT)}\n", text)
 
 
 def _table(file: str, kind: str) -> str:
