@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from export.engine import SOURCES, Options, build_engine, module_for
+from export.engine import SOURCES, build_engine, module_for
 from export.graph import export_onnx
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
+from export.settings import Settings
 from runtime import environment
 from runtime.benchmark.rows import Row, append_rows
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags
@@ -60,7 +61,7 @@ def main() -> None:
 def measured(architecture: str, folder: Path, command: Command) -> dict[str, Any]:
     """Export one network into `folder`, build each engine twice, and return the row."""
     write_files(architecture, folder, command.size)
-    trt, options = module_for("tensorrt-rtx"), Options(targets=command.targets)
+    trt, settings = module_for("tensorrt-rtx"), Settings(targets=command.targets)
     sizes: dict[str, int] = {}
     again: dict[str, int] = {}
     seconds: dict[str, float] = {}
@@ -68,7 +69,7 @@ def measured(architecture: str, folder: Path, command: Command) -> dict[str, Any
     for precision, source in {"fp32": "model.onnx", **SOURCES}.items():
         started = time.perf_counter()
         for name in ("first", "second"):
-            build_engine(trt, folder / source, folder / name, precision, options)
+            build_engine(trt, folder / source, folder / name, precision, settings)
         seconds[precision] = round((time.perf_counter() - started) / 2, 2)
         first, second = folder / "first", folder / "second"
         sizes[precision], again[precision] = first.stat().st_size, second.stat().st_size
