@@ -163,7 +163,7 @@ def parse(trt: ModuleType, builder: Any, logger: Any, onnx_file: Path) -> Any:
 
 
 def serialised(builder: Any, network: Any, config: Any, what: str) -> Any:
-    """The built plan; raises SajiError, beginning with `what`, with the reason that only the logger was told."""
+    """The built plan; raises SajiError, which begins with `what` and ends with the reason from the logger."""
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise SajiError(f"{what}: {builder.logger.reason()}")

@@ -174,7 +174,7 @@ def wrapped(core: onnx.ModelProto, spec: ModelSpec, foreign: Foreign) -> onnx.Mo
     whole.graph.node.append(onnx.helper.make_node("Identity", [exit_.name], [OUTPUT], name="logits"))
     whole.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(OUTPUT, 1, ["batch", len(spec.classes)]))
     for number, node in enumerate(whole.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"  # multiply-adds are told by the node's name
+        node.name = node.name or f"{node.op_type}_{number}"  # multiply-adds are listed by the node's name
     return whole
 
 
