@@ -5,19 +5,17 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from export import parity
+from export.settings import Foreign, Settings
+from export.triton_repository import write_models
+from runtime.candidate import Candidate
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra, say
 from runtime.errors import GateFailed, SajiError
-
-if TYPE_CHECKING:
-    from export.foreign import Foreign
-    from export.model import Settings
-    from runtime.candidate import Candidate
-    from runtime.receipt import Receipt
+from runtime.receipt import Receipt
 
 
 @dataclass(frozen=True)
@@ -37,29 +35,60 @@ class Command:
 
 
 def main() -> None:
-    """Read the command line and export each architecture; exit 1 when a gate failed."""
+    """Read the command line; export each architecture or import a file, or say with `diagnose` why one failed."""
     require_extra("export", "torch", "torchvision", "onnx", "onnxscript")
     if sys.argv[1:2] == ["diagnose"]:
         from export import diagnose
 
-        diagnose.main(sys.argv[2:])
-        return
-    from export.parity import failures
-
-    command, settings, foreign = _read()
+        return diagnose.main(sys.argv[2:])
+    parser = Parser(prog="python -m export", description=Command.__doc__)
+    add_flags(parser, Command())
+    add_flags(parser, Settings())
+    add_flags(parser.add_argument_group("import", Foreign.__doc__), Foreign())
+    typed = parser.parse_args()
+    command, settings, foreign = (
+        from_flags(Command(), typed),
+        from_flags(Settings(), typed),
+        from_flags(Foreign(), typed),
+    )
     if foreign.onnx:
         from export.foreign import import_foreign
 
-        run, receipts = "", iter([import_foreign(foreign, command.out, say, settings)])
-    else:
-        run, receipts = _exports(command, settings)
+        return _conclude("", [import_foreign(foreign, command.out, say, settings)], command, settings)
+    run = _run_folder(command.out / "runs", command.run)
+    archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
+    if not archs:
+        raise SajiError(f"{run} holds no checkpoint; train first with: make train")
+    return _conclude(run.name, (_export(run / name, command, settings) for name in archs), command, settings)
+
+
+def _export(run: Path, command: Command, settings: Settings) -> Receipt:
+    """The receipt of one checkpoint's export, which is made unless there is one that is up to date."""
+    from export.model import Checkpoint, up_to_date, write_model
+
+    source, folder = Checkpoint(run), command.out / "models" / run.name
+    earlier = None if command.force else up_to_date(folder, source, settings)
+    if earlier:
+        say(f"{source.spec.architecture}: up to date in {folder}, --force to redo")
+        return earlier
+    return write_model(source, folder, settings, say, command.out / "cache" / "tensorrt.timings")
+
+
+def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings: Settings) -> None:
+    """Print the verdicts of each model folder as soon as it is made; raise GateFailed where one had to pass and failed.
+
+    The last line of stdout is JSON, with what failed and what was only refused.
+    """
     archs: list[str] = []
     failed: list[Candidate] = []
     refused: list[Candidate] = []
     for receipt in receipts:
-        archs.append(receipt.spec.architecture)
-        _show(receipt, command)
-        for candidate in failures(list(receipt.candidates)):
+        name, candidates = receipt.spec.architecture, list(receipt.candidates)
+        archs.append(name)
+        if command.triton:
+            write_models(command.out / "models" / name, receipt, command.triton, say)
+        print(f"\n{name}: {receipt.spec.name}\n{parity.table(candidates)}")
+        for candidate in parity.failures(candidates):
             must_pass = candidate.precision in (*settings.precisions, "fp32")
             (failed if must_pass else refused).append(candidate)
     for candidate in refused:
@@ -68,53 +97,9 @@ def main() -> None:
     print(json.dumps({"run": run, "archs": archs, **names}))
     if failed:
         raise GateFailed(
-            f"parity failed for {', '.join(candidate.name for candidate in failed)}; the others keep their verdicts, "
+            f"parity failed for {', '.join(names['failed'])}; the others keep their verdicts, "
             "look into parity.md, or leave the failing precision out with --precisions"
         )
-
-
-def _read() -> tuple[Command, "Settings", "Foreign"]:
-    from export.foreign import Foreign
-    from export.model import Settings
-
-    parser = Parser(prog="python -m export", description=Command.__doc__)
-    add_flags(parser, Command())
-    add_flags(parser, Settings())
-    add_flags(parser.add_argument_group("import", Foreign.__doc__), Foreign())
-    typed = parser.parse_args()
-    return from_flags(Command(), typed), from_flags(Settings(), typed), from_flags(Foreign(), typed)
-
-
-def _exports(command: Command, settings: "Settings") -> tuple[str, "Iterator[Receipt]"]:
-    """The run's name, and the receipt of each architecture asked for as soon as it is exported."""
-    run = _run_folder(command.out / "runs", command.run)
-    archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
-    if not archs:
-        raise SajiError(f"{run} holds no checkpoint; train first with: make train")
-    return run.name, (_export(run / name, command, settings) for name in archs)
-
-
-def _export(run: Path, command: Command, settings: "Settings") -> "Receipt":
-    """The receipt of one checkpoint's export, which is made unless there is one that is up to date."""
-    from export.model import Checkpoint, up_to_date, write_model
-
-    source, folder = Checkpoint(run), command.out / "models" / run.name
-    earlier = None if command.force else up_to_date(folder, source.digest, settings)
-    if earlier:
-        say(f"{source.spec.architecture}: up to date in {folder}, --force to redo")
-        return earlier
-    return write_model(source, folder, settings, say, timing_cache=command.out / "cache" / "tensorrt.timings")
-
-
-def _show(receipt: "Receipt", command: Command) -> None:
-    """Print the verdicts of a model folder, and write its Triton repository if asked for."""
-    from export import parity
-    from export.triton_repository import write_models
-
-    name = receipt.spec.architecture
-    if command.triton:
-        write_models(command.out / "models" / name, receipt, command.triton, say)
-    print(f"\n{name}: {receipt.spec.name}\n{parity.table(list(receipt.candidates))}")
 
 
 def _run_folder(runs: Path, name: str) -> Path:

@@ -9,12 +9,13 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from export.graph import layer_facts
+from export.settings import Settings
 from runtime.backends import cuda
 from runtime.backends.base import BuildFacts, check_precision
 from runtime.backends.tensorrt import collecting_logger
@@ -26,64 +27,25 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SOURCES = {"fp16": "model.fp16.onnx", "int8": "model.int8-trt.onnx"}  # what the engine of a precision is built from
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Smallest, typical and largest batch that an engine accepts; raises SajiError unless in that order."""
-
-    smallest: int = 1
-    typical: int = 1
-    largest: int = 32
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.smallest <= self.typical <= self.largest:
-            sizes = f"{self.smallest} {self.typical} {self.largest}"
-            raise SajiError(f"batch sizes {sizes} are no profile; give --batch smallest typical largest, in that order")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How engines are built.
-
-    `targets` such as ("sm86", "sm89") build ahead of time (TensorRT-RTX only); empty means the GPU at hand, and for
-    RTX every GPU it knows. The rest is for enterprise TensorRT: plans that later minor versions, or all GPUs from
-    Ampere on, can run, and a file that remembers timings between builds.
-    """
-
-    profile: Profile = field(default_factory=Profile)
-    targets: tuple[str, ...] = ()
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    timing_cache: Path | None = None
-
-
-@dataclass(frozen=True)
-class Built:
+@dataclass(frozen=True, kw_only=True)
+class Built(BuildFacts):
     """Facts of a built engine for the receipt: what it was built with, for which GPUs, and what is in it.
 
-    `layers` are the parsed network's as (name, kind, number format); `targets` is empty for every GPU.
+    `layers` are the parsed network's as (name, kind, number format).
     """
 
-    flavour: str
-    version: str
     cuda: str
     driver: str
-    system: str
     gpu: str | None
-    targets: tuple[str, ...]
     profile: tuple[int, int, int]
-    version_compatible: bool
-    hardware_compatible: bool
     precision_share: dict[str, float]
     layers: tuple[tuple[str, str, str], ...]
-    kept: dict[str, float]
-    multiply_adds: dict[str, int]
     onnx_sha256: str
     engine_sha256: str
 
     def facts(self) -> BuildFacts:
-        """What the runtime needs to refuse a mismatch and to prove the precision, see `Candidate.facts`."""
-        names = ("flavour", "version", "system", "targets", "version_compatible", "hardware_compatible")
-        return BuildFacts(**{name: getattr(self, name) for name in (*names, "kept", "multiply_adds")})
+        """Those that the runtime needs, to refuse a mismatch and to check the precision."""
+        return BuildFacts(**{fact.name: getattr(self, fact.name) for fact in fields(BuildFacts)})
 
 
 def module_for(backend: str) -> ModuleType:
@@ -109,71 +71,77 @@ def buildable() -> list[str]:
 
 
 def build_engines(
-    folder: Path, precisions: tuple[str, ...], asked: tuple[str, ...], options: Options, say: Callable[[str], None]
+    folder: Path, settings: Settings, say: Callable[[str], None], timing_cache: Path | None = None
 ) -> tuple[dict[str, Built], list[str]]:
     """Build the engines of a model folder by every TensorRT flavour that can build here.
 
-    Returns the facts by file name, and why others are missing: the flavour is unavailable, or TensorRT refused. A
-    refusal of a precision in `asked` raises SajiError.
+    Returns the facts by file name, and why others are missing: the flavour is unavailable, or TensorRT refused. Where
+    it refuses a precision that must pass, SajiError is raised.
     """
     built: dict[str, Built] = {}
     skipped: list[str] = []
     for backend in MODULES:
         try:
             trt = module_for(backend)
-            _check_options(trt, options)
+            _check_options(trt, settings)
         except Unavailable as error:
             skipped.append(f"skipped {backend} engines: {error}")
             continue
-        for precision in (p for p in SOURCES if p in precisions):
+        for precision in (p for p in SOURCES if p in settings.wanted):
             name = f"engines/{backend}.{precision}.engine"
             say(f"building {name}")
+            source = folder / SOURCES[precision]
             try:
-                built[name] = build_engine(trt, folder / SOURCES[precision], folder / name, precision, options)
+                built[name] = build_engine(trt, source, folder / name, precision, settings, timing_cache)
             except SajiError as error:
-                if precision in asked:
+                if precision in settings.precisions:
                     raise
                 skipped.append(f"no {name}: {error}")
+    for reason in skipped:
+        say(reason)
     return built, skipped
 
 
-def build_engine(trt: ModuleType, onnx_file: Path, path: Path, precision: str, options: Options) -> Built:
-    """Build a raw plan from an ONNX file and write it atomically.
+def build_engine(
+    trt: ModuleType, onnx_file: Path, path: Path, precision: str, settings: Settings, timing_cache: Path | None = None
+) -> Built:
+    """Build a raw plan from an ONNX file and write it atomically; see `write_model` for `timing_cache`.
 
     Raises SajiError with TensorRT's own words when it refuses, NotAsAsked when the parsed network is not in
     `precision`.
     """
-    logger = collecting_logger(trt)
+    rtx, logger = trt.__name__ == "tensorrt_rtx", collecting_logger(trt)
     builder = trt.Builder(logger)
     network = parse(trt, builder, logger, onnx_file)
-    facts = layer_facts(onnx_file)
-    work = [(name, kind, macs) for name, _, kind, macs in layers_of(trt, network) if macs]
+    facts, layers = layer_facts(onnx_file), layers_of(trt, network)
+    work = [(name, kind, macs) for name, _, kind, macs in layers if macs]
     share = check_precision(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts["kept"])
-    config = _config(trt, builder, network, options, logger)
-    progress = _progress_monitor(trt, path.name)
+    config = _config(trt, builder, network, settings, logger)
+    if timing_cache and not rtx:
+        known = timing_cache.read_bytes() if timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), False)
+    progress = _progress_monitor(trt, path.name)  # the builder itself does not keep it alive
     config.progress_monitor = progress
     plan = serialised(builder, network, config, f"{trt.__name__} cannot build {onnx_file.name}")
     with replacing(path) as temporary:
         temporary.write_bytes(memoryview(plan))
-    if options.timing_cache and trt.__name__ == "tensorrt":
-        with replacing(options.timing_cache) as temporary:
+    if timing_cache and not rtx:
+        with replacing(timing_cache) as temporary:
             temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-    here, versions = machine(), cuda.versions()
     return Built(
+        **facts,
         flavour=trt.__name__,
         version=trt.__version__,
-        cuda=versions.get("cuda", "unknown"),
-        driver=versions.get("driver", "unknown"),
-        system=here.system,
-        gpu=here.gpu,
-        targets=options.targets if trt.__name__ == "tensorrt_rtx" else (cuda.compute_capability(),),
-        profile=(options.profile.smallest, options.profile.typical, options.profile.largest),
-        version_compatible=options.version_compatible,
-        hardware_compatible=options.hardware_compatible,
+        cuda=cuda.versions().get("cuda", "unknown"),
+        driver=cuda.versions().get("driver", "unknown"),
+        system=machine().system,
+        gpu=machine().gpu,
+        targets=settings.targets if rtx else (cuda.compute_capability(),),
+        profile=settings.batch,
+        version_compatible=settings.version_compatible,
+        hardware_compatible=settings.hardware_compatible,
         precision_share=share,
-        layers=tuple((name, kind, dtype) for name, kind, dtype, _ in layers_of(trt, network)),
-        kept=facts["kept"],
-        multiply_adds=facts["multiply_adds"],
+        layers=tuple((name, kind, dtype) for name, kind, dtype, _ in layers),
         onnx_sha256=sha256_file(onnx_file),
         engine_sha256=sha256_file(path),
     )
@@ -195,7 +163,7 @@ def parse(trt: ModuleType, builder: Any, logger: Any, onnx_file: Path) -> Any:
 
 
 def serialised(builder: Any, network: Any, config: Any, what: str) -> Any:
-    """The built plan; raises SajiError, beginning with `what`, with the reason that only the logger was told."""
+    """The built plan; raises SajiError, which begins with `what` and ends with the reason from the logger."""
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise SajiError(f"{what}: {builder.logger.reason()}")
@@ -247,45 +215,46 @@ def _multiply_adds(trt: ModuleType, layer: Any) -> float:
     return 0.0
 
 
-def _config(trt: ModuleType, builder: Any, network: Any, options: Options, logger: Any) -> Any:
+def _config(trt: ModuleType, builder: Any, network: Any, settings: Settings, logger: Any) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the inspector tell each layer's precision
     # FP32 on a GPU otherwise means TF32, a mantissa of 10 bits
     config.clear_flag(trt.BuilderFlag.TF32)
-    if options.version_compatible:
+    if settings.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
+    if settings.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.timing_cache and trt.__name__ == "tensorrt":
-        known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), False)
     image = tuple(network.get_input(0).shape)[1:]
-    add_profile(builder, config, network.get_input(0).name, image, options.profile, logger)
-    if options.targets and trt.__name__ == "tensorrt_rtx":
-        config.num_compute_capabilities = len(options.targets)
-        for i, target in enumerate(options.targets):
+    add_profile(builder, config, network.get_input(0).name, image, settings.batch, logger)
+    if settings.targets and trt.__name__ == "tensorrt_rtx":
+        config.num_compute_capabilities = len(settings.targets)
+        for i, target in enumerate(settings.targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
     return config
 
 
-def add_profile(builder: Any, config: Any, tensor: str, image: tuple[int, ...], profile: Profile, logger: Any) -> None:
-    """Allow the batch sizes of a profile for images `[N, *image]`; raises SajiError with TensorRT's words."""
+def add_profile(
+    builder: Any, config: Any, tensor: str, image: tuple[int, ...], sizes: tuple[int, int, int], logger: Any
+) -> None:
+    """Allow batches of the smallest to the largest of `sizes`, for images `[N, *image]`.
+
+    Raises SajiError with TensorRT's words.
+    """
     shapes = builder.create_optimization_profile()
-    sizes = (profile.smallest, profile.typical, profile.largest)
     shapes.set_shape(tensor, *((size, *image) for size in sizes))
     if config.add_optimization_profile(shapes) < 0:
         raise SajiError(f"batch sizes {sizes} are no profile: {logger.reason()}")
 
 
-def _check_options(trt: ModuleType, options: Options) -> None:
+def _check_options(trt: ModuleType, settings: Settings) -> None:
     """Raise SajiError for a target that does not exist, Unavailable for what this flavour cannot build."""
     if trt.__name__ != "tensorrt_rtx":
         return
-    for target in options.targets:
+    for target in settings.targets:
         if not hasattr(trt.ComputeCapability, target.upper()):
             known = [name.lower() for name in dir(trt.ComputeCapability) if name.startswith("SM")]
             raise SajiError(f"{trt.__name__} has no target {target!r}; choose from {', '.join(known)}")
-    if options.version_compatible or options.hardware_compatible:
+    if settings.version_compatible or settings.hardware_compatible:
         raise Unavailable(
             "TensorRT-RTX ties a plan to its version, and to GPUs by --targets; leave --version-compatible and "
             "--hardware-compatible out, or install enterprise TensorRT on a machine with a GPU"

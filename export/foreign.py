@@ -1,8 +1,7 @@
 """`python -m export --onnx FILE …`: a classifier of another project under our contract."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -13,43 +12,17 @@ import onnxruntime
 
 from export.golden import Reference
 from export.graph import OPSET, OUTPUT, save_onnx
-from export.model import Say, Settings, Source, write_model
+from export.model import Say, Source, write_model
+from export.settings import Foreign, Settings
 from runtime.backends import open_backend
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import ValidationSet, accuracy
-from runtime.files import sha256_file
 from runtime.golden import PICTURE
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 from training.photos.photo_set import read_photo_set
-
-Triple = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A classifier that was not trained here: what its file does not say."""
-
-    onnx: Path | None = None
-    """An ONNX file of another project: one batch of float32 photos in, one row of logits for each out."""
-    classes: Path | None = None
-    """Text file with the names of its classes, one a line, in the order of its logits."""
-    mean: Triple | None = None
-    """What it subtracts from red, green and blue, after --scale."""
-    std: Triple | None = None
-    """What it then divides red, green and blue by."""
-    scale: float = 1 / 255
-    """What it multiplies pixels of 0 to 255 by first."""
-    layout: Literal["nchw", "nhwc"] = "nchw"
-    """Order of its input's dimensions."""
-    size: int = 0
-    """Side of its square input in pixels; by default what the file says."""
-    resize: int = 0
-    """What a photo's shorter side is resized to before the crop; by default 8/7 of the size."""
-    data: Path | None = None
-    """Photos to judge the wrapped file by: a folder per class, or a CSV. Without them nothing of it is served."""
 
 
 def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | None = None) -> Receipt:
@@ -61,22 +34,23 @@ def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | N
     if not (foreign.onnx and foreign.classes and foreign.mean and foreign.std):
         raise SajiError("a foreign model needs --onnx FILE --classes FILE --mean R G B --std R G B; see --help")
     source = ForeignModel(foreign)
-    request = {name: str(value) for name, value in asdict(foreign).items()}
-    return write_model(source, out / "models" / source.spec.architecture, settings or Settings(), say, request)
+    return write_model(source, out / "models" / source.spec.architecture, settings or Settings(), say)
 
 
 class ForeignModel(Source):
     """A file of another project. The reference is that file on ONNX Runtime in FP32, normalised by numpy."""
 
+    described = "the foreign file in ONNX Runtime FP32 on the CPU"
+
     def __init__(self, foreign: Foreign) -> None:
         assert foreign.onnx
-        self.foreign, self.core = foreign, read_foreign(foreign.onnx)
+        self.foreign, self.file, self.core = foreign, foreign.onnx, read_foreign(foreign.onnx)
         self.spec, self._answers = _spec(self.core, foreign), reference_of(self.core, foreign)
-        self.digest, self.photos, self.validation = sha256_file(foreign.onnx), foreign.data, None
+        self.inputs = {name: str(value) for name, value in asdict(foreign).items()}
+        self.photos, self.validation = foreign.data, None
         if foreign.data:
-            self.validation = _validation_set(foreign.data, self.spec, self._answers)
-            score = accuracy(self._answers(self.validation.images), self.validation.labels)
-            figures = {"accuracy": round(score, 4), "photos": len(self.validation.labels)}
+            self.validation, logits = _validation_set(foreign.data, self.spec, self._answers)
+            figures = {"accuracy": round(accuracy(logits, self.validation.labels), 4), "photos": len(logits)}
             self.spec = replace(self.spec, validation=figures)
 
     def reference(self, images: np.ndarray) -> np.ndarray:
@@ -200,17 +174,17 @@ def wrapped(core: onnx.ModelProto, spec: ModelSpec, foreign: Foreign) -> onnx.Mo
     whole.graph.node.append(onnx.helper.make_node("Identity", [exit_.name], [OUTPUT], name="logits"))
     whole.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(OUTPUT, 1, ["batch", len(spec.classes)]))
     for number, node in enumerate(whole.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"  # multiply-adds are told by the node's name
+        node.name = node.name or f"{node.op_type}_{number}"  # multiply-adds are listed by the node's name
     return whole
 
 
-def _validation_set(data: Path, spec: ModelSpec, reference: Reference) -> ValidationSet:
-    """The validation photos of `data`, or all where it has no split."""
-    found = read_photo_set(data).photos
-    photos = [photo for photo in found if photo.split == "val"] or list(found)
+def _validation_set(data: Path, spec: ModelSpec, reference: Reference) -> tuple[ValidationSet, np.ndarray]:
+    """The validation photos of `data`, or all where it has no split, and the reference's logits of them."""
+    everything = read_photo_set(data).photos
+    photos = [photo for photo in everything if photo.split == "val"] or list(everything)
     if unknown := sorted({photo.label for photo in photos} - set(spec.classes)):
         raise SajiError(f"{data} has the labels {', '.join(unknown)}, the model {', '.join(spec.classes)}; rename one")
     images = np.stack([pixels(photo.path, spec.geometry) for photo in photos])
     labels = np.array([spec.classes.index(photo.label) for photo in photos])
-    names = tuple(f"{photo.label}/{photo.path.name}" for photo in photos)
-    return ValidationSet(images, labels, names, reference(images))
+    names, logits = tuple(f"{photo.label}/{photo.path.name}" for photo in photos), reference(images)
+    return ValidationSet(images, labels, names, logits), logits

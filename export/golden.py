@@ -1,4 +1,4 @@
-"""Write the golden vector of a model, once its candidates are judged."""
+"""Write the golden vector of a model, once its candidates have their verdicts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,8 +32,8 @@ def write_golden(reference: Reference, spec: ModelSpec, folder: Path, candidates
     images = {name: pixels(folder / name, replace(spec.geometry, decode="full"))[None] for name in (PICTURE, PHOTO)}
     answers = {name: _answer(reference, spec, image) for name, image in images.items()}
     scaled = pixels(folder / PHOTO, replace(spec.geometry, decode="draft"))[None]  # a decoder that differs
-    found = np.abs(spec.probabilities(reference(scaled))[0] - np.array(answers[PHOTO].probabilities)).max()
-    decoding = max(DECODING_FLOOR, round(2 * float(found), 4))
+    change = np.abs(spec.probabilities(reference(scaled))[0] - np.array(answers[PHOTO].probabilities)).max()
+    decoding = max(DECODING_FLOOR, round(2 * float(change), 4))
     answers[PHOTO] = replace(answers[PHOTO], pixels_sha256="", decoding=decoding)
     golden = Golden(answers, tolerances(answers[PICTURE], spec, folder, candidates, images[PICTURE]))
     golden.write(folder)
@@ -51,16 +51,16 @@ def tolerances(
 ) -> dict[str, dict[str, float]]:
     """By engine and precision: twice what the candidates that passed differ by here, and at least FLOOR.
 
-    For FP32 just FLOOR: nothing is rounded there that twice could be asked of.
+    For FP32 just FLOOR: it differs by nothing but the order of sums.
     """
     allowed = {backend: dict(FLOOR) for backend in BACKENDS}
     for candidate in candidates:
         if candidate.verdict == "pass" and candidate.precision != "fp32":
             engine = candidate.open(folder)
-            found = round(2 * difference(engine, images, answer, spec), 4)
+            twice = round(2 * difference(engine, images, answer, spec), 4)
             engine.close()
-            row = allowed[candidate.backend]
-            row[candidate.precision] = max(row[candidate.precision], found)
+            bounds = allowed[candidate.backend]
+            bounds[candidate.precision] = max(bounds[candidate.precision], twice)
     native = allowed["ort-cpu"]
     for engine_name, factors in JAVASCRIPT.items():
         allowed[engine_name] = {name: factors.get(name, 1.0) * value for name, value in native.items()}

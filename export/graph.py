@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from runtime.spec import ModelSpec
 
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
+DYNAMIC = {INPUT: {0: torch.export.Dim("batch")}}
 LAYERS = ("Conv", "Gemm", "MatMul")  # the operators that multiply and add
 # Ops that a fixed feed-forward classifier never needs. Seen where the exporter met strided views (see
 # training.network.classifier.Normalise); OpenVINO's INT8 computes such a graph wrongly without a word.
@@ -32,22 +34,24 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
     `module` maps uint8 `[N, S, S, 3]` RGB to float32 logits `[N, C]`. Raises GateFailed when the exporter's file
     breaks the contract.
     """
-    size = spec.geometry.size
-    # A batch of two: the exporter would take a batch of one for a constant
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            _example(spec),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=DYNAMIC,
             verbose=False,
         )
     assert program is not None
     save_onnx(program.model_proto, spec, path)
+
+
+def _example(spec: ModelSpec) -> tuple[torch.Tensor]:
+    """The module's argument: a batch of two, since the exporter would take a batch of one for a constant."""
+    return (torch.zeros(2, spec.geometry.size, spec.geometry.size, 3, dtype=torch.uint8),)
 
 
 def save_onnx(
@@ -75,17 +79,17 @@ def save_onnx(
 def check_contract(model: onnx.ModelProto, spec: ModelSpec, opset: int = OPSET) -> None:
     """Raise GateFailed unless the graph is images uint8 [batch, S, S, 3] → logits float32 [batch, C], one file."""
     onnx.checker.check_model(model, full_check=True)
-    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    signature = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
     size, classes = spec.geometry.size, len(spec.classes)
-    asked = [
+    contract = [
         (INPUT, onnx.TensorProto.UINT8, ["batch", size, size, 3]),
         (OUTPUT, onnx.TensorProto.FLOAT, ["batch", classes]),
     ]
-    if found != asked:
-        raise GateFailed(f"the exported graph has the signature {found}, the contract is {asked}; this is a bug")
-    found_opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if found_opset != opset:
-        raise GateFailed(f"the exported graph has opset {found_opset}, the contract is {opset}; this is a bug")
+    if signature != contract:
+        raise GateFailed(f"the exported graph has the signature {signature}, the contract is {contract}; this is a bug")
+    version = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if version != opset:
+        raise GateFailed(f"the exported graph has opset {version}, the contract is {opset}; this is a bug")
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[Any]]:
@@ -107,20 +111,22 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
-    found = {}
+    work = {}
     for node in graph.node:
         if node.op_type in LAYERS:
             weight = node.input[1]
             while weight in through:
                 weight = through[weight]
-            out, filters = (shapes.get(name) or [0, 0] for name in (node.output[0], weight))  # not told: no work
+            out, filters = (
+                shapes.get(name) or [0, 0] for name in (node.output[0], weight)
+            )  # of unknown shape: no work
             if node.op_type == "Conv":
-                found[node.name] = math.prod(out) * math.prod(filters[1:])
+                work[node.name] = math.prod(out) * math.prod(filters[1:])
             elif node.op_type == "Gemm":  # [in, out] or, transposed, [out, in]
-                found[node.name] = math.prod(filters) * out[0]
+                work[node.name] = math.prod(filters) * out[0]
             else:  # [in, out]; in attention two activations, whose last two positions are these
-                found[node.name] = math.prod(out) * filters[-2]
-    return found
+                work[node.name] = math.prod(out) * filters[-2]
+    return work
 
 
 def layer_facts(path: Path) -> dict[str, Any]:
@@ -137,20 +143,14 @@ def layer_facts(path: Path) -> dict[str, Any]:
 
 def operators(path: Path) -> dict[str, int]:
     """How often each operator occurs in an ONNX file."""
-    counts: dict[str, int] = {}
-    for node in onnx.load(path, load_external_data=False).graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items()))
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return dict(sorted(Counter(node.op_type for node in nodes).items()))
 
 
 def export_pt2(module: nn.Module, spec: ModelSpec, path: Path) -> None:
     """Write the PyTorch program (`torch.export`) with the spec beside it: runs without our classes, bit-equal."""
-    size = spec.geometry.size
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with _quiet(), torch.no_grad():
-        program = torch.export.export(
-            module.eval(), (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
-        )
+        program = torch.export.export(module.eval(), _example(spec), dynamic_shapes=DYNAMIC)
     # Through memory: on a full disk PyTorch's own writer ends the whole process
     archive = io.BytesIO()
     torch.export.save(program, archive, extra_files={"spec": spec.to_json()})

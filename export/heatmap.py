@@ -15,12 +15,13 @@ import onnx.utils
 from onnx.reference import ReferenceEvaluator
 
 from export.graph import INPUT, OUTPUT
-from runtime import environment
+from export.parity import line, with_result
 from runtime.candidate import CHECKED_AT_ONCE, Candidate
 from runtime.errors import SajiError
 from runtime.evaluation import GATES, Gate, GateResult, ValidationSet, apply_gate
 from runtime.files import replacing
 from runtime.heatmap import FILE, Heatmap
+from runtime.machine import machine
 from runtime.spec import ModelSpec
 
 
@@ -55,10 +56,10 @@ def linear_head(model: onnx.ModelProto) -> Head:
     channels = shape[0]
     bias = answer(np.zeros((1, channels)))[0]
     weight = answer(np.eye(channels)) - bias
-    # Not told by the operators' names but tried, for linear layers come under many names
-    some = np.random.default_rng(0).normal(0, 3, (16, channels))
-    expected = some @ weight + bias
-    if np.abs(answer(some) - expected).max() > 1e-3 * np.abs(expected).max():
+    # Tried, because linear layers come under many operators' names
+    averages = np.random.default_rng(0).normal(0, 3, (16, channels))
+    expected = averages @ weight + bias
+    if np.abs(answer(averages) - expected).max() > 1e-3 * np.abs(expected).max():
         raise SajiError("more than linear layers stands between its last maps and its logits")
     return Head(maps, weight.T.copy(), bias)
 
@@ -66,13 +67,13 @@ def linear_head(model: onnx.ModelProto) -> Head:
 def _global_pools(graph: onnx.GraphProto) -> list[tuple[str, str, list[int]]]:
     """Each average over height and width of maps: its input, its output, and the shape of that without the batch."""
     sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][1:] for value in graph.value_info}
-    found = []
+    pools = []
     for node in graph.node:
         if node.op_type in ("GlobalAveragePool", "ReduceMean"):
             before, after = (sizes.get(name, []) for name in (node.input[0], node.output[0]))
             if len(before) == 3 and after in (before[:1], [before[0], 1, 1]):
-                found.append((node.input[0], node.output[0], after))
-    return found
+                pools.append((node.input[0], node.output[0], after))
+    return pools
 
 
 def add_map(model: onnx.ModelProto, head: Head, spec: ModelSpec) -> None:
@@ -99,7 +100,7 @@ def write_heatmap(
     say: Callable[[str], None],
     gates: Mapping[str, Gate] = GATES,
 ) -> tuple[list[Candidate], list[str]]:
-    """Write and judge the heat map of `model.onnx` in a model folder; only a file that passes stays there.
+    """Write and check the heat map of `model.onnx` in a model folder; only a file that passes stays there.
 
     Returns its verdict as a file check, or else the sentence that says why this network has none.
     """
@@ -114,16 +115,9 @@ def write_heatmap(
     with replacing(folder / FILE) as temporary:
         onnx.save_model(model, temporary)
     gate = gates["fp32"]
-    verdict = check_heatmap(folder / FILE, head, spec, validation, gate)
-    check = Candidate(spec.architecture, FILE, "ort-cpu", "fp32", "cam", False, gate=gate)
-    check = replace(
-        check,
-        verdict=verdict.verdict,
-        reasons=verdict.reasons,
-        figures=verdict.figures,
-        machine=environment.machine(),
-    )
-    say(f"{check.name}: {check.verdict}" + "".join(f"; {reason}" for reason in check.reasons))
+    check = Candidate(spec.architecture, FILE, "ort-cpu", "fp32", "cam", False, machine=machine(), gate=gate)
+    check = with_result(check, check_heatmap(folder / FILE, head, spec, validation, gate))
+    say(line(check))
     if check.verdict != "pass":
         (folder / FILE).unlink()
     return [check], []
@@ -135,9 +129,9 @@ def check_heatmap(path: Path, head: Head, spec: ModelSpec, validation: Validatio
     heatmap, n = Heatmap(path, spec), len(validation.labels)
     parts = [heatmap.maps(validation.images[i : i + CHECKED_AT_ONCE]) for i in range(0, n, CHECKED_AT_ONCE)]
     logits, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
-    verdict = apply_gate(validation.logits, logits, validation.labels, gate, spec)
-    if verdict.verdict != "pass":
-        return verdict
+    result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
+    if result.verdict != "pass":
+        return result
     top = logits.argmax(axis=1)
     rebuilt = logits.copy()
     rebuilt[np.arange(n), top] = maps.mean(axis=(1, 2)) + head.bias[top]

@@ -5,30 +5,29 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from export import parity
-from export.engine import Built, Options, Profile, build_engines, buildable
+from export.engine import Built, build_engines, buildable
 from export.geometry import write_with_geometry
 from export.golden import write_golden
 from export.graph import OPSET, export_onnx, export_pt2, layer_facts, operators
 from export.heatmap import write_heatmap
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
+from export.settings import Settings
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed
-from runtime.evaluation import GATES, Gate, ValidationSet, read_gates
-from runtime.files import replacing_folder, sha256_file
+from runtime.evaluation import ValidationSet
+from runtime.files import replacing_folder, sha256_file, sha256_json
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
@@ -39,75 +38,27 @@ ROOT = Path(__file__).resolve().parent.parent
 # The modules that decide what is written and how it is checked: an export by other code is not up to date
 DECISIVE = (
     *("export/model.py", "export/graph.py", "export/precision.py", "export/engine.py", "export/parity.py"),
-    *("export/golden.py", "export/geometry.py", "export/heatmap.py", "training/network/classifier.py"),
-    *("runtime/backends/*.py", "runtime/candidate.py", "runtime/evaluation.py", "runtime/preprocess.py"),
+    *("export/golden.py", "export/geometry.py", "export/heatmap.py"),
+    *("training/network/architectures.py", "training/network/classifier.py", "training/photos/drawn.py"),
+    *("runtime/backends/*.py", "runtime/candidate.py", "runtime/evaluation.py", "runtime/golden.py"),
+    *("runtime/heatmap.py", "runtime/preprocess.py", "runtime/spec.py"),
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides how an export turns out, beside its source."""
-
-    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
-    """Precisions that must pass: exit status 1 when one fails. By default all are tried, and a lower one that fails is
-    refused without failing the export. fp32 is always written and must always pass."""
-    recover: bool = True
-    """Return the layers that INT8 hurts most to a higher precision where it would lose too much; takes minutes."""
-    overflow_fix: bool = False
-    """INT8 weights of 7 bits: right on x86 processors without VNNI, too, and a little less exact on all."""
-    targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
-    """GPU architectures that TensorRT-RTX builds for ahead of time."""
-    batch: tuple[int, int, int] = (1, 1, 32)
-    """Smallest, typical and largest batch of TensorRT engines."""
-    version_compatible: bool = False
-    """Enterprise TensorRT: engines that later minor versions can run too."""
-    hardware_compatible: bool = False
-    """Enterprise TensorRT: engines that every GPU from Ampere on can run, somewhat slower."""
-    gates: Path | None = None
-    """A TOML file with other bounds for the verdicts, such as: int8.shift = 0.2"""
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The precisions to write: those asked for, or all."""
-        return self.precisions or ("fp32", "fp16", "int8")
-
-    @functools.cached_property
-    def bounds(self) -> Mapping[str, Gate]:
-        """The gates that verdicts are given by."""
-        return read_gates(self.gates) if self.gates else GATES
-
-    def options(self, timing_cache: Path | None = None) -> Options:
-        """How engines are built."""
-        compatible = self.version_compatible, self.hardware_compatible
-        return Options(Profile(*self.batch), self.targets, *compatible, timing_cache)
-
-    def request(self) -> dict[str, Any]:
-        """The settings, and the code and engines that an export depends on, as JSON values for the receipt."""
-        bounds = {name: dataclasses.asdict(gate) for name, gate in self.bounds.items()}
-        depends = {"opset": OPSET, "code": _code(), "engines": buildable(), "gates": bounds}
-        return dict(
-            json.loads(json.dumps({**dataclasses.asdict(self), "precisions": self.wanted, **depends}, default=str))
-        )
-
-
-@functools.cache
-def _code() -> str:
-    """SHA-256 over the DECISIVE modules."""
-    files = sorted(file for pattern in DECISIVE for file in ROOT.glob(pattern))
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
 
 class Source(ABC):
     """What a model folder is made from; `reference` is what every file in it is held against.
 
-    `digest`: sha256 of the file that it comes from. `validation`: photos with the reference's logits; None where there
-    are none, and nothing can be served. `photos`: where the original photos are, if they still are.
+    `file`: where it comes from. `described`: the reference in words, for the report. `validation`: photos with the
+    reference's logits; None where there are none, and nothing can be served. `photos`: where the original photos are,
+    if they still are. `inputs`: what else decides the result, as JSON values.
     """
 
     spec: ModelSpec
-    digest: str
+    file: Path
+    described: str
     validation: ValidationSet | None
     photos: Path | None
+    inputs: dict[str, Any]
     engines = False  # whether TensorRT engines are built of it
 
     @abstractmethod
@@ -126,12 +77,13 @@ class Source(ABC):
 class Checkpoint(Source):
     """A checkpoint of a training run. Raises BadModel when it or its validation set is missing or damaged."""
 
+    described = "the checkpoint in PyTorch FP32 on the CPU"
     engines = True
 
     def __init__(self, run: Path) -> None:
-        self.run, self.file = run, run / "checkpoint.pt"
+        self.run, self.file, self.photos = run, run / "checkpoint.pt", _photos_of(run)
         self.model, self.spec = load_checkpoint(self.file)
-        self.digest, self.photos = sha256_file(self.file), _photos_of(run)
+        self.inputs = {path.name: sha256_file(path) for path in sorted(run.glob("*.npz"))}
 
     @functools.cached_property
     def validation(self) -> ValidationSet:  # type: ignore[override]  # always there, and costly: read when needed
@@ -158,9 +110,8 @@ class Checkpoint(Source):
             say(f"{name}: calibrating model.int8.onnx")
             photos = ValidationSet.load(self.run / "calibration.npz").images  # training photos
             how = settings.recover, settings.overflow_fix, settings.bounds["int8"].shift
-            int8 = folder / "model.int8.onnx"
-            quantise(folder / "model.onnx", photos, self.spec, int8, *how)
-            quantise_for_tensorrt(int8, self.spec, folder / "model.int8-trt.onnx")
+            quantise(folder / "model.onnx", photos, self.spec, folder / "model.int8.onnx", *how)
+            quantise_for_tensorrt(folder / "model.int8.onnx", self.spec, folder / "model.int8-trt.onnx")
         if "fp16" in settings.wanted:
             say(f"{name}: writing model.fp16.onnx")
             export_onnx(HalfPrecision(self.model), self.spec, folder / "model.fp16.onnx")
@@ -176,27 +127,19 @@ class Checkpoint(Source):
 
 
 def write_model(
-    source: Source,
-    folder: Path,
-    settings: Settings,
-    say: Say,
-    request: dict[str, Any] | None = None,
-    timing_cache: Path | None = None,
+    source: Source, folder: Path, settings: Settings, say: Say, timing_cache: Path | None = None
 ) -> Receipt:
     """Make a model folder of a source; `folder` is replaced whole once the files are complete and checked.
 
-    `request` is what the receipt keeps of the settings, by default `settings.request()`. Raises GateFailed or BadModel,
-    leaving an earlier folder untouched, when the FP32 file does not agree with the reference.
+    Enterprise TensorRT keeps the timings of its builds in `timing_cache`. Raises GateFailed or BadModel, leaving an
+    earlier folder untouched, when the FP32 file does not agree with the reference.
     """
     spec, validation = source.spec, source.validation
     with replacing_folder(folder) as new:
         source.write_graphs(new, settings, say)
         engines, skipped = dict[str, Built](), list[str]()
         if source.engines:
-            options = settings.options(timing_cache)
-            engines, skipped = build_engines(new, settings.wanted, settings.precisions, options, say)
-            for reason in skipped:
-                say(f"{spec.architecture}: {reason}")
+            engines, skipped = build_engines(new, settings, say, timing_cache)
         if validation:
             validation.save(new / "validation.npz")
             candidates = parity.check_folder(spec, new, validation, say, _facts(new, engines), settings.bounds)
@@ -210,48 +153,52 @@ def write_model(
             heatmaps, without = write_heatmap(new, spec, validation, say, settings.bounds)
             candidates, skipped = candidates + heatmaps, skipped + without
             _write_examples(new / "examples", validation, spec)
-            report = parity.report(spec, candidates, validation, skipped, settings.bounds)
+            report = parity.report(spec, source.described, candidates, validation, skipped, settings.bounds)
             (new / "parity.md").write_text(report, encoding="utf-8")
-        receipt = _receipt(source, new, candidates, engines, skipped, request or settings.request())
+        names = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+        receipt = Receipt(
+            spec=spec,
+            files=file_facts(new, names),
+            candidates=tuple(candidates),
+            checkpoint_sha256=sha256_file(source.file),
+            request=request(source, settings),
+            graph={"opset": OPSET, "operators": operators(new / "model.onnx")},
+            engines={name: dataclasses.asdict(built) for name, built in engines.items()},
+            skipped=tuple(skipped),
+            versions=versions(),
+        )
         receipt.write(new)
     return receipt
 
 
-def _receipt(
-    source: Source,
-    folder: Path,
-    candidates: list[Candidate],
-    engines: dict[str, Built],
-    skipped: list[str],
-    request: dict[str, Any],
-) -> Receipt:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return Receipt(
-        spec=source.spec,
-        files=file_facts(folder, names),
-        candidates=tuple(candidates),
-        checkpoint_sha256=source.digest,
-        request=request,
-        graph={"opset": OPSET, "operators": operators(folder / "model.onnx")},
-        engines={name: dataclasses.asdict(built) for name, built in engines.items()},
-        skipped=tuple(skipped),
-        versions=versions(),
-    )
-
-
-def up_to_date(folder: Path, digest: str, settings: Settings) -> Receipt | None:
-    """The receipt of an earlier export that the same checkpoint, settings, code, libraries and machine would make."""
+def up_to_date(folder: Path, source: Source, settings: Settings) -> Receipt | None:
+    """The receipt of an earlier export that the same source, settings, code, libraries and machine would make."""
     try:
         receipt = Receipt.read(folder)
         for file in receipt.files:
             receipt.verify(folder, file)
     except BadModel:
         return None
-    same = receipt.checkpoint_sha256 == digest and receipt.request == settings.request()
+    same = receipt.checkpoint_sha256 == sha256_file(source.file) and receipt.request == request(source, settings)
     same_libraries = _of_result(receipt.versions) == _of_result(versions())
     # A verdict holds for the machine that gave it, and another one may build other engines
     here = all(candidate.machine == machine() for candidate in receipt.candidates)
     return receipt if same and same_libraries and here else None
+
+
+def request(source: Source, settings: Settings) -> dict[str, Any]:
+    """What decides how an export turns out, beside source, libraries and machine, as JSON values for the receipt."""
+    bounds = {name: dataclasses.asdict(gate) for name, gate in settings.bounds.items()}
+    depends = {"opset": OPSET, "code": _code(), "engines": buildable(), "inputs": source.inputs}
+    values = {**dataclasses.asdict(settings), "precisions": settings.wanted, "gates": bounds, **depends}
+    return dict(json.loads(json.dumps(values)))
+
+
+@functools.cache
+def _code() -> str:
+    """SHA-256 over the DECISIVE modules."""
+    files = sorted(file for pattern in DECISIVE for file in ROOT.glob(pattern))
+    return sha256_json({file.relative_to(ROOT).as_posix(): sha256_file(file) for file in files})
 
 
 def _of_result(libraries: dict[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Judge every file that was just written, on this machine, through the very backends that serve it."""
+"""Check every file that was just written, on this machine, through the very backends that serve it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in, check_candidate
-from runtime.evaluation import Gate, ValidationSet
+from runtime.evaluation import Gate, GateResult, ValidationSet
 from runtime.markdown import markdown
 from runtime.spec import ModelSpec
 
@@ -31,14 +31,23 @@ def check_folder(
     facts: Mapping[str, BuildFacts],
     gates: Mapping[str, Gate],
 ) -> list[Candidate]:
-    """The verdict of every candidate and file check in a model folder, said one by one; `facts` are by file."""
+    """Every candidate and file check in a model folder with its verdict, said one by one; `facts` are by file."""
     results = []
     for candidate in candidates_in(spec.architecture, folder, facts):
         candidate = replace(candidate, gate=gates[candidate.precision])
-        result = check_candidate(candidate, folder, validation, spec)
-        say(f"{result.name}: {result.verdict}" + "".join(f"; {reason}" for reason in result.reasons))
-        results.append(result)
+        results.append(check_candidate(candidate, folder, validation, spec))
+        say(line(results[-1]))
     return results
+
+
+def with_result(candidate: Candidate, result: GateResult) -> Candidate:
+    """The candidate with its gate's verdict, reasons and figures."""
+    return replace(candidate, verdict=result.verdict, reasons=result.reasons, figures=result.figures)
+
+
+def line(candidate: Candidate) -> str:
+    """A candidate's verdict and the reasons for it, as progress tells them."""
+    return "; ".join([f"{candidate.name}: {candidate.verdict}", *candidate.reasons])
 
 
 def failures(candidates: list[Candidate]) -> list[Candidate]:
@@ -69,17 +78,21 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
 
 def report(
     spec: ModelSpec,
+    reference: str,
     candidates: list[Candidate],
     validation: ValidationSet,
     skipped: list[str],
     gates: Mapping[str, Gate],
 ) -> str:
-    """`parity.md`: the table, the gates, every flipped photo, what was skipped and what the sample can show."""
+    """`parity.md`: the table, the gates, every flipped photo, what was skipped and what the sample can show.
+
+    `reference` says in words what the candidates are held against.
+    """
     n = len(validation.labels)
     lines = [
         f"# Parity of {spec.name}",
         "",
-        f"Reference: the checkpoint in PyTorch FP32 on the CPU, accuracy {spec.validation['accuracy']:.3f} on {n} "
+        f"Reference: {reference}, accuracy {spec.validation['accuracy']:.3f} on {n} "
         "validation photos. Each candidate is the file loaded from disk through its backend, one photo at a time.",
         f"A candidate without a flip on {n} photos may still flip up to {100 * 3 / max(n, 1):.1f} % of photos "
         "(95 % bound, rule of three).",

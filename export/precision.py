@@ -56,7 +56,7 @@ def quantise(
 ) -> None:
     """Write an INT8 Q/DQ file from an FP32 ONNX file: weights per channel, activations calibrated.
 
-    `calibration` is uint8 `[N, S, S, 3]` training photos (never validation: the gate would judge what it tuned).
+    `calibration` is uint8 `[N, S, S, 3]` training photos, never validation photos, which the gate needs unseen.
     Normalisation and the last layer keep FP32: together far below 1 % of the work, and the most sensitive. With
     `recover`, where the logits of the training photos shift by more than AIM of `shift`, the gate's bound, the layers
     that matter most go back to FP32, in at most MOST_KEPT steps. That bounds the time: a ranking is a pass over
@@ -86,14 +86,15 @@ def quantise(
             "ignored_scope": nncf.IgnoredScope(names=_sensitive(model), validate=False),
         }
         if recover:
-            quantised = _quantised_closely(model, photos, calibration, ranges, how, AIM * shift)
+            how["advanced_quantization_parameters"] = ranges
+            quantised = _quantised_closely(model, photos, calibration, AIM * shift, how)
         else:
             quantised = nncf.quantize(model, photos, advanced_parameters=ranges, **how)
     save_onnx(_unsigned_activations(quantised), spec, path, kept=_went_back(quantised, _sensitive(model)))
 
 
 def _quantised_closely(
-    model: onnx.ModelProto, photos: Any, calibration: np.ndarray, ranges: Any, how: dict[str, Any], most: float
+    model: onnx.ModelProto, photos: Any, calibration: np.ndarray, most: float, how: dict[str, Any]
 ) -> onnx.ModelProto:
     """As `nncf.quantize`, with the layers that matter most in FP32 where the logits would shift by more than `most`."""
     import nncf
@@ -101,16 +102,9 @@ def _quantised_closely(
     bounds = nncf.AdvancedAccuracyRestorerParameters(
         max_num_iterations=MOST_KEPT, ranking_subset_size=min(RANKED_BY, len(calibration)), num_ranking_workers=1
     )
-    return nncf.quantize_with_accuracy_control(
-        model,
-        photos,
-        nncf.Dataset(list(range(len(calibration)))),
-        _closeness(model, calibration),
-        max_drop=most,
-        advanced_quantization_parameters=ranges,
-        advanced_accuracy_restorer_parameters=bounds,
-        **how,
-    )
+    numbers, metric = nncf.Dataset(list(range(len(calibration)))), _closeness(model, calibration)
+    how = {**how, "max_drop": most, "advanced_accuracy_restorer_parameters": bounds}
+    return nncf.quantize_with_accuracy_control(model, photos, numbers, metric, **how)
 
 
 def _closeness(model: onnx.ModelProto, photos: np.ndarray) -> Callable[..., tuple[float, list[float]]]:
@@ -159,19 +153,19 @@ def _unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     quantisers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    signed = {node.input[2] for node in quantisers if constants[node.input[2]].data_type == onnx.TensorProto.INT8}
+    signed = {node.input[2] for node in quantisers if constants[node.input[2]].data_type == TensorProto.INT8}
     for name in signed:
-        zero = onnx.numpy_helper.to_array(constants[name]).astype(np.int16) + 128
-        constants[name].CopyFrom(onnx.numpy_helper.from_array(zero.astype(np.uint8), name))
+        zero = numpy_helper.to_array(constants[name]).astype(np.int16) + 128
+        constants[name].CopyFrom(numpy_helper.from_array(zero.astype(np.uint8), name))
     del model.graph.value_info[:]  # holds the old types; shape inference finds the new ones
     return model
 
 
 def _sensitive(model: onnx.ModelProto) -> list[str]:
+    """The names of the nodes before the first layer, which normalise, and of the last layer."""
     nodes = list(model.graph.node)
-    first = next(i for i, node in enumerate(nodes) if node.op_type in LAYERS)
-    last = max(i for i, node in enumerate(nodes) if node.op_type in LAYERS)
-    return [node.name for node in (*nodes[:first], nodes[last])]
+    layers = [i for i, node in enumerate(nodes) if node.op_type in LAYERS]
+    return [node.name for node in (*nodes[: layers[0]], nodes[layers[-1]])]
 
 
 def quantise_for_tensorrt(int8: Path, spec: ModelSpec, path: Path) -> None:

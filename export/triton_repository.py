@@ -1,4 +1,4 @@
-"""A model repository for Triton Inference Server: what passed parity here, each file under its own backend.
+"""A model repository for Triton Inference Server: what passed its gate here, each file under its own backend.
 
 TensorRT-RTX plans stay out: Triton opens plans of enterprise TensorRT only.
 """

@@ -39,6 +39,7 @@ VERBS = {
     "study": Verb("lab.study", "networks and recipes compared", "results/study.jsonl"),
     "unseen": Verb("lab.unseen", "does a classifier notice a class that it never saw?", "results/unseen.jsonl"),
     "duplicates": Verb("lab.duplicates", "how well duplicates are found, and how the search grows"),
+    "geometry": Verb("lab.geometry", "does resizing in the graph keep the answers?"),
     "suspects": Verb("lab.suspects", "how many mislabelled photos are found", "results/suspects.jsonl"),
     "engine-sizes": Verb("lab.engine_sizes", "how large TensorRT-RTX engines are, by precision"),
     "export-cost": Verb("lab.export_cost", "seconds and memory that an export takes", "results/export.jsonl"),

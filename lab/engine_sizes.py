@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export.engine import SOURCES, Options, build_engine, module_for
+from export.engine import SOURCES, build_engine, module_for
 from export.graph import export_onnx
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
+from export.settings import Settings
 from runtime.benchmark.rows import Row
 from runtime.command_line import add_flags, from_flags, say
 from runtime.files import sha256_file
@@ -51,7 +52,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
 def built(architecture: str, folder: Path, builds: Builds) -> Row:
     """Export one network into `folder`, build each engine twice, and return the row."""
     write_files(architecture, folder, builds.size)
-    trt, options = module_for("tensorrt-rtx"), Options(targets=builds.targets)
+    trt, settings = module_for("tensorrt-rtx"), Settings(targets=builds.targets)
     sizes: dict[str, int] = {}
     again: dict[str, int] = {}
     seconds: dict[str, float] = {}
@@ -59,7 +60,7 @@ def built(architecture: str, folder: Path, builds: Builds) -> Row:
     for precision, source in {"fp32": "model.onnx", **SOURCES}.items():
         started = time.perf_counter()
         for name in ("first", "second"):
-            build_engine(trt, folder / source, folder / name, precision, options)
+            build_engine(trt, folder / source, folder / name, precision, settings)
         seconds[precision] = round((time.perf_counter() - started) / 2, 2)
         first, second = folder / "first", folder / "second"
         sizes[precision], again[precision] = first.stat().st_size, second.stat().st_size

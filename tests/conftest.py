@@ -68,7 +68,8 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported model folder of `run`, with every precision; INT8 without recovery, which takes a minute."""
-    from export.model import Checkpoint, Settings, write_model
+    from export.model import Checkpoint, write_model
+    from export.settings import Settings
 
     def make(folder: Path) -> None:
         write_model(Checkpoint(run), folder, Settings(recover=False), lambda line: None)

@@ -17,7 +17,8 @@ import torch
 import runtime
 from export import __main__ as exporting
 from export.graph import export_pt2, save_onnx
-from export.model import Checkpoint, Settings, write_model
+from export.model import Checkpoint, write_model
+from export.settings import Settings
 from runtime.backends import open_backend
 from runtime.command_line import exit_with_one_sentence
 from runtime.errors import BadModel

@@ -24,12 +24,12 @@ from export.geometry import (
     answer_originals,
     check_geometry,
     geometry_graph,
-    open_in_openvino,
     open_with_geometry,
     originals,
     with_geometry,
     write_with_geometry,
 )
+from lab.geometry import open_in_openvino
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
 from runtime.evaluation import ValidationSet

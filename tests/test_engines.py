@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +18,9 @@ from conftest import ROOT
 from onnx import TensorProto, helper, numpy_helper
 
 from export import engine, precision
-from export.engine import SOURCES, Options, Profile, build_engine, build_engines, layers_of, parse, serialised
+from export.engine import SOURCES, build_engine, build_engines, layers_of, parse, serialised
 from export.graph import FORBIDDEN_IN_OURS, export_onnx, layer_facts, multiply_adds, operators
+from export.settings import Settings
 from runtime.backends import open_backend, unavailable_because
 from runtime.backends import tensorrt as serving
 from runtime.backends.base import BuildFacts, Request, check_precision
@@ -51,7 +52,8 @@ HOLDS = {
     **{"layer": "ILayer", "maker": "ILayer", "inspector": "EngineInspector", "runtime": "Runtime"},
     **{"engine": "ICudaEngine", "context": "IExecutionContext", "settings": "IRuntimeConfig"},
 }
-NOT_TENSORRT = {"name", "ndim"}  # of modules and of our own objects that share a variable's name
+# Of modules and of our own objects that share a variable's name
+NOT_TENSORRT = {"name", "ndim", "wanted", *(setting.name for setting in fields(Settings))}
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 RTX_ONLY |= {"CudaGraphStrategy", "cuda_graph_strategy"}
 READERS = ("export/engine.py", "runtime/backends/tensorrt.py")
@@ -438,8 +440,8 @@ class TestBuilder:
         self, trt, half: tuple[PhotoClassifier, Path], tmp_path: Path
     ) -> None:
         network, file = half
-        options = Options(targets=("sm86", "sm89"))
-        built = build_engine(trt, file, tmp_path / "x.engine", "fp16", options)
+        settings = Settings(targets=("sm86", "sm89"))
+        built = build_engine(trt, file, tmp_path / "x.engine", "fp16", settings)
         assert built.precision_share == {"fp16": 1.0} and built.targets == ("sm86", "sm89")
         fp16_weights = 2 * sum(p.numel() for p in network.parameters())
         assert 0.9 * fp16_weights < (tmp_path / "x.engine").stat().st_size < 1.6 * fp16_weights
@@ -452,7 +454,7 @@ class TestBuilder:
         write_files(architecture, tmp_path, 64)
         size = {}
         for name, source in {"fp32": "model.onnx", **SOURCES}.items():
-            built = build_engine(trt, tmp_path / source, tmp_path / "x.engine", name, Options(targets=("sm86",)))
+            built = build_engine(trt, tmp_path / source, tmp_path / "x.engine", name, Settings(targets=("sm86",)))
             assert built.precision_share[name] > 0.95
             size[name] = (tmp_path / "x.engine").stat().st_size
         assert size["fp32"] > 1.8 * size["fp16"] and size["fp16"] > 1.5 * size["int8"]
@@ -479,23 +481,24 @@ class TestBuilder:
     def test_a_second_build_is_the_same_size_if_not_the_same_bytes(self, trt, model: Path, tmp_path: Path) -> None:
         """RTX 1.7.1 numbers its tensors anew in each build, so every built file is judged and known by its sha256."""
         for name in ("first", "second"):
-            build_engine(trt, model / SOURCES["fp16"], tmp_path / name, "fp16", Options(targets=("sm86",)))
+            build_engine(trt, model / SOURCES["fp16"], tmp_path / name, "fp16", Settings(targets=("sm86",)))
         first, second = (np.fromfile(tmp_path / name, np.uint8) for name in ("first", "second"))
         assert abs(len(first) - len(second)) < 1e-4 * len(first)
 
     def test_asked_fp16_but_parsed_fp32_is_a_failure(self, trt, model: Path, tmp_path: Path) -> None:
         with pytest.raises(NotAsAsked, match="asked for fp16, but computes 100 % fp32"):
-            build_engine(trt, model / "model.onnx", tmp_path / "x.engine", "fp16", Options())
+            build_engine(trt, model / "model.onnx", tmp_path / "x.engine", "fp16", Settings())
         assert not list(tmp_path.iterdir())
 
     def test_an_engine_that_was_not_asked_for_is_left_out_with_its_reason(
         self, trt, model: Path, tmp_path: Path
     ) -> None:
-        shutil.copy(model / "model.onnx", tmp_path / SOURCES["fp16"])
-        built, skipped = build_engines(tmp_path, ("fp16",), (), Options(), lambda line: None)
+        for file in SOURCES.values():
+            shutil.copy(model / "model.onnx", tmp_path / file)
+        built, skipped = build_engines(tmp_path, Settings(), lambda line: None)
         assert not built and any("asked for fp16, but computes 100 % fp32" in reason for reason in skipped)
         with pytest.raises(NotAsAsked):
-            build_engines(tmp_path, ("fp16",), ("fp16",), Options(), lambda line: None)
+            build_engines(tmp_path, Settings(precisions=("fp16",)), lambda line: None)
 
     def test_timings_are_kept_between_builds_of_enterprise_tensorrt(
         self, trt, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -503,7 +506,7 @@ class TestBuilder:
         """Its builder needs a GPU; RTX's has the same calls, so it stands in for it under its name."""
         enterprise = SimpleNamespace(**{name: getattr(trt, name) for name in dir(trt)} | {"__name__": "tensorrt"})
         monkeypatch.setattr("runtime.backends.cuda.compute_capability", lambda: "sm86")
-        options = Options(timing_cache=tmp_path / "cache" / "timings")
+        timings, settings = tmp_path / "cache" / "timings", Settings(targets=())
         given = []
         create = trt.IBuilderConfig.create_timing_cache
         monkeypatch.setattr(
@@ -512,18 +515,18 @@ class TestBuilder:
             lambda config, known: given.append(known) or create(config, known),
         )
         for _ in range(2):
-            built = build_engine(enterprise, model / SOURCES["fp16"], tmp_path / "x.engine", "fp16", options)
-        assert built.targets == ("sm86",) and given == [b"", options.timing_cache.read_bytes()] and given[1]
+            built = build_engine(enterprise, model / SOURCES["fp16"], tmp_path / "x.engine", "fp16", settings, timings)
+        assert built.targets == ("sm86",) and given == [b"", timings.read_bytes()] and given[1]
 
 
 class TestRefusals:
     """Each refusal reaches the user with TensorRT's own reason, though it is told to the logger only."""
 
-    def build(self, trt, file: Path, options: Options = Options(), change=lambda config: None) -> None:  # noqa: B008
+    def build(self, trt, file: Path, change=lambda config: None, targets: tuple[str, ...] = ()) -> None:
         logger = collecting_logger(trt)
         builder = trt.Builder(logger)
         network = parse(trt, builder, logger, file)
-        config = engine._config(trt, builder, network, options, logger)
+        config = engine._config(trt, builder, network, Settings(targets=targets), logger)
         change(config)
         serialised(builder, network, config, "refused")
 
@@ -540,9 +543,8 @@ class TestRefusals:
         builder = trt.Builder(logger)
         network = parse(trt, builder, logger, model / SOURCES["fp16"])
         config = builder.create_builder_config()
-        profile = SimpleNamespace(smallest=sizes[0], typical=sizes[1], largest=sizes[2])
         with pytest.raises(SajiError) as error:
-            engine.add_profile(builder, config, tensor, image, profile, logger)
+            engine.add_profile(builder, config, tensor, image, sizes, logger)
             serialised(builder, network, config, "refused")
         assert words in str(error.value)
 
@@ -565,13 +567,13 @@ class TestRefusals:
 
     def test_fp32_products_for_turing(self, trt, model: Path) -> None:
         with pytest.raises(SajiError, match=r"Turing \(SM75\): FP32 GEMM is not supported"):
-            self.build(trt, model / "model.onnx", Options(targets=("sm75",)))
+            self.build(trt, model / "model.onnx", targets=("sm75",))
 
     def test_fp8_for_ampere(self, trt, tmp_path: Path) -> None:
         (tmp_path / "fp8.onnx").write_bytes(fp8_product().SerializeToString())
-        self.build(trt, tmp_path / "fp8.onnx", Options(targets=("sm89",)))
+        self.build(trt, tmp_path / "fp8.onnx", targets=("sm89",))
         with pytest.raises(SajiError, match=r"sm86, because the model contains HW-specific datatypes: fp8"):
-            self.build(trt, tmp_path / "fp8.onnx", Options(targets=("sm86",)))
+            self.build(trt, tmp_path / "fp8.onnx", targets=("sm86",))
 
     def test_files_that_hold_no_model(self, trt, tmp_path: Path) -> None:
         (tmp_path / "bad.onnx").write_bytes(b"garbage")
@@ -584,10 +586,10 @@ class TestRefusals:
 
     def test_what_a_user_may_mistype(self, trt, model: Path) -> None:
         with pytest.raises(SajiError, match="batch sizes 8 4 1 are no profile; give --batch smallest typical largest"):
-            Profile(8, 4, 1)
+            Settings(batch=(8, 4, 1))
         with pytest.raises(SajiError, match=r"no target 'sm99'; choose from .*sm86"):
-            build_engines(model, (), (), Options(targets=("sm99",)), lambda line: None)
-        _, skipped = build_engines(model, ("fp16",), (), Options(version_compatible=True), lambda line: None)
+            build_engines(model, Settings(targets=("sm99",)), lambda line: None)
+        _, skipped = build_engines(model, Settings(version_compatible=True), lambda line: None)
         assert any("TensorRT-RTX ties a plan to its version" in reason for reason in skipped)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,13 @@ from export import __main__ as exporting
 from export import model as module
 from export import parity
 from export.graph import OPSET, check_contract, export_onnx
-from export.model import Checkpoint, Settings, up_to_date, write_model
+from export.model import Checkpoint, up_to_date, write_model
 from export.precision import FP16_QDQ_OPSET
+from export.settings import Settings
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import GATES, ValidationSet
-from runtime.files import replacing_folder, sha256_file
+from runtime.files import replacing_folder
 from runtime.golden import Golden
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
@@ -124,9 +127,10 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     model: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (model / "model.json").read_bytes()
-    digest = sha256_file(run / "checkpoint.pt")
-    assert up_to_date(model, digest, Settings(recover=False))
-    assert not up_to_date(model, digest, Settings()) and not up_to_date(model, "0" * 64, Settings(recover=False))
+    source = Checkpoint(run)
+    assert up_to_date(model, source, Settings(recover=False)) and not up_to_date(model, source, Settings())
+    source.inputs = {**source.inputs, "calibration.npz": "other photos"}
+    assert not up_to_date(model, source, Settings(recover=False))
     monkeypatch.setattr(Checkpoint, "reference", lambda _, images: np.zeros((len(images), 5), np.float32))
     with pytest.raises(GateFailed, match="nothing was replaced"):
         write_model(Checkpoint(run), model, Settings(precisions=("fp32",)), lambda line: None)
@@ -140,7 +144,34 @@ def test_an_export_by_other_code_for_another_machine_or_without_an_engine_is_not
 ) -> None:
     other = {"OPSET": 17, "versions": lambda: {"numpy": "1"}}.get(what, lambda: ["another"])
     monkeypatch.setattr(module, what, other)
-    assert not up_to_date(model, sha256_file(run / "checkpoint.pt"), Settings(recover=False))
+    assert not up_to_date(model, Checkpoint(run), Settings(recover=False))
+
+
+def test_another_checkpoint_is_not_up_to_date(model: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Checkpoint(run)
+    source.file = run / "validation.npz"
+    assert not up_to_date(model, source, Settings(recover=False))
+
+
+def test_a_change_of_any_module_that_decides_the_result_changes_the_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert all(list(module.ROOT.glob(pattern)) for pattern in module.DECISIVE)  # none was renamed
+    before = module._code()
+    for file in {file for pattern in module.DECISIVE for file in module.ROOT.glob(pattern)}:
+        copy = tmp_path / file.relative_to(module.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    assert module._code.__wrapped__() == before
+    (tmp_path / "export" / "precision.py").write_text("MOST_KEPT = 11\n")
+    assert module._code.__wrapped__() != before
+
+
+def test_the_command_line_is_imported_without_the_libraries_of_export() -> None:
+    """So that what is missing is said in one sentence."""
+    text = "import sys, export.__main__; sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'nncf'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", text], cwd=module.ROOT).returncode == 0
 
 
 @pytest.mark.usefixtures("written")
@@ -219,7 +250,7 @@ def test_activations_are_unsigned_so_that_every_convolution_runs_in_int8(model: 
 @pytest.mark.slow
 def test_squeeze_and_excitation_runs_in_int8_on_every_engine(tmp_path: Path) -> None:
     """Signed outputs of its convolutions beside unsigned inputs once left two thirds of the work in FP32."""
-    from export.engine import Options, build_engine
+    from export.engine import build_engine
     from export.precision import quantise, quantise_for_tensorrt
     from runtime.backends import open_backend
 
@@ -236,6 +267,6 @@ def test_squeeze_and_excitation_runs_in_int8_on_every_engine(tmp_path: Path) -> 
         engine.close()
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'saji[tensorrt-rtx]'")
     quantise_for_tensorrt(tmp_path / "model.int8.onnx", spec, tmp_path / "model.int8-trt.onnx")
-    options = Options(targets=("sm86",))
-    built = build_engine(trt, tmp_path / "model.int8-trt.onnx", tmp_path / "x.engine", "int8", options)
+    settings = Settings(targets=("sm86",))
+    built = build_engine(trt, tmp_path / "model.int8-trt.onnx", tmp_path / "x.engine", "int8", settings)
     assert built.precision_share["int8"] > 0.99

@@ -12,8 +12,9 @@ import pytest
 
 import runtime
 from export import __main__ as exporting
-from export.foreign import Foreign, import_foreign
+from export.foreign import import_foreign
 from export.graph import check_contract
+from export.settings import Foreign
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.preprocess import pixels

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.diagnose import Diagnosis, Layer, class_order, diagnose, diagnose_embedded, explanation, lines, main
+from export.diagnose import Diagnosis, Layer, class_order, diagnose, explanation, lines, main, resize_of
 from export.faults import SUSPECTS, Fault, NotApplicable, broken
 from export.graph import FORBIDDEN_IN_OURS, operators
 from export.precision import quantise
@@ -81,8 +81,8 @@ def test_diagnosis_points_at_the_layer_whose_weight_is_damaged(folder: Path) -> 
     before, after = (onnx.load(folder / file) for file in ("model.onnx", "broken.onnx"))
     changed = {a.name for a, b in zip(before.graph.initializer, after.graph.initializer, strict=True) if a != b}
     layer = next(node.name for node in after.graph.node if changed & set(node.input))
-    assert not found.suspect and found.parts and found.parts.name == layer
-    assert "first layer to part" in "\n".join(lines(found))
+    assert not found.mistake and found.first and found.first.name == layer
+    assert "first layer that differs" in "\n".join(lines(found))
 
 
 def test_a_right_file_that_the_engine_computes_wrongly_is_told_from_a_wrong_file() -> None:
@@ -96,7 +96,7 @@ def test_a_right_file_that_the_engine_computes_wrongly_is_told_from_a_wrong_file
 @pytest.mark.slow
 def test_a_healthy_file_has_nothing_to_diagnose(folder: Path) -> None:
     found = diagnose(folder, Candidate("resnet18", "model.onnx", "ort-cpu", "fp32"))
-    assert found.parts is None and not found.suspect and found.shift < 1e-4
+    assert found.first is None and not found.mistake and found.shift < 1e-4
 
 
 def test_the_filter_of_an_embed_file_is_recognised(folder: Path) -> None:
@@ -104,7 +104,7 @@ def test_the_filter_of_an_embed_file_is_recognised(folder: Path) -> None:
     next(a for node in graph.graph.node for a in node.attribute if a.name == "antialias").i = 0
     (folder / "model.embed.onnx").unlink()
     onnx.save_model(graph, folder / "model.embed.onnx")
-    said = diagnose_embedded(folder, "model.embed.onnx", folder / "golden.jpg")
+    said = resize_of(folder, "model.embed.onnx", folder / "golden.jpg")
     assert said == "it resized by linear without antialiasing"
 
 
@@ -130,7 +130,7 @@ def test_the_graph_without_a_copy_is_refused_on_openvino_and_its_layer_named(sam
     ]
     assert verdicts == ["pass", "pass", "fail"]
     found = diagnose(tmp_path, candidates[2])
-    assert found.parts and "max_pool" in found.parts.name
+    assert found.first and "max_pool" in found.first.name
 
 
 def test_bad_input_to_a_diagnosis_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

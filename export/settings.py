@@ -1,0 +1,74 @@
+"""What an export is asked for: the flags of `python -m export` that decide how its files turn out."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runtime.errors import SajiError
+from runtime.evaluation import GATES, Gate, read_gates
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How files are written, engines built and verdicts given. Raises SajiError where batch sizes are not in order."""
+
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
+    """Precisions that must pass: exit status 1 when one fails. By default all are tried, and a lower one that fails is
+    refused without failing the export. fp32 is always written and must always pass."""
+    recover: bool = True
+    """Return the layers that INT8 hurts most to a higher precision where it would lose too much; takes minutes."""
+    overflow_fix: bool = False
+    """INT8 weights of 7 bits: right on x86 processors without VNNI, too, and a little less exact on all."""
+    targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
+    """GPU architectures that TensorRT-RTX builds for ahead of time; none stands for every GPU it knows."""
+    batch: tuple[int, int, int] = (1, 1, 32)
+    """Smallest, typical and largest batch of TensorRT engines."""
+    version_compatible: bool = False
+    """Enterprise TensorRT: engines that later minor versions can run too."""
+    hardware_compatible: bool = False
+    """Enterprise TensorRT: engines that every GPU from Ampere on can run, somewhat slower."""
+    gates: Path | None = None
+    """A TOML file with other bounds for the verdicts, such as: int8.shift = 0.2"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            sizes = " ".join(map(str, self.batch))
+            raise SajiError(f"batch sizes {sizes} are no profile; give --batch smallest typical largest, in that order")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The precisions to write: those asked for, or all."""
+        return self.precisions or ("fp32", "fp16", "int8")
+
+    @functools.cached_property
+    def bounds(self) -> Mapping[str, Gate]:
+        """The gates that verdicts are given by."""
+        return read_gates(self.gates) if self.gates else GATES
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A classifier that was not trained here: what its file does not say."""
+
+    onnx: Path | None = None
+    """An ONNX file of another project: one batch of float32 photos in, one row of logits for each out."""
+    classes: Path | None = None
+    """Text file with the names of its classes, one a line, in the order of its logits."""
+    mean: Triple | None = None
+    """What it subtracts from red, green and blue, after --scale."""
+    std: Triple | None = None
+    """What it then divides red, green and blue by."""
+    scale: float = 1 / 255
+    """What it multiplies pixels of 0 to 255 by first."""
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """Order of its input's dimensions."""
+    size: int = 0
+    """Side of its square input in pixels; by default what the file says."""
+    resize: int = 0
+    """What a photo's shorter side is resized to before the crop; by default 8/7 of the size."""
+    data: Path | None = None
+    """Photos to check the wrapped file by: a folder per class, or a CSV. Without them nothing of it is served."""
