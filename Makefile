@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
-all: train export bench ## the main job: train, export, judge, race, choose (on drawn dishes unless DATA= is given)
+all: train export bench ## the main job: train, export, check, benchmark, choose (on drawn dishes unless DATA= is given)
 
 setup: .venv/installed ## create .venv and install saji with everything that runs without a GPU
 
@@ -36,10 +36,10 @@ setup: .venv/installed ## create .venv and install saji with everything that run
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
 	$(PY) -m training --recipe $(RECIPE) $(if $(DATA),--data $(DATA)) --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)
 
-export: .venv/installed ## checkpoints -> judged ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
+export: .venv/installed ## checkpoints -> checked ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
 	$(PY) -m export --run $(RUN) --out $(OUT) --archs $(ARCHS) $(RECOVERY) $(ARGS)
 
-bench: .venv/installed ## race all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
+bench: .venv/installed ## time all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
 	$(PY) runtime/bench.py --out $(OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
@@ -59,7 +59,7 @@ lint: .venv/installed ## style and types
 
 check: lint test ## lint, types and the fast tests
 
-verify: .venv/installed ## the long tests, and the measured claims about speed      ARGS=
+verify: .venv/installed ## the long tests      ARGS=
 	$(PY) -m pytest -m slow $(ARGS)
 
 readme: .venv/installed ## generate all tables and figures anew from the committed rows

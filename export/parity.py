@@ -57,7 +57,7 @@ def failures(candidates: list[Candidate]) -> list[Candidate]:
 
 def table(candidates: list[Candidate]) -> str:
     """The verdicts as a Markdown table."""
-    return markdown(_HEADER, map(_row, candidates), "l", padded=True, gap="-")
+    return markdown(_HEADER, map(_row, candidates), "l", padded=True)
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:

@@ -1,20 +1,18 @@
 """Does a classifier notice a class that it has never seen?
 
-Each class is left out in turn: a network is trained on the others, then every rule scores the validation photos of
-the known classes and all photos of the class left out. One row a class, so that a run that was stopped goes on where
-it was.
+Each class is left out in turn: a network is trained on the others, then every rule of `runtime.spec` scores the
+validation photos of the known classes and all photos of the class left out: the higher, the surer. One row a class, so
+that a run that was stopped goes on where it was.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_auc_score
-from torch import nn
 
 from lab.tables.study import unseen as table
 from runtime.benchmark.rows import Row, read_rows
@@ -31,14 +29,6 @@ from training.recipe import Recipe, load_recipe
 from training.run.confidence import KEPT, fitted_temperature, threshold_keeping
 
 BATCH = 32  # photos in memory at a time
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a network makes of N photos: logits float32 `[N, C]` and what goes into its last layer, `[N, F]`."""
-
-    logits: np.ndarray
-    features: np.ndarray
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,18 +104,20 @@ def compared_with_unseen(model: PhotoClassifier, data: Data, name: str, geometry
     """
     known = without(data, name)
     strangers = [photo.path for photo in data.photos if photo.label == name]
-    learnt = outputs(model, [known.photos[i].path for i in known.train], geometry)
-    seen = outputs(model, [known.photos[i].path for i in known.val], geometry)
-    unseen = outputs(model, strangers, geometry)
+    seen = answers(model, [known.photos[i].path for i in known.val], geometry)
+    unseen = answers(model, strangers, geometry)
     labels = known.labels[known.val]
-    right = seen.logits.argmax(1) == labels
-    temperature = fitted_temperature(seen.logits, labels)
-    high, low = (scores(each, temperature, learnt.features) for each in (seen, unseen))
+    right = seen.argmax(1) == labels
+    temperature = fitted_temperature(seen, labels)
+    high, low = (
+        {rule: score(logits.astype(np.float64) / temperature, temperature) for rule, score in RULES.items()}
+        for logits in (seen, unseen)
+    )
     is_known = np.repeat([1, 0], [len(labels), len(strangers)])
     return {
         "known": len(labels),
         "unknown": len(strangers),
-        "accuracy": round(accuracy(seen.logits, labels), 4),
+        "accuracy": round(accuracy(seen, labels), 4),
         "temperature": round(temperature, 4),
         "auroc": {r: round(float(roc_auc_score(is_known, np.concatenate([high[r], low[r]]))), 4) for r in high},
         "right_kept": KEPT,
@@ -133,37 +125,11 @@ def compared_with_unseen(model: PhotoClassifier, data: Data, name: str, geometry
     }
 
 
-def outputs(model: PhotoClassifier, paths: Sequence[Path], geometry: Geometry) -> Outputs:
-    """Photos through the network, batch by batch, as serving preprocesses them."""
-    features: list[np.ndarray] = []
-    head = architectures.head(model.network)
-
-    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        features.append(inputs[0].flatten(1).numpy())
-
-    hook = head.register_forward_pre_hook(keep)
+def answers(model: PhotoClassifier, paths: Sequence[Path], geometry: Geometry) -> np.ndarray:
+    """Logits float32 `[N, C]` of photos as serving preprocesses them, batch by batch."""
     starts = range(0, len(paths), BATCH)
     logits = []
     for start in bar(starts, "scoring", len(starts)):
         images = np.stack([pixels(path, geometry) for path in paths[start : start + BATCH]])
         logits.append(reference_logits(model, images))
-    hook.remove()
-    return Outputs(np.concatenate(logits), np.concatenate(features))
-
-
-def scores(outputs: Outputs, temperature: float, learnt: np.ndarray) -> dict[str, np.ndarray]:
-    """By every rule, how much each photo looks like the known classes: float `[N]`, higher is surer.
-
-    The rules of `runtime.spec` need the logits alone. Beside them stand the largest logit (Hendrycks et al. 2022)
-    and the cosine to the nearest of the training photos' features `learnt` `[M, F]`, which a served model has not.
-    """
-    scaled = outputs.logits.astype(np.float64) / temperature
-    return {
-        **{rule: score(scaled, temperature) for rule, score in RULES.items()},
-        "max_logit": outputs.logits.max(axis=1),
-        "nearest_features": (_unit(outputs.features) @ _unit(learnt).T).max(axis=1),
-    }
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return np.concatenate(logits)

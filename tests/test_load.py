@@ -83,7 +83,7 @@ def test_threads_tell_each_status_and_broken_connections(photos: Path, tmp_path:
         (tmp_path / "text.jpg").write_text("no picture")
         found = clients.threads(address, [tmp_path / "text.jpg"], 1, 0.1, clients.ask_service)
         assert found["refused"] == found["answers"] and clients.statuses(found["samples"]) == {"422": found["answers"]}
-    found = clients.threads(address, files, 1, 0.1, clients.ask_service)
+    found = clients.threads(address, files, 1, 0.5, clients.ask_service)
     assert found["broken"] > 0 and found["refused"] == found["answers"] == 0
 
 

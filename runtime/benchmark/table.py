@@ -32,7 +32,7 @@ def _of_one_scenario(rows: list[Row]) -> str:
     columns: list[Column] = [("candidate", lambda row: row["candidate"]), *middle, *_about(rows)]
     align = "".join("l" if title in ("candidate", "parity") else "r" for title, _ in columns)
     lines = ([cell(row) for _, cell in columns] for row in rows)
-    blocks = [markdown([title for title, _ in columns], lines, align, gap=""), conditions(rows)]
+    blocks = [markdown([title for title, _ in columns], lines, align), conditions(rows)]
     if unstable := [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in rows if row.get("causes")]:
         blocks.append(f"Unstable, likely because: {' · '.join(unstable)}.")
     return "\n\n".join(blocks)
@@ -131,7 +131,7 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> str:
             times = f"{old['milliseconds']:.2f}", f"{new['milliseconds']:.2f}"
             lines.append((new["candidate"], new["scenario"], str(new["batch"]), *times, str(ratio), notes))
     head = ("candidate", "scenario", "batch", "ms before", "ms after", "after is", "")
-    return markdown(head, lines, "llrrrrl", gap="")
+    return markdown(head, lines, "llrrrrl")
 
 
 def best(rows: Sequence[Row]) -> list[Row]:
