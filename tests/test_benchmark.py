@@ -176,6 +176,13 @@ def test_in_the_server_scenario_waiting_counts() -> None:
     assert np.median(relaxed) < 30 and swamped[-1] > 200 and swamped[-1] > 3 * swamped[5]
 
 
+def test_a_rate_that_cannot_be_held_any_more_is_not_tried_to_its_end() -> None:
+    latencies = scenarios.poisson(bench(0.01), 300, 500, bound=20)
+    assert len(latencies) < 60 and np.quantile(latencies, 0.99) > 20
+    slow = scenarios.highest_rate(lambda rate: pytest.fail("takes longer than anybody waits"), 50, 99, capacity=2)
+    assert slow["rate"] == 0 and not slow["tried"]
+
+
 def test_the_highest_rate_is_found_by_halving() -> None:
     held = scenarios.highest_rate(lambda rate: [10.0 if rate <= 70 else 99.0], bound=50, percent=99, capacity=100)
     assert 65 <= held["rate"] <= 70 and len(held["tried"]) == 6
