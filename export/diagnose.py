@@ -21,7 +21,8 @@ from export.graph import LAYERS
 from runtime.candidate import Candidate, run_all
 from runtime.command_line import Parser
 from runtime.errors import SajiError
-from runtime.evaluation import GATES, ValidationSet, compare
+from runtime.evaluation import ValidationSet, compare
+from runtime.gate import GATES
 from runtime.preprocess import decode
 from runtime.receipt import Receipt
 

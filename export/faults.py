@@ -1,4 +1,4 @@
-"""The usual mistakes of an export, which a diagnosis makes in the right graph to see whether they explain a wrong file.
+"""The usual mistakes of an export. A diagnosis makes each in the right graph and sees whether a wrong file answers so.
 
 Each breaks a graph of ours in place: uint8 NHWC comes in, its first layers cast, transpose, subtract and divide.
 """

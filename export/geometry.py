@@ -18,8 +18,9 @@ from export.parity import line, with_result
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
 from runtime.errors import SajiError
-from runtime.evaluation import GATES, Gate, GateResult, ValidationSet, apply_gate
+from runtime.evaluation import ValidationSet
 from runtime.files import replacing
+from runtime.gate import GATES, Gate, GateResult, apply_gate
 from runtime.machine import machine
 from runtime.preprocess import decode, fit, pixels
 from runtime.spec import Geometry, ModelSpec

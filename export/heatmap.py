@@ -18,8 +18,9 @@ from export.graph import INPUT, OUTPUT
 from export.parity import line, with_result
 from runtime.candidate import CHECKED_AT_ONCE, Candidate
 from runtime.errors import SajiError
-from runtime.evaluation import GATES, Gate, GateResult, ValidationSet, apply_gate
+from runtime.evaluation import ValidationSet
 from runtime.files import replacing
+from runtime.gate import GATES, Gate, GateResult, apply_gate
 from runtime.heatmap import FILE, Heatmap
 from runtime.machine import machine
 from runtime.spec import ModelSpec

@@ -27,21 +27,20 @@ from runtime.candidate import Candidate, candidates_in
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed
 from runtime.evaluation import ValidationSet
-from runtime.files import replacing_folder, sha256_file, sha256_json
+from runtime.files import replacing_folder, sha256_file, sha256_modules
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
 from training.network.classifier import load_checkpoint, reference_logits
 
 Say = Callable[[str], None]
-ROOT = Path(__file__).resolve().parent.parent
 # The modules that decide what is written and how it is checked: an export by other code is not up to date
 DECISIVE = (
     *("export/model.py", "export/graph.py", "export/precision.py", "export/engine.py", "export/parity.py"),
     *("export/golden.py", "export/geometry.py", "export/heatmap.py"),
     *("training/network/architectures.py", "training/network/classifier.py", "training/photos/drawn.py"),
-    *("runtime/backends/*.py", "runtime/candidate.py", "runtime/evaluation.py", "runtime/golden.py"),
-    *("runtime/heatmap.py", "runtime/preprocess.py", "runtime/spec.py"),
+    *("runtime/backends/*.py", "runtime/candidate.py", "runtime/evaluation.py", "runtime/gate.py"),
+    *("runtime/golden.py", "runtime/heatmap.py", "runtime/preprocess.py", "runtime/spec.py"),
 )
 
 
@@ -189,16 +188,9 @@ def up_to_date(folder: Path, source: Source, settings: Settings) -> Receipt | No
 def request(source: Source, settings: Settings) -> dict[str, Any]:
     """What decides how an export turns out, beside source, libraries and machine, as JSON values for the receipt."""
     bounds = {name: dataclasses.asdict(gate) for name, gate in settings.bounds.items()}
-    depends = {"opset": OPSET, "code": _code(), "engines": buildable(), "inputs": source.inputs}
+    depends = {"opset": OPSET, "code": sha256_modules(*DECISIVE), "engines": buildable(), "inputs": source.inputs}
     values = {**dataclasses.asdict(settings), "precisions": settings.wanted, "gates": bounds, **depends}
     return dict(json.loads(json.dumps(values)))
-
-
-@functools.cache
-def _code() -> str:
-    """SHA-256 over the DECISIVE modules."""
-    files = sorted(file for pattern in DECISIVE for file in ROOT.glob(pattern))
-    return sha256_json({file.relative_to(ROOT).as_posix(): sha256_file(file) for file in files})
 
 
 def _of_result(libraries: dict[str, str]) -> dict[str, str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in, check_candidate
-from runtime.evaluation import Gate, GateResult, ValidationSet
+from runtime.evaluation import ValidationSet
+from runtime.gate import Gate, GateResult
 from runtime.markdown import markdown
 from runtime.spec import ModelSpec
 

@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.graph import LAYERS, OUTPUT, layer_facts, save_onnx
+from export.graph import LAYERS, OPSET, OUTPUT, layer_facts, save_onnx
 from runtime.errors import missing_extra
-from runtime.evaluation import GATES
+from runtime.gate import GATES
 from runtime.spec import ModelSpec
 from training.network.classifier import PhotoClassifier
 
@@ -28,7 +28,7 @@ MOST_KEPT = 10
 RANKED_BY = 32
 # Photos: with fewer, small ones wait mostly for NNCF; with more, the outputs of every layer fill the memory
 CALIBRATED_AT_ONCE = 8
-FP16_QDQ_OPSET = 19  # the first in which QuantizeLinear takes FP16
+FP16_QDQ_OPSET = max(OPSET, 19)  # 19 is the first in which QuantizeLinear takes FP16
 SMALLEST_SCALE = 2.0**-20  # FP16 has steps of 2^-24 here: a scale of zero, from a dead channel, would divide by zero
 
 

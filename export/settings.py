@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.errors import SajiError
-from runtime.evaluation import GATES, Gate, read_gates
+from runtime.gate import GATES, Gate, read_gates
 
 Triple = tuple[float, float, float]
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from runtime.backends import BACKENDS, Backend, BuildFacts, open_backend, unavailable_because
 from runtime.errors import SajiError, Unavailable
-from runtime.evaluation import GATES, Figures, Gate, ValidationSet, apply_gate
+from runtime.evaluation import Figures, ValidationSet
 from runtime.files import as_record
+from runtime.gate import GATES, Gate, apply_gate
 from runtime.machine import Machine, machine
 from runtime.spec import ModelSpec
 

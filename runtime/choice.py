@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.candidate import Candidate
-from runtime.comparison import TIE, compared
 from runtime.deployment import Deployment, Measured, Rejected
 from runtime.errors import GateFailed, SajiError
 from runtime.machine import Machine
+from runtime.speed_ratio import TIE, compared
 
 
 @dataclass(frozen=True, kw_only=True)

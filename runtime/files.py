@@ -1,6 +1,7 @@
 """Artefacts on disk: written under a temporary name and renamed, so that nothing half-written is ever seen."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,17 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def sha256_modules(*patterns: str) -> str:
+    """Hexadecimal SHA-256 over modules of ours, by paths such as "runtime/backends/*.py".
+
+    A result that other code made is not up to date.
+    """
+    root = Path(__file__).resolve().parent.parent
+    files = sorted(file for pattern in patterns for file in root.glob(pattern))
+    return sha256_json({file.relative_to(root).as_posix(): sha256_file(file) for file in files})
 
 
 def sha256_json(value: Any) -> str:

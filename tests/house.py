@@ -27,8 +27,9 @@ from runtime.choice import Policy, choose
 from runtime.classifier import spec_of
 from runtime.deployment import Measured
 from runtime.errors import BadModel, BadPhoto, SajiError
-from runtime.evaluation import GATES, Figures, ValidationSet, apply_gate, compare
+from runtime.evaluation import Figures, ValidationSet, compare
 from runtime.files import sha256_file
+from runtime.gate import GATES, apply_gate
 from runtime.preprocess import decode, pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec

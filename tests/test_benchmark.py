@@ -24,9 +24,9 @@ from runtime.benchmark.watch import Disturbance
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.command_line import Parser, from_flags
-from runtime.comparison import compared, percentile, samples_needed
 from runtime.errors import SajiError
 from runtime.spec import Geometry, ModelSpec
+from runtime.speed_ratio import compared, percentile, samples_needed
 
 DRIFT = np.array([1.0, 1.3, 0.9, 2.0, 1.1, 1.0, 1.6, 0.95])  # what a shared machine does from round to round
 

@@ -27,7 +27,8 @@ from export.heatmap import add_map, check_heatmap, linear_head, write_heatmap
 from runtime.backends import open_backend
 from runtime.candidate import run_all
 from runtime.errors import BadModel, BadPhoto, SajiError, TooManyPixels
-from runtime.evaluation import GATES, ValidationSet
+from runtime.evaluation import ValidationSet
+from runtime.gate import GATES
 from runtime.heatmap import FILE, Heat, Heatmap
 from runtime.preprocess import Bounds, decode, pixels
 from runtime.receipt import Receipt, file_facts

@@ -16,7 +16,7 @@ from lab.tables import capacity, gate
 from lab.tables.documents import refreshed
 from lab.tables.gate import kind, trials
 from runtime.benchmark.rows import read_rows
-from runtime.evaluation import GATES
+from runtime.gate import GATES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

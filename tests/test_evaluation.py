@@ -5,17 +5,15 @@ import pytest
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import (
-    GATES,
     ValidationSet,
     accuracy,
-    apply_gate,
     calibration_error,
     confusion,
     mcnemar_p,
     paired_bootstrap,
-    read_gates,
     wilson_interval,
 )
+from runtime.gate import GATES, apply_gate, read_gates
 from runtime.spec import ModelSpec, Rejection
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import ROOT
 
 from export import __main__ as exporting
 from export import model as module
@@ -19,10 +20,13 @@ from export.graph import OPSET, check_contract, export_onnx
 from export.model import Checkpoint, up_to_date, write_model
 from export.precision import FP16_QDQ_OPSET
 from export.settings import Settings
+from runtime import files
+from runtime.benchmark import run as benchmark_run
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
-from runtime.evaluation import GATES, ValidationSet
-from runtime.files import replacing_folder
+from runtime.evaluation import ValidationSet
+from runtime.files import replacing_folder, sha256_modules
+from runtime.gate import GATES
 from runtime.golden import Golden
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
@@ -138,11 +142,11 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     assert not [p for p in model.parent.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("what", ["OPSET", "_code", "buildable", "versions", "machine"])
+@pytest.mark.parametrize("what", ["OPSET", "sha256_modules", "buildable", "versions", "machine"])
 def test_an_export_by_other_code_for_another_machine_or_without_an_engine_is_not_up_to_date(
     model: Path, run: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = {"OPSET": 17, "versions": lambda: {"numpy": "1"}}.get(what, lambda: ["another"])
+    other = {"OPSET": 17, "versions": lambda: {"numpy": "1"}}.get(what, lambda *_: ["another"])
     monkeypatch.setattr(module, what, other)
     assert not up_to_date(model, Checkpoint(run), Settings(recover=False))
 
@@ -156,22 +160,23 @@ def test_another_checkpoint_is_not_up_to_date(model: Path, run: Path, monkeypatc
 def test_a_change_of_any_module_that_decides_the_result_changes_the_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert all(list(module.ROOT.glob(pattern)) for pattern in module.DECISIVE)  # none was renamed
-    before = module._code()
-    for file in {file for pattern in module.DECISIVE for file in module.ROOT.glob(pattern)}:
-        copy = tmp_path / file.relative_to(module.ROOT)
+    decisive = (*module.DECISIVE, *benchmark_run.DECISIVE)
+    assert all(list(ROOT.glob(pattern)) for pattern in decisive)  # none was renamed
+    before = sha256_modules.__wrapped__(*decisive)
+    for file in {file for pattern in decisive for file in ROOT.glob(pattern)}:
+        copy = tmp_path / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    assert module._code.__wrapped__() == before
-    (tmp_path / "export" / "precision.py").write_text("MOST_KEPT = 11\n")
-    assert module._code.__wrapped__() != before
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "runtime" / "files.py"))
+    assert sha256_modules.__wrapped__(*decisive) == before
+    (tmp_path / "runtime" / "choice.py").write_text("TIE = 0.5\n")
+    assert sha256_modules.__wrapped__(*decisive) != before
 
 
 def test_the_command_line_is_imported_without_the_libraries_of_export() -> None:
     """So that what is missing is said in one sentence."""
     text = "import sys, export.__main__; sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'nncf'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", text], cwd=module.ROOT).returncode == 0
+    assert subprocess.run([sys.executable, "-c", text], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.usefixtures("written")

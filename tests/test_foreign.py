@@ -13,7 +13,7 @@ import pytest
 import runtime
 from export import __main__ as exporting
 from export.foreign import import_foreign
-from export.graph import check_contract
+from export.graph import OPSET, check_contract
 from export.settings import Foreign
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
@@ -59,7 +59,7 @@ def silent(line: str) -> None:
     pass
 
 
-@pytest.mark.parametrize(("layout", "opset"), [("nchw", 18), ("nhwc", 9)])
+@pytest.mark.parametrize(("layout", "opset"), [("nchw", OPSET), ("nhwc", 9)])
 def test_a_foreign_file_is_wrapped_and_judged_against_itself(
     layout: str, opset: int, sample: Path, tmp_path: Path
 ) -> None:
@@ -111,7 +111,7 @@ def with_external_data(asked: Foreign, location: str) -> Foreign:
         ({"photos": "float[N, 3, 24, 20]"}, "takes photos of"),
         ({"photos": "float16[N, 3, 24, 24]"}, "cannot be read as ONNX|float32 photos"),
         ({"photos": "float[N, 3, 24, 24] other, float[N, 3, 24, 24]"}, "has the signature other FLOAT"),
-        ({"opset": 99}, "cannot be read as ONNX of opset 18"),
+        ({"opset": 99}, f"cannot be read as ONNX of opset {OPSET}"),
     ],
 )
 def test_a_foreign_graph_that_does_not_fit_is_one_sentence(changes: dict, words: str, tmp_path: Path) -> None:

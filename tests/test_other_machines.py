@@ -100,10 +100,11 @@ def test_a_verdict_that_names_no_machine_is_not_served_as_this_ones(moved: Path)
 
 @pytest.fixture
 def exported(run: Path, model: Path, tmp_path: Path) -> Path:
-    """OUT with a run that is exported, whose photos are gone: only what is up to date can be told without them."""
+    """OUT with a run that is exported."""
     folder = tmp_path / "runs" / "tiny" / "resnet18"
     folder.mkdir(parents=True)
-    shutil.copy(run / "checkpoint.pt", folder)
+    for file in (run / "checkpoint.pt", *run.glob("*.npz")):
+        shutil.copy(file, folder)
     model = house.linked(model, tmp_path / "models" / "resnet18")
     with house.changing(model / "model.json") as receipt:  # the sums of all files take a while
         receipt["files"] = {name: receipt["files"][name] for name in ("golden.json", "golden.png")}

@@ -28,6 +28,7 @@ from runtime.choice import Policy, choose
 from runtime.deployment import Deployment, Measured
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
+from runtime.files import read_json, write_json
 from runtime.golden import Golden
 from runtime.receipt import Receipt
 from runtime.spec import Rejection
@@ -266,10 +267,17 @@ def test_bench_rows_carry_their_conditions(out: Path, model: Path) -> None:
         assert (row["p99"] is None) == (calls < 368) and row["unstable"] in (True, False)
 
 
-def test_a_second_bench_is_up_to_date_and_force_measures_again(out: Path) -> None:
+def test_a_second_bench_is_up_to_date_unless_other_code_made_it(out: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "runtime.bench", "--out", str(out), "--seconds", "1"]
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 0 and "up to date" in again.stderr
+    with_other_code = read_json(out / "deployment.json")
+    with_other_code["inputs"]["code"] = "of another version"
+    write_json(tmp_path / "deployment.json", with_other_code)
+    inputs = read_json(out / "deployment.json")["inputs"]
+    policy = Deployment.read(out / "deployment.json").policy
+    assert Deployment.up_to_date(out / "deployment.json", policy, inputs)
+    assert not Deployment.up_to_date(tmp_path / "deployment.json", policy, inputs)
 
 
 def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

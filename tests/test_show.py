@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export.graph import OPSET
 from runtime.__main__ import main
 from runtime.choice import Policy, choose
 from runtime.deployment import Measured
@@ -30,7 +31,7 @@ def test_a_folder_shows_spec_files_graph_and_verdicts(
     assert told["spec"] == json.loads(receipt.spec.to_json())
     assert {file["name"] for file in told["files"]} == set(receipt.files)
     assert {file["receipt"] for file in told["files"]} == {"same"}
-    assert told["graph"]["operators"]["Conv"] == 20 and told["graph"]["opset"] == 18
+    assert told["graph"]["operators"]["Conv"] == 20 and told["graph"]["opset"] == OPSET
     assert told["graph"]["inputs"] == [{"name": "images", "type": "uint8", "shape": ["batch", 32, 32, 3]}]
     assert told["graph"]["outputs"] == [{"name": "logits", "type": "float32", "shape": ["batch", 5]}]
     assert [entry["verdict"] for entry in told["candidates"]] == [entry.verdict for entry in receipt.candidates]
@@ -81,7 +82,7 @@ def test_a_deployment_shows_its_choice_and_what_was_not_chosen(model: Path) -> N
     shown = text(path)
     assert shown.startswith("choice: resnet18 · pytorch · fp32") and "\nreason: fastest of 2" in shown
     assert "not chosen: resnet18 · openvino · fp32" in shown and "slower: 3.00 ms against 1.00 ms" in shown
-    assert "model.onnx, opset 18" in shown  # the graph that model.pt2 was exported beside
+    assert f"model.onnx, opset {OPSET}" in shown  # the graph that model.pt2 was exported beside
 
 
 def test_without_onnx_one_line_says_so_and_the_receipt_knows_the_operators(

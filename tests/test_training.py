@@ -116,7 +116,7 @@ def test_normalisation_is_the_first_layer_of_the_module() -> None:
 def test_recipes_load_and_unknown_ones_are_listed(tmp_path: Path) -> None:
     for name in names():
         assert load_recipe(name).name == name
-    with pytest.raises(SajiError, match="quick, salt, scratch"):
+    with pytest.raises(SajiError, match=", ".join(names())):
         load_recipe("slow")
     (tmp_path / "mine.toml").write_text("epoch = 3\n")
     with pytest.raises(SajiError, match="epoch"):

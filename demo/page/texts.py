@@ -19,7 +19,7 @@ _FILES = {
     for file in sorted((Path(__file__).parent / "languages").glob("*.toml"))
 }
 # A refusal is a sentence in English already; in other languages its cause names the text
-_REFUSALS: dict[str, dict[str, str]] = {language: texts.pop("refusals", {}) for language, texts in _FILES.items()}
+REFUSALS: dict[str, dict[str, str]] = {language: texts.pop("refusals", {}) for language, texts in _FILES.items()}
 TEXTS: dict[str, dict[str, str]] = {language: _FILES[ENGLISH] | texts for language, texts in _FILES.items()}
 
 label = gr.I18n(**TEXTS)
@@ -45,4 +45,4 @@ def script(key: str) -> str:
 
 def refusal(language: str, problem: Problem) -> str:
     """A refused request as a sentence, without HTML."""
-    return f"{_REFUSALS[language].get(problem.cause, problem.detail)}."
+    return f"{REFUSALS[language].get(problem.cause, problem.detail)}."

@@ -24,12 +24,12 @@ from runtime import preprocess
 from runtime.backends import Backend
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
-from runtime.comparison import percentile
 from runtime.environment import usable_cores
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
+from runtime.speed_ratio import percentile
 
 SECONDS = 3.0  # of calls, after the warm-up
 HARNESS_SECONDS, HARNESS_QUERIES = 5.0, 1024  # beside MLPerf's LoadGen, whose single stream asks for 1,024 queries

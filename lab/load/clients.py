@@ -13,8 +13,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from runtime.comparison import percentile
 from runtime.errors import Unavailable
+from runtime.speed_ratio import percentile
 
 CLASSIFY = "/v1/classify"
 PATIENCE = 60  # seconds that a client waits for an answer

@@ -9,8 +9,8 @@ import numpy as np
 
 from lab.tables.markdown import NAMES, Columns, by_columns, markdown, versions
 from runtime.benchmark.rows import Row, read_rows
-from runtime.evaluation import GATES
 from runtime.files import sha256_file, sha256_json
+from runtime.gate import GATES
 
 ROWS = Path(__file__).resolve().parents[2] / "results" / "mutants.jsonl"
 PICTURE = "gate.svg"

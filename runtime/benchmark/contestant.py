@@ -21,7 +21,7 @@ from runtime.errors import SajiError
 from runtime.files import as_record
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 5  # fewer tell no pair apart, see runtime.comparison.compared
+ROUNDS = 5  # fewer tell no pair apart, see runtime.speed_ratio.compared
 ROUND_SECONDS = 0.3  # of each measurement in a round
 
 Load = tuple[str, int]  # a name in runtime.benchmark.scenarios.SCENARIOS, and the batch size

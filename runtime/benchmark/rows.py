@@ -12,8 +12,8 @@ from runtime import environment
 from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
 from runtime.benchmark.watch import causes_of
-from runtime.comparison import percentile
 from runtime.receipt import Receipt
+from runtime.speed_ratio import percentile
 
 SCHEMA_VERSION = 2
 UNSTABLE = 0.25  # spread (p75 − p25) / median above which a figure is marked as unstable
@@ -91,7 +91,7 @@ def conditions_of(contestant: Contestant, receipt: Receipt, experiment: str) -> 
 
 
 def per_round(row: Row) -> list[float]:
-    """The median milliseconds of each round of a row: what `runtime.comparison.compared` pairs."""
+    """The median milliseconds of each round of a row: what `runtime.speed_ratio.compared` pairs."""
     return [statistics.median(samples) for samples in row["samples"]]
 
 

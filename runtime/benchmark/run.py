@@ -15,13 +15,15 @@ from runtime.benchmark.rows import Row, rows_of
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.candidate import Candidate
 from runtime.choice import Policy
-from runtime.comparison import percentile, samples_needed
 from runtime.deployment import Measured
 from runtime.errors import SajiError
-from runtime.files import sha256_file
+from runtime.files import sha256_file, sha256_modules
 from runtime.receipt import Receipt
+from runtime.speed_ratio import percentile, samples_needed
 
 Say = Callable[[str], None]
+# The modules that decide what is measured and chosen: a choice by other code is not up to date
+DECISIVE = ("runtime/choice.py", "runtime/speed_ratio.py", "runtime/benchmark/*.py", "runtime/backends/*.py")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class BenchmarkRun:
         for flags in self.flags.values():
             settings.update(flags)
         receipts = {name: sha256_file(self._folder(name) / "model.json") for name in self.receipts}
-        return {"receipts": receipts, "settings": settings, "versions": environment.versions()}
+        code = sha256_modules(*DECISIVE)
+        return {"receipts": receipts, "settings": settings, "versions": environment.versions(), "code": code}
 
     def run(self, say: Say) -> Outcome:
         """Check who has no verdict of this machine, and measure those that passed."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from runtime.benchmark.watch import Disturbance
 from runtime.classifier import Classifier
-from runtime.comparison import samples_needed
 from runtime.errors import SajiError
+from runtime.speed_ratio import samples_needed
 
 WARM_UP_SECONDS, SETTLED = 3.0, 0.05
 LEAST_CALLS = 3  # of a measurement

@@ -7,11 +7,11 @@ from pathlib import Path
 from runtime.backends import distributions
 from runtime.benchmark.rows import TAILS, Row, per_round
 from runtime.benchmark.scenarios import SCENARIOS, Column
-from runtime.comparison import compared
 from runtime.errors import missing_extra
 from runtime.evaluation import with_interval
 from runtime.files import replacing
 from runtime.markdown import markdown
+from runtime.speed_ratio import compared
 
 # What must be the same for two figures to be of the same thing; the commit is what a comparison is about
 _SAME = {"file": "sha256", "processor": "machine_cpu", "cores": "machine_cores", "versions": "versions"}
