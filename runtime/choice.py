@@ -85,11 +85,11 @@ def _allowed(measured: list[Measured], policy: Policy, rejected: list[Rejected])
     """Those that passed and keep the policy's bounds; the others go to `rejected`."""
     allowed = []
     for place in measured:
-        memory, size = place.peak_memory_mib or 0.0, place.file_bytes / 1e6
+        memory, size = place.peak_memory_mib, place.file_bytes / 1e6
         if place.candidate.verdict != "pass" or not place.candidate.servable:
             rejected.append(_not_passed(place.candidate, place.name))
-        elif policy.max_memory is not None and memory > policy.max_memory:
-            reason = f"takes {memory:.0f} MiB, more than {policy.max_memory:g}"
+        elif policy.max_memory is not None and (memory is None or memory > policy.max_memory):
+            reason = f"takes {memory:.0f} MiB, more than {policy.max_memory:g}" if memory else "its memory is not known"
             rejected.append(Rejected(place.name, reason, "memory"))
         elif policy.max_size is not None and size > policy.max_size:
             rejected.append(Rejected(place.name, f"is {size:.1f} MB large, more than {policy.max_size:g}", "size"))
@@ -120,5 +120,7 @@ def _second(place: Measured, choice: Measured, tied: bool) -> Rejected:
 def _not_passed(candidate: Candidate, name: str) -> Rejected:
     if not candidate.servable:
         return Rejected(name, "a file check: this machine does not run it in its own precision", "file check")
+    if candidate.verdict == "pass":
+        return Rejected(name, "passed, but could not be measured", "not measured")
     why = "; ".join(candidate.reasons) or "not checked on this machine"
     return Rejected(name, f"parity verdict {candidate.verdict}: {why}", candidate.verdict)

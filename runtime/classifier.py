@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime import golden
-from runtime.backends import Backend, open_backend, unavailable_because
+from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.files import sha256_file
@@ -58,6 +58,7 @@ class Classifier:
     ) -> None:
         self.spec, self.backend, self.candidate, self.sha256 = spec, backend, candidate, sha256
         self.reason, self.passed_over = reason, tuple(passed_over)
+        self._closed = False
 
     @property
     def served_by(self) -> str:
@@ -79,6 +80,8 @@ class Classifier:
 
     def predict(self, images: np.ndarray) -> list[Prediction]:
         """Answers to preprocessed photos, uint8 `[N, size, size, 3]` RGB; their milliseconds are of inference alone."""
+        if not len(images):
+            return []
         start = time.perf_counter()
         logits = self.logits(images)
         milliseconds = {"inference": round(1000 * (time.perf_counter() - start) / len(images), 3)}
@@ -90,7 +93,13 @@ class Classifier:
         return [self._prediction(row, bool(sure), milliseconds) for row, sure in answers]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB."""
+        """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB. Raises SajiError else."""
+        size = self.spec.geometry.size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise SajiError(
+                f"these are {images.dtype} {list(images.shape)}, the model takes uint8 [N, {size}, {size}, 3] RGB; "
+                "call the classifier itself to have photos preprocessed"
+            )
         return self.backend.run(images)
 
     def _prediction(self, row: np.ndarray, sure: bool, milliseconds: dict[str, float]) -> Prediction:
@@ -98,8 +107,10 @@ class Classifier:
         return Prediction({self.spec.classes[i]: float(row[i]) for i in order}, sure, milliseconds)
 
     def close(self) -> None:
-        """Free the engine."""
-        self.backend.close()
+        """Free the engine; again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.backend.close()
 
     def __enter__(self) -> "Classifier":
         return self
@@ -108,16 +119,15 @@ class Classifier:
         self.close()
 
 
-def load(
-    path: str | Path, backend: str = "", precision: str = "fp32", threads: int = 0, streams: int = 1
-) -> Classifier:
+def load(path: str | Path, backend: str = "", precision: str = "", threads: int = 0, streams: int = 1) -> Classifier:
     """Open a classifier.
 
-    `path` is a `deployment.json` (opens its choice, or with a printed reason the next in line), a model folder with
-    its `model.json` (opens the candidate of `backend`, default "ort-cpu", and `precision`; it must have passed), or
-    a bare `.onnx` or `.pt2` file. `threads` of one call, 0 for the deployment's or the engine's own; it is opened ready
-    for `streams` calls side by side, a deployment for as many as it names if those are more. Raises SajiError in one
-    sentence when nothing can be opened.
+    `path` is a `deployment.json` (opens its choice, or with a printed reason the next in line; of those of `backend`
+    and `precision` where they are given), a model folder with its `model.json` (opens the candidate of `backend`,
+    default "ort-cpu", and `precision`, default "fp32"; it must have passed), or a bare `.onnx` or `.pt2` file, which
+    has to compute in `precision` where that is given. `threads` of one call, 0 for the deployment's or the engine's
+    own; it is opened ready for `streams` calls side by side, a deployment for as many as it names if those are more.
+    Raises SajiError in one sentence when nothing can be opened.
 
     A folder of models is trusted: TensorRT engines are code. A `.pt2` that would run more than PyTorch's operators when
     it is opened, by a pickle for example, is refused.
@@ -128,21 +138,29 @@ def load(
     if not path.exists():
         raise SajiError(f"{path} does not exist; make one with: make train export bench")
     if path.is_dir():
-        return _from_folder(path, backend or "ort-cpu", precision, threads, streams)
+        return _from_folder(path, backend or "ort-cpu", precision or "fp32", threads, streams)
     if path.suffix == ".json":
-        return _from_deployment(path, threads, streams)
+        return _from_deployment(path, backend, precision, threads, streams)
     if path.suffix in (".onnx", ".pt2") and path.is_file():  # a pipe would be waited for
         backend = backend or ("pytorch" if path.suffix == ".pt2" else "ort-cpu")
         return _from_file(path, backend, precision, threads, streams)
     raise SajiError(f"{path} is no model; give a deployment.json, a model folder or an .onnx file")
 
 
-def _from_deployment(path: Path, threads: int, streams: int) -> Classifier:
+def _from_deployment(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
     from runtime.deployment import Deployment
 
     deployment = Deployment.read(path)
+    places = [
+        place
+        for place in (deployment.choice, *deployment.fallbacks)
+        if backend in ("", place.candidate.backend) and precision in ("", place.candidate.precision)
+    ]
+    if not places:
+        names = ", ".join(place.name for place in (deployment.choice, *deployment.fallbacks))
+        raise SajiError(f"{path} has no {' '.join(filter(None, (backend, precision)))}; it has {names}")
     passed_over: list[str] = []
-    for place in (deployment.choice, *deployment.fallbacks):
+    for place in places:
         folder = path.parent / place.folder
         try:
             _require_pass(place.candidate)
@@ -201,8 +219,17 @@ def _from_file(path: Path, backend: str, precision: str, threads: int, streams: 
     if reason:
         raise Unavailable(reason)
     spec = spec_of(path)
-    engine = open_backend(backend, path, precision, threads=threads, streams=streams)
-    candidate = Candidate(spec.architecture, path.name, backend, precision)
+    known = {offer.precision for offer in BACKENDS[backend].offers}
+    if precision and precision not in known:
+        raise SajiError(f"{backend} computes in {', '.join(sorted(known))}, not in {precision!r}; name one of these")
+    engine = open_backend(backend, path, precision or "fp32", threads=threads, streams=streams)
+    candidate = Candidate(spec.architecture, path.name, backend, precision or "fp32")
+    if precision:
+        try:
+            engine.precision_share()  # which not every engine checks as it opens
+        except SajiError:
+            engine.close()
+            raise
     reason = "opened as a bare file, without a verdict"
     return Classifier(spec, engine, candidate, reason, sha256=sha256_file(path))
 

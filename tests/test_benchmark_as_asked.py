@@ -56,21 +56,11 @@ def out(raced: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("asked", [(), ("--seed", "5"), ("--experiment", "mine")], ids=["rows", "seed", "experiment"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="a race that asks for other rows counts as up to date and writes nothing (issue 20)",
-    raises=AssertionError,
-)
 def test_what_a_second_race_asks_for_is_written(asked: tuple[str, ...], out: Path, tmp_path: Path) -> None:
     said = race(out, *asked, "--rows", tmp_path / "mine.jsonl")
     assert said.status == 0 and len(rows_in(tmp_path / "mine.jsonl")) == 2, said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a race with another photo counts as up to date and writes nothing (issue 20)",
-    raises=AssertionError,
-)
 def test_another_photo_is_measured_anew(out: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         photo, rows = house.drawn(seed, (200, 150), tmp_path / f"{seed}.png"), tmp_path / f"{seed}.jsonl"
@@ -186,16 +176,11 @@ def survives(out: Path, *asked: object) -> None:
     assert json.loads((out / "deployment.json").read_text())["choice"]["candidate"]["backend"] == "ort-cpu"
 
 
-xfail_dies = pytest.mark.xfail(
-    strict=True, reason="a process that dies in the race ends the whole benchmark (issue 20)", raises=AssertionError
-)
-
-
 @pytest.mark.parametrize(
     "at",
     [
         pytest.param("number == 0", id="warming up", marks=pytest.mark.slow),
-        pytest.param("number == 3", id="in the race", marks=xfail_dies),
+        pytest.param("number == 3", id="in the rounds"),
     ],
 )
 def test_a_candidate_whose_process_dies_does_not_cost_the_others_their_race(
@@ -206,11 +191,6 @@ def test_a_candidate_whose_process_dies_does_not_cost_the_others_their_race(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="a process that dies in the server scenario ends the whole benchmark (issue 20)",
-    raises=AssertionError,
-)
 def test_a_process_that_dies_in_the_server_scenario_does_not_either(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,9 +246,6 @@ def measured(memory: float | None) -> Measured:
     return Measured(candidate, "models/net", "0" * 64, 10, 1.0, (1.0,) * 6, memory)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="memory that is not known passes every bound (issue 20)", raises=pytest.fail.Exception
-)
 def test_memory_that_is_not_known_keeps_no_bound() -> None:
     with pytest.raises(SajiError, match="memory"):
         house.choose([measured(None)], [], Policy(max_memory=1), None, {})
@@ -280,9 +257,6 @@ def test_memory_that_is_known_keeps_or_breaks_a_bound() -> None:
         house.choose([measured(100)], [], Policy(max_memory=50), None, {})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what passed and could not be timed is called not checked (issue 20)", raises=AssertionError
-)
 def test_what_passed_and_was_not_timed_is_not_called_unjudged() -> None:
     untimed = Candidate("other", "model.onnx", "ort-cpu", "fp32", verdict="pass")
     (entry,) = house.choose([measured(100)], [untimed], Policy(), None, {}).rejected
@@ -293,11 +267,6 @@ def test_what_passed_and_was_not_timed_is_not_called_unjudged() -> None:
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("ort-cpu", "fp32"), ("openvino", "int8"), ("openvino", "fp32")])
-@pytest.mark.xfail(
-    strict=True,
-    reason="load does not heed the engine asked for where it is given a deployment (issue 20)",
-    raises=AssertionError,
-)
 def test_a_deployment_is_opened_by_the_engine_asked_for_or_refused(
     backend: str, precision: str, model: Path, tmp_path: Path
 ) -> None:
@@ -310,7 +279,6 @@ def test_a_deployment_is_opened_by_the_engine_asked_for_or_refused(
 
 
 @pytest.mark.parametrize("backend", ["ort-cpu", "openvino"])
-@pytest.mark.xfail(strict=True, reason="closing a classifier twice is a traceback (issue 20)", raises=AttributeError)
 def test_a_classifier_may_be_closed_twice(backend: str, model: Path) -> None:
     with runtime.load(model, backend) as classifier:
         classifier.close()
@@ -336,16 +304,11 @@ def refusal(call: Callable[[], object]) -> Exception | None:
     return None
 
 
-xfail_precision = pytest.mark.xfail(
-    strict=True, reason="a bare file is served under a precision that is not its own (issue 20)", raises=AssertionError
-)
-
-
 @pytest.mark.parametrize(
     ("backend", "precision"),
     [
-        *(pytest.param("ort-cpu", precision, marks=xfail_precision) for precision in ("int8", "fp16", "bf16", "fp33")),
-        *(pytest.param("openvino", precision, marks=xfail_precision) for precision in ("fp16", "fp33")),
+        *(("ort-cpu", precision) for precision in ("int8", "fp16", "bf16", "fp33")),
+        *(("openvino", precision) for precision in ("fp16", "fp33")),
         ("openvino", "int8"),
         ("pytorch", "int8"),
     ],
@@ -369,11 +332,6 @@ OTHER_PIXELS: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 @pytest.mark.parametrize("kind", OTHER_PIXELS)
-@pytest.mark.xfail(
-    strict=True,
-    reason="predict answers arrays that are no uint8 photos wrongly, or fails with the engine's own error (issue 20)",
-    raises=AssertionError,
-)
 def test_predict_refuses_what_are_no_preprocessed_photos(
     kind: str, classifier: runtime.Classifier, images: np.ndarray
 ) -> None:
@@ -388,8 +346,5 @@ def test_predict_takes_any_order_in_memory(classifier: runtime.Classifier, image
     assert turned == right and backwards == right[::-1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="no photos at all are a traceback (issue 20)", raises=(ZeroDivisionError, RuntimeError)
-)
 def test_no_photos_have_no_answers(classifier: runtime.Classifier, images: np.ndarray) -> None:
     assert classifier.classify([]) == classifier.predict(images[:0]) == []

@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     benchmark = BenchmarkRun(options, receipts_in(options.out / "models", options.archs), flags)
     path = options.out / "deployment.json"
     inputs = benchmark.inputs()
-    deployment = None if options.force else Deployment.up_to_date(path, policy.values(), inputs)
+    anew = options.force or options.rows  # rows in a file of their own are what is asked for
+    deployment = None if anew else Deployment.up_to_date(path, policy.values(), inputs)
     if deployment:
         say(f"up to date in {path}, --force to redo")
     else:

@@ -27,7 +27,7 @@ ROUND_SECONDS = 0.3  # of each measurement in a round
 Load = tuple[str, int]  # a name in runtime.benchmark.scenarios.SCENARIOS, and the batch size
 
 
-@dataclass
+@dataclass(eq=False)
 class Contestant:
     """A candidate in the benchmark, with its process and what was measured of it so far.
 
@@ -130,7 +130,12 @@ def run_rounds(
     while order and (finished < ROUNDS or time.perf_counter() - started < seconds):
         lots.shuffle(order)
         for contestant, load in order:
-            contestant.measurements[load].append(contestant.measure(*load, each))
+            if contestant in ready:
+                try:
+                    contestant.measurements[load].append(contestant.measure(*load, each))
+                except SajiError as error:
+                    ready = _without(contestant, ready, error, say)
+        order = [(contestant, load) for contestant, load in order if contestant in ready]
         finished += 1
         say(f"round {finished}: {len(order)} measurements, {time.perf_counter() - started:.0f} of {seconds:.0f} s")
     return ready
@@ -142,6 +147,14 @@ def _warmed_up(contestant: Contestant, loads: Sequence[Load], say: Callable[[str
         for load in loads:
             contestant.measure(*load, 0)
     except SajiError as error:
-        say(f"{contestant.name}: left out of the benchmark: {error}")
+        _without(contestant, [], error, say)
         return False
     return True
+
+
+def _without(
+    contestant: Contestant, others: list[Contestant], error: SajiError, say: Callable[[str], None]
+) -> list[Contestant]:
+    """The others, once it is said why this one goes: what goes wrong costs a candidate, not the benchmark."""
+    say(f"{contestant.name}: left out of the benchmark: {error}")
+    return [other for other in others if other is not contestant]

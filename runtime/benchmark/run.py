@@ -98,8 +98,9 @@ class BenchmarkRun:
 
     def inputs(self) -> dict[str, Any]:
         """What decides how the run turns out, as JSON values: with the same inputs a choice is up to date."""
-        names = ("seconds", "batch", "threads", "streams", "scenario", "candidates", "cold_starts")
-        settings = {name: getattr(self.options, name) for name in names}
+        names = "seconds batch threads streams scenario candidates cold_starts seed experiment"
+        settings = {name: getattr(self.options, name) for name in names.split()}
+        settings["photo"] = self.options.photo and sha256_file(self.options.photo)
         for flags in self.flags.values():
             settings.update(flags)
         receipts = {name: sha256_file(self._folder(name) / "model.json") for name in self.receipts}
@@ -116,8 +117,7 @@ class BenchmarkRun:
             passed = [c for c in contestants if c.candidate.verdict == "pass" and c.candidate.servable]
             measured = run_rounds(passed, loads, options.seconds, options.seed, say)
             self._start_cold(measured, say)
-            for contestant in measured:
-                self._measure_alone(contestant, say)
+            measured = [contestant for contestant in measured if self._measured_alone(contestant, say)]
             rows = [row for contestant in measured for row in self._rows(contestant)]
         keys = {contestant.candidate.key() for contestant in measured}
         others = {c.candidate.key(): c.candidate for c in contestants if c.candidate.key() not in keys}
@@ -157,13 +157,19 @@ class BenchmarkRun:
                 except SajiError as error:  # what the rounds measured stands
                     say(f"{contestant.name}: its cold start is not known: {error}")
 
-    def _measure_alone(self, contestant: Contestant, say: Say) -> None:
+    def _measured_alone(self, contestant: Contestant, say: Say) -> bool:
+        """Measure what takes no part in the rounds; False, and the reason is said, where that fails."""
         for name in dict.fromkeys(self.options.scenario):
             if SCENARIOS[name].alone:
-                measurement = contestant.measure(name, 1, self.options.seconds, **self.flags.get(name, {}))
+                try:
+                    measurement = contestant.measure(name, 1, self.options.seconds, **self.flags.get(name, {}))
+                except SajiError as error:
+                    say(f"{contestant.name}: left out of the benchmark: {error}")
+                    return False
                 contestant.measurements[name, 1].append(measurement)
                 numbers = {key: value for key, value in measurement.figures.items() if isinstance(value, int | float)}
                 say(f"{contestant.name}: {name}: {', '.join(f'{key} {value:g}' for key, value in numbers.items())}")
+        return True
 
     def _rows(self, contestant: Contestant) -> list[Row]:
         receipt = self.receipts[contestant.candidate.architecture]
