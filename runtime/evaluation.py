@@ -118,8 +118,11 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
 
 def paired_bootstrap(differences: np.ndarray, resamples: int = 4000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of a mean of paired differences, int or float `[N]` (Efron 1979); seeded."""
-    drawn = np.random.default_rng(seed).integers(0, len(differences), (resamples, len(differences)))
-    low, high = np.percentile(differences[drawn].mean(axis=1), [2.5, 97.5])
+    lots, n = np.random.default_rng(seed), len(differences)
+    at_once = max(1, 1_000_000 // n)  # resamples: all of them, of many photos, would fill the memory
+    sizes = [min(at_once, resamples - first) for first in range(0, resamples, at_once)]
+    means = np.concatenate([differences[lots.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -88,9 +88,11 @@ def apply_gate(
     """
     if candidate.shape != reference.shape:
         return GateResult("fail", (f"gives logits {list(candidate.shape)}, the checkpoint {list(reference.shape)}",))
-    finite = np.isfinite(candidate).all(axis=1)
-    if not finite.all():
-        return GateResult("fail", (f"{int((~finite).sum())} of {len(labels)} photos give NaN or infinite logits",))
+    for who, logits in (("", candidate), (" in the checkpoint itself", reference)):
+        broken_photos = int((~np.isfinite(logits).all(axis=1)).sum())
+        if broken_photos:
+            reason = f"{broken_photos} of {len(labels)} photos give NaN or infinite logits{who}"
+            return GateResult("fail", (reason,))
     if len(labels) == 0:
         return GateResult("inconclusive", ("there are no photos to check by",))
     figures = compare(reference, candidate, labels)

@@ -64,15 +64,12 @@ KNOWN_VALUES = {
     "another block, text": entry(0x8769, 2, 3, b"ab"),
     "another block, this one": entry(0x8769, 4, 1, struct.pack("<I", 8)),
 }
-xfail_exif = pytest.mark.xfail(
-    strict=True, reason="a photo with one EXIF value of an odd type is called damaged (issue 20)", raises=house.BadPhoto
-)
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        *(pytest.param(v, id=k, marks=xfail_exif) for k, v in ODD_VALUES.items()),
+        *(pytest.param(v, id=k) for k, v in ODD_VALUES.items()),
         *(pytest.param(v, id=k) for k, v in KNOWN_VALUES.items()),
     ],
 )
@@ -80,7 +77,6 @@ def test_a_photo_with_an_odd_exif_value_stands_upright(value: bytes) -> None:
     assert house.decode(lying(value)).size == (80, 96)
 
 
-@pytest.mark.xfail(strict=True, reason="photos with an odd EXIF value are skipped (issue 20)", raises=AssertionError)
 def test_classify_takes_photos_with_odd_exif_values(model: Path, tmp_path: Path) -> None:
     for number, value in enumerate(ODD_VALUES.values()):
         (tmp_path / f"{number}.jpg").write_bytes(lying(value))
@@ -97,11 +93,6 @@ def test_classify_takes_photos_with_odd_exif_values(model: Path, tmp_path: Path)
         pytest.param(entry(0x010F, 2, 2**31, struct.pack("<I", 60)), id="maker, longer than any file"),
     ],
 )
-@pytest.mark.xfail(
-    strict=True,
-    reason="an EXIF entry that points out of its block loses the orientation after it (issue 20)",
-    raises=AssertionError,
-)
 def test_a_broken_exif_entry_before_the_orientation_does_not_lay_the_photo_on_its_side(value: bytes) -> None:
     assert house.decode(lying(value, room=0)).size == (80, 96)
 
@@ -117,7 +108,6 @@ def test_other_broken_exif_entries_do_not_either(value: bytes) -> None:
     assert house.decode(lying(value, room=0)).size == (80, 96)
 
 
-@pytest.mark.xfail(strict=True, reason="photos of two views are decoded whole (issue 20)", raises=AssertionError)
 def test_a_photo_of_two_views_is_read_as_quickly_as_its_first_view_alone() -> None:
     """A phone's "MPO" is a JPEG with a second one behind it: decoded at the same fraction of its size."""
     photo, jpeg, both = drawn(0, (400, 300)), io.BytesIO(), io.BytesIO()
