@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from runtime.classifier import Classifier, Prediction, load
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
+from runtime.files import left_by_programs
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile
 from runtime.spec import ModelSpec
@@ -131,8 +132,8 @@ class Photos:
             return
         photos, others, closed = 0, self.left_alone, self.closed
         for folder, folders, files in os.walk(place, onerror=self._closed):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for path in (Path(folder, name) for name in sorted(files) if not name.startswith(".")):
+            folders[:] = sorted(name for name in folders if not left_by_programs(name))
+            for path in (Path(folder, name) for name in sorted(files) if not left_by_programs(name)):
                 if path.suffix.lower() in SUFFIXES and path.is_file():  # not a pipe, which would never end
                     photos += 1
                     yield str(path)

@@ -41,6 +41,11 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def left_by_programs(name: str) -> bool:
+    """Whether a folder or file of this name is what other programs leave beside photos: hidden, thumbnails, a bin."""
+    return name.startswith((".", "@", "#", "$")) or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.

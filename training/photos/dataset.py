@@ -42,7 +42,7 @@ def load_data(
     photos = tuple(photo for photo, _ in good if photo.split != "test")
     all_hashes = tuple(digest for _, digest in good)
     hashes = all_hashes[: len(photos)]
-    classes = tuple(sorted({photo.label for photo in listed.photos}))
+    classes = tuple(sorted({photo.label for photo in listed.photos if photo.split != "test"}))
     _require_enough(photos, classes, listed, len(listed.photos) - len(good))
     labels = np.array([classes.index(photo.label) for photo in photos])
     given = given_split(photos)
@@ -64,7 +64,7 @@ def load_data(
 def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: PhotoSet, unreadable: int) -> None:
     counts = Counter(photo.label for photo in photos)
     if len(classes) < 2:
-        raise SajiError(f"{listed.source} has the one class {classes[0]!r}; a classifier needs at least two")
+        raise SajiError(f"{listed.source} has the one class {''.join(classes)!r}; a classifier needs at least two")
     for name in classes:
         if counts[name] < 2:
             raise SajiError(

@@ -2,16 +2,18 @@
 
 import csv
 import io
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import SajiError
+from runtime.files import left_by_programs
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _COLUMNS = ("filename", "label", "split")
-_JUNK = {"thumbs.db", "desktop.ini", "labels.csv", "sample.json"}
+_LISTS = {"labels.csv", "sample.json"}
 
 
 @dataclass(frozen=True)
@@ -75,25 +77,29 @@ def _read_folders(root: Path) -> PhotoSet:
     roots: dict[Path, str | None] = {**splits} if splits else {root: None}
     for folder, split in roots.items():
         for class_folder in _folders(folder):
-            files = [file for file in sorted(class_folder.rglob("*")) if file.is_file() and not _is_junk(file)]
+            files = [file for file in sorted(class_folder.rglob("*")) if _is_photo(file, class_folder)]
             photos += [Photo(file, class_folder.name, split) for file in files]
             if not files:
                 problems.append(f"class folder {class_folder.name} is empty")
-        stray = sum(file.is_file() and not _is_junk(file) for file in folder.iterdir())
+        stray = sum(_is_photo(file, folder) for file in folder.iterdir())
         if stray:
             problems.append(f"{stray} files directly in {folder.name}/ belong to no class and are ignored")
     if splits:
         ignored = [child.name for child in _folders(root) if child not in splits]
+        if "val" not in splits.values():
+            problems.append(f"there is no val/ in {root.name}: a part of train/ is kept to validate by")
         problems += [f"folder {name} stands beside train/ and val/ and is ignored" for name in ignored]
     return PhotoSet(root, tuple(photos), tuple(problems))
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(child for child in root.iterdir() if child.is_dir() and not _is_junk(child))
+    return sorted(child for child in root.iterdir() if child.is_dir() and not left_by_programs(child.name))
 
 
-def _is_junk(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in _JUNK or path.name == "__MACOSX"
+def _is_photo(file: Path, folder: Path) -> bool:
+    """Whether a file at any depth of a folder is a photo, or is to be called a broken one."""
+    passed_over = any(map(left_by_programs, file.relative_to(folder).parts)) or file.name.lower() in _LISTS
+    return file.is_file() and not passed_over
 
 
 def _read_csv(path: Path) -> PhotoSet:
@@ -136,7 +142,10 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
     split = values.get("split", "").lower()
     if not file:
         return f"{line} has no filename"
-    if not (root / file).resolve().is_relative_to(root):
+    if "\\" in file and not (root / file).exists():  # as Windows writes paths
+        file = file.replace("\\", "/")
+    # By its letters: a photo that is a link into a cache stands where the link does
+    if not Path(os.path.normpath(root / file)).is_relative_to(root):
         raise SajiError(f"{line} points outside its folder ({file}); keep the photos beside the CSV")
     if not label:
         return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"

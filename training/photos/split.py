@@ -60,12 +60,12 @@ def scene_numbers(scenes: Sequence[Scene], hashes: Sequence[str]) -> np.ndarray:
 
 
 def given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    """What the set says itself: indices int of the photos to train on and to validate; None where it has no split.
+    """What the set says itself: indices int of the photos to train on and to validate; None where it does not say.
 
     Raises SajiError where some photos have a side and others none.
     """
     unsplit = sum(photo.split is None for photo in photos)
-    if unsplit == len(photos):
+    if unsplit == len(photos) or not any(photo.split == "val" for photo in photos):
         return None
     if unsplit:
         raise SajiError(f"{unsplit} of {len(photos)} rows have no split; fill the split column for all or for none")

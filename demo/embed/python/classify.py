@@ -40,8 +40,14 @@ class Model:
 
 
 def srgb(photo: Image.Image) -> Image.Image:
-    """RGB, converted by an embedded colour profile where there is one, such as an iPhone's."""
-    profile, rgb = photo.info.get("icc_profile"), photo.convert("RGB")
+    """RGB, transparency on white, converted by an embedded colour profile where there is one, such as an iPhone's."""
+    profile = photo.info.get("icc_profile")
+    if photo.mode.startswith("I"):  # 16 bits a pixel, which Pillow itself would clip to white
+        photo = Image.fromarray((np.asarray(photo).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+    rgb = photo.convert("RGB")
     if not profile or photo.mode not in ("RGB", "RGBA"):
         return rgb
     return ImageCms.profileToProfile(rgb, io.BytesIO(profile), ImageCms.createProfile("sRGB")) or rgb
