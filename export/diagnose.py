@@ -6,6 +6,7 @@ the same logits is it. And from which layer on do they differ: layer by layer on
 
 import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from export.geometry import FILES as WITH_GEOMETRY
 from export.geometry import open_with_geometry, with_geometry
 from export.graph import LAYERS
 from runtime.candidate import Candidate, run_all
-from runtime.command_line import Parser
+from runtime.command_line import Parser, exit_with_one_sentence
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, compare
 from runtime.gate import GATES
@@ -262,3 +263,7 @@ def lines(diagnosis: Diagnosis) -> list[str]:
     shown = [layer for layer in diagnosis.layers if layer.number >= first.number - 1]
     words.append(f"the first layer that differs is number {first.number}, {first.name}:")
     return words + [f"  {layer.number} {layer.name} differs by {layer.difference:.2g}" for layer in shown]
+
+
+if __name__ == "__main__":  # the earlier spelling `python -m export.diagnose`
+    exit_with_one_sentence(lambda: main(sys.argv[1:]))

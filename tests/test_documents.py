@@ -45,6 +45,9 @@ def test_the_first_page_is_short_and_leads_on() -> None:
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+# Spellings of version 0.1, with the verb that was typed after them
+EARLIER: dict[str, list[str]] = {"training/dataset.py": ["check"], "export/diagnose.py": []}
+EARLIER |= {f"training/{verb}.py": [] for verb in ("evaluate", "report", "suspects")}
 LISTED = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\| `python -m (\w+) ?(\w*)`", LISTED, re.MULTILINE)
 # Started by saji itself, in processes of their own
@@ -71,9 +74,22 @@ def test_every_entry_point_is_listed() -> None:
     }
     doors = {str(file.relative_to(ROOT)) for file, text in texts.items() if 'if __name__ == "__main__"' in text}
     stages = {f"{package}/__main__.py" for package, _ in COMMANDS}
-    assert {door for door in doors if "embed" not in door} - stages <= {"runtime/bench.py", "demo/app.py"} | WORKERS
+    assert {door for door in doors if "embed" not in door} - stages - EARLIER.keys() <= {
+        "runtime/bench.py",
+        "demo/app.py",
+    } | WORKERS
 
 
+@pytest.mark.parametrize("door", EARLIER)
+def test_a_spelling_that_was_documented_still_works(door: str) -> None:
+    module, *verb = [door.removesuffix(".py").replace("/", "."), *EARLIER[door]]
+    done = subprocess.run([sys.executable, "-m", module, *verb, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m "), done.stderr
+
+
+# Spellings of version 0.1, with the verb that was typed after them
+EARLIER: dict[str, list[str]] = {"training/dataset.py": ["check"], "export/diagnose.py": []}
+EARLIER |= {f"training/{verb}.py": [] for verb in ("evaluate", "report", "suspects")}
 # Started by saji itself, in processes of their own
 WORKERS = {
     "runtime/benchmark/worker.py",
