@@ -207,14 +207,20 @@ async def _photos_of_form(request: Request, limits: Limits) -> list[bytes]:
         if error.message.startswith("Too many files"):
             detail = f"the form has more than {limits.photos} photos; send the others in another request"
             raise Problem(413, "too-many-photos", detail) from None
+        if error.message.startswith("Part exceeded"):  # a field: what has a file name is bounded elsewhere
+            raise _no_file_name() from None
         reason = error.message.rstrip(".")
         raise Problem(
             400, "form", f"the form cannot be read ({reason}); send it like curl -F photo=@photo.jpg"
         ) from None
     photos = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
     if form and not photos:
-        raise Problem(400, "no-photo", "no part of the form has a file name; send it like curl -F photo=@photo.jpg")
+        raise _no_file_name()
     return photos
+
+
+def _no_file_name() -> Problem:
+    return Problem(400, "no-photo", "no part of the form has a file name; send it like curl -F photo=@photo.jpg")
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
