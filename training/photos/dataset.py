@@ -14,7 +14,7 @@ from runtime.evaluation import ValidationSet
 from runtime.files import replacing_folder, write_json
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
-from training.photos.findings import collect, examine, find_scenes
+from training.photos.findings import PERHAPS, collect, examine, find_scenes, leaks
 from training.photos.findings_page import contact_sheet, describe, faults, page
 from training.photos.photo_set import Photo, PhotoSet, read_photo_set
 from training.photos.split import Data, given_split, scene_numbers, stratified_split
@@ -58,7 +58,8 @@ def load_data(
     for index in val:
         sides[index] = "val"
     findings = collect(listed, facts, [photo for photo, _ in good], all_hashes, sides, scenes, look_alikes)
-    return Data(photos, classes, labels, train, val, hashes, numbers, findings)
+    leaking = [i for i, kind in leaks(scenes, all_hashes, sides).items() if kind != PERHAPS]
+    return Data(photos, classes, labels, train, val, hashes, numbers, np.intersect1d(val, leaking), findings)
 
 
 def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: PhotoSet, unreadable: int) -> None:

@@ -25,15 +25,17 @@ from training.progress import Progress
 if TYPE_CHECKING:  # OpenCV and scikit-learn take seconds to import, so duplicates are imported where they are needed
     from training.photos.duplicates import Kind, Pair
 
-Scene = list[list[int]]  # the pictures of one scene, each as the indexes of the photos that show it
+# What may be one scene: the parts that certainly are, each as its pictures, each as the indexes of the photos of it
+Scene = list[list[list[int]]]
 
 SIDES = ("train", "val", "test")
-KINDS: tuple["Kind", ...] = ("identical", "same picture", "same scene")
+KINDS: tuple["Kind", ...] = ("identical", "same picture", "same scene", "perhaps the same plate")
+PERHAPS = KINDS[-1]
 LARGEST_FILE = 2 * 10**9  # bytes; a film that strayed into a photo folder must not fill the memory
 SMALLEST_SIDE, LONGEST_ASPECT = 64, 3  # pixels; longer over shorter side
 # Standard deviation of the liveliest channel, in levels of 255. Measured: 805 food photos have 37 or more
 BLANK = 8
-TEMPORARY_BYTES = 83_000  # what `duplicates` keeps of a photo in a temporary file
+TEMPORARY_BYTES = 88_000  # what `duplicates` keeps of a photo in a temporary file
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def _suspicious(suffix: str, content: bytes, image: Image.Image) -> Iterator[str
 def find_scenes(
     paths: Sequence[Path], hashes: Sequence[str], look_alikes: bool, folder: Path | None, progress: Progress
 ) -> list[Scene]:
-    """The scenes that two or more of the readable files show; of identical files only, without `look_alikes`.
+    """The scenes that two or more of the readable files may show; of identical files only, without `look_alikes`.
 
     What was found is kept in `folder`, if given, by the files' hashes. Raises SajiError when the disk is too full.
     """
@@ -94,16 +96,22 @@ def find_scenes(
         return []
     from training.photos.duplicates import Pair, groups
 
-    pairs = [Pair(same[0], index, "identical", 0, 0, 1.0) for same in files.values() for index in same[1:]]
+    pairs = [Pair(same[0], index, "identical", 0, 0, 1.0, 1.0) for same in files.values() for index in same[1:]]
     if look_alikes:
         distinct = sorted(files)  # the order must not depend on names, or renamed files would not be recognised
         first = [files[digest][0] for digest in distinct]
         for pair in _look_alikes([paths[index] for index in first], distinct, folder, progress):
             pairs.append(replace(pair, first=first[pair.first], second=first[pair.second]))
-    pictures = {picture[0]: picture for picture in groups(len(hashes), pairs, KINDS[:2])}
-    later = {index for picture in pictures.values() for index in picture[1:]}
-    scenes = groups(len(hashes), pairs)
-    return [[pictures.get(index, [index]) for index in scene if index not in later] for scene in scenes]
+    picture, certain = (
+        {i: same[0] for same in groups(len(hashes), pairs, KINDS[:most]) for i in same} for most in (2, 3)
+    )
+    scenes: list[Scene] = []
+    for cluster in groups(len(hashes), pairs):
+        parts: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for index in cluster:
+            parts[certain.get(index, index)][picture.get(index, index)].append(index)
+        scenes.append([[*pictures.values()] for pictures in parts.values()])
+    return scenes
 
 
 def _look_alikes(paths: list[Path], hashes: list[str], folder: Path | None, progress: Progress) -> "list[Pair]":
@@ -137,7 +145,7 @@ class PhotoFacts:
 
 @dataclass(frozen=True)
 class Group:
-    """Photos of one scene, by the different pictures of it; `kind` is the loosest likeness among them.
+    """Photos of what may be one scene, by their pictures, part by part; `kind` is the loosest likeness among them.
 
     `leaks` counts those that an earlier side of the split shows too.
     """
@@ -153,7 +161,7 @@ class Findings:
     """All that was found in a photo set; as JSON it is `data.json`.
 
     `used` and `per_class` count the readable photos of each side. `leaks` has the closest likeness of each held-out
-    photo that an earlier side of the split shows too. `two_labels` has the photos of each picture that has several.
+    photo that an earlier side of the split shows too; `perhaps` names those that perhaps do. `two_labels` has the photos of each picture that has several.
     `drawn` photos are saji's own sample. Without `look_alikes` only identical files were looked for.
     """
 
@@ -165,6 +173,7 @@ class Findings:
     suspicious: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     leaks: dict[str, "Kind"] = field(default_factory=dict)
+    perhaps: list[str] = field(default_factory=list)
     two_labels: list[list[str]] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     look_alikes: bool = True
@@ -184,17 +193,17 @@ def collect(
     names = [_name(photo, listed) for photo in photos]
     photo_facts = [PhotoFacts(*each) for each in zip(names, (p.label for p in photos), sides, hashes, strict=True)]
     of_file = {_name(photo, listed): fact for photo, fact in zip(listed.photos, facts, strict=True)}
-    leaks: dict[str, Kind] = {}
+    leaking = leaks(scenes, hashes, sides)
     two_labels: list[list[str]] = []
     groups: list[Group] = []
     for scene in scenes:
-        leaking = {names[index]: kind for index, kind in _leaks(scene, hashes, sides)}
-        pictures = [[photo_facts[index] for index in picture] for picture in scene]
+        pictures = [[photo_facts[index] for index in picture] for part in scene for picture in part]
         mixed = [picture for picture in pictures if len({photo.label for photo in picture}) > 1]
         files = {photo.sha256 for picture in pictures for photo in picture}
-        kind: Kind = "same scene" if len(scene) > 1 else "same picture" if len(files) > 1 else "identical"
-        groups.append(Group(kind, len(leaking), bool(mixed), pictures))
-        leaks.update(leaking)
+        differ = len(scene) > 1, len(pictures) > 1, len(files) > 1
+        kind: Kind = next((kind for kind, true in zip(KINDS[:0:-1], differ, strict=True) if true), KINDS[0])
+        certain = sum(leaking.get(i, PERHAPS) != PERHAPS for part in scene for picture in part for i in picture)
+        groups.append(Group(kind, certain, bool(mixed), pictures))
         two_labels += [[f"{photo.photo} ({photo.label})" for photo in picture] for picture in mixed]
     # What matters most first: the contact sheet has room for so many
     groups.sort(key=lambda group: (-group.leaks, not group.two_labels, KINDS.index(group.kind)))
@@ -208,7 +217,8 @@ def collect(
         unreadable=[f"{name}: {fact.unreadable}" for name, fact in of_file.items() if fact.unreadable],
         suspicious={name: list(fact.suspicious) for name, fact in of_file.items() if fact.suspicious},
         problems=list(listed.problems),
-        leaks=leaks,
+        leaks={names[i]: kind for i, kind in leaking.items() if kind != PERHAPS},
+        perhaps=[names[i] for i, kind in leaking.items() if kind == PERHAPS],
         two_labels=two_labels,
         groups=groups,
         look_alikes=look_alikes,
@@ -225,18 +235,21 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _leaks(scene: Scene, hashes: Sequence[str], sides: Sequence[str]) -> "Iterator[tuple[int, Kind]]":
-    """The photos that an earlier side of the split shows too, each with the closest likeness of that."""
-    rank = [[SIDES.index(sides[index]) for index in picture] for picture in scene]
-    in_scene = min(min(ranks) for ranks in rank)
-    for picture, ranks in zip(scene, rank, strict=True):
-        by_file: dict[str, int] = {}
-        for index, side in zip(picture, ranks, strict=True):
-            by_file[hashes[index]] = min(side, by_file.get(hashes[index], side))
-        for index, side in zip(picture, ranks, strict=True):
-            if by_file[hashes[index]] < side:
-                yield index, "identical"
-            elif min(ranks) < side:
-                yield index, "same picture"
-            elif in_scene < side:
-                yield index, "same scene"
+def leaks(scenes: Sequence[Scene], hashes: Sequence[str], sides: Sequence[str]) -> "dict[int, Kind]":
+    """The photos that an earlier side of the split may show too, each with the closest likeness of that."""
+    rank = [SIDES.index(side) for side in sides]
+    found: dict[int, Kind] = {}
+    for scene in scenes:
+        perhaps = min(rank[i] for part in scene for picture in part for i in picture)
+        for part in scene:
+            certain = min(rank[i] for picture in part for i in picture)
+            for picture in part:
+                by_file: dict[str, int] = {}
+                for i in picture:
+                    by_file[hashes[i]] = min(rank[i], by_file.get(hashes[i], rank[i]))
+                for i in picture:
+                    earliest = by_file[hashes[i]], min(by_file.values()), certain, perhaps
+                    found |= {
+                        i: kind for kind, other in zip(KINDS[::-1], earliest[::-1], strict=True) if other < rank[i]
+                    }
+    return found

@@ -50,6 +50,8 @@ def describe(findings: Findings) -> str:
         lines.append(f"pictures with two labels: {len(findings.two_labels)}")
     if findings.leaks:
         lines.append(_leak(findings))
+    if findings.perhaps:
+        lines.append(_perhaps(findings))
     return "\n".join(f"data: {line}" for line in lines)
 
 
@@ -64,6 +66,7 @@ def page(findings: Findings) -> str:
         markdown(["class", *sides], rows),
         f"The largest class has {_imbalance(findings):.1f} times the photos of the smallest.",
         *_section("Leaks across the split", [f"{n}: {kind}" for n, kind in findings.leaks.items()], _leak(findings)),
+        *_section("Perhaps the same plate", findings.perhaps, _perhaps(findings)),
         *_section("Same picture under two labels", [" = ".join(names) for names in findings.two_labels]),
         *_section("Unreadable files", findings.unreadable),
         *_section("Suspicious files", _suspicious(findings)),
@@ -116,6 +119,10 @@ def _leak(findings: Findings) -> str:
     )
 
 
+def _perhaps(findings: Findings) -> str:
+    return f"{len(findings.perhaps)} held-out photos perhaps show a plate that another side shows; look at the contact sheet"
+
+
 def _duplicates(findings: Findings) -> str:
     groups = findings.groups
     photos = sum(len(picture) for group in groups for picture in group.pictures)
@@ -138,8 +145,7 @@ def _first(items: Sequence[str], most: int) -> list[str]:
 def contact_sheet(findings: Findings) -> Image.Image:
     """The first groups of duplicates, a row each: what leaks or has two labels comes first, and is red.
 
-    Under each photo stand its label, its side of the split and its name. Between photos of one scene that are
-    different pictures there is a line.
+    Under each photo stand its label, its side of the split and its name. Between different pictures there is a line.
     """
     groups = findings.groups[:ROWS]
     height = CELL + 4 * LINE + MARGIN

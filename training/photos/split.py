@@ -21,7 +21,8 @@ class Data:
     """A photo set ready to train on.
 
     `train` and `val` are indices into `photos`; `labels[i]` is the class index of photo i (sorted class names).
-    `scenes[i]` is a number that photo i shares with those that show the same scene, and with no other.
+    `scenes[i]` is a number that photo i shares with those that may show the same scene, and with no other; `leaking`
+    are those of `val` that certainly show what a training photo shows too, none in a split made here.
     """
 
     photos: tuple[Photo, ...]
@@ -31,6 +32,7 @@ class Data:
     val: np.ndarray
     hashes: tuple[str, ...]
     scenes: np.ndarray
+    leaking: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     findings: Findings = field(default_factory=Findings)
 
     @property
@@ -40,11 +42,6 @@ class Data:
         rows = sorted(zip(self.hashes, (photo.label for photo in self.photos), split, strict=True))
         return sha256_json(rows)[:16]
 
-    @property
-    def leaking(self) -> np.ndarray:
-        """Those of `val` that show what a training photo shows too; a split made here has none."""
-        return self.val[np.isin(self.scenes[self.val], self.scenes[self.train])]
-
 
 def scene_numbers(scenes: Sequence[Scene], hashes: Sequence[str]) -> np.ndarray:
     """A number per photo, int64 `[len(hashes)]`, one for each scene; by content, so that names do not matter.
@@ -53,7 +50,7 @@ def scene_numbers(scenes: Sequence[Scene], hashes: Sequence[str]) -> np.ndarray:
     """
     lowest = list(hashes)
     for scene in scenes:
-        members = [i for picture in scene for i in picture if i < len(hashes)]
+        members = [i for part in scene for picture in part for i in picture if i < len(hashes)]
         for i in members:
             lowest[i] = min(hashes[member] for member in members)
     return np.unique(lowest, return_inverse=True)[1]
@@ -119,4 +116,7 @@ def folds(data: Data, k: int, seed: int) -> list[Data]:
     order = np.lexsort((data.labels, np.array(data.hashes)))  # by content
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     parts = splitter.split(order, data.labels[order], data.scenes[order])
-    return [replace(data, train=np.sort(order[train]), val=np.sort(order[val])) for train, val in parts]
+    return [
+        replace(data, train=np.sort(order[train]), val=np.sort(order[val]), leaking=np.empty(0, int))
+        for train, val in parts
+    ]

@@ -20,18 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
 
 from runtime.files import replacing
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
 from training.network import architectures
-from training.network.classifier import PhotoClassifier
 from training.photos.dataset import load_data, run_name
+from training.photos.features import Backbone
 from training.photos.findings import printable
 from training.photos.findings_page import CELL, COLUMNS, LINE, MARGIN, RED, thumbnail
 from training.photos.photo_set import Photo
@@ -73,19 +71,14 @@ class Suspect:
 
 
 def features(architecture: str, photos: Sequence[Photo], progress: Progress) -> np.ndarray:
-    """What published weights see in each photo: the input of their last layer at length 1, float32 `[N, D]`.
-
-    Raises SajiError where there are no such weights.
-    """
-    model = PhotoClassifier(architecture, 2, pretrained=True).to(memory_format=torch.channels_last).eval()
-    seen: list[np.ndarray] = []
-    architectures.head(model.network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
-    geometry = Geometry.for_size(SIZE)
+    """What published weights see in each photo: unit vectors, float32 `[N, D]`; SajiError where there are none."""
+    backbone, geometry = Backbone(architecture), Geometry.for_size(SIZE)
     blocks = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
-    with torch.inference_mode():
-        for block in progress(blocks, "looking at photos", len(blocks)):
-            model(torch.from_numpy(np.stack(list(in_threads(lambda photo: pixels(photo.path, geometry), block)))))
-    return normalize(np.concatenate(seen))
+    seen = [
+        backbone(np.stack(list(in_threads(lambda photo: pixels(photo.path, geometry), block))))
+        for block in progress(blocks, "looking at photos", len(blocks))
+    ]
+    return np.concatenate(seen)
 
 
 def ask_folds(vectors: np.ndarray, data: Data, k: int, seed: int) -> Answers:
