@@ -154,7 +154,8 @@ class Findings:
 
     `used` and `per_class` count the readable photos of each side. `leaks` has the closest likeness of each held-out
     photo that an earlier side of the split shows too. `two_labels` has the photos of each picture that has several.
-    `drawn` photos are saji's own sample. Without `look_alikes` only identical files were looked for.
+    `seen` has a sentence on each file that training starts from and that saw validation photos, or may have. `drawn`
+    photos are saji's own sample. Without `look_alikes` only identical files were looked for.
     """
 
     source: str = ""
@@ -167,6 +168,7 @@ class Findings:
     leaks: dict[str, "Kind"] = field(default_factory=dict)
     two_labels: list[list[str]] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
     look_alikes: bool = True
     drawn: bool = False
 
