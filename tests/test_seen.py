@@ -18,6 +18,8 @@ from runtime.errors import BadModel, SajiError
 from runtime.files import sha256_file
 from training.network.classifier import finished, load_checkpoint
 from training.photos import duplicates
+from training.photos.findings import Findings
+from training.photos.findings_page import page
 from training.photos.seen import DIGITS, Seen, record, require_unseen, seen_by, seen_in, split_unseen
 from training.photos.split import Data, folds
 from training.recipe import Recipe
@@ -193,6 +195,7 @@ def test_what_was_added_validates_and_what_was_seen_trains(flag: str, grown: tup
     assert findings["used"] == {"train": 30, "val": 2, "test": 0}
     [told] = findings["seen"]
     assert f"validation photos were seen by {before} and train instead" in told and f"data: {told}" in said.err
+    assert f"## Seen before: 1\n\n- {told}" in page(Findings(**findings))
     after = tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt"
     _, spec = load_checkpoint(after)
     facts = {"name": str(before), "sha256": sha256_file(before), "seen": 20}
