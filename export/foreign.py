@@ -18,11 +18,13 @@ from runtime.backends import open_backend
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import ValidationSet, accuracy
+from runtime.files import sha256_file
 from runtime.golden import PICTURE
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 from training.photos.photo_set import read_photo_set
+from training.photos.seen import Seen, started_from
 
 
 def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | None = None) -> Receipt:
@@ -51,7 +53,8 @@ class ForeignModel(Source):
         if foreign.data:
             self.validation, logits = _validation_set(foreign.data, self.spec, self._answers)
             figures = {"accuracy": round(accuracy(logits, self.validation.labels), 4), "photos": len(logits)}
-            self.spec = replace(self.spec, validation=figures)
+            origin = started_from([Seen(str(self.file), sha256_file(self.file), "onnx")])  # what it saw is not known
+            self.spec = replace(self.spec, validation=figures, data=origin)
 
     def reference(self, images: np.ndarray) -> np.ndarray:
         """The foreign network as it is."""

@@ -24,7 +24,6 @@ from training.photos.drawn import DISHES, write_sample
 from training.photos.duplicates import Kind, Pair, find_duplicates, groups
 from training.progress import bar
 
-
 CERTAIN = get_args(Kind)[:-1]  # without "perhaps the same plate", which is for a person to look at
 
 

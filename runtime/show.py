@@ -175,6 +175,10 @@ def _spec_lines(model: str, spec: dict[str, Any] | None) -> Iterator[str]:
     yield f"{len(classes)} classes: {', '.join(classes)}"
     if validation := spec["validation"]:  # an imported model without photos to judge it by has none
         yield f"checkpoint: accuracy {validation['accuracy']:.3f} on {validation['photos']} validation photos"
+    for what, file in spec["data"].get("started_from", {}).items():
+        known = f"it had seen {file['seen']} photos"
+        seen = "what it was trained on is not known" if file["seen"] == "unknown" else known
+        yield f"started from {what} {file['name']} (sha256 {file['sha256'][:12]}…): {seen}"
     rule = f"{rejection['rule']} below {rejection['threshold']:.3g} is not sure" if rejection else "always sure"
     yield f"temperature {spec['temperature']:.3g}, {rule}"
 

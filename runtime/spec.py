@@ -95,7 +95,7 @@ class ModelSpec:
     rejection: Rejection | None = None
     validation: dict[str, Any] = field(default_factory=dict)  # accuracy, photos, of the FP32 checkpoint
     recipe: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)  # fingerprint, source, drawn
+    data: dict[str, Any] = field(default_factory=dict)  # fingerprint, drawn, started_from: files and what they had seen
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SHARED, needs_shared
 
 from runtime.errors import BadModel, SajiError
@@ -39,6 +40,20 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     return command
 
 
+def unseen(photo: Path, target: Path) -> Path:
+    """The same pixels in a file that no checkpoint has seen: what follows a JPEG's end is not read."""
+    target.write_bytes(photo.read_bytes() + b"\0")
+    return target
+
+
+def unrecorded(checkpoint: Path, target: Path) -> Path:
+    """A checkpoint as saji wrote it before it kept a record of the photos that were seen."""
+    content = torch.load(checkpoint, weights_only=True)
+    del content["seen"]
+    torch.save(content, target)
+    return target
+
+
 @pytest.fixture(scope="module")
 def listed(run: Path, sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The validation photos as a CSV as people write them, with two photos of another dish and two that are no photo.
@@ -49,11 +64,11 @@ def listed(run: Path, sample: Path, tmp_path_factory: pytest.TempPathFactory) ->
     rows = [["FileName", "label_check", " label", "split", "source"]]
     for number, name in enumerate(ValidationSet.load(run / "validation.npz").names):
         label, file = name.split("/")
-        shutil.copy(sample / name, folder / f"{label}_{file}")
+        unseen(sample / name, folder / f"{label}_{file}")
         spelled = (label, label.replace("_", " ").title(), f" {label.upper()} ")[len(label) % 3]
         rows.append([f"{label}_{file}", "doubtful", spelled, "test", str(number)])
     for stranger in ("rambutan", "durian"):
-        shutil.copy(next((sample / "bakso").glob("*.jpg")), folder / f"{stranger}.jpg")
+        unseen(next((sample / "bakso").glob("*.jpg")), folder / f"{stranger}.jpg")
         rows.append([f"{stranger}.jpg", "", stranger, "val", ""])
     (folder / "note.jpg").write_text("no picture")
     (folder / "empty.png").touch()
@@ -100,14 +115,33 @@ def test_strangers_and_files_that_are_no_photo_are_counted_apart(run: Path, list
 
 
 def test_photos_that_the_model_may_have_seen_are_not_taken_silently(
-    run: Path, sample: Path, tmp_path: Path, run_command
+    run: Path, model: Path, sample: Path, tmp_path: Path, run_command
 ) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "bakso").mkdir(parents=True)
         shutil.copy(next((sample / "bakso").glob("*.jpg")), tmp_path / split / "bakso")
-    both = run_command(run / "checkpoint.pt", tmp_path)["text"]
-    assert "1 photos are of the split train" in both and "1 photos are of the split val" in both
-    assert "split train" not in run_command(run / "checkpoint.pt", tmp_path, "--split", "val")["text"]
+    old = unrecorded(run / "checkpoint.pt", tmp_path / "old.pt")
+    for file in (old, model / "model.onnx"):
+        both = run_command(file, tmp_path)
+        assert "1 photos are of the split train" in both["text"] and "1 photos are of the split val" in both["text"]
+        assert both["seen"] == "unknown" and both["photos"] == 2
+    assert "split train" not in run_command(old, tmp_path, "--split", "val")["text"]
+    with pytest.raises(SajiError, match=r"all 2 photos were seen by .*checkpoint\.pt"):
+        run_command(run / "checkpoint.pt", tmp_path)
+
+
+def test_photos_that_the_checkpoint_has_seen_are_counted_and_left_out(
+    run: Path, sample: Path, tmp_path: Path, run_command
+) -> None:
+    (tmp_path / "bakso").mkdir()
+    for number, photo in enumerate(sorted((sample / "bakso").glob("*.jpg"))[:5]):
+        if number < 2:
+            shutil.copy(photo, tmp_path / "bakso" / "renamed.jpg" if number else tmp_path / "bakso")
+        else:
+            unseen(photo, tmp_path / "bakso" / photo.name)
+    found = run_command(run / "checkpoint.pt", tmp_path)
+    assert (found["photos"], found["known"], found["seen"]) == (3, 3, 2)
+    assert "2 of 5 photos were seen by" in found["text"] and "left out" in found["text"]
 
 
 def scored(values: list[float]) -> np.ndarray:

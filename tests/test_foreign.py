@@ -78,6 +78,8 @@ def test_a_foreign_file_is_wrapped_and_judged_against_itself(
         answer = classifier(photo).probabilities
     assert [answer[name] for name in CLASSES] == pytest.approx(theirs.tolist(), abs=1e-4)
     assert len(ValidationSet.load(folder / "validation.npz").labels) == receipt.spec.validation["photos"] == 80
+    origin = {"onnx": {"name": str(asked.onnx), "sha256": receipt.checkpoint_sha256, "seen": "unknown"}}
+    assert Receipt.read(folder).spec.data == {"started_from": origin}, "it may have been trained on these photos"
 
 
 def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

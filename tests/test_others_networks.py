@@ -153,11 +153,6 @@ def test_a_network_with_published_weights_reloads_as_the_same_network(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="weights that have seen the validation photos are taken, as a teacher's are not (issue 20)",
-    raises=AssertionError,
-)
 def test_weights_that_have_seen_the_validation_photos_are_refused(photos: Path, tmp_path: Path) -> None:
     assert train(photos, tmp_path / "first").status == 0
     own = tmp_path / "first" / "runs" / "own" / "resnet18" / "checkpoint.pt"
@@ -167,11 +162,6 @@ def test_weights_that_have_seen_the_validation_photos_are_refused(photos: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--teacher", "--weights"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="another teacher or other weights in the file of that name count as up to date (issue 20)",
-    raises=AssertionError,
-)
 def test_another_file_under_the_same_name_is_not_up_to_date(flag: str, photos: Path, tmp_path: Path) -> None:
     given = tmp_path / "given.pt"
     for seed in (0, 1):

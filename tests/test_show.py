@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,17 @@ def test_a_model_of_another_project_is_told_too(model: Path, tmp_path: Path) -> 
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / "bare.onnx")
     assert "no saji spec" in text(tmp_path / "bare.onnx") and "20 Conv" in text(tmp_path / "bare.onnx")
+
+
+def test_what_a_model_started_from_is_told(model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "copy"))
+    receipt, files = Receipt.read(folder), {"weights": "unknown", "teacher": 30}
+    started_from = {role: {"name": f"{role}.pt", "sha256": 64 * "a", "seen": seen} for role, seen in files.items()}
+    replace(receipt, spec=replace(receipt.spec, data={"started_from": started_from})).write(folder)
+    shown = text(folder)
+    assert "started from weights weights.pt (sha256 aaaaaaaaaaaa…): what it was trained on is not known" in shown
+    assert "started from teacher teacher.pt (sha256 aaaaaaaaaaaa…): it had seen 30 photos" in shown
+    assert "started from" not in text(model)
 
 
 def test_a_deployment_shows_its_choice_and_what_was_not_chosen(model: Path) -> None:

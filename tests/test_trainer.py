@@ -25,6 +25,7 @@ from training.network.classifier import finished, load_checkpoint, save_checkpoi
 from training.network.pretrained import load_weights
 from training.outcome.report import write_report
 from training.photos.dataset import Data, load_data
+from training.photos.seen import require_unseen, sources
 from training.recipe import Recipe, load_recipe
 from training.run import fitting
 from training.run.batches import EpochSampler, TrainPhotos
@@ -260,11 +261,14 @@ def test_a_teacher_sees_the_same_pixels_at_its_own_size_and_is_not_trained(run: 
     assert pupil.state_dict().keys() == {f"model.{name}" for name in pupil.model.state_dict()}
 
 
-def test_a_teacher_of_another_split_is_refused(run: Path, data: Data) -> None:
-    pupil = Fitting("resnet18", 5, replace(TINY, teacher=str(run / "checkpoint.pt")))
+def test_a_teacher_of_another_split_is_refused(run: Path, data: Data, tmp_path: Path) -> None:
+    recipe = replace(TINY, teacher=str(run / "checkpoint.pt"))
+    pupil = Fitting("resnet18", 5, recipe)
     _check_teacher(pupil, data)
-    with pytest.raises(SajiError, match="another set or split"):
-        _check_teacher(pupil, replace(data, train=data.val, val=data.train))
+    require_unseen(data, sources(recipe))
+    swapped = replace(data, train=data.val, val=data.train)
+    with pytest.raises(SajiError, match=r"40 of 40 validation photos were seen by .*another set or split"):
+        train("resnet18", swapped, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu"))
     with pytest.raises(SajiError, match="knows bakso"):
         _check_teacher(pupil, replace(data, classes=("a", "b")))
 

@@ -55,6 +55,7 @@ def train(arguments: Sequence[str]) -> None:
     from training.photos.dataset import load_data, run_name
     from training.photos.drawn import write_sample
     from training.photos.findings_page import describe
+    from training.photos.seen import sources
     from training.progress import bar
     from training.run.train import Place, saji_version
     from training.run.train import train as train_network
@@ -66,7 +67,8 @@ def train(arguments: Sequence[str]) -> None:
     source = command.data or write_sample(command.out / "sample")
     run = command.out / "runs" / (command.run or ("sample" if drawn else run_name(source)))
     # The drawn dishes are known to have no look-alikes
-    data = load_data(source, recipe.validation_share, recipe.seed, not drawn, command.out / "cache", bar)
+    how = not drawn, command.out / "cache", bar, sources(recipe)
+    data = load_data(source, recipe.validation_share, recipe.seed, *how)
     data = replace(data, findings=replace(data.findings, drawn=drawn))
     write_json(run / "data.json", asdict(data.findings))
     say(describe(data.findings))

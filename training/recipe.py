@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtime.errors import SajiError
+from runtime.files import sha256_file
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -54,7 +55,7 @@ class Recipe:
     patience: int = 0
     """Stop after so many epochs without a better validation loss; 0 = never."""
     release: Literal["best", "last"] = "last"
-    """Which epoch becomes the checkpoint: the last, which nothing has chosen, or that of the best validation accuracy."""
+    """Which epoch becomes the checkpoint: the last, which nothing chose, or that of the best validation accuracy."""
     validation_share: float = 0.2
     """Share of photos kept for validation where the data has no split of its own."""
     calibration_photos: int = 300
@@ -68,7 +69,7 @@ class Recipe:
     backbone_rate: float = 1.0
     """Learning rate of everything before the last layer, as a share of the last layer's."""
     teacher: str = ""
-    """Learn the answers of this checkpoint beside the labels (distillation); it must come from the same split."""
+    """Learn the answers of this checkpoint beside the labels (distillation); photos that it saw do not validate."""
     teacher_share: float = 0.7
     """With a teacher: its share of the loss."""
     teacher_temperature: float = 2.0
@@ -114,13 +115,24 @@ class Recipe:
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in record.items() if name in names})
 
-    def same_settings(self, record: Mapping[str, Any]) -> bool:
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that a run starts from, by the field that names them."""
+        return {name: Path(getattr(self, name)) for name in ("weights", "teacher") if getattr(self, name)}
+
+    def by_content(self) -> dict[str, Any]:
+        """All fields, but the SHA-256 of each file instead of its path: what decides what comes out."""
+        return {**asdict(self), **{name: sha256_file(path) for name, path in self.files.items()}}
+
+    def same_settings(self, record: Mapping[str, Any], files: Mapping[str, str] | None = None) -> bool:
         """Whether a run with this record in its checkpoint was trained as this recipe says.
 
         A field that the run did not know yet had the effect of its default; one that this saji does not know may have
-        changed anything.
+        changed anything. `files` has the SHA-256 of the files that the run started from, by field; None where it did
+        not keep them, and they are told by their paths.
         """
-        return {**asdict(DEFAULTS), **record} == asdict(self)
+        theirs = {**asdict(DEFAULTS), **record}
+        return theirs == asdict(self) if files is None else {**theirs, **files} == self.by_content()
 
 
 DEFAULTS = Recipe()  # also what holds where no recipe is given

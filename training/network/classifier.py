@@ -1,6 +1,7 @@
 """The trained module: uint8 photos in, logits out; and the checkpoint file that carries it with its spec."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,17 @@ class PhotoClassifier(nn.Module):
         return self.network(self.normalise(images))
 
 
-def save_checkpoint(path: Path, model: PhotoClassifier, spec: ModelSpec) -> None:
-    """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True."""
+def save_checkpoint(
+    path: Path, model: PhotoClassifier, spec: ModelSpec, seen: Mapping[str, list[str]] | None = None
+) -> None:
+    """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True.
+
+    `seen` is the record of the photos that the model saw (`training.photos.seen`), which is too large for the spec.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"spec": spec.to_json(), "weights": weights}, file)
+        torch.save({"spec": spec.to_json(), "weights": weights} | ({"seen": dict(seen)} if seen else {}), file)
 
 
 def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
@@ -112,7 +118,9 @@ def finished(
     except (BadModel, OSError):
         return None
     same = spec.architecture == architecture and spec.data["fingerprint"] == fingerprint
-    return (model, spec) if same and recipe.same_settings(spec.recipe) else None
+    started_from = spec.data.get("started_from")
+    files = {name: each["sha256"] for name, each in started_from.items()} if started_from else None
+    return (model, spec) if same and recipe.same_settings(spec.recipe, files) else None
 
 
 def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:

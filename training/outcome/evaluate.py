@@ -15,6 +15,7 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 from runtime.classifier import load
 from runtime.errors import BadModel, BadPhoto, SajiError, missing_extra
 from runtime.evaluation import calibration_error
+from runtime.files import sha256_file
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec, Rejection
 from training.photos.photo_set import Photo, read_photo_set, spoken
@@ -91,14 +92,19 @@ class Evaluation:
 
 
 def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
-    """Let a model answer the photos, of one side of the split if it is named; print its figures, and them as JSON."""
+    """Let a model answer the photos, of one side of the split if it is named; print its figures, and them as JSON.
+
+    Photos that a checkpoint is known to have seen are counted and left out. Raises SajiError where there are no others.
+    """
     photos, problems = _chosen(source, split)
     logits, spec = opened(checkpoint)
+    photos, seen, notes = _unseen(checkpoint, photos)
+    problems += notes
     answers = answer(logits, spec, photos, bar)
     evaluation, strangers = evaluated(spec, answers.logits, answers.labels), _strangers(spec, photos)
     print(described(evaluation, strangers, answers.unreadable, problems))
     request = {"checkpoint": str(checkpoint), "data": str(source), "split": split}
-    rest = {"none_of_these": strangers, "unreadable": answers.unreadable, "problems": problems}
+    rest = {"seen": seen, "none_of_these": strangers, "unreadable": answers.unreadable, "problems": problems}
     print(json.dumps({**request, **evaluation.record(), **rest}, ensure_ascii=False))
 
 
@@ -110,10 +116,38 @@ def _chosen(source: Path, split: str | None) -> tuple[list[Photo], list[str]]:
         raise SajiError(
             f"{source} has no photo of the split {split!r} (there: {splits}); leave --split out to take all"
         )
-    return chosen, [*listed.problems, *_seen_before(chosen)]
+    return chosen, list(listed.problems)
 
 
-def _seen_before(photos: list[Photo]) -> list[str]:
+def _unseen(checkpoint: Path, photos: list[Photo]) -> tuple[list[Photo], int | str, list[str]]:
+    """The photos that are new to a model, how many others there are, "unknown" where it has no record, and notes."""
+    if checkpoint.suffix != ".pt":  # an exported model, which is evaluated without PyTorch
+        return photos, "unknown", _perhaps_seen(photos)
+    from training.photos.seen import DIGITS, seen_by
+
+    known = seen_by(checkpoint).photos
+    if known is None:
+        return photos, "unknown", _perhaps_seen(photos)
+    digests = in_threads(_digest, photos)
+    new = [photo for photo, digest in zip(photos, digests, strict=True) if digest[:DIGITS] not in known]
+    if not new:
+        raise SajiError(
+            f"all {len(photos)} photos were seen by {checkpoint} when it was trained, so they say nothing of new ones; "
+            "give photos that it has not seen"
+        )
+    number = len(photos) - len(new)
+    note = f"{number} of {len(photos)} photos were seen by {checkpoint} when it was trained, and are left out"
+    return new, number, [note] if number else []
+
+
+def _digest(photo: Photo) -> str:
+    try:
+        return sha256_file(photo.path)
+    except OSError:  # which is told when it is decoded
+        return ""
+
+
+def _perhaps_seen(photos: list[Photo]) -> list[str]:
     """What makes figures look too good where the model comes from this very photo set."""
     learnt, settled = (sum(photo.split == side for photo in photos) for side in ("train", "val"))
     notes = []

@@ -3,8 +3,8 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from runtime.spec import Geometry
 from training.photos.findings import PERHAPS, collect, examine, find_scenes, leaks
 from training.photos.findings_page import contact_sheet, describe, faults, page
 from training.photos.photo_set import Photo, PhotoSet, read_photo_set
-from training.photos.split import Data, given_split, scene_numbers, stratified_split
+from training.photos.seen import Seen, seen_in, split_unseen
+from training.photos.split import Data, given_split, scene_numbers
 from training.progress import Progress, bar, in_threads, silent
 from training.recipe import DEFAULTS
 
@@ -29,9 +30,11 @@ def load_data(
     look_alikes: bool = True,
     cache: Path | None = None,
     progress: Progress = silent,
+    before: Collection[Seen] = (),
 ) -> Data:
     """List, examine and split a photo set; photos of one scene stay on one side of a split that is made here.
 
+    No photo validates that what training starts from, `before`, has seen (`split_unseen` has the exception).
     Looking for `look_alikes` takes about a minute per 1000 photos, unless the folder `cache` has what was found
     before; without it only identical files are kept together. Raises SajiError where no training is possible.
     """
@@ -45,21 +48,18 @@ def load_data(
     classes = tuple(sorted({photo.label for photo in listed.photos if photo.split != "test"}))
     _require_enough(photos, classes, listed, len(listed.photos) - len(good))
     labels = np.array([classes.index(photo.label) for photo in photos])
-    given = given_split(photos)
     scenes = find_scenes([photo.path for photo, _ in good], all_hashes, look_alikes, cache, progress)
-    numbers = scene_numbers(scenes, hashes)
-    train, val = given or stratified_split(labels, hashes, numbers, validation_share, seed)
-    for side, indices in (("training", train), ("validation", val)):
-        if missing := sorted(set(range(len(classes))) - set(labels[indices].tolist())):
-            names = ", ".join(classes[i] for i in missing)
-            why = "" if given else ", as photos of one scene stay together"
-            raise SajiError(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
+    everything = np.arange(len(photos))
+    bare = Data(photos, classes, labels, everything, everything[:0], hashes, scene_numbers(scenes, hashes))
+    data, told = split_unseen(bare, validation_share, seed, before)
+    _require_both_sides(data)
     sides = ["train"] * len(photos) + ["test"] * (len(good) - len(photos))
-    for index in val:
+    for index in data.val:
         sides[index] = "val"
     findings = collect(listed, facts, [photo for photo, _ in good], all_hashes, sides, scenes, look_alikes)
     leaking = [i for i, kind in leaks(scenes, all_hashes, sides).items() if kind != PERHAPS]
-    return Data(photos, classes, labels, train, val, hashes, numbers, np.intersect1d(val, leaking), findings)
+    findings = replace(findings, seen=told)
+    return replace(data, findings=findings, seen=seen_in(data, before), leaking=np.intersect1d(data.val, leaking))
 
 
 def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: PhotoSet, unreadable: int) -> None:
@@ -72,6 +72,14 @@ def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: Pho
                 f"class {name!r} has {counts[name]} readable photos; it needs at least two, one to train on and "
                 f"one to check with ({unreadable} of {len(listed.photos)} files could not be read)"
             )
+
+
+def _require_both_sides(data: Data) -> None:
+    for side, indices in (("training", data.train), ("validation", data.val)):
+        if missing := sorted(set(range(len(data.classes))) - set(data.labels[indices].tolist())):
+            names = ", ".join(data.classes[i] for i in missing)
+            why = "" if given_split(data.photos) else ", as photos of one scene stay together"
+            raise SajiError(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
 
 
 def check(source: Path, out: Path, strict: bool, as_json: bool) -> None:

@@ -161,8 +161,10 @@ class Findings:
     """All that was found in a photo set; as JSON it is `data.json`.
 
     `used` and `per_class` count the readable photos of each side. `leaks` has the closest likeness of each held-out
-    photo that an earlier side of the split shows too; `perhaps` names those that perhaps do. `two_labels` has the photos of each picture that has several.
-    `drawn` photos are saji's own sample. Without `look_alikes` only identical files were looked for.
+    photo that an earlier side of the split shows too; `perhaps` names those that perhaps do. `two_labels` has the
+    photos of each picture that has several. `seen` has a sentence on each file that training starts from and that saw
+    validation photos, or may have. `drawn` photos are saji's own sample. Without `look_alikes` only identical files
+    were looked for.
     """
 
     source: str = ""
@@ -176,6 +178,7 @@ class Findings:
     perhaps: list[str] = field(default_factory=list)
     two_labels: list[list[str]] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
     look_alikes: bool = True
     drawn: bool = False
 
@@ -249,7 +252,7 @@ def leaks(scenes: Sequence[Scene], hashes: Sequence[str], sides: Sequence[str]) 
                     by_file[hashes[i]] = min(rank[i], by_file.get(hashes[i], rank[i]))
                 for i in picture:
                     earliest = by_file[hashes[i]], min(by_file.values()), certain, perhaps
-                    found |= {
-                        i: kind for kind, other in zip(KINDS[::-1], earliest[::-1], strict=True) if other < rank[i]
-                    }
+                    closest = [kind for kind, other in zip(KINDS, earliest, strict=True) if other < rank[i]]
+                    if closest:
+                        found[i] = closest[0]
     return found

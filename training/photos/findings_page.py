@@ -33,6 +33,7 @@ def describe(findings: Findings) -> str:
     per_class = ", ".join(f"{name} {c['train']}+{c['val']}" for name, c in findings.per_class.items())
     used = findings.used
     lines = [f"{used['train']} to train on + {used['val']} to validate ({per_class})"]
+    lines += findings.seen
     if used["test"]:
         lines.append(f"{used['test']} photos of a test split are left out")
     if _imbalance(findings) >= IMBALANCE:
@@ -65,6 +66,7 @@ def page(findings: Findings) -> str:
         f"{findings.listed} photos are listed, {sum(findings.used.values())} can be read.",
         markdown(["class", *sides], rows),
         f"The largest class has {_imbalance(findings):.1f} times the photos of the smallest.",
+        *(_section("Seen before", findings.seen) if findings.seen else []),
         *_section("Leaks across the split", [f"{n}: {kind}" for n, kind in findings.leaks.items()], _leak(findings)),
         *_section("Perhaps the same plate", findings.perhaps, _perhaps(findings)),
         *_section("Same picture under two labels", [" = ".join(names) for names in findings.two_labels]),
@@ -120,7 +122,7 @@ def _leak(findings: Findings) -> str:
 
 
 def _perhaps(findings: Findings) -> str:
-    return f"{len(findings.perhaps)} held-out photos perhaps show a plate that another side shows; look at the contact sheet"
+    return f"{len(findings.perhaps)} held-out photos perhaps show a plate of another side too; see the contact sheet"
 
 
 def _duplicates(findings: Findings) -> str:

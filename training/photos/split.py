@@ -21,8 +21,9 @@ class Data:
     """A photo set ready to train on.
 
     `train` and `val` are indices into `photos`; `labels[i]` is the class index of photo i (sorted class names).
-    `scenes[i]` is a number that photo i shares with those that may show the same scene, and with no other; `leaking`
-    are those of `val` that certainly show what a training photo shows too, none in a split made here.
+    `scenes[i]` is a number that photo i shares with those that may show the same scene, and with no other. `leaking`
+    are those of `val` that certainly show what a training photo shows too, none in a split made here. `seen` are
+    indices of the photos that what a network starts from may have seen, whole scenes: no fold tests on them.
     """
 
     photos: tuple[Photo, ...]
@@ -32,8 +33,9 @@ class Data:
     val: np.ndarray
     hashes: tuple[str, ...]
     scenes: np.ndarray
-    leaking: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     findings: Findings = field(default_factory=Findings)
+    leaking: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    seen: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def fingerprint(self) -> str:
@@ -56,6 +58,14 @@ def scene_numbers(scenes: Sequence[Scene], hashes: Sequence[str]) -> np.ndarray:
     return np.unique(lowest, return_inverse=True)[1]
 
 
+def split(data: Data, share: float, seed: int, barred: np.ndarray) -> Data:
+    """The data by the split that the set brings, or else by ours; photos at the indices `barred` train in both."""
+    given = given_split(data.photos)
+    _, val = given or stratified_split(data.labels, data.hashes, data.scenes, share, seed, barred)
+    val = np.setdiff1d(val, barred)
+    return replace(data, train=np.setdiff1d(np.arange(len(data.photos)), val), val=val)
+
+
 def given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray] | None:
     """What the set says itself: indices int of the photos to train on and to validate; None where it does not say.
 
@@ -71,26 +81,30 @@ def given_split(photos: tuple[Photo, ...]) -> tuple[np.ndarray, np.ndarray] | No
 
 
 def stratified_split(
-    labels: np.ndarray, hashes: Sequence[str], scenes: np.ndarray, share: float, seed: int
+    labels: np.ndarray, hashes: Sequence[str], scenes: np.ndarray, share: float, seed: int, barred: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whole scenes go to one side, in an order that comes from their hashes and the seed, until each class is full."""
+    """Whole scenes go to one side, in an order that comes from their hashes and the seed, until each class is full.
+
+    The scenes of `barred` photos train; of the others, the share validates.
+    """
     together: dict[int, list[int]] = defaultdict(list)
-    for index, scene in enumerate(scenes.tolist()):
-        together[scene].append(index)
+    for index in np.flatnonzero(~np.isin(scenes, scenes[barred])).tolist():
+        together[scenes[index]].append(index)
     order = sorted(
         together.values(),
         key=lambda group: hashlib.sha256(f"{seed} {min(hashes[i] for i in group)}".encode()).digest(),
     )
     per_class = [Counter(labels[group].tolist()) for group in order]
     total = Counter(labels.tolist())
-    wanted = {label: min(count - 1, max(1, round(share * count))) for label, count in total.items()}
+    free = Counter(label for counts in per_class for label in counts.elements())
+    wanted = {label: min(total[label] - 1, max(1, round(share * count))) for label, count in free.items()}
     taken: Counter[int] = Counter()
     chosen = []
     for group, counts in zip(order, per_class, strict=True):
         if all(taken[label] + count <= wanted[label] for label, count in counts.items()):
             chosen += group
             taken += counts
-    for label in total.keys() - taken.keys():  # every scene of it is larger than its share: the smallest one, then
+    for label in free.keys() - taken.keys():  # every scene of it is larger than its share: the smallest one, then
         spare = [g for g, n in enumerate(per_class) if label in n and all(taken[k] + n[k] < total[k] for k in n)]
         if spare:
             smallest = min(spare, key=lambda g: len(order[g]))
@@ -103,20 +117,22 @@ def stratified_split(
 def folds(data: Data, k: int, seed: int) -> list[Data]:
     """The photos in k parts of about equal size and class shares; part i validates fold i, the others train it.
 
-    A split that the data came with is set aside. The same photos and seed give the same folds, whatever the photos
-    are called. Raises SajiError where a class has too few scenes for every fold to train and to validate it.
+    A split that the data came with is set aside; photos that were `seen` train in every part. The same photos and seed
+    give the same folds, whatever the photos are called. Raises SajiError where a class has too few scenes for every
+    fold to train and to validate it.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # only here: it takes a second to import
 
     if k < 2:
         raise SajiError(f"{k} folds leave nothing to train on; use at least 2")
+    new = ~np.isin(np.arange(len(data.photos)), data.seen)
     for index, name in enumerate(data.classes):
-        if (scenes := len(np.unique(data.scenes[data.labels == index]))) < k:
-            raise SajiError(f"class {name!r} has {scenes} scenes, too few for {k} folds; use fewer, or add photos")
+        if (scenes := len(np.unique(data.scenes[new & (data.labels == index)]))) < k:
+            what = "scenes that were not seen before" if len(data.seen) else "scenes"
+            raise SajiError(f"class {name!r} has {scenes} {what}, too few for {k} folds; use fewer, or add photos")
     order = np.lexsort((data.labels, np.array(data.hashes)))  # by content
+    order = order[new[order]]
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     parts = splitter.split(order, data.labels[order], data.scenes[order])
-    return [
-        replace(data, train=np.sort(order[train]), val=np.sort(order[val]), leaking=np.empty(0, int))
-        for train, val in parts
-    ]
+    tests, everything = [np.sort(order[val]) for _, val in parts], np.arange(len(data.photos))
+    return [replace(data, train=np.setdiff1d(everything, val), val=val, leaking=everything[:0]) for val in tests]
