@@ -1,7 +1,7 @@
 """How right are logits? Accuracy, intervals, and a candidate's figures beside its checkpoint; numpy only."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Figures:
     largest_probability_difference: float | None = None
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
+def wilson_interval(right: float, n: float) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927); (0, 1) when n is 0."""
     if n == 0:
         return 0.0, 1.0
@@ -62,6 +62,21 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def effective_number(hits: np.ndarray, scenes: np.ndarray) -> float:
+    """How many independent photos say as much as these: bool `[N]`, of which photos of one scene share a number `[N]`.
+
+    N over the design effect of clustered samples (Kish 1965; Rao and Scott 1992, Biometrics 48). Where all photos
+    agree there is no variance to estimate it by, and each scene counts once.
+    """
+    n, share = len(hits), float(np.mean(hits)) if len(hits) else 0.0
+    _, scene, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
+    if share in (0.0, 1.0) or len(sizes) < 2:
+        return n**2 / float((sizes**2).sum()) if n else 0.0
+    residuals = np.bincount(scene, np.asarray(hits, float) - share)
+    clustered = float((residuals**2).sum()) / n**2 * len(sizes) / (len(sizes) - 1)
+    return n / max(1.0, clustered / (share * (1 - share) / n))
 
 
 def with_interval(share: float, interval: Iterable[float]) -> str:
@@ -116,14 +131,46 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
     )
 
 
-def paired_bootstrap(differences: np.ndarray, resamples: int = 4000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of a mean of paired differences, int or float `[N]` (Efron 1979); seeded."""
-    lots, n = np.random.default_rng(seed), len(differences)
+def paired_bootstrap(
+    differences: np.ndarray, scenes: np.ndarray | None = None, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of a mean of paired differences, int or float `[N]` (Efron 1979); seeded.
+
+    With `scenes`, a number per photo, whole scenes are drawn: shots of one plate are no independent evidence.
+    """
+    lots = np.random.default_rng(seed)
+    scene = np.arange(len(differences)) if scenes is None else np.unique(scenes, return_inverse=True)[1]
+    sums, photos = np.bincount(scene, differences), np.bincount(scene)
+    n = len(sums)
     at_once = max(1, 1_000_000 // n)  # resamples: all of them, of many photos, would fill the memory
-    sizes = [min(at_once, resamples - first) for first in range(0, resamples, at_once)]
-    means = np.concatenate([differences[lots.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
+    drawn = [lots.integers(0, n, (min(at_once, resamples - first), n)) for first in range(0, resamples, at_once)]
+    means = np.concatenate([sums[lot].sum(axis=1) / photos[lot].sum(axis=1) for lot in drawn])
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def paired_p(differences: np.ndarray, scenes: np.ndarray, flips: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p of paired differences, int `[N]` of -1, 0 and 1, under a fair sign for each scene, a number `[N]`.
+
+    McNemar's exact test where no scene counts twice; else signs are drawn (Good 2005, permutation tests), seeded.
+    """
+    sums = np.bincount(np.unique(scenes, return_inverse=True)[1], differences)
+    sums = sums[sums != 0]
+    if np.all(np.abs(sums) == 1):
+        return mcnemar_p(int((sums < 0).sum()), int((sums > 0).sum()))
+    signs = np.random.default_rng(seed).choice([-1, 1], (flips, len(sums)))
+    as_far = int((np.abs(signs @ sums) >= abs(sums.sum())).sum())
+    return (1 + as_far) / (1 + flips)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests, adjusted so that one of them is wrongly below a bound as rarely as one alone (Holm
+    1979, Scandinavian Journal of Statistics 6)."""
+    order = np.argsort(p_values)
+    steps = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted.tolist()
 
 
 def mcnemar_p(lost: int, won: int) -> float:
@@ -142,6 +189,24 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 10) ->
     return float(sum(gaps) / len(labels))
 
 
+@dataclass(frozen=True)
+class Bin:
+    """A bar of a reliability diagram: photos of like confidence, the mean of that, and the share that is right."""
+
+    photos: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> list[Bin]:
+    """The bins of equal width, 0 to 1, that hold a photo; the weighted gaps add up to `calibration_error`."""
+    confidence = softmax(logits).max(axis=1)
+    right = logits.argmax(1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    inside = [which == b for b in range(bins) if (which == b).any()]
+    return [Bin(int(b.sum()), round(float(confidence[b].mean()), 4), round(float(right[b].mean()), 4)) for b in inside]
+
+
 def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
     return round(interval[0], 4), round(interval[1], 4)
 
@@ -153,18 +218,21 @@ def _centred(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The preprocessed validation photos: uint8 `[N, S, S, 3]` RGB, labels int64 `[N]`, names, reference logits."""
+    """The preprocessed validation photos: uint8 `[N, S, S, 3]` RGB, labels int64 `[N]`, names, reference logits.
+
+    `scenes` is a number per photo that shots of one scene share; None in files of saji 0.1.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
     logits: np.ndarray | None = None
+    scenes: np.ndarray | None = None
 
     def save(self, path: Path) -> None:
         """Write as `validation.npz`, atomically; photos do not compress further, so they are stored as they are."""
         arrays = {"images": self.images, "labels": self.labels, "names": np.array(self.names)}
-        if self.logits is not None:
-            arrays["logits"] = self.logits
+        arrays |= {n: each for n, each in (("logits", self.logits), ("scenes", self.scenes)) if each is not None}
         with replacing(path) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub mixes up its keyword arguments
 
@@ -174,8 +242,8 @@ class ValidationSet:
         earlier = path.with_name("judging.npz")  # its name until version 0.1
         try:
             with np.load(path if path.exists() else earlier, allow_pickle=False) as arrays:
-                logits = arrays.get("logits")
-                return cls(arrays["images"], arrays["labels"], tuple(map(str, arrays["names"])), logits)
+                names = tuple(map(str, arrays["names"]))
+                return cls(arrays["images"], arrays["labels"], names, arrays.get("logits"), arrays.get("scenes"))
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise BadModel(f"{path} cannot be read ({error}); train or export again to write it anew") from None
         except Exception as error:  # zipfile.BadZipFile and friends are no common family

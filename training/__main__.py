@@ -5,11 +5,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra, say
 from runtime.files import write_json
 from training.recipe import Recipe, load_recipe, names
+
+if TYPE_CHECKING:  # they bring PyTorch, which takes seconds to import
+    from training.photos.split import Data
+    from training.run.records import Validation
 
 DATA_HELP = "a folder per class, or a CSV with filename,label[,split]"
 
@@ -32,6 +36,8 @@ class Command:
     """Processes that share the work: 0 = all GPUs, or one process on a CPU."""
     tensorboard: bool = False
     """Write TensorBoard logs beside the checkpoint as well."""
+    folds: int = 0
+    """Also train so many networks, each without a part of the photos, for an accuracy on photos that chose nothing."""
     force: bool = False
     """Train again even when nothing has changed, and from the start where a run was interrupted."""
 
@@ -50,43 +56,68 @@ def train(arguments: Sequence[str]) -> None:
     command, recipe = _read(arguments)
     require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
     from training.network import architectures
-    from training.network.classifier import finished
     from training.outcome.report import write_report
     from training.photos.dataset import load_data, run_name
     from training.photos.drawn import write_sample
     from training.photos.findings_page import describe
     from training.photos.seen import sources
     from training.progress import bar
-    from training.run.train import Place, saji_version
-    from training.run.train import train as train_network
 
     for architecture in command.archs:
         architectures.check_name(architecture)
-    place = Place(command.device, command.devices, command.tensorboard, resume=not command.force)
     drawn = command.data is None
     source = command.data or write_sample(command.out / "sample")
     run = command.out / "runs" / (command.run or ("sample" if drawn else run_name(source)))
     # The drawn dishes are known to have no look-alikes
     how = not drawn, command.out / "cache", bar, sources(recipe)
-    data = load_data(source, recipe.validation_share, recipe.seed, *how)
+    data = load_data(source, recipe.validation_share, recipe.seed, *how, recipe.test_share)
     data = replace(data, findings=replace(data.findings, drawn=drawn))
     write_json(run / "data.json", asdict(data.findings))
     say(describe(data.findings))
-    trained = False
-    for architecture in command.archs:
-        folder = run / architecture
-        done = None if command.force else finished(folder, architecture, recipe, data.fingerprint)
-        if done:
-            say(f"{architecture}: up to date in {folder}{_age(done[1].versions, saji_version())}, --force to redo")
-            continue
-        figures = train_network(architecture, data, recipe, folder, command.out / "cache", place, bar)
-        if figures:
-            print(figures.in_words(architecture, folder / "checkpoint.pt"))
-            trained = True
-    if trained:
+    changed = [_train_one(architecture, data, recipe, command, run) for architecture in command.archs]
+    if any(changed):
         write_report(run)
         say(f"report: {run / 'report.md'}")
     print(json.dumps({"run": run.name, "out": str(command.out), "archs": command.archs}))
+
+
+def _train_one(architecture: str, data: "Data", recipe: Recipe, command: Command, run: Path) -> bool:
+    """Train a network and its folds where they are out of date; whether anything has changed in this process."""
+    from training.network.classifier import finished, load_checkpoint
+    from training.progress import bar
+    from training.run.held_out import in_words, of_folds, settle_by_folds
+    from training.run.train import Place, saji_version, train
+
+    folder, cache, k = run / architecture, command.out / "cache", command.folds
+    place = Place(command.device, command.devices, command.tensorboard, resume=not command.force)
+
+    def fit(part: "Data", into: Path) -> "Validation | None":
+        return train(architecture, part, recipe, into, cache, place, bar)
+
+    done = None if command.force else finished(folder, architecture, recipe, data.fingerprint)
+    if done:
+        say(f"{architecture}: up to date in {folder}{_age(done[1].versions, saji_version())}, --force to redo")
+        spec = done[1]
+    else:
+        figures = fit(data, folder)
+        if not figures:  # one of several processes, and not the first
+            return False
+        print(figures.in_words(architecture, folder / "checkpoint.pt"))
+        spec = load_checkpoint(folder / "checkpoint.pt")[1]
+    if again := k > 0 and spec.validation.get("held_out", {}).get("how") != f"{k} folds":
+        say(f"{architecture}: training {k} more networks, each without one of {k} folds; {_cost(folder, data, k)}")
+        spec = settle_by_folds(folder, of_folds(architecture, data, recipe, k, folder, fit))
+    print(f"{architecture}: {in_words(spec)}")
+    return not done or again
+
+
+def _cost(folder: Path, data: "Data", k: int) -> str:
+    """How long k folds take, by the time that the released network took."""
+    from training.run.records import Epoch, read_csv
+
+    seconds = sum(row.seconds for row in read_csv(folder / "history.csv", Epoch))
+    minutes = seconds * (k - 1) * len(data.photos) / max(1, len(data.train)) / 60
+    return f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
 
 
 def _age(versions: Mapping[str, str], current: str) -> str:

@@ -58,6 +58,8 @@ class Recipe:
     """Which epoch becomes the checkpoint: the last, which nothing chose, or that of the best validation accuracy."""
     validation_share: float = 0.2
     """Share of photos kept for validation where the data has no split of its own."""
+    test_share: float = 0.0
+    """Share of photos that nothing is trained or chosen by, to measure the accuracy on; 0 = none."""
     calibration_photos: int = 300
     """Training photos kept for INT8 calibration; 300 is NNCF's default."""
     pretrained: bool = False
@@ -97,6 +99,8 @@ class Recipe:
         for name in ("image_size", "epochs", "batch_size", "step_epochs", "calibration_photos", "accumulate"):
             if getattr(self, name) < 1:
                 raise SajiError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.test_share < 1:
+            raise SajiError(f"test_share is {self.test_share}; it must be at least 0 and below 1")
         if not 0 < self.validation_share < 1:
             raise SajiError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.teacher_share <= 1:
@@ -105,6 +109,11 @@ class Recipe:
             raise SajiError(
                 "pretrained and weights are two starts; choose one with --no-pretrained or without --weights"
             )
+
+    @property
+    def epoch_is_chosen(self) -> bool:
+        """Whether the validation photos have a say in when training ends."""
+        return self.release == "best" or self.patience > 0
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Recipe":

@@ -72,6 +72,13 @@ def save_checkpoint(
         torch.save({"spec": spec.to_json(), "weights": weights} | ({"seen": dict(seen)} if seen else {}), file)
 
 
+def replace_spec(path: Path, spec: ModelSpec) -> None:
+    """Give a checkpoint another spec; its weights and its record of photos stay."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({**content, "spec": spec.to_json()}, file)
+
+
 def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
     """Read a checkpoint; the module in evaluation mode on the CPU. No code in the file is ever executed.
 

@@ -95,6 +95,23 @@ def confusions(outcomes: Outcomes) -> Figure:
     return figure
 
 
+def reliability(outcomes: Outcomes) -> Figure:
+    """Share of right answers by confidence, of networks with photos that chose nothing; dots as large as they are many.
+
+    On the diagonal a network is as often right as it says; below it, it is too sure.
+    """
+    figure = Figure(figsize=(1 + 2.8 * len(outcomes), 3.2))
+    for outcome, ax in zip(outcomes, figure.subplots(1, len(outcomes), sharey=True, squeeze=False)[0], strict=True):
+        assert outcome.held_out
+        bins, photos = outcome.held_out.reliability, outcome.held_out.photos
+        sizes = [20 + 600 * each.photos / photos for each in bins]
+        ax.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+        ax.scatter([each.confidence for each in bins], [each.accuracy for each in bins], sizes, color=BLUE, alpha=0.7)
+        ax.set(xlim=(0, 1.05), ylim=(-0.05, 1.05), xlabel="confidence", title=shortened(outcome.network, 24))
+    figure.axes[0].set_ylabel("share that is right")
+    return figure
+
+
 def mistakes(outcomes: Outcomes) -> Figure:
     """Each network's mistakes, the most confident first."""
 

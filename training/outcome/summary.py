@@ -1,8 +1,9 @@
 """What a finished network of a run achieved: its answers to the validation photos, its epochs, its cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.errors import SajiError
-from runtime.evaluation import ValidationSet, calibration_error, mcnemar_p
+from runtime.evaluation import ValidationSet, calibration_error, holm, paired_bootstrap, paired_p
 from runtime.spec import ModelSpec
 from training.network.classifier import PhotoClassifier, complete, load_checkpoint, reference_logits
 from training.outcome.evaluate import ClassScores, class_scores
-from training.run.records import Epoch, GradientNorm, Share, read_csv, rounded
+from training.run.records import Epoch, GradientNorm, HeldOutFigures, Interval, Share, read_csv, rounded
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Gradients:
 class Outcome:
     """A network of a run: its checkpoint's logits float32 `[N, C]` on the validation set, and what lies beside it.
 
-    `history` has a row for each epoch, none where `history.csv` is missing.
+    `history` has a row for each epoch, none where `history.csv` is missing; `held_out` is None where no photo is known
+    to have chosen nothing.
     """
 
     run: str
@@ -46,6 +48,7 @@ class Outcome:
     multiply_adds: int
     history: Sequence[Epoch]
     gradients: Gradients | None
+    held_out: HeldOutFigures | None = None
 
     @property
     def name(self) -> str:
@@ -103,9 +106,10 @@ class Outcome:
 
     def record(self) -> dict[str, Any]:
         """The figures as plain JSON values, None where they are not known."""
-        accuracy = Share.of(self.right)
+        accuracy = Share.of(self.right, self.validation.scenes)
         return {
             "run": self.run,
+            "held_out": self.held_out and asdict(self.held_out),
             "network": self.network,
             "recipe": self.spec.recipe.get("name"),
             "image_size": self.spec.geometry.size,
@@ -154,6 +158,7 @@ def read_outcome(folder: Path) -> Outcome:
         multiply_adds=multiply_adds(model, spec.geometry.size),
         history=read_csv(folder / "history.csv", Epoch, optional=("train_accuracy", "learning_rate")),
         gradients=_gradients(read_csv(folder / "gradients.csv", GradientNorm)),
+        held_out=HeldOutFigures.from_record(spec.validation.get("held_out")),
     )
 
 
@@ -164,12 +169,34 @@ def multiply_adds(model: PhotoClassifier, size: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def difference_p(one: Outcome, other: Outcome) -> float | None:
-    """McNemar's exact p that one network is as often right as the other; None unless they saw the same photos."""
-    same = one.spec.classes == other.spec.classes and one.validation.names == other.validation.names
-    if not same or one.spec.data.get("fingerprint") != other.spec.data.get("fingerprint"):
-        return None
-    return mcnemar_p(int((one.right & ~other.right).sum()), int((~one.right & other.right).sum()))
+@dataclass(frozen=True)
+class Difference:
+    """By how much the first of two networks is more accurate on the same validation photos, whose scenes are drawn
+    anew for the interval of 95 % and change signs for the p-value."""
+
+    first: Outcome
+    second: Outcome
+    difference: float
+    interval: Interval
+    p: float
+
+
+def differences(outcomes: Sequence[Outcome]) -> list[Difference]:
+    """Each pair of networks that answered the same photos of the same split, with p-values for all of them (Holm)."""
+    both = [pair for pair in combinations(outcomes, 2) if _same(*pair)]
+    pairs = [Difference(one, other, *_difference(one, other)) for one, other in both]
+    return [replace(pair, p=p) for pair, p in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
+
+
+def _same(one: Outcome, other: Outcome) -> bool:
+    photos = one.spec.classes == other.spec.classes and one.validation.names == other.validation.names
+    return photos and one.spec.data.get("fingerprint") == other.spec.data.get("fingerprint")
+
+
+def _difference(one: Outcome, other: Outcome) -> tuple[float, Interval, float]:
+    scenes = one.validation.scenes if one.validation.scenes is not None else np.arange(len(one.right))
+    ahead = one.right.astype(int) - other.right
+    return float(ahead.mean()), paired_bootstrap(ahead, scenes), paired_p(ahead, scenes)
 
 
 def _gradients(rows: Sequence[GradientNorm]) -> Gradients | None:

@@ -14,11 +14,11 @@ from runtime.evaluation import ValidationSet
 from runtime.files import replacing_folder, write_json
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
-from training.photos.findings import PERHAPS, collect, examine, find_scenes, leaks
+from training.photos.findings import PERHAPS, Scene, collect, examine, find_scenes, leaks
 from training.photos.findings_page import contact_sheet, describe, faults, page
 from training.photos.photo_set import Photo, PhotoSet, read_photo_set
-from training.photos.seen import Seen, seen_in, split_unseen
-from training.photos.split import Data, given_split, scene_numbers
+from training.photos.seen import Seen, seen_in, split_unseen, unknown_to
+from training.photos.split import Data, HeldBack, given_split, scene_numbers, stratified_split
 from training.progress import Progress, bar, in_threads, silent
 from training.recipe import DEFAULTS
 
@@ -31,10 +31,12 @@ def load_data(
     cache: Path | None = None,
     progress: Progress = silent,
     before: Collection[Seen] = (),
+    test_share: float = 0.0,
 ) -> Data:
     """List, examine and split a photo set; photos of one scene stay on one side of a split that is made here.
 
-    No photo validates that what training starts from, `before`, has seen (`split_unseen` has the exception).
+    The photos of its test split, or the share of all photos that `test_share` holds back, are `test`. No photo
+    validates that what training starts from, `before`, has seen (`split_unseen` has the exception).
     Looking for `look_alikes` takes about a minute per 1000 photos, unless the folder `cache` has what was found
     before; without it only identical files are kept together. Raises SajiError where no training is possible.
     """
@@ -42,13 +44,16 @@ def load_data(
     facts = list(in_threads(examine, [photo.path for photo in listed.photos], "reading photos", progress))
     good = [(photo, fact.sha256) for photo, fact in zip(listed.photos, facts, strict=True) if not fact.unreadable]
     good.sort(key=lambda item: item[0].split == "test")  # last, so that an index means the same with and without them
+    files, digests = [photo.path for photo, _ in good], [digest for _, digest in good]
+    scenes = find_scenes(files, digests, look_alikes, cache, progress)
+    if test_share:
+        good, scenes = _hold_back(good, scenes, test_share, seed)
     photos = tuple(photo for photo, _ in good if photo.split != "test")
     all_hashes = tuple(digest for _, digest in good)
     hashes = all_hashes[: len(photos)]
     classes = tuple(sorted({photo.label for photo in listed.photos if photo.split != "test"}))
     _require_enough(photos, classes, listed, len(listed.photos) - len(good))
     labels = np.array([classes.index(photo.label) for photo in photos])
-    scenes = find_scenes([photo.path for photo, _ in good], all_hashes, look_alikes, cache, progress)
     everything = np.arange(len(photos))
     bare = Data(photos, classes, labels, everything, everything[:0], hashes, scene_numbers(scenes, hashes))
     data, told = split_unseen(bare, validation_share, seed, before)
@@ -57,9 +62,31 @@ def load_data(
     for index in data.val:
         sides[index] = "val"
     findings = collect(listed, facts, [photo for photo, _ in good], all_hashes, sides, scenes, look_alikes)
-    leaking = [i for i, kind in leaks(scenes, all_hashes, sides).items() if kind != PERHAPS]
-    findings = replace(findings, seen=told)
-    return replace(data, findings=findings, seen=seen_in(data, before), leaking=np.intersect1d(data.val, leaking))
+    shown = leaks(scenes, all_hashes, sides)
+    clean = [i for i in range(len(photos), len(good)) if i not in shown and good[i][0].label in classes]
+    test_labels = np.array([classes.index(good[i][0].label) for i in clean], int)
+    test = HeldBack(tuple(good[i][0] for i in clean), test_labels, scene_numbers(scenes, all_hashes)[clean])
+    return replace(
+        data,
+        findings=replace(findings, seen=told),
+        seen=seen_in(data, before),
+        leaking=np.intersect1d(data.val, [i for i, kind in shown.items() if kind != PERHAPS]),
+        test=unknown_to(before, test, [all_hashes[i] for i in clean]),
+    )
+
+
+def _hold_back(
+    good: list[tuple[Photo, str]], scenes: list[Scene], share: float, seed: int
+) -> tuple[list[tuple[Photo, str]], list[Scene]]:
+    """Photos with their SHA-256, and their scenes, where whole scenes are marked as the test split and come last."""
+    if any(photo.split == "test" for photo, _ in good):
+        raise SajiError("the photos have a test split of their own, which measures the accuracy; leave test_share out")
+    hashes, names = [digest for _, digest in good], sorted({photo.label for photo, _ in good})
+    labels = np.array([names.index(photo.label) for photo, _ in good], int)
+    rest, held = stratified_split(labels, hashes, scene_numbers(scenes, hashes), share, seed, labels[:0])
+    place = {old: new for new, old in enumerate([*rest, *held])}
+    marked = [good[i] for i in rest] + [(replace(good[i][0], split="test"), good[i][1]) for i in held]
+    return marked, [[[[place[i] for i in picture] for picture in part] for part in scene] for scene in scenes]
 
 
 def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: PhotoSet, unreadable: int) -> None:
@@ -126,4 +153,5 @@ def _preprocessed(data: Data, indices: np.ndarray, geometry: Geometry, progress:
     decoded = in_threads(lambda photo: pixels(photo.path, geometry), photos, "preprocessing", progress)
     for row, image in enumerate(decoded):
         images[row] = image
-    return ValidationSet(images, data.labels[indices], tuple(f"{photo.label}/{photo.path.name}" for photo in photos))
+    names = tuple(f"{photo.label}/{photo.path.name}" for photo in photos)
+    return ValidationSet(images, data.labels[indices], names, scenes=data.scenes[indices])

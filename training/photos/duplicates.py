@@ -19,8 +19,8 @@ from elsewhere sees depth, so one map fits a part of it and the rest is displace
 background ends alike. Correlation ignores brightness and contrast.
 
 "Perhaps the same plate" is what geometry cannot tell: two photos that the network finds alike, and either clearly more
-so than it finds each and the rest of the set, or a few matches agree as well. It is for a person to look at, and no more
-than a reason to keep both on one side.
+so than it finds each and the rest of the set, or a few matches agree as well. It is for a person to look at, and a
+reason to keep both on one side, no more.
 """
 
 import hashlib

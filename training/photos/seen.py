@@ -1,6 +1,6 @@
 """What weights, a teacher or a checkpoint saw before, so that no such photo is held against what comes of them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from runtime.errors import BadModel, SajiError
 from runtime.files import DAMAGE, sha256_file
 from runtime.spec import ModelSpec
-from training.photos.split import Data, split
+from training.photos.split import Data, HeldBack, split
 from training.recipe import Recipe
 
 # Hexadecimal digits kept of a photo's SHA-256. Of 80 bits, a million photos held against a million others have a false
@@ -119,6 +119,16 @@ def _showing(data: Data, *seen: Collection[str]) -> np.ndarray:
     """Indices int of the photos whose scene has a photo in one of the collections."""
     hit = np.array([any(digest[:DIGITS] in some for some in seen) for digest in data.hashes], bool)
     return np.flatnonzero(np.isin(data.scenes, data.scenes[hit]))
+
+
+def unknown_to(before: Collection[Seen], held_back: HeldBack, hashes: Sequence[str]) -> HeldBack:
+    """Those of some photos, with their SHA-256, that none of `before` has seen."""
+    new = np.array(
+        [not any(each.unrecorded or digest[:DIGITS] in (each.photos or ()) for each in before) for digest in hashes],
+        bool,
+    )
+    photos = tuple(photo for photo, kept in zip(held_back.photos, new, strict=True) if kept)
+    return HeldBack(photos, held_back.labels[new], held_back.scenes[new])
 
 
 def require_unseen(data: Data, before: list[Seen]) -> list[Seen]:

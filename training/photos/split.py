@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,15 @@ from runtime.errors import SajiError
 from runtime.files import sha256_json
 from training.photos.findings import Findings, Scene
 from training.photos.photo_set import Photo
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """Photos that neither train nor validate and show no scene of those that do: labels int `[N]`, scenes int `[N]`."""
+
+    photos: tuple[Photo, ...] = ()
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    scenes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,14 @@ class Data:
     findings: Findings = field(default_factory=Findings)
     leaking: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     seen: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    test: HeldBack = field(default_factory=HeldBack)
 
     @property
     def fingerprint(self) -> str:
         """Identifies the photos' bytes, labels and split, wherever they stand; 16 hexadecimal digits."""
-        split = np.isin(np.arange(len(self.photos)), self.val).tolist()
+        split: list[Any] = np.isin(np.arange(len(self.photos)), self.val).tolist()
+        for index in np.setdiff1d(np.arange(len(self.photos)), np.union1d(self.train, self.val)):
+            split[index] = 2  # on neither side
         rows = sorted(zip(self.hashes, (photo.label for photo in self.photos), split, strict=True))
         return sha256_json(rows)[:16]
 
@@ -136,3 +149,11 @@ def folds(data: Data, k: int, seed: int) -> list[Data]:
     parts = splitter.split(order, data.labels[order], data.scenes[order])
     tests, everything = [np.sort(order[val]) for _, val in parts], np.arange(len(data.photos))
     return [replace(data, train=np.setdiff1d(everything, val), val=val, leaking=everything[:0]) for val in tests]
+
+
+def set_aside(data: Data, share: float, seed: int) -> Data:
+    """The training side split once more; the photos that it validated by neither train nor validate."""
+    free = np.setdiff1d(data.train, data.seen)
+    hashes = [data.hashes[i] for i in free]
+    _, val = stratified_split(data.labels[free], hashes, data.scenes[free], share, seed, free[:0])
+    return replace(data, train=np.setdiff1d(data.train, free[val]), val=free[val], leaking=data.leaking[:0])

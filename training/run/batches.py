@@ -112,7 +112,7 @@ class Batches(L.LightningDataModule):
 
 def _augmentation(kind: str, size: int, smallest_crop: float) -> v2.Compose:
     crop = v2.RandomResizedCrop(size, scale=(smallest_crop, 1.0), antialias=True)
-    still = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
+    still = [v2.Resize(Geometry.for_size(size).resize, antialias=True), v2.CenterCrop(size)]  # as serving crops
     steps = {
         "none": still,
         "flip": [*still, v2.RandomHorizontalFlip()],

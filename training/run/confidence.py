@@ -16,21 +16,27 @@ FOLDS = 5
 SEED = 0
 
 
-def settled(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> ModelSpec:
-    """The spec with its temperature and rejection rule, and how they were found, from validation photos.
+def settled(
+    spec: ModelSpec, logits: np.ndarray, labels: np.ndarray, scenes: np.ndarray | None = None, fit: bool = True
+) -> ModelSpec:
+    """The spec with its temperature and rejection rule, and how they were found, from photos that trained nothing.
 
-    `logits` float `[N, C]` of the FP32 checkpoint, `labels` int `[N]`. `validation["calibration"]` has the expected
-    calibration error before and after; after is cross-fitted, no photo is scored at a temperature it helped to fit.
-    Without a single right answer there is nothing to set a threshold by, and no rejection rule.
+    `logits` float `[N, C]`, `labels` and `scenes` int `[N]`; without scenes each photo is its own.
+    `validation["calibration"]` has the expected calibration error before and after; after is cross-fitted, no photo is
+    scored at a temperature that its scene helped to fit. Without `fit` the temperature is 1. Without a single right
+    answer there is nothing to set a threshold by, and no rejection rule.
     """
-    temperature = fitted_temperature(logits, labels)
-    calibration = Calibration(
-        temperature=round(temperature, 4),
-        ece_before=round(calibration_error(logits, labels), 4),
-        ece_after=round(calibration_error(logits / cross_fitted(logits, labels)[:, None], labels), 4),
-        folds=FOLDS,
-    )
-    spec = replace(spec, temperature=temperature, validation={**spec.validation, "calibration": asdict(calibration)})
+    temperature, validation = 1.0, {**spec.validation}
+    if fit:
+        temperature = fitted_temperature(logits, labels)
+        calibration = Calibration(
+            temperature=round(temperature, 4),
+            ece_before=round(calibration_error(logits, labels), 4),
+            ece_after=round(calibration_error(logits / cross_fitted(logits, labels, scenes)[:, None], labels), 4),
+            folds=FOLDS,
+        )
+        validation |= {"calibration": asdict(calibration)}
+    spec = replace(spec, temperature=temperature, validation=validation)
     right = logits[logits.argmax(1) == labels]
     if not len(right):
         return spec
@@ -57,12 +63,14 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
-def cross_fitted(logits: np.ndarray, labels: np.ndarray, folds: int = FOLDS, seed: int = SEED) -> np.ndarray:
-    """For each photo the temperature fitted to the photos of the other folds; float64 `[N]`."""
+def cross_fitted(logits: np.ndarray, labels: np.ndarray, scenes: np.ndarray | None = None) -> np.ndarray:
+    """For each photo the temperature fitted to the scenes of the other folds, none of them its own; float64 `[N]`."""
+    scenes = np.arange(len(labels)) if scenes is None else scenes
     temperatures = np.ones(len(labels))
-    for fold in np.array_split(np.random.default_rng(seed).permutation(len(labels)), folds):
-        others = np.setdiff1d(np.arange(len(labels)), fold)
-        temperatures[fold] = fitted_temperature(logits[others], labels[others])
+    distinct = np.unique(scenes)
+    for fold in np.array_split(np.random.default_rng(SEED).permutation(distinct), min(FOLDS, len(distinct))):
+        own = np.isin(scenes, fold)
+        temperatures[own] = fitted_temperature(logits[~own], labels[~own])
     return temperatures
 
 

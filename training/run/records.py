@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from runtime.errors import BadModel
-from runtime.evaluation import wilson_interval
+from runtime.evaluation import Bin, effective_number, wilson_interval
 from runtime.files import replacing
 
 NAN = float("nan")
@@ -18,15 +18,19 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Share:
-    """A share of photos, from 0 to 1, with its 95 % interval (Wilson's)."""
+    """A share of photos, from 0 to 1, with its 95 % interval: Wilson's, for as many photos as the scenes are worth."""
 
     share: float
     interval: Interval
 
     @classmethod
-    def of(cls, hits: np.ndarray) -> "Share":
-        """The share of bool `[N]` that is true, to four digits; NaN where N is 0."""
-        low, high = wilson_interval(int(hits.sum()), len(hits))
+    def of(cls, hits: np.ndarray, scenes: np.ndarray | None = None) -> "Share":
+        """The share of bool `[N]` that is true, to four digits; NaN where N is 0.
+
+        With `scenes`, a number per photo, several shots of one plate widen the interval.
+        """
+        n = len(hits) if scenes is None else effective_number(hits, scenes)
+        low, high = wilson_interval(n * float(hits.mean()), n) if n else (0.0, 1.0)
         return cls(round(float(hits.mean()), 4) if len(hits) else NAN, (round(low, 4), round(high, 4)))
 
     def in_words(self, more: str = "") -> str:
@@ -80,6 +84,41 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class HeldOutFigures:
+    """What a network does on photos that chose nothing of it, as `how` says: neither weights nor epoch, and each photo
+    at a temperature that it did not help to fit.
+
+    `recalls` and their intervals are by class, as in the spec. `right_kept` is the share of right answers that the
+    rejection rule keeps.
+    """
+
+    how: str
+    photos: int
+    scenes: int
+    accuracy: float
+    interval: Interval
+    macro_f1: float
+    calibration_error: float
+    recalls: tuple[float, ...]
+    recall_intervals: tuple[Interval, ...]
+    reliability: tuple[Bin, ...]
+    right_kept: float | None
+
+    @classmethod
+    def from_record(cls, record: Any) -> "HeldOutFigures | None":
+        """The figures in a spec; None where it has none, or none that can be read."""
+        try:
+            return cls(**{**record, "reliability": tuple(Bin(**each) for each in record["reliability"])})
+        except (TypeError, KeyError):
+            return None
+
+    @property
+    def share(self) -> Share:
+        """The accuracy with its interval."""
+        return Share(self.accuracy, (self.interval[0], self.interval[1]))
+
+
+@dataclass(frozen=True)
 class WithoutLeaks:
     """Accuracy on the `photos` that training does not show too, None where all of them are `leaking`."""
 
@@ -106,12 +145,15 @@ class Validation:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def in_words(self, architecture: str, checkpoint: Path) -> str:
-        """The line that ends a training, and one more where the split leaks."""
-        accuracy = Share(self.accuracy, self.interval).in_words(f", {self.photos} validation photos")
+        """The line about the validation photos that ends a training, and one more where the split leaks."""
+        accuracy = Share(self.accuracy, self.interval).in_words()
         last, leaks = self.last_epoch, self.without_leaks
+        chose = (
+            "" if self.epoch == last.epoch else f", which chose it; epoch {last.epoch}, the last, {last.accuracy:.3f}"
+        )
         line = (
-            f"{architecture}: accuracy {accuracy} at epoch {self.epoch}; epoch {last.epoch}, the last, has "
-            f"{last.accuracy:.3f} → {checkpoint}"
+            f"{architecture}: accuracy {accuracy} on {self.photos} validation photos at epoch {self.epoch}{chose} → "
+            f"{checkpoint}"
         )
         if leaks:
             others = "unknown" if leaks.accuracy is None else f"{leaks.accuracy:.3f}"

@@ -30,8 +30,8 @@ from training.photos.split import Data
 from training.progress import Progress, silent
 from training.recipe import Recipe
 from training.run.batches import Batches, TrainPhotos
-from training.run.confidence import settled
 from training.run.fitting import Fitting
+from training.run.held_out import of_test, of_validation, settle
 from training.run.history import AtomicFiles, Gradients, History, Kept, Patience
 from training.run.records import Epoch, EpochAccuracy, Share, Validation, WithoutLeaks
 
@@ -47,13 +47,13 @@ class Place:
 
 
 # Of what `last.ckpt` keeps; raise it with every change there, so that a run that an older saji left begins anew
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 def train(
     architecture: str, data: Data, recipe: Recipe, folder: Path, cache: Path, place: Place, progress: Progress = silent
 ) -> Validation | None:
-    """Train and write `checkpoint.pt`, `validation.npz`, `calibration.npz` and the histories into `folder`.
+    """Train and write `checkpoint.pt`, `validation.npz`, `calibration.npz`, `held_out.npz` and the histories.
 
     The checkpoint is written last and holds the epoch that the recipe's `release` names. While training, `last.ckpt`
     holds the last complete epoch; a run that was cut off goes on from there. Ctrl-C releases what there is so far, then
@@ -91,7 +91,9 @@ def train(
         calibration.save(folder / "calibration.npz")
         history.write(folder / "history.csv")
         gradients.write(folder / "gradients.csv")  # the checkpoint comes last: its presence says the run is complete
-        spec = settled(_spec(architecture, data, recipe, folder, figures, before), logits, validation.labels)
+        spec = _spec(architecture, data, recipe, folder, figures, before)
+        test = of_test(fitting.model, data, geometry)
+        spec = settle(folder, spec, of_validation(logits, data, recipe), test)
         save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, seen.record(data, before))
         if not interrupted:
             for file in (kept.best, kept.last):
@@ -207,7 +209,7 @@ def _fit(trainer: L.Trainer, fitting: Fitting, batches: Batches, resume_from: Pa
 
 def _validation_figures(logits: np.ndarray, data: Data, rows: list[Epoch], kept: Kept, release: str) -> Validation:
     """What the released epoch does on the validation photos, from its logits float `[len(data.val), C]`."""
-    right = Share.of(logits.argmax(1) == data.labels[data.val])
+    right = Share.of(logits.argmax(1) == data.labels[data.val], data.scenes[data.val])
     return Validation(
         accuracy=right.share,
         interval=right.interval,

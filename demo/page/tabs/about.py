@@ -99,6 +99,10 @@ def _accuracy(classifier: Classifier, language: str) -> str:
     rows = []
     if figures:
         rows.append((classifier.candidate.name, f"{figures.accuracy:.3f}", _between(figures.accuracy_interval)))
+    if "accuracy" in validation.get("held_out", {}):
+        held = validation["held_out"]
+        of = say(language, "held_out", photos=held["photos"])
+        rows.insert(0, (of, f"{held['accuracy']:.3f}", _between(held["interval"])))
     if "accuracy" in validation:
         interval = _between(validation.get("interval"))
         rows.append((say(language, "checkpoint"), f"{validation['accuracy']:.3f}", interval))
@@ -160,7 +164,22 @@ def _calibration(spec: ModelSpec, language: str) -> str:
     if "ece_after" in calibration:
         before, after = calibration["ece_before"], calibration["ece_after"]
         sentences += " " + say(language, "ece", before=before, after=after)
-    return f"<p>{sentences}</p>"
+    return f"<p>{sentences}</p>{_reliability(spec, language)}"
+
+
+def _reliability(spec: ModelSpec, language: str) -> str:
+    """How often right by how sure, and the recall of each class, on photos that chose nothing; "" without such."""
+    held = spec.validation.get("held_out")
+    if not held:
+        return ""
+    bins = [(f"{b['confidence']:.2f}", f"{b['accuracy']:.2f}", b["photos"]) for b in held["reliability"]]
+    recalls = zip(spec.classes, held["recalls"], held["recall_intervals"], strict=True)
+    rows = [(name, f"{recall:.3f}", _between(interval)) for name, recall, interval in recalls]
+    return (
+        f"<p>{say(language, 'reliability')}</p>"
+        + table([say(language, head) for head in ("how_sure", "how_right", "count")], bins)
+        + table([say(language, head) for head in ("true", "recall", "wilson")], rows)
+    )
 
 
 def _rejection(spec: ModelSpec, language: str) -> str:

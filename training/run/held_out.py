@@ -1,0 +1,170 @@
+"""What a network does on photos that chose nothing of it: the accuracy that saji leads with, and where it comes from.
+
+- A test split that the set brings, or that `--test-share` holds back: for sets of some thousand photos.
+- Folds (`--folds K`): K networks are trained beside the released one, each without a part of the photos, which it is
+  then asked about. Together they answer every photo, so that a few hundred are enough, at K times the work.
+- The validation photos, where the last epoch is released whatever they say.
+
+Where they chose the epoch and there is nothing else, nothing is known, and saji says so. Photos that may show what a
+training photo shows are left out everywhere.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import f1_score
+
+from runtime.errors import BadModel
+from runtime.evaluation import calibration_error, reliability
+from runtime.files import replacing
+from runtime.preprocess import pixels
+from runtime.spec import Geometry, ModelSpec
+from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_logits, replace_spec
+from training.photos.photo_set import Photo
+from training.photos.split import Data, folds, set_aside
+from training.progress import in_threads
+from training.recipe import Recipe
+from training.run.confidence import cross_fitted, settled
+from training.run.records import HeldOutFigures, Share
+
+FILE = "held_out.npz"
+AT_ONCE = 256  # photos in memory
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Logits float32 `[N, C]` to photos that trained nothing, their labels int `[N]`, the scenes they show int `[N]`.
+
+    `how` is "test photos", "validation photos" or such as "3 folds"; `chose` is whether they chose the epoch.
+    """
+
+    how: str
+    logits: np.ndarray
+    labels: np.ndarray
+    scenes: np.ndarray
+    chose: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write `held_out.npz`, atomically."""
+        with replacing(folder / FILE) as temporary:
+            np.savez(temporary, how=np.array(self.how), logits=self.logits, labels=self.labels, scenes=self.scenes)
+
+    @classmethod
+    def load(cls, folder: Path) -> "HeldOut | None":
+        """Read it back; None where there is none. Raises BadModel on a damaged file."""
+        if not (folder / FILE).is_file():
+            return None
+        try:
+            with np.load(folder / FILE, allow_pickle=False) as arrays:
+                return cls(str(arrays["how"]), arrays["logits"], arrays["labels"], arrays["scenes"])
+        except Exception as error:  # zipfile.BadZipFile and friends are no common family
+            raise BadModel(f"{folder / FILE} is damaged ({error}); train again to write it anew") from None
+
+
+def of_validation(logits: np.ndarray, data: Data, recipe: Recipe) -> HeldOut:
+    """The validation photos, from their logits float `[len(data.val), C]`, without those that may leak."""
+    clean = ~np.isin(data.scenes[data.val], data.scenes[data.train])
+    kept = data.val[clean] if clean.any() else data.val
+    chose = recipe.epoch_is_chosen or not clean.any()
+    return HeldOut("validation photos", logits[np.isin(data.val, kept)], data.labels[kept], data.scenes[kept], chose)
+
+
+def of_test(model: PhotoClassifier, data: Data, geometry: Geometry) -> HeldOut | None:
+    """A network's answers to a test split; None where there is none."""
+    test = data.test
+    return (
+        HeldOut("test photos", _answers(model, test.photos, geometry), test.labels, test.scenes)
+        if test.photos
+        else None
+    )
+
+
+def of_folds(
+    architecture: str, data: Data, recipe: Recipe, k: int, folder: Path, train: Callable[[Data, Path], object]
+) -> HeldOut:
+    """Every photo's logits, from a network that did not see its scene; `train` fills the folder of each fold.
+
+    Finished folds are not repeated.
+    """
+    logits = np.full((len(data.photos), len(data.classes)), np.nan, np.float32)
+    for number, part in enumerate(folds(data, k, recipe.seed)):
+        # An epoch that validation photos choose needs some of its own
+        own = set_aside(part, recipe.validation_share, recipe.seed) if recipe.epoch_is_chosen else part
+        place = folder / "folds" / f"{number}-of-{k}"
+        if not finished(place, architecture, recipe, own.fingerprint):
+            train(own, place)
+        model, spec = load_checkpoint(place / "checkpoint.pt")
+        logits[part.val] = _answers(model, [data.photos[i] for i in part.val], spec.geometry)
+    asked = np.isfinite(logits).all(axis=1)  # what weights had seen before is in no fold
+    return HeldOut(f"{k} folds", logits[asked], data.labels[asked], data.scenes[asked])
+
+
+def _answers(model: PhotoClassifier, photos: Sequence[Photo], geometry: Geometry) -> np.ndarray:
+    blocks = [photos[start : start + AT_ONCE] for start in range(0, len(photos), AT_ONCE)]
+    images = (np.stack(list(in_threads(lambda photo: pixels(photo.path, geometry), block))) for block in blocks)
+    return np.concatenate([reference_logits(model, block) for block in images])
+
+
+def settle(folder: Path, spec: ModelSpec, validation: HeldOut, held_out: HeldOut | None) -> ModelSpec:
+    """The spec with its temperature, its rejection rule and the figures of what was held out, which is kept beside it.
+
+    Folds settle temperature and threshold, else the validation photos; those that chose the epoch are too sure of
+    themselves, so they leave the temperature at 1.
+    """
+    by_folds = held_out is not None and held_out.how != "test photos"
+    source = held_out if held_out and by_folds else validation
+    spec = settled(spec, source.logits, source.labels, source.scenes, fit=not source.chose)
+    judge = held_out or (None if validation.chose else validation)
+    if judge is None:
+        return spec
+    judge.save(folder)
+    return replace(spec, validation={**spec.validation, "held_out": asdict(_figures(judge, spec, judge is source))})
+
+
+def settle_by_folds(folder: Path, answers: HeldOut) -> ModelSpec:
+    """The spec of a released network, settled anew once its folds have answered."""
+    spec = settle(folder, load_checkpoint(folder / "checkpoint.pt")[1], answers, answers)
+    replace_spec(folder / "checkpoint.pt", spec)
+    return spec
+
+
+def in_words(spec: ModelSpec) -> str:
+    """What is known of photos that chose nothing, or how to come to know it."""
+    figures = HeldOutFigures.from_record(spec.validation.get("held_out"))
+    if not figures:
+        return (
+            "on photos that chose nothing the accuracy is not known, and likely lower; --folds 3 measures it at three "
+            "times the cost, --test-share 0.2 on a fifth of the photos"
+        )
+    return (
+        f"accuracy {figures.share.in_words()} on {figures.photos} photos that chose nothing ({figures.how}), "
+        f"calibration error {figures.calibration_error:.3f}"
+    )
+
+
+def _figures(judge: HeldOut, spec: ModelSpec, fitted: bool) -> HeldOutFigures:
+    """`fitted`: whether these very photos settled the temperature, so that each is to be asked at another one."""
+    labels, predicted = judge.labels, judge.logits.argmax(1)
+    temperatures = (
+        cross_fitted(judge.logits, labels, judge.scenes) if fitted else np.full(len(labels), spec.temperature)
+    )
+    calm = judge.logits / temperatures[:, None]
+    right = Share.of(predicted == labels, judge.scenes)
+    members = [labels == k for k in range(len(spec.classes))]
+    recalls = [Share.of((predicted == k)[own], judge.scenes[own]) for k, own in enumerate(members)]
+    sure = spec.sure(judge.logits)[predicted == labels]
+    return HeldOutFigures(
+        how=judge.how,
+        photos=len(labels),
+        scenes=len(np.unique(judge.scenes)),
+        accuracy=right.share,
+        interval=right.interval,
+        macro_f1=round(float(f1_score(labels, predicted, average="macro", zero_division=0)), 4),
+        calibration_error=round(calibration_error(calm, labels), 4),
+        recalls=tuple(recall.share for recall in recalls),
+        recall_intervals=tuple(recall.interval for recall in recalls),
+        reliability=tuple(reliability(calm, labels)),
+        right_kept=round(float(sure.mean()), 4) if len(sure) else None,
+    )
