@@ -31,12 +31,16 @@ def check_folder(
     say: Callable[[str], None],
     facts: Mapping[str, BuildFacts],
     gates: Mapping[str, Gate],
+    further: Callable[[Candidate], Candidate],
 ) -> list[Candidate]:
-    """Every candidate and file check in a model folder with its verdict, said one by one; `facts` are by file."""
+    """Every candidate and file check in a model folder with its verdict, said one by one; `facts` are by file.
+
+    `further` gives a checked candidate with what its layers have to say, see `export.layers.with_layers`.
+    """
     results = []
     for candidate in candidates_in(spec.architecture, folder, facts):
-        candidate = replace(candidate, gate=gates[candidate.precision])
-        results.append(check_candidate(candidate, folder, validation, spec))
+        candidate = replace(candidate, gate=candidate.gate_of(gates))
+        results.append(further(check_candidate(candidate, folder, validation, spec)))
         say(line(results[-1]))
     return results
 

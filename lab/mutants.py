@@ -19,7 +19,9 @@ from torch import nn
 
 from export import geometry as embed
 from export.faults import NotApplicable, broken
-from export.graph import export_onnx, layer_facts
+from export.graph import export_onnx, export_pt2, layer_facts
+from export.layers import faults as layer_faults
+from export.layers import with_layers
 from export.precision import HalfPrecision, quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
 from lab.tables.gate import kind
@@ -69,6 +71,7 @@ def opened(run: Path, folder: Path) -> Subject:
 def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     """Write the files as export does, and name every candidate that runs on a CPU."""
     fp32 = subject.export(subject.model, "model.onnx")
+    export_pt2(subject.model, subject.spec, subject.folder / "model.pt2")
     subject.export(HalfPrecision(subject.model), "model.fp16.onnx")
     quantise(fp32, subject.calibration, subject.spec, subject.folder / "model.int8.onnx")
     fixed = subject.folder / "model.int8-fixed.onnx"
@@ -76,6 +79,7 @@ def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     for backend, file, precision in (
         ("ort-cpu", "model.onnx", "fp32"),
         ("openvino", "model.onnx", "fp32"),
+        ("pytorch", "model.pt2", "fp32"),
         ("openvino", "model.onnx", "bf16"),
         ("ort-cpu", "model.fp16.onnx", "fp16"),
         ("ort-cpu", "model.int8.onnx", "int8"),
@@ -197,6 +201,10 @@ PEERS = {"polygraphy": polygraphy, "optimum": optimum, "finite": finite}
 def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
     """Our verdict of one file with its figures, and by other checks whether they would report success."""
     result = check_candidate(candidate, subject.folder, subject.validation, subject.spec)
+    fp32, file, wrong = subject.folder / "model.onnx", subject.folder / candidate.file, tuple[str, ...]()
+    if candidate.precision == "int8":
+        wrong = layer_faults(fp32, file, subject.calibration)
+    result = with_layers(result, subject.folder, subject.validation.images, wrong)
     # The others take the file as it is; none of them asks what precision it computes in
     engine = (
         candidate.open(subject.folder) if result.figures else replace(candidate, precision="fp32").open(subject.folder)
