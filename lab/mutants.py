@@ -24,7 +24,7 @@ from export.layers import faults as layer_faults
 from export.layers import with_layers
 from export.precision import HalfPrecision, quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
-from lab.tables.gate import kind
+from lab.tables.gate import SHIFT_OF, kind
 from runtime.backends import BuildFacts
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate, run_all
@@ -213,13 +213,13 @@ def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
     run = lambda photos: run_all(engine, photos, 1)  # noqa: E731
     peers = {peer: check(reference, run, subject.spec.geometry.size) for peer, check in PEERS.items()}
     engine.close()
-    return _row(name, result) | peers
+    return as_row(name, result) | peers
 
 
 FAINT = {fault.name for fault in FAINT_FAULTS}
 
 
-def _row(name: str, result: Candidate) -> Row:
+def as_row(name: str, result: Candidate) -> Row:
     figures = result.figures
     flips = [flip.margin for flip in figures.flipped] if figures else []
     return {
@@ -258,7 +258,7 @@ def unantialiased(subject: Subject, source: Path) -> Iterator[Row]:
         ours, theirs = runs["embed"](noise)[0], runs[name](noise)[0]
         close = {"polygraphy": 1e-5, "optimum": 1e-3, "finite": np.inf}
         peers = {peer: bool(np.abs(ours - theirs).max() <= bound) for peer, bound in close.items()}
-        yield _row(title, replace(result, precision="geometry")) | peers
+        yield as_row(title, replace(result, precision="geometry")) | peers
 
 
 def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequence[str] = ()) -> Row:
@@ -282,6 +282,7 @@ def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequen
         "drawn": bool(spec.data.get("drawn")),
         "data_fingerprint": spec.data.get("fingerprint"),
         "photos": len(subject.validation.labels),
+        "shift_of": SHIFT_OF,
         "outcomes": outcomes,
     }
 

@@ -99,11 +99,11 @@ def apply_gate(
     """
     if candidate.shape != reference.shape:
         return GateResult("fail", (f"gives logits {list(candidate.shape)}, the checkpoint {list(reference.shape)}",))
+    if len(labels) == 0:
+        return GateResult("inconclusive", ("there are no photos to check by",))
     for who, logits in (("", candidate), (" in the checkpoint itself", reference)):
         if reason := no_logits(logits):
             return GateResult("fail", (reason + who,))
-    if len(labels) == 0:
-        return GateResult("inconclusive", ("there are no photos to check by",))
     figures = compare(reference, candidate, labels)
     if spec:
         changed = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
@@ -113,20 +113,23 @@ def apply_gate(
     return GateResult(verdict, tuple(broken + doubtful), figures)
 
 
-def no_answer(values: np.ndarray, what: str = "logits") -> str:
-    """Why values `[N, …]` of N photos, by default logits, tell nothing about them; empty where they do."""
+def no_answer(values: np.ndarray, size: float | None = None) -> str:
+    """Why values `[N, …]` of N photos, such as logits, tell nothing about them; empty where they do.
+
+    `size`: what they were rounded at, by default the largest of them.
+    """
     values, n = np.asarray(values, np.float64).reshape(len(values), -1), len(values)
     broken_photos = int((~np.isfinite(values).all(axis=1)).sum())
     if broken_photos:
-        return f"{broken_photos} of {n} photos give NaN or infinite {what}"
-    if n > 1 and np.ptp(values, axis=0).max() <= SAME * np.abs(values).max():
-        return f"all {n} photos give the same {what}"
+        return f"{broken_photos} of {n} photos give NaN or infinite logits"
+    if n > 1 and np.ptp(values, axis=0).max() <= SAME * (np.abs(values).max() if size is None else size):
+        return f"all {n} photos give the same logits"
     return ""
 
 
 def no_logits(logits: np.ndarray) -> str:
     """As `no_answer`, of logits `[N, C]`, of which softmax ignores a constant added to all of a photo."""
-    return no_answer(logits) or no_answer(centred(logits))
+    return no_answer(logits) or no_answer(centred(logits), float(np.abs(logits).max(initial=0)))
 
 
 def growth(photos: int) -> float:
