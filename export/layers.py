@@ -42,10 +42,11 @@ class Difference:
     bound: float
 
 
-def faults(fp32: Path, int8: Path, photos: np.ndarray) -> tuple[str, ...]:
-    """What is wrong with an INT8 Q/DQ file by its layers, worst first, as reasons against it; none where all is well.
+def faults_of(fp32: Path, int8: Path, photos: np.ndarray) -> tuple[str, ...]:
+    """What is wrong with an INT8 Q/DQ file by its layers, as reasons against it, the worst first and at most SHOWN.
 
-    `fp32` is the file that it was made of, `photos` are uint8 `[N, S, S, 3]` of those that it was calibrated on.
+    None where all is well. `fp32` is the file that it was made of, `photos` are uint8 `[N, S, S, 3]`, those that it was
+    calibrated on.
     """
     right, parts = onnx.load(fp32), taken_apart(onnx.load(int8))
     known = {name for node in right.graph.node for name in node.output}
@@ -56,7 +57,7 @@ def faults(fp32: Path, int8: Path, photos: np.ndarray) -> tuple[str, ...]:
     return tuple(
         f"{one.layer} differs from FP32 by {one.ratio:.3g} times what its quantisation step explains, more than "
         f"{one.bound:g}"
-        for one in sorted(found, key=lambda one: -one.ratio / one.bound)
+        for one in sorted(found, key=lambda one: -one.ratio / one.bound)[:SHOWN]
     )
 
 
@@ -177,14 +178,11 @@ def _layer(node: onnx.NodeProto, weight: np.ndarray) -> _Part:
     return _Part(f"layer {node.name}", output, output, node.input[0], rows, facts.get("group", 1), axis)
 
 
-def with_layers(candidate: Candidate, folder: Path, images: np.ndarray, int8_faults: Sequence[str]) -> Candidate:
-    """A candidate that was checked, with what its layers have to say.
+def with_layer(candidate: Candidate, folder: Path, images: np.ndarray) -> Candidate:
+    """A candidate that was checked; where its logits are NaN, infinite or always the same, with the first such layer.
 
-    An INT8 file fails by its `faults`, of which the worst are named. Where the logits of `images`, uint8
-    `[N, S, S, 3]`, are NaN, infinite or the same for all, the first such layer is named.
+    `images` are uint8 `[N, S, S, 3]`.
     """
-    if candidate.precision == "int8" and int8_faults and candidate.verdict != "unchecked":
-        candidate = replace(candidate, verdict="fail", reasons=(*candidate.reasons, *int8_faults[:SHOWN]))
     if candidate.verdict != "fail" or candidate.figures or not candidate.file.endswith(".onnx"):
         return candidate
     layer = first_without_answer(folder / candidate.file, images)

@@ -20,7 +20,7 @@ from export.geometry import write_with_geometry
 from export.golden import write_golden
 from export.graph import OPSET, export_onnx, export_pt2, layer_facts, operators
 from export.heatmap import write_heatmap
-from export.layers import faults, first_module_without_answer, with_layers
+from export.layers import faults_of, first_module_without_answer
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
 from export.settings import Settings
 from runtime.backends import BuildFacts
@@ -75,7 +75,7 @@ class Source(ABC):
         """The first layer of the reference that gives NaN, infinity or the same for all photos; empty where none."""
 
     def int8_faults(self, folder: Path) -> tuple[str, ...]:
-        """What `export.layers.faults` finds in the INT8 file; none where there is no such file, or none of ours."""
+        """What `export.layers.faults_of` finds in the INT8 file; none where there is no such file, or none of ours."""
         return ()
 
     @abstractmethod
@@ -134,7 +134,7 @@ class Checkpoint(Source):
         if not (folder / "model.int8.onnx").is_file():
             return ()
         photos = ValidationSet.load(self.run / "calibration.npz").images
-        return faults(folder / "model.onnx", folder / "model.int8.onnx", photos)
+        return faults_of(folder / "model.onnx", folder / "model.int8.onnx", photos)
 
     def require_right(self, folder: Path, candidates: list[Candidate]) -> None:
         """Raise GateFailed when an FP32 file does not agree with the checkpoint."""
@@ -164,9 +164,8 @@ def write_model(
             engines, skipped = build_engines(new, settings, say, timing_cache)
         if validation:
             validation.save(new / "validation.npz")
-            facts, wrong = _facts(new, engines), source.int8_faults(new)
-            further = functools.partial(with_layers, folder=new, images=validation.images, int8_faults=wrong)
-            candidates = parity.check_folder(spec, new, validation, say, facts, settings.bounds, further)
+            facts, faults = _facts(new, engines), source.int8_faults(new)
+            candidates = parity.check_folder(spec, new, validation, say, facts, settings.bounds, faults)
         else:
             why = ("there were no photos to check it by; import it again with --data",)
             candidates = [dataclasses.replace(c, reasons=why) for c in candidates_in(spec.architecture, new)]

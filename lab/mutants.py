@@ -20,8 +20,7 @@ from torch import nn
 from export import geometry as embed
 from export.faults import NotApplicable, broken
 from export.graph import export_onnx, export_pt2, layer_facts
-from export.layers import faults as layer_faults
-from export.layers import with_layers
+from export.layers import faults_of
 from export.precision import HalfPrecision, quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
 from lab.tables.gate import SHIFT_OF, kind
@@ -200,11 +199,11 @@ PEERS = {"polygraphy": polygraphy, "optimum": optimum, "finite": finite}
 
 def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
     """Our verdict of one file with its figures, and by other checks whether they would report success."""
-    result = check_candidate(candidate, subject.folder, subject.validation, subject.spec)
-    fp32, file, wrong = subject.folder / "model.onnx", subject.folder / candidate.file, tuple[str, ...]()
     if candidate.precision == "int8":
-        wrong = layer_faults(fp32, file, subject.calibration)
-    result = with_layers(result, subject.folder, subject.validation.images, wrong)
+        fp32, file = subject.folder / "model.onnx", subject.folder / candidate.file
+        wrong = faults_of(fp32, file, subject.calibration)
+        candidate = replace(candidate, faults=wrong)
+    result = check_candidate(candidate, subject.folder, subject.validation, subject.spec)
     # The others take the file as it is; none of them asks what precision it computes in
     engine = (
         candidate.open(subject.folder) if result.figures else replace(candidate, precision="fp32").open(subject.folder)

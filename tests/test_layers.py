@@ -1,6 +1,7 @@
 """Layer by layer: an INT8 file with a fault that logits do not show fails; what gives no answer has its layer named."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from export.faults import broken, constant, set_constant
-from export.layers import faults, first_module_without_answer, first_without_answer, with_layers
+from export.layers import faults_of, first_module_without_answer, first_without_answer, with_layer
 from export.model import Checkpoint, write_model
 from export.precision import quantise
 from export.settings import Settings
 from lab.faults import FAINT_FAULTS
-from runtime.candidate import Candidate
+from runtime.candidate import Candidate, check_candidate
 from runtime.errors import GateFailed
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
@@ -28,18 +29,18 @@ def photos(run: Path) -> np.ndarray:
 
 def found(model: Path, changed: onnx.ModelProto, photos: np.ndarray, folder: Path) -> tuple[str, ...]:
     onnx.save_model(changed, folder / "broken.onnx")
-    return faults(model / "model.onnx", folder / "broken.onnx", photos)
+    return faults_of(model / "model.onnx", folder / "broken.onnx", photos)
 
 
 def test_a_healthy_int8_file_has_no_fault_in_any_layer(model: Path, photos: np.ndarray) -> None:
-    assert faults(model / "model.onnx", model / "model.int8.onnx", photos) == ()
+    assert faults_of(model / "model.onnx", model / "model.int8.onnx", photos) == ()
 
 
 @pytest.mark.slow
 def test_weights_of_7_bits_are_no_fault(model: Path, photos: np.ndarray, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.onnx"
     quantise(model / "model.onnx", photos, Receipt.read(model).spec, fixed, recover=False, overflow_fix=True)
-    assert faults(model / "model.onnx", fixed, photos) == ()
+    assert faults_of(model / "model.onnx", fixed, photos) == ()
 
 
 @pytest.mark.parametrize("fault", FAINT_FAULTS, ids=lambda fault: fault.name)
@@ -72,11 +73,13 @@ def test_another_networks_int8_file_is_told_from_a_faulty_one(model: Path, photo
     assert found(model, graph, photos, tmp_path) == ("it is of another network: the FP32 graph has no elsewhere",)
 
 
-def test_faults_fail_what_was_checked_and_only_int8() -> None:
-    passed = Candidate("resnet18", "model.int8.onnx", "openvino", "int8", verdict="pass")
-    assert with_layers(passed, Path(), np.zeros(0), ("layer a",)).verdict == "fail"
-    for other in (replace(passed, precision="fp16"), replace(passed, verdict="unchecked")):
-        assert with_layers(other, Path(), np.zeros(0), ("layer a",)) == other
+def test_a_faulty_file_fails_on_whatever_engine_and_machine_checks_it(model: Path) -> None:
+    receipt, validation = Receipt.read(model), ValidationSet.load(model / "validation.npz")
+    candidate = next(c for c in receipt.candidates if (c.backend, c.precision) == ("ort-cpu", "fp32"))
+    assert check_candidate(candidate, model, validation, receipt.spec).verdict != "fail"
+    faulty = Candidate.from_values(json.loads(json.dumps(asdict(replace(candidate, faults=("layer a differs",))))))
+    found = check_candidate(faulty, model, validation, receipt.spec)
+    assert found.verdict == "fail" and "layer a differs" in found.reasons
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0], ids=["NaN", "infinity", "the same"])
@@ -88,7 +91,7 @@ def test_the_first_layer_without_an_answer_is_named(value: float, model: Path, t
         set_constant(graph, name, np.full_like(constant(graph, name), value))
     onnx.save_model(graph, tmp_path / "broken.onnx")
     candidate = Candidate("resnet18", "broken.onnx", "ort-cpu", "fp32", verdict="fail", reasons=("no answer",))
-    assert layer.name in with_layers(candidate, tmp_path, images, ()).reasons[-1]
+    assert layer.name in with_layer(candidate, tmp_path, images).reasons[-1]
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.0], ids=["NaN", "the same"])
