@@ -137,7 +137,7 @@ class _Part:
     def difference(self) -> Difference:
         """The ratio of the sums."""
         explained = self._explained() + (ROUNDING**2 * np.mean(self.sizes) or 1.0)  # where all is 0, nothing may differ
-        ratio = float(np.sqrt((self.errors / explained).max()))
+        ratio = float(np.sqrt(np.max(self.errors / explained)))
         return Difference(self.layer, ratio, QUANTISER_BOUND if self.weight is None else LAYER_BOUND)
 
     def _explained(self) -> np.ndarray | float:

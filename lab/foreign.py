@@ -7,12 +7,12 @@ processors come from them and from those of `python -m lab mutants`.
 """
 
 import argparse
-import io
 import tempfile
 import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,15 +85,14 @@ def settled(model: Whole, images: np.ndarray) -> Whole:
 
 def imported(model: Whole, name: str, spec: ModelSpec, folder: Path) -> None:
     """Write `model.onnx`, as the older exporter and then our import make it."""
-    foreign = Foreign(onnx=folder / "foreign.onnx", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    foreign = Foreign(mean=IMAGENET_MEAN, std=IMAGENET_STD)
     photo, axes = torch.zeros(2, 3, SIZE, SIZE), {"photo": {0: "batch"}, "scores": {0: "batch"}}
-    names = {"input_names": ["photo"], "output_names": ["scores"], "dynamic_axes": axes}
-    content = io.BytesIO()
+    names: dict[str, Any] = {"input_names": ["photo"], "output_names": ["scores"], "dynamic_axes": axes}
+    file = folder / "foreign.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model.network, (photo,), content, dynamo=False, opset_version=17, **names)
-    (folder / "foreign.onnx").write_bytes(content.getvalue())
-    save_onnx(wrapped(read_foreign(folder / "foreign.onnx"), spec, foreign), spec, folder / "model.onnx")
+        torch.onnx.export(model.network, (photo,), file, dynamo=False, opset_version=17, **names)
+    save_onnx(wrapped(read_foreign(file), spec, foreign), spec, folder / "model.onnx")
 
 
 def engines(file: Path) -> dict[str, Logits]:
