@@ -5,7 +5,7 @@ The layer can: of the FP32 graph's own activations it may differ by as much as i
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ SHOWN = 3  # faults of a file, the worst first
 AT_ONCE = 4  # photos: the input and output of every layer are in memory together
 GIVEN = "fp32/"  # before the name of a tensor that is given from the FP32 graph
 # How often what rounding explains, as RMS: a quantiser, whose range was that of all calibration photos, and the worst
-# channel of a layer, whose weights may have 7 bits and whose bias may make up for layers before it
-QUANTISER_BOUND, LAYER_BOUND = 5.0, 30.0
+# channel of a layer, whose weights may have 7 bits. Healthy files stay below half of it; docs/gate.md tells of both
+QUANTISER_BOUND, LAYER_BOUND = 5.0, 10.0
+LEAST = 0.01  # of what its layer's channels explain on average, as squares: as much any channel may differ
 ROUNDING = 1e-6  # of FP32's own sums, as a share of a layer's values
 
 
@@ -104,8 +105,7 @@ class _Part:
     """A quantiser, or a layer with its FP32 `weight` `[channels, values]`: which tensors to watch, and sums of them.
 
     `output` is the file's and `expected` the FP32 graph's; `entry` is what FP32's layer takes. Channels lie along
-    `axis`, of which a quantiser has none. Sums over batches of mean squares, per channel: of the error, of the entry,
-    of what is expected. The range is that of the entry and includes 0.
+    `axis`, of which a quantiser has none. `low` and `high` are the range of the entry, which includes 0.
     """
 
     layer: str
@@ -115,42 +115,66 @@ class _Part:
     weight: np.ndarray | None = None
     groups: int = 1
     axis: int | None = None
-    batches: int = 0
-    errors: np.ndarray | float = 0.0
-    entries: np.ndarray | float = 0.0
-    sizes: np.ndarray | float = 0.0
+    errors: "_Moments" = field(default_factory=lambda: _Moments())
+    entries: "_Moments" = field(default_factory=lambda: _Moments())
+    sizes: "_Moments" = field(default_factory=lambda: _Moments())
     low: float = 0.0
     high: float = 0.0
 
     def add(self, entry: np.ndarray, expected: np.ndarray, answer: np.ndarray) -> None:
         """Count in a batch of FP32's input and output, and of the file's output."""
-        self.batches += 1
-        self.errors = self.errors + self._mean_squares(answer.astype(np.float64) - expected)
-        self.entries = self.entries + self._mean_squares(entry)
-        self.sizes = self.sizes + self._mean_squares(expected)
+        self.errors.add(answer.astype(np.float64) - expected, self.axis)
+        self.entries.add(entry, self.axis)
+        self.sizes.add(expected, self.axis)
         self.low, self.high = min(self.low, float(entry.min())), max(self.high, float(entry.max()))
 
-    def _mean_squares(self, values: np.ndarray) -> np.ndarray:
-        rows = values[None] if self.axis is None else np.moveaxis(values, self.axis, 0)
-        return np.square(rows.reshape(len(rows), -1), dtype=np.float64).mean(axis=1)
-
     def difference(self) -> Difference:
-        """The ratio of the sums."""
-        explained = self._explained() + (ROUNDING**2 * np.mean(self.sizes) or 1.0)  # where all is 0, nothing may differ
-        ratio = float(np.sqrt(np.max(self.errors / explained)))
-        return Difference(self.layer, ratio, QUANTISER_BOUND if self.weight is None else LAYER_BOUND)
+        """The error's RMS over what is explained; a layer's without its mean, because a bias may make up for others."""
+        errors = self.errors.squares if self.weight is None else self.errors.variances
+        explained = self._explained()
+        # A dead channel has next to no weight, and no step so fine; and where all is 0, nothing may differ
+        explained = explained + (LEAST * np.mean(explained) + ROUNDING**2 * np.mean(self.sizes.squares) or 1.0)
+        bound = QUANTISER_BOUND if self.weight is None else LAYER_BOUND
+        return Difference(self.layer, float(np.sqrt(np.max(errors / explained))), bound)
 
     def _explained(self) -> np.ndarray | float:
-        """The sum of squared errors that 8 bits give at best: rounding to steps of s errs by s²/12 (Bennett 1948).
+        """The mean squared error that 8 bits give at best: rounding to steps of s errs by s²/12 (Bennett 1948).
 
         Activations have 255 steps in their range, the weights of a channel 127 in their largest value.
         """
-        activation = self.batches * ((self.high - self.low) / 255) ** 2 / 12
+        activation = ((self.high - self.low) / 255) ** 2 / 12
         if self.weight is None:
             return activation
         step = np.abs(self.weight).max(axis=1) / 127
-        entries = np.reshape(self.entries, (self.groups, -1)).mean(axis=1).repeat(len(self.weight) // self.groups)
+        entries = self.entries.variances.reshape(self.groups, -1).mean(axis=1).repeat(len(self.weight) // self.groups)
         return activation * (self.weight**2).sum(axis=1) + step**2 / 12 * self.weight.shape[1] * entries
+
+
+@dataclass
+class _Moments:
+    """Means and mean squares of a tensor per channel, or of all of it, over batches of one size."""
+
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    sums_of_squares: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    batches: int = 0
+
+    def add(self, values: np.ndarray, axis: int | None) -> None:
+        """Count in a batch, whose channels lie along `axis`."""
+        rows = values[None] if axis is None else np.moveaxis(values, axis, 0)
+        rows = rows.reshape(len(rows), -1).astype(np.float64)
+        self.sums = self.sums + rows.mean(axis=1)
+        self.sums_of_squares = self.sums_of_squares + (rows**2).mean(axis=1)
+        self.batches += 1
+
+    @property
+    def squares(self) -> np.ndarray:
+        """The mean square."""
+        return self.sums_of_squares / self.batches
+
+    @property
+    def variances(self) -> np.ndarray:
+        """The variance."""
+        return np.maximum(self.squares - (self.sums / self.batches) ** 2, 0)
 
 
 def _parts(right: onnx.ModelProto, parts: onnx.ModelProto) -> Iterator[_Part]:
