@@ -38,9 +38,7 @@ class Gate:
 # part that each move by the worst shift, independently of one another.
 NOT_MEASURED = "not measured on a GPU"
 GATES = {
-    "fp32": Gate(
-        5e-5, 2.5e-4, 0.001, 0.005, "3 × what healthy files shift by: sums of 24-bit significands in another order"
-    ),
+    "fp32": Gate(5e-5, 2.5e-4, 0.001, 0.005, "3 × the largest healthy shift: sums of 24-bit significands reordered"),
     "fp16": Gate(0.02, 0.10, 0.10, 0.01, "significands of 11 bits"),
     "bf16": Gate(0.05, 0.25, 0.25, 0.015, "significands of 8 bits"),
     "int8": Gate(0.15, 0.50, 0.70, 0.02, "256 steps for each activation, calibrated"),
