@@ -226,7 +226,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("model", type=Path, help="a folder with model.json, such as artifacts/models/resnet34")
     parser.add_argument("file", nargs="?", default="", help="an ONNX file in it; by default all that failed their gate")
     parser.add_argument("--backend", choices=["ort-cpu", "openvino"], default="ort-cpu", help="what runs the file")
-    parser.add_argument("--precision", choices=[*GATES], default="fp32", help="whose bounds say where layers differ")
+    whose = "whose bounds say where layers differ"
+    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16", "int8"], default="fp32", help=whose)
     typed = parser.parse_args(arguments)
     receipt = Receipt.read(typed.model)
     if typed.file and not (typed.model / typed.file).is_file():

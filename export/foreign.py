@@ -12,6 +12,7 @@ import onnxruntime
 
 from export.golden import Reference
 from export.graph import OPSET, OUTPUT, save_onnx
+from export.layers import first_without_answer
 from export.model import Say, Source, write_model
 from export.settings import Foreign, Settings
 from runtime.backends import open_backend
@@ -59,6 +60,10 @@ class ForeignModel(Source):
     def reference(self, images: np.ndarray) -> np.ndarray:
         """The foreign network as it is."""
         return self._answers(images)
+
+    def first_without_answer(self, images: np.ndarray) -> str:
+        """The first node of the foreign graph."""
+        return first_without_answer(wrapped(self.core, self.spec, self.foreign), images)
 
     def write_graphs(self, folder: Path, settings: Settings, say: Say) -> None:
         """`model.onnx` alone: there is no checkpoint to write others from."""

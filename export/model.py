@@ -20,6 +20,7 @@ from export.geometry import write_with_geometry
 from export.golden import write_golden
 from export.graph import OPSET, export_onnx, export_pt2, layer_facts, operators
 from export.heatmap import write_heatmap
+from export.layers import faults_of, first_module_without_answer
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
 from export.settings import Settings
 from runtime.backends import BuildFacts
@@ -28,6 +29,7 @@ from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed
 from runtime.evaluation import ValidationSet
 from runtime.files import replacing_folder, sha256_file, sha256_modules
+from runtime.gate import no_logits
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
@@ -37,7 +39,7 @@ Say = Callable[[str], None]
 # The modules that decide what is written and how it is checked: an export by other code is not up to date
 DECISIVE = (
     *("export/model.py", "export/graph.py", "export/precision.py", "export/engine.py", "export/parity.py"),
-    *("export/golden.py", "export/geometry.py", "export/heatmap.py"),
+    *("export/golden.py", "export/geometry.py", "export/heatmap.py", "export/layers.py"),
     *("training/network/architectures.py", "training/network/classifier.py", "training/photos/drawn.py"),
     *("runtime/backends/*.py", "runtime/candidate.py", "runtime/evaluation.py", "runtime/gate.py"),
     *("runtime/golden.py", "runtime/heatmap.py", "runtime/preprocess.py", "runtime/spec.py"),
@@ -67,6 +69,14 @@ class Source(ABC):
     @abstractmethod
     def write_graphs(self, folder: Path, settings: Settings, say: Say) -> None:
         """Write the portable files into a folder."""
+
+    @abstractmethod
+    def first_without_answer(self, images: np.ndarray) -> str:
+        """The first layer of the reference that gives NaN, infinity or the same for all photos; empty where none."""
+
+    def int8_faults(self, folder: Path) -> tuple[str, ...]:
+        """What `export.layers.faults_of` finds in the INT8 file; none where there is no such file, or none of ours."""
+        return ()
 
     @abstractmethod
     def require_right(self, folder: Path, candidates: list[Candidate]) -> None:
@@ -115,6 +125,17 @@ class Checkpoint(Source):
             say(f"{name}: writing model.fp16.onnx")
             export_onnx(HalfPrecision(self.model), self.spec, folder / "model.fp16.onnx")
 
+    def first_without_answer(self, images: np.ndarray) -> str:
+        """The first module of the checkpoint."""
+        return first_module_without_answer(self.model, images)
+
+    def int8_faults(self, folder: Path) -> tuple[str, ...]:
+        """Layer by layer against `model.onnx`, on training photos."""
+        if not (folder / "model.int8.onnx").is_file():
+            return ()
+        photos = ValidationSet.load(self.run / "calibration.npz").images
+        return faults_of(folder / "model.onnx", folder / "model.int8.onnx", photos)
+
     def require_right(self, folder: Path, candidates: list[Candidate]) -> None:
         """Raise GateFailed when an FP32 file does not agree with the checkpoint."""
         for candidate in parity.failures(candidates):
@@ -134,6 +155,8 @@ def write_model(
     earlier folder untouched, when the FP32 file does not agree with the reference.
     """
     spec, validation = source.spec, source.validation
+    if validation:
+        _require_answer(source, validation)
     with replacing_folder(folder) as new:
         source.write_graphs(new, settings, say)
         engines, skipped = dict[str, Built](), list[str]()
@@ -141,7 +164,8 @@ def write_model(
             engines, skipped = build_engines(new, settings, say, timing_cache)
         if validation:
             validation.save(new / "validation.npz")
-            candidates = parity.check_folder(spec, new, validation, say, _facts(new, engines), settings.bounds)
+            facts, faults = _facts(new, engines), source.int8_faults(new)
+            candidates = parity.check_folder(spec, new, validation, say, facts, settings.bounds, faults)
         else:
             why = ("there were no photos to check it by; import it again with --data",)
             candidates = [dataclasses.replace(c, reasons=why) for c in candidates_in(spec.architecture, new)]
@@ -168,6 +192,15 @@ def write_model(
         )
         receipt.write(new)
     return receipt
+
+
+def _require_answer(source: Source, validation: ValidationSet) -> None:
+    """Raise GateFailed where the reference tells nothing about the photos: no file could be held against it."""
+    assert validation.logits is not None
+    if why := no_logits(validation.logits):
+        layer = source.first_without_answer(validation.images)
+        first = f", the first layer without an answer is {layer}" if layer else ""
+        raise GateFailed(f"{source.file}: {why}{first}; train it again, nothing was replaced")
 
 
 def up_to_date(folder: Path, source: Source, settings: Settings) -> Receipt | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in, check_candidate
 from runtime.evaluation import ValidationSet
-from runtime.gate import Gate, GateResult
+from runtime.gate import Gate, GateResult, growth
 from runtime.markdown import markdown
 from runtime.spec import ModelSpec
 
@@ -31,12 +31,20 @@ def check_folder(
     say: Callable[[str], None],
     facts: Mapping[str, BuildFacts],
     gates: Mapping[str, Gate],
+    int8_faults: tuple[str, ...] = (),
 ) -> list[Candidate]:
-    """Every candidate and file check in a model folder with its verdict, said one by one; `facts` are by file."""
+    """Every candidate and file check in a model folder with its verdict, said one by one; `facts` are by file.
+
+    `int8_faults`, of `export.layers.faults_of`, are those of every INT8 file, all of which are made of one.
+    """
+    from export.layers import with_layer
+
     results = []
     for candidate in candidates_in(spec.architecture, folder, facts):
-        candidate = replace(candidate, gate=gates[candidate.precision])
-        results.append(check_candidate(candidate, folder, validation, spec))
+        faults = int8_faults if candidate.precision == "int8" else ()
+        candidate = replace(candidate, gate=candidate.gate_of(gates), faults=faults)
+        candidate = check_candidate(candidate, folder, validation, spec)
+        results.append(with_layer(candidate, folder, validation.images))
         say(line(results[-1]))
     return results
 
@@ -108,9 +116,11 @@ def report(
             for name, gate in gates.items()
         ),
         "",
-        "Shift: RMS of the change of the centred logits over the RMS of the reference's; margin: the reference's "
-        "lead of first over second class on the same scale. A changed decision is another class, or sure where the "
-        "checkpoint is not, or the other way round.",
+        "Shift: RMS of the change of the centred logits over the RMS of the reference's, of the class that moves most; "
+        "worst photo: the same of the photo that moves most, "
+        f"{growth(n):.2f} times as much may be for the worst of {n}; margin: the reference's lead of first over second "
+        "class on the same scale. A changed decision is another class, or sure where the checkpoint is not, or the "
+        "other way round.",
         "",
     ]
     for candidate in candidates:

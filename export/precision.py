@@ -114,8 +114,9 @@ def _closeness(model: onnx.ModelProto, photos: np.ndarray) -> Callable[..., tupl
 
     def metric(candidate: onnx.ModelProto, numbers: Iterable[int]) -> tuple[float, list[float]]:
         chosen = list(numbers)
-        squares = ((_logits(candidate, photos[chosen]) - reference[chosen]) ** 2).mean(axis=1)
-        return 1 - float(np.sqrt(squares.mean())) / spread, list(1 - np.sqrt(squares) / spread)
+        squares = (_logits(candidate, photos[chosen]) - reference[chosen]) ** 2
+        shifts = np.sqrt(squares.mean(axis=1)) / spread
+        return 1 - float(np.sqrt(squares.mean(axis=0).max())) / spread, list(1 - shifts)
 
     return metric
 

@@ -36,6 +36,7 @@ VERBS = {
     "training": Verb("lab.claims.training", "photos a second of our trainer beside other loops"),
     "load": Verb("lab.load.experiments", "the service under load"),
     "mutants": Verb("lab.mutants", "does the gate catch broken exports?", "results/mutants.jsonl"),
+    "foreign": Verb("lab.foreign", "how closely other people's graphs agree with PyTorch", "results/foreign.jsonl"),
     "study": Verb("lab.study", "networks and recipes compared", "results/study.jsonl"),
     "unseen": Verb("lab.unseen", "does a classifier notice a class that it never saw?", "results/unseen.jsonl"),
     "duplicates": Verb("lab.duplicates", "how well duplicates are found, and how the search grows"),

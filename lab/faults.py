@@ -39,6 +39,21 @@ def _truncated(model: onnx.ModelProto) -> None:
     set_constant(model, largest, value)
 
 
+def _rounded_to_half(model: onnx.ModelProto) -> None:
+    """Every weight in the 11 bits of FP16, kept as FP32: a file that has been through another precision."""
+    for name in {node.input[1] for node in model.graph.node if node.op_type in LAYERS}:
+        set_constant(model, name, constant(model, name).astype(np.float16))
+
+
+def _channel_grown(model: onnx.ModelProto) -> None:
+    """The first channel of the layer in the middle."""
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
+    weight = layers[len(layers) // 2].input[1]
+    value = constant(model, weight)
+    value[0] *= 1.5
+    set_constant(model, weight, value)
+
+
 def _padding_moved(model: onnx.ModelProto) -> None:
     """As TensorFlow pads "SAME": more at the end. The output keeps its size, everything shifts by a pixel."""
 
@@ -147,6 +162,8 @@ FAULTS = (
     Fault("classes rotated", "its classes were in another order", _classes_rotated),
     Fault("last bias zeroed", "its last layer had lost its bias", _bias_zeroed),
     Fault("weights truncated", "a weight ended in zeros", _truncated),
+    Fault("weights rounded to FP16", "its weights had been rounded to FP16", _rounded_to_half),
+    Fault("one channel × 1.5", "one channel of a layer was half as large again", _channel_grown),
     Fault("padding moved", "a convolution padded at its end", _padding_moved),
     Fault("a residual removed", "a residual connection was missing", _residual_removed),
     Fault("an activation removed", "an activation was missing", _activation_removed),

@@ -19,10 +19,11 @@ from torch import nn
 
 from export import geometry as embed
 from export.faults import NotApplicable, broken
-from export.graph import export_onnx, layer_facts
+from export.graph import export_onnx, export_pt2, layer_facts
+from export.layers import faults_of
 from export.precision import HalfPrecision, quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
-from lab.tables.gate import kind
+from lab.tables.gate import SHIFT_OF, kind
 from runtime.backends import BuildFacts
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate, run_all
@@ -69,6 +70,7 @@ def opened(run: Path, folder: Path) -> Subject:
 def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     """Write the files as export does, and name every candidate that runs on a CPU."""
     fp32 = subject.export(subject.model, "model.onnx")
+    export_pt2(subject.model, subject.spec, subject.folder / "model.pt2")
     subject.export(HalfPrecision(subject.model), "model.fp16.onnx")
     quantise(fp32, subject.calibration, subject.spec, subject.folder / "model.int8.onnx")
     fixed = subject.folder / "model.int8-fixed.onnx"
@@ -76,6 +78,7 @@ def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     for backend, file, precision in (
         ("ort-cpu", "model.onnx", "fp32"),
         ("openvino", "model.onnx", "fp32"),
+        ("pytorch", "model.pt2", "fp32"),
         ("openvino", "model.onnx", "bf16"),
         ("ort-cpu", "model.fp16.onnx", "fp16"),
         ("ort-cpu", "model.int8.onnx", "int8"),
@@ -196,6 +199,10 @@ PEERS = {"polygraphy": polygraphy, "optimum": optimum, "finite": finite}
 
 def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
     """Our verdict of one file with its figures, and by other checks whether they would report success."""
+    if candidate.precision == "int8":
+        fp32, file = subject.folder / "model.onnx", subject.folder / candidate.file
+        wrong = faults_of(fp32, file, subject.calibration)
+        candidate = replace(candidate, faults=wrong)
     result = check_candidate(candidate, subject.folder, subject.validation, subject.spec)
     # The others take the file as it is; none of them asks what precision it computes in
     engine = (
@@ -205,13 +212,13 @@ def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
     run = lambda photos: run_all(engine, photos, 1)  # noqa: E731
     peers = {peer: check(reference, run, subject.spec.geometry.size) for peer, check in PEERS.items()}
     engine.close()
-    return _row(name, result) | peers
+    return as_row(name, result) | peers
 
 
 FAINT = {fault.name for fault in FAINT_FAULTS}
 
 
-def _row(name: str, result: Candidate) -> Row:
+def as_row(name: str, result: Candidate) -> Row:
     figures = result.figures
     flips = [flip.margin for flip in figures.flipped] if figures else []
     return {
@@ -250,7 +257,7 @@ def unantialiased(subject: Subject, source: Path) -> Iterator[Row]:
         ours, theirs = runs["embed"](noise)[0], runs[name](noise)[0]
         close = {"polygraphy": 1e-5, "optimum": 1e-3, "finite": np.inf}
         peers = {peer: bool(np.abs(ours - theirs).max() <= bound) for peer, bound in close.items()}
-        yield _row(title, replace(result, precision="geometry")) | peers
+        yield as_row(title, replace(result, precision="geometry")) | peers
 
 
 def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequence[str] = ()) -> Row:
@@ -274,6 +281,7 @@ def examined(run: Path, stranger: Path | None, source: Path | None, only: Sequen
         "drawn": bool(spec.data.get("drawn")),
         "data_fingerprint": spec.data.get("fingerprint"),
         "photos": len(subject.validation.labels),
+        "shift_of": SHIFT_OF,
         "outcomes": outcomes,
     }
 

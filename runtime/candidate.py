@@ -26,7 +26,7 @@ class Candidate:
     `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check:
     this machine can tell whether the file is right, but would not run it in its own precision. `figures` and `machine`
     are None where nothing was checked. `facts` say what the file was made for. `gate` has the bounds that it must keep;
-    where it is None, those of its precision hold.
+    where it is None, those of `gate_of` hold. `faults` are what export found wrong with the file, whatever runs it.
     """
 
     architecture: str
@@ -42,6 +42,7 @@ class Candidate:
     machine: Machine | None = None
     facts: BuildFacts = field(default_factory=BuildFacts)
     gate: Gate | None = None
+    faults: tuple[str, ...] = ()
 
     @classmethod
     def from_values(cls, values: Any, origin: str = "") -> "Candidate":
@@ -73,6 +74,11 @@ class Candidate:
     def key(self) -> tuple[str, str, str, str, str]:
         """What identifies a candidate, whatever its verdict."""
         return self.architecture, self.file, self.backend, self.precision, self.variant
+
+    def gate_of(self, gates: Mapping[str, Gate]) -> Gate:
+        """The bounds that a table, such as GATES, has for its precision on its kind of device."""
+        on_gpu = f"{self.precision}-gpu" if BACKENDS[self.backend].gpu else ""
+        return gates.get(on_gpu, gates[self.precision])
 
     def open(self, folder: Path, threads: int = 0, streams: int = 1) -> Backend:
         """Open the candidate's file in the model folder `folder`; see `runtime.backends.open_backend`."""
@@ -129,11 +135,11 @@ def check_candidate(
         return replace(candidate, verdict="fail", reasons=(str(error),))
     finally:
         backend.close()
-    gate = candidate.gate or GATES[candidate.precision]
+    gate = candidate.gate or candidate.gate_of(GATES)
     result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
-    return replace(
-        candidate, verdict=result.verdict, reasons=result.reasons, figures=result.figures, precision_share=share
-    )
+    verdict = "fail" if candidate.faults else result.verdict
+    reasons = (*result.reasons, *candidate.faults)
+    return replace(candidate, verdict=verdict, reasons=reasons, figures=result.figures, precision_share=share)
 
 
 def run_all(backend: Backend, images: np.ndarray, batch: int) -> np.ndarray:

@@ -100,9 +100,9 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
     """Every paired figure of a candidate, without a verdict: float logits `[N, C]` of both, labels int `[N]`, N > 0."""
     n = len(labels)
     # Softmax ignores a constant added to all logits of a photo, so compare what is left without it
-    reference, candidate = _centred(reference), _centred(candidate)
+    reference, candidate = centred(reference), centred(candidate)
     spread = float(np.sqrt((reference**2).mean())) or 1.0
-    photo_shift = np.sqrt(((candidate - reference) ** 2).mean(axis=1)) / spread
+    squares = ((candidate - reference) / spread) ** 2
     ordered = np.sort(reference, axis=1)
     margins = (ordered[:, -1] - ordered[:, -2]) / spread
     flipped = np.flatnonzero(candidate.argmax(1) != reference.argmax(1))
@@ -122,8 +122,8 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
         agreement=round(1 - len(flipped) / n, 4),
         agreement_interval=_rounded(wilson_interval(n - len(flipped), n)),
         worst_recall_difference=round(min(recalls), 4),
-        shift=float(f"{np.sqrt((photo_shift**2).mean()):.3g}"),
-        worst_shift=float(f"{photo_shift.max():.3g}"),
+        shift=float(f"{np.sqrt(squares.mean(axis=0).max()):.3g}"),  # of the class, and of the photo, that moves most
+        worst_shift=float(f"{np.sqrt(squares.mean(axis=1).max()):.3g}"),
         lowest_cosine=round(float(cosines.min()), 5),
         largest_logit_difference=float(f"{np.abs(candidate - reference).max():.3g}"),
         calibration_difference=round(calibration_error(candidate, labels) - calibration_error(reference, labels), 4),
@@ -211,7 +211,8 @@ def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
     return round(interval[0], 4), round(interval[1], 4)
 
 
-def _centred(logits: np.ndarray) -> np.ndarray:
+def centred(logits: np.ndarray) -> np.ndarray:
+    """Logits `[N, C]` less each photo's mean, float64."""
     logits = np.asarray(logits, np.float64)
     return logits - logits.mean(axis=1, keepdims=True)
 

@@ -192,11 +192,20 @@ def test_the_gate_caught_the_broken_files_and_failed_no_healthy_one() -> None:
     assert int8 and not [trial for trial in int8 if "clear photos" in trial["reason"]], "caught by its flips alone"
 
 
-def test_no_healthy_file_failed_over_three_seeds() -> None:
-    rows = read_rows(ROOT / "results" / "healthy_seeds.jsonl")
-    trained = {(row["architecture"], row["seed"]) for row in rows}
-    assert len(trained) == 9 and len({seed for _, seed in trained}) == 3
+def test_no_healthy_file_failed_on_drawn_dishes_and_faint_faults_are_caught() -> None:
+    rows = read_rows(ROOT / "results" / "mutants_drawn.jsonl")
+    assert len({(row["architecture"], row["seed"]) for row in rows}) == len({row["run"] for row in rows}) == 9
     assert "fail" not in {o["verdict"] for row in rows for o in row["outcomes"] if o["name"] == "healthy"}
+    faint = [trial["verdict"] for trial in trials(rows) if kind(trial) == "faint"]
+    assert len(faint) == 27 and faint.count("fail") >= 24
+
+
+def test_bounds_of_processors_leave_room_for_healthy_files_and_not_too_much() -> None:
+    rows = [row for name in ("mutants_drawn", "foreign") for row in read_rows(ROOT / "results" / f"{name}.jsonl")]
+    table = [line.split(" | ") for line in gate.bounds(rows).splitlines()[2:] if line.startswith("| ")]
+    rooms = {cells[0].strip("| "): float(cells[4].removesuffix(" ×")) for cells in table}
+    assert len({row["run"] for row in rows if row["experiment"] == "foreign"}) >= 10
+    assert 3 <= rooms["fp32"] <= 10 and rooms["int8"] >= 1.2 and not [name for name in rooms if name.endswith("-gpu")]
 
 
 def test_the_claims_about_speed_hold_where_the_processor_allows_them() -> None:

@@ -140,6 +140,7 @@ def test_a_loss_of_accuracy_by_close_calls_is_inconclusive_until_it_is_significa
 
 def test_a_changed_decision_is_another_class_or_another_not_sure(reference: tuple) -> None:
     logits, labels = np.tile([3.0, 1.0, 0.0], (40, 1)), np.zeros(40, int)
+    logits[2] = [3.0, 1.0, 0.5]
     candidate = logits.copy()
     candidate[0] = [1.0, 3.0, 0.0]  # another class
     candidate[1] = [1.0, 0.9, 0.8]  # the same class, no longer sure

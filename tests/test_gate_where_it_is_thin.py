@@ -2,12 +2,16 @@
 
 import json
 import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import house
 import numpy as np
 import pytest
 from house import GATES, apply_gate
+
+from runtime.gate import read_gates
 
 PHOTOS = 142
 
@@ -46,6 +50,57 @@ def test_a_class_that_has_become_far_too_likely_does_not_pass(precision: str, cl
     candidate = reference.copy()
     candidate[:, 0] += 8
     assert apply_gate(reference, candidate, labels, GATES[precision]).verdict != "pass"
+
+
+def test_one_wrong_logit_counts_as_much_among_a_thousand_as_among_five() -> None:
+    shifts = []
+    for classes in (5, 1000):
+        reference = np.random.default_rng(0).normal(size=(PHOTOS, classes))
+        candidate = reference.copy()
+        candidate[:, 0] += 0.3
+        shifts.append(house.compare(reference, candidate, reference.argmax(1)).shift)
+    assert shifts == pytest.approx([0.24, 0.3], rel=0.2)  # 0.8 of it is left among five once photos are centred
+
+
+def test_more_photos_of_the_same_kind_do_not_break_the_bound_of_the_worst_photo() -> None:
+    """Their shifts have an exponential tail, and the worst of a hundred is just within the bound."""
+    random, gate = np.random.default_rng(0), replace(GATES["int8"], shift=1, flip_margin=100)
+    reference = random.normal(size=(20_000, 3))
+    noise = random.normal(size=reference.shape)
+    noise /= np.sqrt((noise**2).mean(axis=1, keepdims=True)) / random.exponential(0.09, (len(noise), 1))
+
+    def verdict(candidate: np.ndarray, n: int) -> str:
+        return apply_gate(reference[:n], candidate[:n], candidate[:n].argmax(1), gate).verdict
+
+    worst = house.compare(reference, reference + noise, reference.argmax(1)).worst_shift
+    assert worst > gate.worst_shift and [verdict(reference + noise, n) for n in (100, 20_000)] == ["pass", "pass"]
+    noise[77] *= 3 / np.abs(noise[77]).max()
+    assert [verdict(reference + noise, n) for n in (100, 20_000)] == ["fail", "fail"]
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        lambda logits: np.tile(logits[0], (len(logits), 1)),
+        lambda logits: np.tile(logits[:, :1], (1, logits.shape[1])),
+        lambda logits: logits[0] + logits[:, :1],
+    ],
+    ids=["one answer for all photos", "one logit for all classes", "a photo moves all logits alike"],
+)
+def test_an_answer_that_does_not_depend_on_the_photo_fails_in_the_reference_too(constant: Callable) -> None:
+    reference, labels = logits(5)
+    for pair in ((reference, constant(reference)), (constant(reference), constant(reference))):
+        found = apply_gate(*pair, labels, GATES["int8"])
+        assert found.verdict == "fail" and "the same logits" in found.reasons[0]
+
+
+def test_a_gpu_has_bounds_of_its_own_and_those_that_were_set_for_its_precision(tmp_path: Path) -> None:
+    processor, gpu = (house.Candidate("x", "model.onnx", engine, "fp32") for engine in ("openvino", "ort-cuda"))
+    assert processor.gate_of(GATES).shift < gpu.gate_of(GATES).shift and "not measured" in gpu.gate_of(GATES).source
+    (tmp_path / "own.toml").write_text("fp32.shift = 0.5\nint8.shift = 0.5\nint8-gpu.shift = 0.6\n")
+    own = read_gates(tmp_path / "own.toml")
+    assert {c.gate_of(own).shift for c in (processor, gpu)} == {0.5}
+    assert replace(gpu, precision="int8").gate_of(own).shift == 0.6
 
 
 def test_judging_many_photos_takes_little_memory() -> None:

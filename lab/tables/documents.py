@@ -1,8 +1,8 @@
 """Write the tables of documents anew from the committed rows, and the pictures that they show.
 
 A block between `<!-- table FILE.jsonl KIND -->` and `<!-- end -->` is the table of that kind of the rows in that file,
-one between `<!-- tree -->` and `<!-- end -->` is the tree of all modules. With --check nothing is written, and the exit
-status is 1 when one of them or a picture is stale.
+or in several with commas between, one between `<!-- tree -->` and `<!-- end -->` is the tree of all modules. With
+--check nothing is written, and the exit status is 1 when one of them or a picture is stale.
 """
 
 import argparse
@@ -40,6 +40,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "mutants": gate.mutants,
     "faint": gate.faint,
     "healthy": gate.healthy,
+    "bounds": gate.bounds,
     "embedded": gate.embedded,
     "capacity": capacity.table,
     "bottleneck": capacity.bottleneck,
@@ -53,9 +54,11 @@ def refreshed(text: str) -> str:
 
 
 def _table(file: str, kind: str) -> str:
-    if not (ROOT / file).is_file():
-        return f"Not measured yet: there is no `{file}`."
-    return KINDS[kind](read_rows(ROOT / file))
+    files = file.split(",")
+    for name in files:
+        if not (ROOT / name).is_file():
+            return f"Not measured yet: there is no `{name}`."
+    return KINDS[kind]([row for name in files for row in read_rows(ROOT / name)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

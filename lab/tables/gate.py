@@ -10,11 +10,12 @@ import numpy as np
 from lab.tables.markdown import NAMES, Columns, by_columns, markdown, versions
 from runtime.benchmark.rows import Row, read_rows
 from runtime.files import sha256_file, sha256_json
-from runtime.gate import GATES
+from runtime.gate import GATES, Gate
 
 ROWS = Path(__file__).resolve().parents[2] / "results" / "mutants.jsonl"
 PICTURE = "gate.svg"
 PEERS = {"saji": "saji's gate", "polygraphy": "Polygraphy", "optimum": "optimum", "finite": "finite output"}
+SHIFT_OF = "the class that moves most"  # in rows whose shift is the gate's of today; before it was of all classes
 _FAINT = "an activation saturated", "a layer's scales shifted", "last layer in five steps"  # in rows without a kind
 
 
@@ -81,6 +82,22 @@ def healthy(rows: list[Row]) -> str:
     return f"{markdown(head, lines)}\n\n{_conditions(rows)}"
 
 
+def bounds(rows: list[Row]) -> str:
+    """The gates of healthy files by today's shift, and how much room the file that moves most leaves."""
+    head = "gate", "passed", "logit shift", "bound", "room", "worst photo", "bound", "room"
+    current = [row for row in rows if row.get("shift_of") == SHIFT_OF]
+    lines = []
+    for name, gate in GATES.items():
+        alike = [t for t in trials(current) if (t["name"], t["precision"]) == ("healthy", name) and t["shift"]]
+        passed = [trial for trial in alike if trial["verdict"] != "fail"]
+        if passed:
+            largest = [max(trial[figure] for trial in passed) for figure in ("shift", "worst_shift")]
+            pairs = zip(largest, (gate.shift, gate.worst_shift), strict=True)
+            cells = [(f"{shift:.2g}", f"{bound:g}", f"{bound / shift:.1f} ×") for shift, bound in pairs]
+            lines.append((name, f"{len(passed)} of {len(alike)}", *cells[0], *cells[1]))
+    return f"{markdown(head, lines)}\n\n{_conditions(current)}"
+
+
 def embedded(rows: list[Row]) -> str:
     """`model.embed.onnx` on original photos: what resizing inside the graph changes, by engine."""
     columns: Columns = {
@@ -115,8 +132,13 @@ def _conditions(rows: list[Row]) -> str:
 
 def _digest() -> str:
     """What the picture is drawn from: rows, bounds, and how it is drawn."""
-    bounds = {precision: gate.shift for precision, gate in GATES.items()}
-    return sha256_json([sha256_file(ROWS), bounds, inspect.getsource(draw)])
+    shifts = {precision: gate.shift for precision, gate in _measured().items()}
+    return sha256_json([sha256_file(ROWS), shifts, inspect.getsource(draw)])
+
+
+def _measured() -> dict[str, Gate]:
+    """The gates whose files are in the rows; GPUs' are not."""
+    return {name: gate for name, gate in GATES.items() if not name.endswith("-gpu")}
 
 
 def is_stale(picture: Path) -> bool:
@@ -132,9 +154,9 @@ def draw(picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     outcomes = [trial for trial in trials(read_rows(ROWS)) if trial["shift"] is not None]
-    scatter = np.random.default_rng(0)
+    scatter, gates = np.random.default_rng(0), _measured()
     figure, axes = plt.subplots(figsize=(8, 4))
-    for place, (precision, gate) in enumerate(GATES.items()):
+    for place, (precision, gate) in enumerate(gates.items()):
         for is_healthy, colour, height in ((True, "#2a7f62", 0.15), (False, "#c0392b", -0.15)):
             alike = [t for t in outcomes if (kind(t) == "healthy", t["precision"]) == (is_healthy, precision)]
             shifts = [trial["shift"] for trial in alike]
@@ -143,7 +165,7 @@ def draw(picture: Path) -> None:
             axes.scatter(np.maximum(shifts, 1e-7), heights, s=12, color=colour, alpha=0.6, label=label)
         axes.plot([gate.shift] * 2, [place - 0.4, place + 0.4], color="black", label="bound" if place == 0 else None)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(GATES)), list(GATES))
+    axes.set_yticks(range(len(gates)), list(gates))
     axes.invert_yaxis()
     axes.set_xlabel("logit shift (RMS of the change over RMS of the reference)")
     axes.legend(loc="lower left")

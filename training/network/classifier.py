@@ -130,7 +130,7 @@ def finished(
     return (model, spec) if same and recipe.same_settings(spec.recipe, files) else None
 
 
-def reference_logits(model: PhotoClassifier, images: np.ndarray, batch: int = 32) -> np.ndarray:
+def reference_logits(model: nn.Module, images: np.ndarray, batch: int = 32) -> np.ndarray:
     """The FP32 answer on the CPU that every candidate is held against; uint8 `[N, S, S, 3]` → float32 `[N, C]`."""
     images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
     model = model.float().cpu().eval()  # plain FP32 arithmetic, whatever the training used
