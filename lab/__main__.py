@@ -39,6 +39,7 @@ VERBS = {
     "foreign": Verb("lab.foreign", "how closely other people's graphs agree with PyTorch", "results/foreign.jsonl"),
     "study": Verb("lab.study", "networks and recipes compared", "results/study.jsonl"),
     "unseen": Verb("lab.unseen", "does a classifier notice a class that it never saw?", "results/unseen.jsonl"),
+    "coverage": Verb("lab.coverage", "does an interval hold for the next photos?", "results/coverage.jsonl"),
     "duplicates": Verb("lab.duplicates", "how well duplicates are found, and how the search grows"),
     "geometry": Verb("lab.geometry", "does resizing in the graph keep the answers?"),
     "suspects": Verb("lab.suspects", "how many mislabelled photos are found", "results/suspects.jsonl"),

@@ -1,7 +1,8 @@
 """What docs/study.md tells, one committed row per finished run.
 
 - `transfer`: EfficientNet-Lite0 from ImageNet weights.
-- `folds`: plain, residual and squeeze-and-excitation from scratch, every photo judged by a network that never saw it.
+- `held_out`: EfficientNet-Lite0 and, from scratch, plain, residual and squeeze-and-excitation networks, by folds: every
+  photo is answered by a network that never saw its scene, and chose nothing of it.
 - `seeds`: the four seed recipes and their networks on a split without leaks, beside what they reported on one with.
 - `distil`: ResNet-34 from scratch, taught by the network of `transfer`.
 - `long`: ResNet-34 from scratch, with patience.
@@ -19,45 +20,47 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lab.coverage import contains
 from lab.tables.study import SEEDS
 from runtime.benchmark.rows import Row, read_rows
 from runtime.command_line import say
 from runtime.environment import usable_cores
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, accuracy, calibration_error, wilson_interval
+from runtime.spec import ModelSpec
 from training.network.classifier import finished, load_checkpoint, reference_logits
 from training.photos.dataset import Data, load_data
 from training.photos.split import folds
 from training.recipe import Recipe, load_recipe
+from training.run.held_out import HeldOut, of_folds, settle
+from training.run.records import Share
 from training.run.train import Place, train
 
 FOLDS = 3
 NETWORKS = ("plain34", "resnet34", "se_resnet34")
 TEACHER = "efficientnet_lite0"
-WAVES = (("transfer", "folds", "seeds"), ("distil", "long"))  # the second needs the first
+WAVES = (("transfer", "held_out", "seeds"), ("distil", "long"))  # the second needs the first
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train. `fold` is None for the split that the data came with."""
+    """One network to train, on the split that the data came with or by folds."""
 
     part: str
     architecture: str
     recipe: Recipe
-    fold: int | None = None
 
     @property
     def name(self) -> str:
-        """What the row and its folder are called, such as "folds/scratch-2/plain34"."""
-        fold = "" if self.fold is None else f"-{self.fold}"
-        return f"{self.part}/{self.recipe.name}{fold}/{self.architecture}"
+        """What the row and its folder are called, such as "held_out/scratch/plain34"."""
+        return f"{self.part}/{self.recipe.name}/{self.architecture}"
 
 
 def jobs(part: str, out: Path) -> list[Job]:
     """The runs of one part."""
-    if part == "folds":
-        last = replace(load_recipe("scratch"), release="last")  # no fold may pick its own epoch
-        return [Job(part, network, last, fold) for fold in range(FOLDS) for network in NETWORKS]
+    if part == "held_out":
+        scratch = load_recipe("scratch")
+        return [Job(part, TEACHER, load_recipe("transfer")), *(Job(part, network, scratch) for network in NETWORKS)]
     if part == "seeds":  # at 128 px: their 224 and 300 would take five times as long
         recipes = {name: replace(load_recipe(name), image_size=128) for name in SEEDS}
         return [Job(part, network, recipes[name]) for name, reported in SEEDS.items() for network in reported]
@@ -73,12 +76,44 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
     """Train one network, or take it up where it was, and say how it does on the photos it did not see."""
     torch.set_num_threads(threads)
     data = load_data(source, job.recipe.validation_share, job.recipe.seed, True, out / "cache")
-    if job.fold is not None:
-        data = folds(data, FOLDS, seed=0)[job.fold]
     folder = out / "study" / job.name
-    if not finished(folder, job.architecture, job.recipe, data.fingerprint):
-        train(job.architecture, data, job.recipe, folder, out / "cache", Place("cpu"))
-    return row_of(job, data, folder) | {"threads": threads, "runs_at_once": at_once}
+
+    def fit(part: Data, into: Path) -> None:
+        train(job.architecture, part, job.recipe, into, out / "cache", Place("cpu"))
+
+    if job.part == "held_out":
+        row = held_out_row(job, data, of_folds(job.architecture, data, job.recipe, FOLDS, folder, fit), folder)
+    else:
+        if not finished(folder, job.architecture, job.recipe, data.fingerprint):
+            fit(data, folder)
+        row = row_of(job, data, folder)
+    return row | {"threads": threads, "runs_at_once": at_once}
+
+
+def held_out_row(job: Job, data: Data, answers: HeldOut, folder: Path) -> Row:
+    """What all folds together say of photos that chose nothing; `folds` has each fold's own accuracy and interval, and
+    whether that contains the accuracy on the other folds."""
+    spec = settle(folder, ModelSpec(job.name, job.architecture, data.classes), answers, answers)
+    hits, apart = answers.logits.argmax(1) == answers.labels, []
+    for part in folds(data, FOLDS, job.recipe.seed):
+        share = Share.of(hits[part.val], answers.scenes[part.val])
+        held = contains(hits, answers.scenes, part.val)
+        apart.append({"accuracy": share.share, "interval": share.interval, "contains_the_others": held})
+    return {
+        "experiment": "study",
+        "part": job.part,
+        "run": job.name,
+        "architecture": job.architecture,
+        "recipe": asdict(job.recipe),
+        "data_fingerprint": data.fingerprint,
+        **spec.validation["held_out"],
+        "temperature": round(spec.temperature, 4),
+        "calibration_error_at_temperature_1": spec.validation["calibration"]["ece_before"],
+        "folds": apart,
+        "labels": _digits(answers.labels),
+        "predictions": _digits(answers.logits.argmax(1)),
+        "scene": answers.scenes.tolist(),
+    }
 
 
 def row_of(job: Job, data: Data, folder: Path) -> Row:
@@ -93,7 +128,6 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
         "part": job.part,
         "run": job.name,
         "architecture": job.architecture,
-        "fold": job.fold,
         "recipe": asdict(job.recipe) | {"teacher": Path(job.recipe.teacher).parent.name},  # not its place here
         "data_fingerprint": data.fingerprint,
         "trained_on": len(data.train),
@@ -119,6 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="photo set with a split of its own")
     parts = [part for wave in WAVES for part in wave]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run; all by default")
+    parser.add_argument("--only", default="", metavar="TEXT", help="runs with this in their name, such as transfer")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
     parser.add_argument("--at-once", type=int, default=usable_cores(), help="runs that share the cores; 1 thread each")
 
@@ -130,7 +165,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     done = {row["run"] for row in read_rows(arguments.rows)} if arguments.rows.is_file() else set()
     for wave in WAVES:
         todo = [job for part in wave if part in arguments.parts for job in jobs(part, arguments.out)]
-        todo = [job for job in todo if job.name not in done]
+        todo = [job for job in todo if job.name not in done and arguments.only in job.name]
         for row in _run_all(todo, arguments.data, arguments.out, arguments.at_once):
             say(f"{row['run']}: accuracy {row['accuracy']:.3f} on {row['photos']} photos")
             yield row

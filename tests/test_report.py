@@ -20,7 +20,7 @@ from runtime.errors import BadModel, SajiError
 from training.__main__ import main
 from training.network.classifier import PhotoClassifier, load_checkpoint, save_checkpoint
 from training.outcome import figures, report
-from training.outcome.summary import Outcome, difference_p, multiply_adds, read_outcome
+from training.outcome.summary import Outcome, differences, multiply_adds, read_outcome
 from training.run.records import Epoch
 
 LAYERS = ("network.conv1.weight", "network.layer1.0.conv1.weight", "network.fc.weight")
@@ -134,7 +134,7 @@ def test_the_recipe_stands_once_and_differences_per_network(outcome: Outcome) ->
     rows = dict(rows_of(report._recipe([outcome, other]), "setting"))
     assert set(rows) == set(outcome.spec.recipe)
     assert rows["image_size"] == "32" and rows["epochs"] == "first: 2, second: 7"
-    assert rows_of(report.differences([outcome, other]), "setting") == [["epochs", "2", "7"]]
+    assert rows_of(report.settings([outcome, other]), "setting") == [["epochs", "2", "7"]]
 
 
 def test_the_worst_mistakes_come_first(outcome: Outcome) -> None:
@@ -190,11 +190,19 @@ def test_a_difference_is_tested_on_the_same_photos_only(outcome: Outcome) -> Non
         logits[photo] = -logits[photo]
     worse = replace(outcome, logits=logits)
     lost, won = (outcome.right & ~worse.right).sum(), (~outcome.right & worse.right).sum()
-    assert difference_p(worse, outcome) == pytest.approx(binomtest(int(lost), int(lost + won)).pvalue) and lost == 7
+    apart = replace(outcome.validation, scenes=np.arange(len(outcome.right)))
+    outcome, worse = (replace(each, validation=apart) for each in (outcome, worse))
+    (pair,) = differences([worse, outcome])
+    assert pair.p == pytest.approx(binomtest(int(lost), int(lost + won)).pvalue) and lost == 7
+    assert pair.difference == pytest.approx((won - lost) / len(outcome.right)) and pair.interval[1] <= 0
+    # Were the seven photos shots of one plate, they would be one difference and no evidence
+    same = replace(apart, scenes=np.where(outcome.right & ~worse.right, -1, np.arange(len(outcome.right))))
+    (pair,) = differences([replace(each, validation=same) for each in (worse, outcome)])
+    assert pair.p > 0.9
     names = replace(outcome.validation, names=outcome.validation.names[::-1])
-    assert difference_p(replace(outcome, validation=names), outcome) is None
+    assert differences([replace(outcome, validation=names), outcome]) == []
     foreign = replace(outcome, spec=replace(outcome.spec, data={"fingerprint": "another"}))
-    assert difference_p(foreign, outcome) is None
+    assert differences([foreign, outcome]) == []
     assert "do not compare" in report._head(Path("x"), [outcome, foreign])
     assert "do not compare" not in report._head(Path("x"), [outcome, worse])
 

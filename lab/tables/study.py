@@ -62,6 +62,44 @@ def folds(rows: list[Row]) -> str:
     return "\n\n".join([markdown(head, lines), markdown(difference, pairs), _conditions(rows)])
 
 
+def held_out(rows: list[Row]) -> str:
+    """What networks do on photos that chose nothing of them, by folds, and each pair of networks compared."""
+    rows = [row for row in rows if row["part"] == "held_out"]
+    columns: Columns = {
+        "network": lambda row: NAMES.get(row["architecture"], row["architecture"]),
+        "recipe": "{recipe[name]}, {recipe[image_size]} px",
+        "photos that chose nothing": "{photos} of {scenes} scenes, {how}",
+        ACCURACY: lambda row: with_interval(row["accuracy"], row["interval"]),
+        "macro-F1": "{macro_f1:.3f}",
+        "calibration error": "{calibration_error:.3f}",
+        "at temperature 1": "{calibration_error_at_temperature_1:.3f}",
+        "each fold": lambda row: ", ".join(f"{fold['accuracy']:.3f}" for fold in row["folds"]),
+    }
+    return f"{by_columns(rows, columns)}\n\n{_conditions(rows)}"
+
+
+def headline(rows: list[Row]) -> str:
+    """The accuracy that the first page leads with, and what it is of."""
+    row = next(row for row in rows if row["run"] == "held_out/transfer/efficientnet_lite0")
+    low, high = (f"{edge:.2f}" for edge in row["interval"])
+    return (
+        f"**{row['accuracy']:.3f}** of {row['photos']} photos that chose nothing are named rightly (95 % interval {low}–"
+        f"{high}; {row['how']}, calibration error {row['calibration_error']:.3f})."
+    )
+
+
+def coverage(rows: list[Row]) -> str:
+    """How often the interval of one fold contains the accuracy on the other folds."""
+    columns: Columns = {
+        "photos": "{photos} of {scenes} scenes",
+        "folds": "{folds}",
+        "intervals": lambda row: str(row["folds"] * row["repeats"]),
+        "accuracy": "{accuracy:.3f}",
+        "contain the accuracy on the other folds": lambda row: f"{100 * row['contained']:.0f} %",
+    }
+    return by_columns(rows, columns)
+
+
 def _macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     """The mean over classes of the harmonic mean of precision and recall; scikit-learn's takes long to import."""
     classes = range(max(labels.max(), predictions.max()) + 1)

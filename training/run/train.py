@@ -79,11 +79,10 @@ def train(
     trained = ValidationSet(calibration.images[:n], calibration.labels[:n], calibration.names[:n])
     batches = Batches(TrainPhotos(data, recipe, cache, progress), validation, trained, recipe, start)
     history, gradients = History(architecture, recipe.epochs), Gradients()
-    trainer = _trainer(recipe, place, folder, [history, gradients, kept])
+    trainer, figures = _trainer(recipe, place, folder, [history, gradients, kept]), None
     interrupted = _fit(trainer, fitting, batches, kept.last if start else None)
     if interrupted and not kept.best_epoch:
         raise KeyboardInterrupt
-    figures = None
     if trainer.is_global_zero:
         logits = _released_logits(fitting, validation, kept)
         figures = _validation_figures(logits, data, history.rows, kept, recipe.release)
@@ -91,8 +90,7 @@ def train(
         calibration.save(folder / "calibration.npz")
         history.write(folder / "history.csv")
         gradients.write(folder / "gradients.csv")  # the checkpoint comes last: its presence says the run is complete
-        spec = _spec(architecture, data, recipe, folder, figures, before)
-        test = of_test(fitting.model, data, geometry)
+        spec, test = _spec(architecture, data, recipe, folder, figures, before), of_test(fitting.model, data, geometry)
         spec = settle(folder, spec, of_validation(logits, data, recipe), test)
         save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, seen.record(data, before))
         if not interrupted:
