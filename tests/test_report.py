@@ -75,7 +75,7 @@ def pictures(folder: Path) -> set[str]:
 def test_every_figure_is_there_and_shows_something(reported: tuple[Path, list[Outcome]]) -> None:
     folder, _ = reported
     text = (folder / "report.md").read_text(encoding="utf-8")
-    names = {"curves.png", "confusions.png", "mistakes.png", "predictions.png", "gradients.png"}
+    names = {"curves.png", "confusions.png", "mistakes.png", "predictions.png", "gradients.png", "reliability.png"}
     assert pictures(folder) == names and all(f"]({name})" in text for name in names)
     for name in names:
         pixels = np.asarray(Image.open(folder / name).convert("L"))
@@ -88,7 +88,8 @@ def test_the_figures_per_class_are_scikit_learns(reported: tuple[Path, list[Outc
     right = classification_report(labels, outcome.logits.argmax(1), target_names=classes, output_dict=True)
     rows = rows_of(text, "first | precision")
     assert [row[0].replace("\\", "") for row in rows] == classes
-    for name, *scores in rows:
+    for name, *scores, recall in rows:
+        assert recall.startswith(f"{right[name]['recall']:.3f} (")  # of the same photos: they chose nothing
         of = right[name]
         told = [of["precision"], of["recall"], of["f1-score"], of["support"]]
         assert [float(score) for score in scores] == pytest.approx(told, abs=5e-4)
@@ -237,11 +238,12 @@ def test_runs_are_compared(compared: tuple[Path, str], outcome: Outcome) -> None
 
 def test_what_is_missing_is_left_out(compared: tuple[Path, str]) -> None:
     out, _ = compared
-    assert pictures(out / "runs" / "old") == {"curves.png", "confusions.png", "mistakes.png", "predictions.png"}
-    assert pictures(out / "runs" / "bare") == {"confusions.png", "mistakes.png", "predictions.png"}
+    always = {"confusions.png", "mistakes.png", "predictions.png", "reliability.png"}
+    assert pictures(out / "runs" / "old") == {"curves.png", *always}
+    assert pictures(out / "runs" / "bare") == always
     text = (out / "runs" / "bare" / "report.md").read_text(encoding="utf-8")
     (row,) = rows_of(text, "network")
-    assert row[0] == "resnet18" and row[6:8] == row[10:] == ["", ""] and "curves.png" not in text
+    assert row[0] == "resnet18" and row[6] == "" and row[9:] == ["", ""] and "curves.png" not in text
 
 
 def test_class_names_of_any_kind(run: Path, tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_class_names_of_any_kind(run: Path, tmp_path: Path) -> None:
     save_checkpoint(network / "checkpoint.pt", model, replace(spec, classes=("caf?", *names[:3], names[4])))
     report.write_report(tmp_path)
     rows = rows_of((tmp_path / "report.md").read_text(encoding="utf-8"), "resnet18 | precision")
-    assert [len(row) for row in rows] == [5] * 5
+    assert [len(row) for row in rows] == [6] * 5
     assert rows[1][0] == "ソト・アヤム" and rows[3][0] == "a" * 200 and rows[4][0] == r"\<b>\*bold\* line\</b>"
     labels = [tick.get_text() for tick in figures.confusions([odd]).axes[0].get_yticklabels()]
     assert labels == ["ソト・アヤム", r"price \$5 | \$7", "a" * 15 + "…", "caf?", "<b>*bold* line<…"]

@@ -34,6 +34,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "coverage": study.coverage,
     "finest": study.finest,
     "duplicates": study.duplicates,
+    "planted": study.planted,
     "growth": study.growth,
     "suspects": study.suspects,
     "unseen": study.unseen,

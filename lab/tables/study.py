@@ -81,10 +81,10 @@ def held_out(rows: list[Row]) -> str:
 def headline(rows: list[Row]) -> str:
     """The accuracy that the first page leads with, and what it is of."""
     row = next(row for row in rows if row["run"] == "held_out/transfer/efficientnet_lite0")
-    low, high = (f"{edge:.2f}" for edge in row["interval"])
+    interval = "{:.2f}–{:.2f}".format(*row["interval"])
     return (
-        f"**{row['accuracy']:.3f}** of {row['photos']} photos that chose nothing are named rightly (95 % interval {low}–"
-        f"{high}; {row['how']}, calibration error {row['calibration_error']:.3f})."
+        f"**{row['accuracy']:.3f}** of {row['photos']} photos that chose nothing are named rightly (95 % interval "
+        f"{interval}; {row['how']}, calibration error {row['calibration_error']:.3f})."
     )
 
 
@@ -149,6 +149,14 @@ def duplicates(rows: list[Row]) -> str:
         "missed": lambda row: ", ".join(" = ".join(pair) for pair in row["missed"]) or "none",
     }
     return by_columns([row for row in rows if "recall" in row], columns)
+
+
+def planted(rows: list[Row]) -> str:
+    """How many planted copies of each kind are found, and how many of all pairs are right."""
+    row = [row for row in rows if row["experiment"] == "planted duplicates"][-1]
+    cells = [(kind, f"{recall:.2f}") for kind, recall in row["recall_by_kind"].items()]
+    conditions = f"{row['planted']} copies of each kind among {row['photos']} photos; precision {row['precision']:.3f}"
+    return f"{markdown(('kind of copy', 'recall'), cells)}\n\n{conditions}; commit {row['commit']}."
 
 
 def growth(rows: list[Row]) -> str:

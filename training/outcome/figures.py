@@ -159,13 +159,14 @@ def comparison(outcomes: Outcomes) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     for row, outcome in enumerate(outcomes):
         colour, line = PALETTE[row % len(PALETTE)], ("-", "--", ":", "-.")[row // len(PALETTE) % 4]
-        accuracy = Share.of(outcome.right)
+        held_out = outcome.held_out
+        accuracy = held_out.share if held_out else Share.of(outcome.right, outcome.validation.scenes)
         left.plot(accuracy.interval, (row, row), line, color=colour, linewidth=2)
         left.plot(accuracy.share, row, "o", color=colour)
         if outcome.history:
             right.plot(outcome.curve("epoch"), outcome.curve("val_accuracy"), line, color=colour)
     left.set_yticks(range(len(outcomes)), [shortened(outcome.name, 40) for outcome in outcomes])
-    left.set(xlabel="accuracy of the checkpoint, 95 % interval", ylim=(len(outcomes) - 0.5, -0.5))
+    left.set(xlabel="accuracy on photos that chose nothing, if known; 95 % interval", ylim=(len(outcomes) - 0.5, -0.5))
     right.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02))
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in (left, right):
