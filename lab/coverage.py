@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from runtime.benchmark.rows import Row
 from training.photos.dataset import load_data
@@ -42,7 +43,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
         hits = np.zeros(len(vectors), bool)
         for own in parts:
             others = np.setdiff1d(np.arange(len(vectors)), own)
-            probe = LogisticRegression(C=LOOSENESS, max_iter=1000).fit(vectors[others], data.labels[others])
+            with threadpool_limits(1):  # the matrices are small: threads would wait for each other
+                probe = LogisticRegression(C=LOOSENESS, max_iter=1000).fit(vectors[others], data.labels[others])
             hits[own] = probe.predict(vectors[own]) == data.labels[own]
         held += [contains(hits, data.scenes, own) for own in parts]
     yield {

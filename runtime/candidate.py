@@ -136,7 +136,7 @@ def check_candidate(
     finally:
         backend.close()
     gate = candidate.gate or candidate.gate_of(GATES)
-    result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
+    result = apply_gate(validation.logits, logits, validation.labels, gate, spec, validation.scenes)
     verdict = "fail" if candidate.faults else result.verdict
     reasons = (*result.reasons, *candidate.faults)
     return replace(candidate, verdict=verdict, reasons=reasons, figures=result.figures, precision_share=share)

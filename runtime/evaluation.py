@@ -75,8 +75,7 @@ def effective_number(hits: np.ndarray, scenes: np.ndarray) -> float:
     if share in (0.0, 1.0) or len(sizes) < 2:
         return n**2 / float((sizes**2).sum()) if n else 0.0
     residuals = np.bincount(scene, np.asarray(hits, float) - share)
-    clustered = float((residuals**2).sum()) / n**2 * len(sizes) / (len(sizes) - 1)
-    return n / max(1.0, clustered / (share * (1 - share) / n))
+    return n / max(1.0, float((residuals**2).sum()) / (n * share * (1 - share)))
 
 
 def with_interval(share: float, interval: Iterable[float]) -> str:
@@ -96,9 +95,15 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
 
 
-def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> Figures:
-    """Every paired figure of a candidate, without a verdict: float logits `[N, C]` of both, labels int `[N]`, N > 0."""
+def compare(
+    reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray, scenes: np.ndarray | None = None
+) -> Figures:
+    """Every paired figure of a candidate, without a verdict: float logits `[N, C]` of both, labels int `[N]`, N > 0.
+
+    With `scenes`, a number per photo, several shots of one scene are no more evidence than they are.
+    """
     n = len(labels)
+    scenes = np.arange(n) if scenes is None else scenes
     # Softmax ignores a constant added to all logits of a photo, so compare what is left without it
     reference, candidate = centred(reference), centred(candidate)
     spread = float(np.sqrt((reference**2).mean())) or 1.0
@@ -113,14 +118,14 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) ->
     return Figures(
         photos=n,
         accuracy=round(float(is_right.mean()), 4),
-        accuracy_interval=_rounded(wilson_interval(int(is_right.sum()), n)),
+        accuracy_interval=_interval(is_right, scenes),
         reference_accuracy=round(float(was_right.mean()), 4),
         accuracy_difference=round(float(is_right.mean() - was_right.mean()), 4),
-        accuracy_difference_interval=_rounded(paired_bootstrap(is_right.astype(int) - was_right)),
-        mcnemar_p=round(mcnemar_p(int((was_right & ~is_right).sum()), int((~was_right & is_right).sum())), 4),
+        accuracy_difference_interval=_rounded(paired_bootstrap(is_right.astype(int) - was_right, scenes)),
+        mcnemar_p=round(paired_p(is_right.astype(int) - was_right, scenes), 4),
         keeps_99_percent=bool(is_right.sum() >= 0.99 * was_right.sum()),
         agreement=round(1 - len(flipped) / n, 4),
-        agreement_interval=_rounded(wilson_interval(n - len(flipped), n)),
+        agreement_interval=_interval(candidate.argmax(1) == reference.argmax(1), scenes),
         worst_recall_difference=round(min(recalls), 4),
         shift=float(f"{np.sqrt(squares.mean(axis=0).max()):.3g}"),  # of the class, and of the photo, that moves most
         worst_shift=float(f"{np.sqrt(squares.mean(axis=1).max()):.3g}"),
@@ -142,8 +147,8 @@ def paired_bootstrap(
     scene = np.arange(len(differences)) if scenes is None else np.unique(scenes, return_inverse=True)[1]
     sums, photos = np.bincount(scene, differences), np.bincount(scene)
     n = len(sums)
-    at_once = max(1, 1_000_000 // n)  # resamples: all of them, of many photos, would fill the memory
-    drawn = [lots.integers(0, n, (min(at_once, resamples - first), n)) for first in range(0, resamples, at_once)]
+    at_once = max(1, 500_000 // n)  # resamples: all of them, of many photos, would fill the memory
+    drawn = (lots.integers(0, n, (min(at_once, resamples - first), n)) for first in range(0, resamples, at_once))
     means = np.concatenate([sums[lot].sum(axis=1) / photos[lot].sum(axis=1) for lot in drawn])
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
@@ -205,6 +210,11 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> list[
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     inside = [which == b for b in range(bins) if (which == b).any()]
     return [Bin(int(b.sum()), round(float(confidence[b].mean()), 4), round(float(right[b].mean()), 4)) for b in inside]
+
+
+def _interval(hits: np.ndarray, scenes: np.ndarray) -> tuple[float, float]:
+    n = effective_number(hits, scenes)
+    return _rounded(wilson_interval(n * float(hits.mean()), n))
 
 
 def _rounded(interval: tuple[float, float]) -> tuple[float, float]:

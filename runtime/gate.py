@@ -87,9 +87,14 @@ def read_gates(path: Path) -> dict[str, Gate]:
 
 
 def apply_gate(
-    reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray, gate: Gate, spec: ModelSpec | None = None
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    labels: np.ndarray,
+    gate: Gate,
+    spec: ModelSpec | None = None,
+    scenes: np.ndarray | None = None,
 ) -> GateResult:
-    """Hold a candidate's logits `[N, C]` against the FP32 checkpoint's on the same photos.
+    """Hold a candidate's logits `[N, C]` against the FP32 checkpoint's on the same photos, of these `scenes` if given.
 
     With the model's `spec` the figures also count the served decisions that change, "not sure" being one.
 
@@ -104,7 +109,7 @@ def apply_gate(
     for who, logits in (("", candidate), (" in the checkpoint itself", reference)):
         if reason := no_logits(logits):
             return GateResult("fail", (reason + who,))
-    figures = compare(reference, candidate, labels)
+    figures = compare(reference, candidate, labels, scenes)
     if spec:
         changed = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
         figures = dataclasses.replace(figures, decisions_changed=changed)
