@@ -66,7 +66,7 @@ def held_out(rows: list[Row]) -> str:
     """What networks do on photos that chose nothing of them, by folds, and each pair of networks compared."""
     rows = [row for row in rows if row["part"] == "held_out"]
     columns: Columns = {
-        "network": lambda row: NAMES.get(row["architecture"], row["architecture"]),
+        "network": lambda row: str(NAMES.get(row["architecture"], row["architecture"])),
         "recipe": "{recipe[name]}, {recipe[image_size]} px",
         "photos that chose nothing": "{photos} of {scenes} scenes, {how}",
         ACCURACY: lambda row: with_interval(row["accuracy"], row["interval"]),
@@ -75,7 +75,8 @@ def held_out(rows: list[Row]) -> str:
         "at temperature 1": "{calibration_error_at_temperature_1:.3f}",
         "each fold": lambda row: ", ".join(f"{fold['accuracy']:.3f}" for fold in row["folds"]),
     }
-    return f"{by_columns(rows, columns)}\n\n{_conditions(rows)}"
+    conditions = f"PyTorch {rows[-1]['versions']['torch']}, {machine(rows[-1])}; commit {rows[-1]['commit']}."
+    return f"{by_columns(rows, columns)}\n\n{conditions}"
 
 
 def headline(rows: list[Row]) -> str:
