@@ -174,6 +174,10 @@ def _spec_lines(model: str, spec: dict[str, Any] | None) -> Iterator[str]:
     yield f"{spec['name']}: {spec['architecture']}, {size} px, preprocessing version {version}"
     yield f"{len(classes)} classes: {', '.join(classes)}"
     if validation := spec["validation"]:  # an imported model without photos to judge it by has none
+        if held := validation.get("held_out"):
+            interval = "{:.3f} to {:.3f}".format(*held["interval"])
+            photos = f"{held['photos']} photos that chose nothing ({held['how']})"
+            yield f"checkpoint: accuracy {held['accuracy']:.3f} (95 % interval {interval}) on {photos}"
         yield f"checkpoint: accuracy {validation['accuracy']:.3f} on {validation['photos']} validation photos"
     for what, file in spec["data"].get("started_from", {}).items():
         known = f"it had seen {file['seen']} photos"

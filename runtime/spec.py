@@ -167,9 +167,26 @@ def _faults(spec: ModelSpec) -> Iterator[str]:
     sides = (geometry.size, geometry.resize)
     if not all(map(_is_count, sides)) or not geometry.size <= geometry.resize <= MOST_PIXELS:
         yield f"it cuts {geometry.size!r} pixels out of {geometry.resize!r} (at most {MOST_PIXELS:,} a side)"
+    if not _tells(spec.validation.get("held_out"), len(spec.classes)):
+        yield "what it says of photos that chose nothing cannot be read"
     for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("decode", DECODINGS)):
         if getattr(geometry, name) not in known:
             yield f"{name} is {getattr(geometry, name)!r}, not {' or '.join(known)}"
+
+
+def _tells(held_out: Any, classes: int) -> bool:
+    """Whether the figures of photos that chose nothing are there as training writes them, or not at all."""
+    if held_out is None:
+        return True
+    try:
+        numbers = [held_out[name] for name in ("accuracy", "photos", "calibration_error")] + [*held_out["recalls"]]
+        pairs = [held_out["interval"], *held_out["recall_intervals"]]
+        bins = [each[name] for each in held_out["reliability"] for name in ("photos", "confidence", "accuracy")]
+        numbers += bins + [edge for pair in pairs for edge in pair]
+        whole = len(held_out["recalls"]) == len(pairs) - 1 == classes and all(len(pair) == 2 for pair in pairs)
+        return whole and isinstance(held_out["how"], str) and all(map(_is_number, numbers))
+    except (TypeError, KeyError):
+        return False
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.errors import SajiError
+from runtime.errors import BadModel, SajiError
 from runtime.evaluation import calibration_error, effective_number, holm, paired_bootstrap, paired_p, reliability
 from runtime.spec import ModelSpec
 from training.__main__ import train as train_command
@@ -148,6 +148,19 @@ def test_the_reliability_diagram_adds_up_to_the_calibration_error() -> None:
     assert sum(each.photos for each in bins) == 500
     gaps = sum(each.photos * abs(each.confidence - each.accuracy) for each in bins) / 500
     assert gaps == pytest.approx(calibration_error(logits, labels), abs=1e-3)
+
+
+def test_figures_are_plain_json_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    answers = HeldOut("test photos", np.eye(3)[[0, 1, 0]], np.array([0, 1, 1]), np.arange(3))  # none of the last class
+    spec = settle(tmp_path, ModelSpec("x", "y", tuple("abc"), validation={"accuracy": 1}), answers, answers)
+    values = json.loads(spec.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert values["validation"]["held_out"]["recall_intervals"][2] == [0, 1]
+    assert ModelSpec.from_json(spec.to_json()).validation["held_out"]["photos"] == 3
+    for name, wrong in (("interval", [1]), ("accuracy", "a"), ("recalls", []), ("reliability", [1]), ("how", None)):
+        values["validation"]["held_out"] |= {name: wrong}
+        with pytest.raises(BadModel, match="chose nothing cannot be read"):
+            ModelSpec.from_json(json.dumps(values))
+        values = json.loads(spec.to_json())
 
 
 def test_what_a_spec_says_wrongly_is_as_if_it_said_nothing() -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lab import __main__ as lab
+from lab.coverage import contains
 from runtime.benchmark.rows import read_rows
 from runtime.errors import SajiError
 
@@ -65,3 +67,9 @@ def test_a_missing_library_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(sys.modules, "lab.fake")
     with pytest.raises(SajiError, match=r"lab.fake is not installed; install all .* make setup"):
         run("1")
+
+
+def test_an_interval_from_some_photos_is_held_against_the_others() -> None:
+    hits, own = np.arange(400) % 10 > 0, np.arange(100)
+    assert contains(hits, np.arange(400), own)
+    assert not contains(np.where(np.arange(400) < 100, hits, False), np.arange(400), own)

@@ -163,7 +163,8 @@ def _figures(judge: HeldOut, spec: ModelSpec, fitted: bool) -> HeldOutFigures:
         interval=right.interval,
         macro_f1=round(float(f1_score(labels, predicted, average="macro", zero_division=0)), 4),
         calibration_error=round(calibration_error(calm, labels), 4),
-        recalls=tuple(recall.share for recall in recalls),
+        # JSON has no NaN: of a class without a photo nothing is known, which its interval says
+        recalls=tuple(recall.share if own.any() else 0.0 for recall, own in zip(recalls, members, strict=True)),
         recall_intervals=tuple(recall.interval for recall in recalls),
         reliability=tuple(reliability(calm, labels)),
         right_kept=round(float(sure.mean()), 4) if len(sure) else None,
