@@ -219,6 +219,7 @@ FAINT = {fault.name for fault in FAINT_FAULTS}
 
 
 def as_row(name: str, result: Candidate) -> Row:
+    """One file's verdict by our gate, under the name of what was done to it, with what decided it."""
     figures = result.figures
     flips = [flip.margin for flip in figures.flipped] if figures else []
     return {

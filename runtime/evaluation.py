@@ -163,8 +163,11 @@ def paired_p(differences: np.ndarray, scenes: np.ndarray, flips: int = 10_000, s
     sums = sums[sums != 0]
     if np.all(np.abs(sums) == 1):
         return mcnemar_p(int((sums < 0).sum()), int((sums > 0).sum()))
-    signs = np.random.default_rng(seed).choice([-1, 1], (flips, len(sums)))
-    as_far = int((np.abs(signs @ sums) >= abs(sums.sum())).sum())
+    lots, as_far = np.random.default_rng(seed), 0
+    at_once = max(1, 1_000_000 // len(sums))  # of many scenes all signs would fill the memory
+    for first in range(0, flips, at_once):
+        signs = 2 * lots.integers(0, 2, (min(at_once, flips - first), len(sums))) - 1
+        as_far += int((np.abs(signs @ sums) >= abs(sums.sum())).sum())
     return (1 + as_far) / (1 + flips)
 
 

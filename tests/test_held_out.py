@@ -1,6 +1,7 @@
 """The accuracy that is led with is of photos that chose nothing: not the epoch, the temperature or the threshold."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,3 +196,28 @@ def test_interrupted_folds_go_on(photos: Path, tmp_path: Path, monkeypatch: pyte
         train_command(common)
     train_command(common)
     assert [path.name for path in made] == ["resnet18", "0-of-2", "1-of-2", "1-of-2"]
+
+
+def test_folds_that_cannot_be_are_told_before_training(photos: Path, tmp_path: Path) -> None:
+    for k, words in (("1", "at least 2"), ("50", "too few for 50 folds")):
+        with pytest.raises(SajiError, match=words):
+            train_command([*TINY, "--data", str(photos), "--run", "r", "--out", str(tmp_path), "--folds", k])
+    assert not list((tmp_path / "runs").rglob("checkpoint.pt"))
+
+
+def test_a_test_split_that_comes_later_measures_a_finished_network(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    for label in ("green", "red"):
+        shutil.copytree(photos / label, data / "train" / label)
+    common = [*TINY, "--data", str(data), "--run", "r", "--out", str(tmp_path)]
+    train_command(common)
+    (data / "test" / "red").mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(9).integers(0, 250, (40, 40, 3), np.uint8)).save(
+        data / "test" / "red" / "new.png"
+    )
+    weights = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")[0].state_dict()
+    train_command(common)
+    model, spec = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")
+    assert all((tensor == weights[name]).all() for name, tensor in model.state_dict().items())
+    assert (spec.validation["held_out"]["how"], spec.validation["held_out"]["photos"]) == ("test photos", 1)

@@ -61,6 +61,7 @@ def train(arguments: Sequence[str]) -> None:
     from training.photos.drawn import write_sample
     from training.photos.findings_page import describe
     from training.photos.seen import sources
+    from training.photos.split import folds
     from training.progress import bar
 
     for architecture in command.archs:
@@ -74,6 +75,8 @@ def train(arguments: Sequence[str]) -> None:
     data = replace(data, findings=replace(data.findings, drawn=drawn))
     write_json(run / "data.json", asdict(data.findings))
     say(describe(data.findings))
+    if command.folds:  # what cannot be cut is told before hours of training
+        folds(data, command.folds, recipe.seed)
     changed = [_train_one(architecture, data, recipe, command, run) for architecture in command.archs]
     if any(changed):
         write_report(run)
@@ -85,7 +88,7 @@ def _train_one(architecture: str, data: "Data", recipe: Recipe, command: Command
     """Train a network and its folds where they are out of date; whether anything has changed in this process."""
     from training.network.classifier import finished, load_checkpoint
     from training.progress import bar
-    from training.run.held_out import in_words, of_folds, settle_by_folds
+    from training.run.held_out import in_words, of_folds, settle_by_folds, settle_by_test
     from training.run.train import Place, saji_version, train
 
     folder, cache, k = run / architecture, command.out / "cache", command.folds
@@ -97,7 +100,7 @@ def _train_one(architecture: str, data: "Data", recipe: Recipe, command: Command
     done = None if command.force else finished(folder, architecture, recipe, data.fingerprint)
     if done:
         say(f"{architecture}: up to date in {folder}{_age(done[1].versions, saji_version())}, --force to redo")
-        spec = done[1]
+        spec = settle_by_test(folder, data, recipe)
     else:
         figures = fit(data, folder)
         if not figures:  # one of several processes, and not the first

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from runtime.errors import BadModel
-from runtime.evaluation import calibration_error, reliability
+from runtime.evaluation import ValidationSet, calibration_error, reliability
 from runtime.files import replacing
 from runtime.preprocess import pixels
 from runtime.spec import Geometry, ModelSpec
@@ -126,6 +126,19 @@ def settle(folder: Path, spec: ModelSpec, validation: HeldOut, held_out: HeldOut
 def settle_by_folds(folder: Path, answers: HeldOut) -> ModelSpec:
     """The spec of a released network, settled anew once its folds have answered."""
     spec = settle(folder, load_checkpoint(folder / "checkpoint.pt")[1], answers, answers)
+    replace_spec(folder / "checkpoint.pt", spec)
+    return spec
+
+
+def settle_by_test(folder: Path, data: Data, recipe: Recipe) -> ModelSpec:
+    """The spec of a finished network; settled anew where the test split is not the one that it was measured on."""
+    model, spec = load_checkpoint(folder / "checkpoint.pt")
+    test = of_test(model, data, spec.geometry)
+    kept = HeldOut.load(folder)
+    if test is None or (kept and kept.how.endswith("folds")) or (kept and np.array_equal(kept.logits, test.logits)):
+        return spec
+    validation = ValidationSet.load(folder / "validation.npz")
+    spec = settle(folder, spec, of_validation(reference_logits(model, validation.images), data, recipe), test)
     replace_spec(folder / "checkpoint.pt", spec)
     return spec
 
