@@ -132,10 +132,9 @@ def settle_by_folds(folder: Path, answers: HeldOut) -> ModelSpec:
 
 def settle_by_test(folder: Path, data: Data, recipe: Recipe) -> ModelSpec:
     """The spec of a finished network; settled anew where the test split is not the one that it was measured on."""
-    model, spec = load_checkpoint(folder / "checkpoint.pt")
-    test = of_test(model, data, spec.geometry)
-    kept = HeldOut.load(folder)
-    if test is None or (kept and kept.how.endswith("folds")) or (kept and np.array_equal(kept.logits, test.logits)):
+    (model, spec), kept = load_checkpoint(folder / "checkpoint.pt"), HeldOut.load(folder)
+    test = None if kept and kept.how.endswith("folds") else of_test(model, data, spec.geometry)
+    if test is None or (kept and np.array_equal(kept.logits, test.logits)):
         return spec
     validation = ValidationSet.load(folder / "validation.npz")
     spec = settle(folder, spec, of_validation(reference_logits(model, validation.images), data, recipe), test)
