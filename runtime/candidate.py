@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import BACKENDS, Backend, BuildFacts, open_backend, unavailable_because
-from runtime.errors import SajiError, Unavailable
+from runtime.errors import NotTold, SajiError, Unavailable
 from runtime.evaluation import Figures, ValidationSet
 from runtime.files import as_record
 from runtime.gate import GATES, Gate, apply_gate
@@ -115,7 +115,7 @@ def check_candidate(
     `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes. A file
     check is never served, so it takes what is quickest; it is opened as the FP32 that its backend really computes, and
     held to the gate of the file's own precision. What cannot be opened here is "unchecked" with the reason; what opens
-    as something else is "fail".
+    as something else is "fail", what does not tell as what it opens is "inconclusive".
     """
     if validation.logits is None:
         raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
@@ -123,23 +123,31 @@ def check_candidate(
     if reason := unavailable_because(candidate.backend):
         return replace(candidate, verdict="unchecked", reasons=(reason,))
     try:
-        backend = candidate.open(folder)
+        share, logits, otherwise = _answers(candidate, folder, validation.images, batch)
     except Unavailable as error:
         return replace(candidate, verdict="unchecked", reasons=(str(error),))
+    except NotTold as error:
+        return replace(candidate, verdict="inconclusive", reasons=(str(error),))
     except SajiError as error:
         return replace(candidate, verdict="fail", reasons=(str(error),))
-    try:
-        share = backend.precision_share()
-        logits = run_all(backend, validation.images, batch if candidate.servable else CHECKED_AT_ONCE)
-    except SajiError as error:
-        return replace(candidate, verdict="fail", reasons=(str(error),))
-    finally:
-        backend.close()
     gate = candidate.gate or candidate.gate_of(GATES)
     result = apply_gate(validation.logits, logits, validation.labels, gate, spec, validation.scenes)
-    verdict = "fail" if candidate.faults else result.verdict
-    reasons = (*result.reasons, *candidate.faults)
+    faults = (*candidate.faults, *otherwise)
+    verdict, reasons = "fail" if faults else result.verdict, (*result.reasons, *faults)
     return replace(candidate, verdict=verdict, reasons=reasons, figures=result.figures, precision_share=share)
+
+
+def _answers(
+    candidate: Candidate, folder: Path, images: np.ndarray, batch: int
+) -> tuple[dict[str, float], np.ndarray, tuple[str, ...]]:
+    """The precision that a candidate computes in, its logits, and what it had to do otherwise than asked for."""
+    backend = candidate.open(folder)
+    try:
+        share = backend.precision_share()
+        logits = run_all(backend, images, batch if candidate.servable else CHECKED_AT_ONCE)
+        return share, logits, (backend.otherwise,) if backend.otherwise else ()
+    finally:
+        backend.close()
 
 
 def run_all(backend: Backend, images: np.ndarray, batch: int) -> np.ndarray:

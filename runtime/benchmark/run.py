@@ -23,7 +23,7 @@ from runtime.speed_ratio import percentile, samples_needed
 
 Say = Callable[[str], None]
 # The modules that decide what is measured and chosen: a choice by other code is not up to date
-DECISIVE = ("runtime/choice.py", "runtime/speed_ratio.py", "runtime/benchmark/*.py", "runtime/backends/*.py")
+DECISIVE = ("runtime/choice.py", "runtime/speed_ratio.py", "runtime/benchmark/*.py", "runtime/backends/**/*.py")
 
 
 @dataclass(frozen=True)
