@@ -10,6 +10,7 @@ import ctypes
 import functools
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -24,6 +25,37 @@ _NVML = ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1", "nvml.dll")
 _MAJOR, _MINOR = 75, 76
 _PATIENCE = 60  # seconds; with persistence mode off, eight GPUs take some ten to wake
 _NUMBER = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """One major version of CUDA and what of the packages is built for it.
+
+    `least`: the CUDA that a driver must serve; within a major version newer packages run on older drivers (NVIDIA,
+    "CUDA Compatibility": 12.x from r525, 13.x from r580). `oldest` and `newest` compute capability that PyTorch's
+    wheels are compiled for. `tensorrt`: the CUDA that a driver must serve for the wheels of TensorRT 11.4 ("Prerequisites":
+    r535, which serves 12.2, and r580; Turing or later).
+    """
+
+    major: int
+    suffix: str
+    torch_index: str
+    oldest: int
+    newest: int
+    tensorrt: tuple[int, int]
+
+
+# PyPI's torch 2.14 is built for CUDA 13, from sm75 on; its last wheels for CUDA 12 are 2.14's cu126, sm50 to sm90
+# (pytorch/pytorch#178665, #190385). onnxruntime-gpu is built for CUDA 13 from 1.27 on (microsoft/onnxruntime#29500)
+CUDAS = (
+    Cuda(13, "", "", 75, 999, (13, 0)),
+    Cuda(12, "-cu12", "https://download.pytorch.org/whl/cu126", 50, 90, (12, 2)),
+)
+_TENSORRT_FROM = 75  # TensorRT's support matrices, 10.14 to 11.4
+# TensorRT-RTX's targets (1.7's ComputeCapability; no sm90), and on ARM GB10 alone (its support matrix)
+_RTX = {"x86_64": {75, 80, 86, 89, 120, 121}, "aarch64": {121}}
+# Engines that need no GPU; TensorRT-RTX has them built ahead of time, on x86-64
+_CPU = {"x86_64": "cpu,openvino,tensorrt-rtx"}
 
 
 class NoSuchGpu(ValueError):
@@ -87,6 +119,130 @@ def use(number: int) -> None:
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[number] if visible else str(number)
     driver.cache_clear()
+
+
+# --- what to install
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a choice depends on beside the driver.
+
+    `jetson`: whether NVIDIA's JetPack runs it. `on_bus`: an NVIDIA GPU is plugged in, whether or not a driver sees it.
+    `visible`: CUDA_VISIBLE_DEVICES, None where it is not set. `new_driver`: what to do for a newer driver.
+    """
+
+    system: str = "Linux"
+    machine: str = "x86_64"
+    jetson: bool = False
+    on_bus: bool = False
+    visible: str | None = None
+    new_driver: str = "sudo ubuntu-drivers install && reboot"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The extras that `make` installs, the index of PyTorch's wheels (empty: PyPI), and why, in one sentence."""
+
+    extras: str
+    torch_index: str = ""
+    sentence: str = ""
+
+
+def choose(told: Driver, here: Here) -> Choice:
+    """What to install on such a machine; without a GPU there is nothing to say of it."""
+    cpu = Choice(_CPU.get(here.machine if here.system == "Linux" else "", "cpu,openvino"))
+    refusal = _refusal(told, here)
+    if refusal or not told.gpus:
+        return Choice(cpu.extras, sentence=f"{refusal}; installs {cpu.extras}" if refusal else "")
+    cuda = serving(told)
+    assert cuda
+    extras = [f"gpu{cuda.suffix}" if here.machine == "x86_64" else "cpu", "openvino"]  # no wheel of onnxruntime-gpu
+    levels = [_level(gpu) for gpu in told.gpus]
+    if _served(told) >= cuda.tensorrt and max(levels) >= _TENSORRT_FROM:
+        extras.append(f"tensorrt{cuda.suffix}")
+    if _RTX.get(here.machine, set()).intersection(levels):
+        extras.append(f"tensorrt-rtx{cuda.suffix}")
+    line = ",".join(extras)
+    return Choice(line, cuda.torch_index, f"{_names(told)}, driver {told.version}, CUDA {told.cuda}: installs {line}")
+
+
+def serving(told: Driver) -> Cuda | None:
+    """The newest CUDA that driver and all GPUs can be served by, or driver and first GPU, which is ours to use."""
+    levels = [_level(gpu) for gpu in told.gpus]
+    for some in (levels, levels[:1]):
+        for cuda in CUDAS:
+            if some and _served(told) >= (cuda.major, 0) and all(cuda.oldest <= x <= cuda.newest for x in some):
+                return cuda
+    return None
+
+
+def extra_for(name: str) -> str:
+    """The extra of ours for the CUDA that this driver serves: "tensorrt-cu12" for "tensorrt" where that is CUDA 12."""
+    cuda = serving(driver()) if name in ("gpu", "tensorrt", "tensorrt-rtx") else None
+    return f"{name}{cuda.suffix}" if cuda else name
+
+
+def _refusal(told: Driver, here: Here) -> str:
+    """Why a GPU that is there is not used; empty where there is none, or none that is in the way."""
+    update = f"get driver 580 or newer ({here.new_driver}), then: make setup"
+    there = here.on_bus or (told.version and told.error != "CUDA_ERROR_NO_DEVICE")
+    rules = (
+        (here.jetson, "a Jetson has CUDA from its JetPack, not from PyPI, and saji was never run on one"),
+        (told.gpus and here.system != "Linux", f"on {here.system} saji uses no GPU; WSL is Linux"),
+        (told.gpus and not serving(told), f"{_names(told)}: driver {told.version} serves CUDA {told.cuda}, "
+         f"which no package for it does; {update}"),
+        (told.gpus, ""),
+        (here.visible is not None and (told.version or here.on_bus),
+         f"CUDA_VISIBLE_DEVICES={here.visible} leaves no GPU to use"),
+        (there and not told.version, f"there is an NVIDIA GPU, but no driver; {update}"),
+        (there, f"driver {told.version} gives no GPU ({told.error}); see: .venv/bin/python -m runtime doctor"),
+    )  # fmt: skip
+    return next((says for holds, says in rules if holds), "")
+
+
+def _names(told: Driver) -> str:
+    names = [f"{re.sub('^NVIDIA (GeForce )?', '', gpu.name)} ({gpu.capability})" for gpu in told.gpus]
+    return " + ".join(f"{names.count(name)}x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names))
+
+
+def _level(gpu: Gpu) -> int:
+    return int(gpu.capability[2:])
+
+
+def _served(told: Driver) -> tuple[int, ...]:
+    return tuple(map(int, told.cuda.split("."))) if told.cuda else (0, 0)
+
+
+def here() -> Here:
+    """This machine."""
+    wsl, container = Path("/dev/dxg").exists(), in_container()
+    driver_of = "update it in Windows" if wsl else "update it on the host" if container else Here.new_driver
+    return Here(
+        system=platform.system(),
+        machine=platform.machine(),
+        jetson=Path("/etc/nv_tegra_release").exists(),
+        on_bus=on_bus(),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        new_driver=driver_of,
+    )
+
+
+def in_container() -> bool:
+    """Whether this is a container, by the marks of Docker and Podman."""
+    return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+
+
+def on_bus() -> bool:
+    """Whether a display or 3D controller of NVIDIA is plugged in; Linux tells, elsewhere it is False."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            kind, vendor = (device / "class").read_text(), (device / "vendor").read_text()
+        except OSError:
+            continue
+        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
 
 
 def _load(names: tuple[str, ...]) -> ctypes.CDLL | None:
@@ -173,5 +329,19 @@ def _version_by_command() -> str:
     return found[0] if found else ""
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["--ask"]:
-    print(json.dumps(asdict(_asked())))
+def _main(flags: list[str]) -> None:
+    """`--extras`: what `make` should install on stdout, why on stderr; whatever is broken, the CPU's and status 0."""
+    if flags == ["--ask"]:
+        print(json.dumps(asdict(_asked())))
+    elif flags == ["--extras"]:
+        try:
+            choice = choose(driver(), here())
+        except Exception as error:
+            choice = Choice("cpu,openvino", sentence=f"the GPU was not found out ({error}); installs cpu,openvino")
+        print(choice.extras)
+        if choice.sentence:
+            print(choice.sentence, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
