@@ -19,7 +19,7 @@ from runtime import environment
 from runtime.backends import BACKENDS, unavailable_because
 from runtime.errors import GateFailed, install_line, is_checkout
 from runtime.machine import cgroup_limits, machine
-from runtime.nvidia import ANEW, Driver, Here, choose, driver, extra_of, refusal
+from runtime.nvidia import ANEW, Driver, Here, choose, driver, extra_of, refusal, serving
 from runtime.nvidia import here as nvidia_here
 from runtime.probes import probe
 
@@ -156,15 +156,15 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
         return
     extras = choose(facts.driver, facts.here).extras.split(",")
     anew = ANEW if is_checkout() else f"pip install 'saji[{','.join(extras)}]'"
-    served, majors = int(facts.driver.cuda.split(".")[0]), set(facts.cudas.values())
+    cuda, majors = serving(facts.driver, facts.here), set(facts.cudas.values())
     chosen = [
         name for name, row in BACKENDS.items() if row.gpu and extra_of(row.extra, facts.driver, facts.here) in extras
     ]
     missing = [name for name in chosen if facts.backends.get(name)]
-    if max(majors, default=0) > served:
-        built = ", ".join(name for name, major in facts.cudas.items() if major > served)
-        says = f"driver {facts.driver.version} serves CUDA up to {facts.driver.cuda}, installed is CUDA {max(majors)}"
-        yield Finding("gpu", f"{says} ({built}), whose programs it refuses", anew)
+    if cuda and max(majors, default=0) > cuda.major:
+        built = ", ".join(name for name, major in facts.cudas.items() if major > cuda.major)
+        says = f"GPU and driver (CUDA {facts.driver.cuda}) are served by packages for CUDA {cuda.major}, installed is"
+        yield Finding("gpu", f"{says} CUDA {max(majors)} ({built})", anew)
     elif len(majors) > 1:
         built = ", ".join(f"{name} for CUDA {major}" for name, major in facts.cudas.items())
         yield Finding("gpu", f"packages of several CUDAs are installed together ({built})", anew)

@@ -31,10 +31,10 @@ _NUMBER = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
 class Cuda:
     """One major version of CUDA and what of the packages is built for it.
 
-    `least`: the CUDA that a driver must serve; within a major version newer packages run on older drivers (NVIDIA,
-    "CUDA Compatibility": 12.x from r525, 13.x from r580). `oldest` and `newest` compute capability that PyTorch's
-    wheels are compiled for. `tensorrt`: the CUDA that a driver must serve for the wheels of TensorRT 11.4 ("Prerequisites":
-    r535, which serves 12.2, and r580; Turing or later), and so for TensorRT-RTX.
+    Within a major version newer packages run on older drivers (NVIDIA, "CUDA Compatibility": 12.x from r525, 13.x from
+    r580). `oldest` and `newest`: compute capability that PyTorch's wheels are compiled for. `tensorrt`: the CUDA that a
+    driver must serve for the wheels of TensorRT 11.4 ("Prerequisites": r535, which serves 12.2, and r580; Turing or
+    later), and so for TensorRT-RTX.
     """
 
     major: int
@@ -204,7 +204,7 @@ def refusal(told: Driver, here: Here) -> tuple[str, str]:
         (told.gpus and here.system != "Linux", f"saji uses no GPU on {here.system}", "wsl --install"),
         (told.gpus and not serving(told, here), f"{_names(told)}: {too_old}", here.new_driver),
         (told.gpus, "", ""),
-        (hidden, f"CUDA_VISIBLE_DEVICES={here.visible} leaves no GPU to use", "unset CUDA_VISIBLE_DEVICES"),
+        (hidden, f"CUDA_VISIBLE_DEVICES={here.visible!r} leaves no GPU to use", "unset CUDA_VISIBLE_DEVICES"),
         (there and here.container, "the machine has an NVIDIA GPU that this container was not given",
          "docker run --gpus all …"),
         (there and not told.cuda, "there is an NVIDIA GPU, but no driver that works", here.new_driver),
@@ -215,9 +215,8 @@ def refusal(told: Driver, here: Here) -> tuple[str, str]:
 
 def _names(told: Driver) -> str:
     names = [f"{re.sub('^NVIDIA (GeForce )?', '', gpu.name)} ({gpu.capability})" for gpu in told.gpus]
-    return " + ".join(
-        f"{names.count(name)}x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)
-    )
+    counts = {name: names.count(name) for name in names}
+    return " + ".join(name if count == 1 else f"{count}x {name}" for name, count in counts.items())
 
 
 def _level(gpu: Gpu) -> int:

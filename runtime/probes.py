@@ -1,7 +1,7 @@
-"""Does a backend really run? `python -m runtime.probes NAME` has it compute the smallest network, in a process of its own.
+"""Does a backend really run? `python -m runtime.probes NAME` has it compute the smallest network.
 
-A broken library may end the process, and one that was imported before may lend its own to the next: neither is to be
-seen in another backend's answer.
+Each has a process of its own: a broken library may end it, and one that was imported before may lend its files to the
+next. Neither is to be seen in another backend's answer.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Is there a CUDA GPU, and is what is installed built for its driver? Asked before any library that crashes otherwise."""
+"""Is there a CUDA GPU, and can its driver run what is installed? Asked before any library that crashes otherwise."""
 
 import importlib.util
 
@@ -22,7 +22,7 @@ def require_gpu() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the installed CUDA runtime and of the highest CUDA that the driver serves, "none" without a driver."""
+    """Versions of the installed CUDA runtime and of the highest CUDA that the driver serves, "none" without one."""
     try:
         from cuda.bindings import runtime
     except ImportError:
