@@ -12,7 +12,7 @@ from runtime.benchmark.run import BenchmarkRun, Options, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.benchmark.table import comparison, draw, table
 from runtime.choice import Policy, choose
-from runtime.command_line import Parser, add_flags, from_flags, say
+from runtime.command_line import Parser, add_flags, add_gpu, from_flags, say
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.preprocess import decode
@@ -43,6 +43,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     for scenario in SCENARIOS.values():
         if scenario.flags:
             add_flags(parser, scenario.flags)
+    add_gpu(parser)
     parser.set_defaults(run=run)
 
 
