@@ -558,7 +558,7 @@ class TestRefusals:
             "CHECK(status == CUDA_SUCCESS)": lambda config: config.set_flag(trt.BuilderFlag.REFIT),
             "nvinfer_lean": lambda config: config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE),
         }
-        if "GPU" not in (engine.machine().gpu or "no GPU"):
+        if engine.machine().gpu:
             pytest.skip("with a GPU these may be allowed")
         for words, change in cases.items():
             with pytest.raises(SajiError) as error:
