@@ -1,0 +1,347 @@
+"""NVIDIA's GPUs as the driver tells of them, which of them this process uses, and what `make` should install for them.
+
+Standard library only, nothing of ours imported: `make` runs this file by the system's Python before anything else is
+installed (`python3 runtime/nvidia.py --extras`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# Where the loader's cache was not refreshed, WSL's own folder (NVIDIA's "CUDA on WSL User Guide")
+_LIBRARIES = ("libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1", "nvcuda.dll")
+_NVML = ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1", "nvml.dll")
+# cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_MAJOR, _MINOR = 75, 76
+_PATIENCE = 60  # seconds; with persistence mode off, eight GPUs take some ten to wake
+_NUMBER = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """One major version of CUDA and what of the packages is built for it.
+
+    `least`: the CUDA that a driver must serve; within a major version newer packages run on older drivers (NVIDIA,
+    "CUDA Compatibility": 12.x from r525, 13.x from r580). `oldest` and `newest` compute capability that PyTorch's
+    wheels are compiled for. `tensorrt`: the CUDA that a driver must serve for the wheels of TensorRT 11.4 ("Prerequisites":
+    r535, which serves 12.2, and r580; Turing or later).
+    """
+
+    major: int
+    suffix: str
+    torch_index: str
+    oldest: int
+    newest: int
+    tensorrt: tuple[int, int]
+
+
+# PyPI's torch 2.14 is built for CUDA 13, from sm75 on; its last wheels for CUDA 12 are 2.14's cu126, sm50 to sm90
+# (pytorch/pytorch#178665, #190385). onnxruntime-gpu is built for CUDA 13 from 1.27 on (microsoft/onnxruntime#29500)
+CUDAS = (
+    Cuda(13, "", "", 75, 999, (13, 0)),
+    Cuda(12, "-cu12", "https://download.pytorch.org/whl/cu126", 50, 90, (12, 2)),
+)
+_TENSORRT_FROM = 75  # TensorRT's support matrices, 10.14 to 11.4
+# TensorRT-RTX's targets (1.7's ComputeCapability; no sm90), and on ARM GB10 alone (its support matrix)
+_RTX = {"x86_64": {75, 80, 86, 89, 120, 121}, "aarch64": {121}}
+# Engines that need no GPU; TensorRT-RTX has them built ahead of time, on x86-64
+_CPU = {"x86_64": "cpu,openvino,tensorrt-rtx"}
+
+
+class NoSuchGpu(ValueError):
+    """The number of a GPU that is not there; its text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name, its compute capability such as "sm89", its memory in MiB."""
+
+    name: str
+    capability: str
+    memory_mib: int
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the driver tells.
+
+    `version` such as "580.95.05", empty where there is none; `cuda` the highest CUDA that it serves, such as "13.0";
+    `gpus` those that this process may use, in CUDA's order; `error` why it may use none, empty when all is well.
+    """
+
+    version: str = ""
+    cuda: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    error: str = ""
+
+
+@functools.cache
+def driver() -> Driver:
+    """Ask the driver; raises nothing.
+
+    In a process of its own: CUDA must not be initialised in one that may fork, and a broken driver ends only the
+    process that asks. None is started where libcuda cannot be loaded.
+    """
+    if _load(_LIBRARIES) is None:
+        return Driver(version=_version_of_kernel(), error="libcuda.so.1 is not there")
+    ask = [sys.executable, str(Path(__file__).resolve()), "--ask"]
+    try:
+        asked = subprocess.run(ask, capture_output=True, text=True, timeout=_PATIENCE)
+        told = json.loads(asked.stdout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Driver(_version_of_kernel(), error=f"the driver gave no answer ({error})")
+    except ValueError:
+        return Driver(_version_of_kernel(), error=f"the driver broke off ({_ending(asked)})")
+    return Driver(told["version"], told["cuda"], tuple(Gpu(**gpu) for gpu in told["gpus"]), told["error"])
+
+
+def use(number: int) -> None:
+    """Let this process and those it starts see one GPU only, by CUDA_VISIBLE_DEVICES: it is device 0 from then on.
+
+    `number` counts the GPUs that are visible now, in CUDA's order; UUIDs and MIG instances are kept as they were named.
+    Call it before anything opens CUDA. Raises NoSuchGpu.
+    """
+    gpus = driver().gpus
+    if not 0 <= number < len(gpus):
+        there = "; ".join(f"{i}: {gpu.name}" for i, gpu in enumerate(gpus))
+        seen = f"it has {there}; choose one of them" if gpus else f"it has none that can be used ({driver().error})"
+        raise NoSuchGpu(f"there is no GPU {number} on this machine, {seen}; see: python -m runtime doctor")
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number] if visible else str(number)
+    driver.cache_clear()
+
+
+# --- what to install
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a choice depends on beside the driver.
+
+    `jetson`: whether NVIDIA's JetPack runs it. `on_bus`: an NVIDIA GPU is plugged in, whether or not a driver sees it.
+    `visible`: CUDA_VISIBLE_DEVICES, None where it is not set. `new_driver`: what to do for a newer driver.
+    """
+
+    system: str = "Linux"
+    machine: str = "x86_64"
+    jetson: bool = False
+    on_bus: bool = False
+    visible: str | None = None
+    new_driver: str = "sudo ubuntu-drivers install && reboot"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The extras that `make` installs, the index of PyTorch's wheels (empty: PyPI), and why, in one sentence."""
+
+    extras: str
+    torch_index: str = ""
+    sentence: str = ""
+
+
+def choose(told: Driver, here: Here) -> Choice:
+    """What to install on such a machine; without a GPU there is nothing to say of it."""
+    cpu = Choice(_CPU.get(here.machine if here.system == "Linux" else "", "cpu,openvino"))
+    refusal = _refusal(told, here)
+    if refusal or not told.gpus:
+        return Choice(cpu.extras, sentence=f"{refusal}; installs {cpu.extras}" if refusal else "")
+    cuda = serving(told)
+    assert cuda
+    extras = [f"gpu{cuda.suffix}" if here.machine == "x86_64" else "cpu", "openvino"]  # no wheel of onnxruntime-gpu
+    levels = [_level(gpu) for gpu in told.gpus]
+    if _served(told) >= cuda.tensorrt and max(levels) >= _TENSORRT_FROM:
+        extras.append(f"tensorrt{cuda.suffix}")
+    if _RTX.get(here.machine, set()).intersection(levels):
+        extras.append(f"tensorrt-rtx{cuda.suffix}")
+    line = ",".join(extras)
+    return Choice(line, cuda.torch_index, f"{_names(told)}, driver {told.version}, CUDA {told.cuda}: installs {line}")
+
+
+def serving(told: Driver) -> Cuda | None:
+    """The newest CUDA that driver and all GPUs can be served by, or driver and first GPU, which is ours to use."""
+    levels = [_level(gpu) for gpu in told.gpus]
+    for some in (levels, levels[:1]):
+        for cuda in CUDAS:
+            if some and _served(told) >= (cuda.major, 0) and all(cuda.oldest <= x <= cuda.newest for x in some):
+                return cuda
+    return None
+
+
+def extra_for(name: str) -> str:
+    """The extra of ours for the CUDA that this driver serves: "tensorrt-cu12" for "tensorrt" where that is CUDA 12."""
+    cuda = serving(driver()) if name in ("gpu", "tensorrt", "tensorrt-rtx") else None
+    return f"{name}{cuda.suffix}" if cuda else name
+
+
+def _refusal(told: Driver, here: Here) -> str:
+    """Why a GPU that is there is not used; empty where there is none, or none that is in the way."""
+    update = f"get driver 580 or newer ({here.new_driver}), then: make setup"
+    there = here.on_bus or (told.version and told.error != "CUDA_ERROR_NO_DEVICE")
+    rules = (
+        (here.jetson, "a Jetson has CUDA from its JetPack, not from PyPI, and saji was never run on one"),
+        (told.gpus and here.system != "Linux", f"on {here.system} saji uses no GPU; WSL is Linux"),
+        (told.gpus and not serving(told), f"{_names(told)}: driver {told.version} serves CUDA {told.cuda}, "
+         f"which no package for it does; {update}"),
+        (told.gpus, ""),
+        (here.visible is not None and (told.version or here.on_bus),
+         f"CUDA_VISIBLE_DEVICES={here.visible} leaves no GPU to use"),
+        (there and not told.version, f"there is an NVIDIA GPU, but no driver; {update}"),
+        (there, f"driver {told.version} gives no GPU ({told.error}); see: .venv/bin/python -m runtime doctor"),
+    )  # fmt: skip
+    return next((says for holds, says in rules if holds), "")
+
+
+def _names(told: Driver) -> str:
+    names = [f"{re.sub('^NVIDIA (GeForce )?', '', gpu.name)} ({gpu.capability})" for gpu in told.gpus]
+    return " + ".join(f"{names.count(name)}x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names))
+
+
+def _level(gpu: Gpu) -> int:
+    return int(gpu.capability[2:])
+
+
+def _served(told: Driver) -> tuple[int, ...]:
+    return tuple(map(int, told.cuda.split("."))) if told.cuda else (0, 0)
+
+
+def here() -> Here:
+    """This machine."""
+    wsl, container = Path("/dev/dxg").exists(), in_container()
+    driver_of = "update it in Windows" if wsl else "update it on the host" if container else Here.new_driver
+    return Here(
+        system=platform.system(),
+        machine=platform.machine(),
+        jetson=Path("/etc/nv_tegra_release").exists(),
+        on_bus=on_bus(),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        new_driver=driver_of,
+    )
+
+
+def in_container() -> bool:
+    """Whether this is a container, by the marks of Docker and Podman."""
+    return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+
+
+def on_bus() -> bool:
+    """Whether a display or 3D controller of NVIDIA is plugged in; Linux tells, elsewhere it is False."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            kind, vendor = (device / "class").read_text(), (device / "vendor").read_text()
+        except OSError:
+            continue
+        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
+def _load(names: tuple[str, ...]) -> ctypes.CDLL | None:
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
+
+
+def _ending(asked: subprocess.CompletedProcess[str]) -> str:
+    lines = [f"signal {-asked.returncode}"] if asked.returncode < 0 else asked.stderr.split("\n")
+    return next((line for line in reversed(lines) if line.strip()), f"exit status {asked.returncode}")[:120]
+
+
+# --- in the process that asks
+
+
+def _asked() -> Driver:
+    """What libcuda says; it is initialised in this process from now on."""
+    cuda = _load(_LIBRARIES)
+    if cuda is None:
+        return Driver(error="libcuda.so.1 is not there")
+    version, number, count = _version(), ctypes.c_int(), ctypes.c_int()
+    status = cuda.cuDriverGetVersion(ctypes.byref(number))
+    served = f"{number.value // 1000}.{number.value % 1000 // 10}" if status == 0 else ""
+    status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+    if status or not count.value:
+        return Driver(version, served, error=_name(cuda, status or 100))
+    try:
+        return Driver(version, served, tuple(_gpus(cuda, count.value)))
+    except RuntimeError as error:
+        return Driver(version, served, error=str(error))
+
+
+def _gpus(cuda: ctypes.CDLL, count: int) -> Iterator[Gpu]:
+    def check(status: int) -> None:
+        if status:
+            raise RuntimeError(_name(cuda, status))
+
+    for ordinal in range(count):
+        device, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        check(cuda.cuDeviceGet(ctypes.byref(device), ordinal))
+        check(cuda.cuDeviceGetName(name, len(name), device))
+        check(cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device))
+        check(cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device))
+        check(cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device))  # the plain name is that of 32 bits
+        text = name.value.decode(errors="replace")
+        yield Gpu(text, f"sm{major.value}{minor.value}", memory.value // 2**20)
+
+
+def _name(cuda: ctypes.CDLL, status: int) -> str:
+    """CUDA's name of a status, such as CUDA_ERROR_NO_DEVICE."""
+    text = ctypes.c_char_p()
+    if cuda.cuGetErrorName(status, ctypes.byref(text)) or not text.value:
+        return f"CUDA error {status}"
+    return text.value.decode()
+
+
+def _version() -> str:
+    """The driver's own number: by NVML, else by the kernel module, else by nvidia-smi; empty where none tells."""
+    nvml, text = _load(_NVML), ctypes.create_string_buffer(96)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE is 80
+    if nvml is not None and nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0:
+        return text.value.decode()
+    return _version_of_kernel() or _version_by_command()
+
+
+def _version_of_kernel() -> str:
+    try:
+        found = _NUMBER.search(Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return found[0] if found else ""
+
+
+def _version_by_command() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = _NUMBER.search(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found[0] if found else ""
+
+
+def _main(flags: list[str]) -> None:
+    """`--extras`: what `make` should install on stdout, why on stderr; whatever is broken, the CPU's and status 0."""
+    if flags == ["--ask"]:
+        print(json.dumps(asdict(_asked())))
+    elif flags == ["--extras"]:
+        try:
+            choice = choose(driver(), here())
+        except Exception as error:
+            choice = Choice("cpu,openvino", sentence=f"the GPU was not found out ({error}); installs cpu,openvino")
+        print(choice.extras)
+        if choice.sentence:
+            print(choice.sentence, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
