@@ -1,6 +1,7 @@
 """The tables of the first page, of claims about speed, of ideas that were tried, and of what an export takes."""
 
 from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, versions
+from runtime.backends import distributions
 from runtime.benchmark.rows import Row
 from runtime.benchmark.table import pytorch_beside, without_network
 from runtime.evaluation import with_interval
@@ -24,9 +25,10 @@ def lead(rows: list[Row]) -> str:
         "file MB": lambda row: f"{row['file_bytes'] / 1e6:.1f}",
     }
     row = passed[0]
-    libraries = versions(row, "torch", "onnxruntime", "openvino")
-    conditions = f"One photo after another on {machine(row)}; {libraries}; commit {row['commit']}."
-    return f"{by_columns([row, fp32, torch], columns)}\n\n{conditions}"
+    shown = [row, fp32, torch]
+    libraries = [name for name in distributions(*(each["backend"] for each in shown)) if name in row["versions"]]
+    conditions = f"One photo after another on {machine(row)}; {versions(row, *libraries)}; commit {row['commit']}."
+    return f"{by_columns(shown, columns)}\n\n{conditions}"
 
 
 def claims(rows: list[Row]) -> str:

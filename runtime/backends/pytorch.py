@@ -3,7 +3,7 @@
 On the CPU it is bit-equal to the checkpoint.
 """
 
-import contextlib
+import functools
 import io
 import json
 import math
@@ -21,7 +21,7 @@ import numpy as np
 
 from runtime.backends.base import Backend, Layer
 from runtime.errors import BadModel, Unavailable, missing_extra
-from runtime.nvidia import driver
+from runtime.nvidia import driver, serving
 
 # The members of an archive that torch.export.save writes for a program of tensors
 _HARMLESS = re.compile(
@@ -189,14 +189,16 @@ class PyTorchCuda(PyTorch):
     def open(self) -> None:
         """Bring the program to the GPU; with the variant "compiled" compile it, which takes up to minutes."""
         super().open()
+        from torch.export.passes import move_to_device_pass
+
         torch, precision = self.torch, self.request.precision
         # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if precision == "bf16" and self.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise Unavailable("this GPU computes no bf16, compute capability 8.0 (sm80) is the first that does")
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-        self.autocast = (lambda: torch.autocast(self.device, half)) if half else contextlib.nullcontext
-        self.program = torch.export.passes.move_to_device_pass(self.program, self.device)
+        self.autocast = functools.partial(torch.autocast, self.device, half, enabled=half is not None)
+        self.program = move_to_device_pass(self.program, self.device)
         self.module = self.program.module()
         if half:
             self.module.to(memory_format=torch.channels_last)
@@ -281,17 +283,24 @@ def why_no_gpu() -> str | None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of an old driver in four lines; ours is below
-        if torch.cuda.is_available():
-            return None
-    here, built = driver(), torch.version.cuda
-    other = "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/"
+        available = torch.cuda.is_available()
+    here, built = driver(), torch.version.cuda or ""
     if not here.gpus:
-        return f"PyTorch sees no CUDA GPU here ({here.error or 'there is no driver'})"
+        return None if available else f"PyTorch sees no CUDA GPU here ({here.error})"
+    fits, gpu = serving(here), here.gpus[0]
+    another = "get driver 580 or newer"
+    if fits:
+        index = f" --index-url {fits.torch_index}" if fits.torch_index else ""
+        another = f"type: pip install --force-reinstall torch torchvision{index}"
     if not built:
-        return f"PyTorch {torch.__version__} was built without CUDA, for the {here.gpus[0].name} type: {other}cu126"
-    if here.cuda and int(here.cuda.split(".")[0]) < int(built.split(".")[0]):
-        return (
-            f"the driver {here.version} serves CUDA {here.cuda}, this PyTorch needs {built}; upgrade the driver, "
-            f"or type: {other}cu126"
-        )
-    return f"PyTorch sees no CUDA GPU beside the driver {here.version}; ask it why: python -c 'import torch; torch.zeros(1).cuda()'"
+        return f"PyTorch {torch.__version__} was built without CUDA, which the {gpu.name} needs; {another}"
+    if here.cuda and _major(here.cuda) < _major(built):
+        return f"the driver {here.version} serves CUDA {here.cuda}, this PyTorch needs {built}; {another}"
+    if fits and fits.major < _major(built):
+        return f"this PyTorch, for CUDA {built}, has no kernels for the {gpu.name} ({gpu.capability}); {another}"
+    ask = "see: python -c 'import torch; torch.cuda.init()'"
+    return None if available else f"PyTorch sees no CUDA GPU beside the driver {here.version}; {ask}"
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])

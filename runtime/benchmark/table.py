@@ -103,8 +103,8 @@ def _speed(row: Row, baseline: Row | None) -> str:
 
 
 def without_network(row: Row) -> str:
-    """What a row's candidate is beside its network, e.g. "pytorch-cuda fp16 compiled"."""
-    return " ".join(part for part in (row["backend"], row["precision"], row["variant"]) if part)
+    """What a row's candidate is beside its network, e.g. "pytorch-cuda · fp16 · compiled"."""
+    return str(row["candidate"]).partition(" · ")[2]
 
 
 def _behind(row: Row, fastest: Row) -> str:
