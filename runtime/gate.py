@@ -46,6 +46,7 @@ GATES = {
     "geometry": Gate(0.05, 0.25, 0.10, 0.015, "pixels that differ by up to 1/255 after resizing"),
     "fp32-gpu": Gate(1e-3, 5e-3, 0.01, 0.005, NOT_MEASURED),
     "fp16-gpu": Gate(0.02, 0.10, 0.10, 0.01, NOT_MEASURED),
+    "bf16-gpu": Gate(0.05, 0.25, 0.25, 0.015, NOT_MEASURED),
     "int8-gpu": Gate(0.15, 0.50, 0.70, 0.02, NOT_MEASURED),
 }
 
