@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup train export bench demo test examples lint check verify readme clean help
+.PHONY: all setup train export bench demo test examples lint check verify gpu-check readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
@@ -62,6 +62,9 @@ check: lint test ## lint, types and the fast tests
 verify: .venv/installed ## the long tests      ARGS=
 	$(PY) -m pytest -m slow $(ARGS)
 
+gpu-check: ## what only an NVIDIA GPU can settle, in ten minutes; installs nothing      ARGS=
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m lab gpu-check $(ARGS)
+
 readme: .venv/installed ## generate all tables and figures anew from the committed rows
 	$(PY) -m lab tables README.md CONTRIBUTING.md docs/*.md
 
@@ -71,4 +74,4 @@ clean: ## remove caches; artifacts/ and .venv/ stay
 	@echo "kept: $(OUT)/ (trained models) and .venv/; remove them by hand when you mean it: rm -r $(OUT) .venv"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
