@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -18,9 +19,10 @@ FAULTS = {
     "execute": "execute_async_v3 returns False",
     "build": "build_serialized_network gives None",
     "deserialize": "deserialize_cuda_engine gives None",
-    "lie": '"fp32": the engine computes in FP32 and its inspector says so; "silent": the inspector tells no types; '
-    '"names": it tells layers\' names only',
-    "answers": '"wrong": other logits than the file\'s; "nan": no numbers',
+    "lie": '"fp32": the engine computes in FP32, and its inspector says so',
+    "inspector": '"silent": neither weights nor tactics are told; "mute": no types at all; "names": names alone; '
+    '"context": a context with a shape does not make it tell formats, as reported of 8.6',
+    "answers": '"wrong": other logits than the file has; "nan": no numbers',
 }
 
 
@@ -29,6 +31,7 @@ class TwinError(AssertionError):
 
 
 misuses: list[str] = []  # of this process
+counts: Counter[str] = Counter()  # what TensorRT did in this process that nobody sees from outside
 
 
 def misuse(what: str) -> NoReturn:
