@@ -71,7 +71,7 @@ def _export(run: Path, command: Command, settings: Settings) -> Receipt:
     if earlier:
         say(f"{source.spec.architecture}: up to date in {folder}, --force to redo")
         return earlier
-    return write_model(source, folder, settings, say, command.out / "cache" / "tensorrt.timings")
+    return write_model(source, folder, settings, say, command.out / "cache")
 
 
 def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings: Settings) -> None:

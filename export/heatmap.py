@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.graph import INPUT, OUTPUT
 from export.parity import line, with_result
-from runtime.candidate import CHECKED_AT_ONCE, Candidate
+from runtime.candidate import AT_ONCE, Candidate
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import replacing
@@ -128,7 +128,7 @@ def check_heatmap(path: Path, head: Head, spec: ModelSpec, validation: Validatio
     """Hold a heat map's file against the checkpoint's logits: its own logits, and those that its maps add up to."""
     assert validation.logits is not None
     heatmap, n = Heatmap(path, spec), len(validation.labels)
-    parts = [heatmap.maps(validation.images[i : i + CHECKED_AT_ONCE]) for i in range(0, n, CHECKED_AT_ONCE)]
+    parts = [heatmap.maps(validation.images[i : i + AT_ONCE]) for i in range(0, n, AT_ONCE)]
     logits, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
     result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
     if result.verdict != "pass":

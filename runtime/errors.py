@@ -6,6 +6,7 @@ SajiError            a misuse: exit status 2
 ├── BadModel         a model file, receipt or spec that cannot be trusted
 ├── Unavailable      this machine lacks the library, device or driver
 ├── NotAsAsked       an engine opened with another provider or precision than asked for
+├── NotTold          an engine that does not tell the precision it computes in
 └── GateFailed       a check that was asked for failed: exit status 1
 """
 
@@ -36,6 +37,10 @@ class Unavailable(SajiError):
 
 class NotAsAsked(SajiError):
     """An engine opened with another provider or precision than asked for."""
+
+
+class NotTold(SajiError):
+    """An engine that does not tell the precision it computes in, so that nothing is known of what was asked for."""
 
 
 class GateFailed(SajiError):

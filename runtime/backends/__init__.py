@@ -75,9 +75,9 @@ BACKENDS: dict[str, Row] = {
     "openvino": Row("openvino.OpenVino", "openvino", ("openvino",), (_FP32, Offer("model.onnx", "bf16"), _INT8)),
     "ort-cuda": Row("onnxruntime.OnnxRuntime", "gpu", _ORT, (_FP32, Offer("model.fp16.onnx", "fp16")), gpu=True,
                     provider="CUDAExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_GPU")),
-    "tensorrt": Row("tensorrt.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"), gpu=True,
-                    triton=Triton("tensorrt", "model.plan", "KIND_GPU")),
-    "tensorrt-rtx": Row("tensorrt.TensorRt", "tensorrt-rtx", ("tensorrt-rtx-cu13",), _engines("tensorrt-rtx"),
+    "tensorrt": Row("tensorrt.engine.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"),
+                    gpu=True, triton=Triton("tensorrt", "model.plan", "KIND_GPU")),
+    "tensorrt-rtx": Row("tensorrt.engine.TensorRt", "tensorrt-rtx", ("tensorrt-rtx-cu13",), _engines("tensorrt-rtx"),
                         gpu=True),
 }  # fmt: skip
 
@@ -129,5 +129,5 @@ def open_backend(
 
 
 def _class_of(backend: str) -> type[Backend]:
-    module, name = BACKENDS[backend].opened_by.split(".")
+    module, _, name = BACKENDS[backend].opened_by.rpartition(".")
     return getattr(importlib.import_module(f"runtime.backends.{module}"), name)  # type: ignore[no-any-return]
