@@ -1,4 +1,4 @@
-"""docs/colab.ipynb: a notebook without outputs, whose commands exist, and which runs from the first cell to the last."""
+"""docs/colab.ipynb: a notebook without outputs, whose commands exist, and which runs from its first cell to its last."""
 
 import ast
 import json

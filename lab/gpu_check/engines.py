@@ -92,7 +92,7 @@ def _inspector(trt: Any, plan: Path, about: str, place: Place) -> list[str]:
 
     The engine is opened past the product, which closes one that is not as asked: what that says matters most.
     """
-    from runtime.backends.tensorrt import collecting_logger
+    from runtime.backends.tensorrt.logger import collecting_logger
     from runtime.machine import machine
 
     logger = collecting_logger(trt)
@@ -114,27 +114,22 @@ def _inspector(trt: Any, plan: Path, about: str, place: Place) -> list[str]:
 
 
 def _checked(folder: Path, engines: dict[str, BuildFacts], files: Iterable[str]) -> Iterator[Row]:
-    """This machine's verdict on the GPU's candidates of some files, at each batch size; kept in the receipt."""
+    """This machine's verdict on the GPU's candidates of some files; kept in the receipt."""
     receipt = keep_receipt(Receipt.read(folder), folder, engines, [])
     validation, checked = ValidationSet.load(folder / "validation.npz"), list[Candidate]()
     for candidate in receipt.candidates:
         if candidate.file not in files or candidate.verdict != "unchecked":
             continue
-        for batch in reversed(BATCHES):  # what counts is the verdict on the batch that is served
-            result = check_candidate(candidate, folder, validation, receipt.spec, batch)
-            say(f"{result.name} at {batch}: {result.verdict}")
-            yield _verdict(result, batch)
-            if result.verdict != "pass":
-                break
-        checked.append(result)
+        checked.append(check_candidate(candidate, folder, validation, receipt.spec))
+        say(f"{candidate.name}: {checked[-1].verdict}")
+        yield _verdict(checked[-1])
     keep_receipt(receipt, folder, {}, checked)
 
 
-def _verdict(candidate: Candidate, batch: int) -> Row:
+def _verdict(candidate: Candidate) -> Row:
     figures = candidate.figures
     row: Row = {
         "candidate": candidate.name,
-        "batch": batch,
         "verdict_of_gate": candidate.verdict,
         "reasons": candidate.reasons,
         "computed_in": candidate.precision_share,
@@ -143,8 +138,8 @@ def _verdict(candidate: Candidate, batch: int) -> Row:
     }
     short = " · ".join(part for part in (candidate.precision, candidate.variant) if part)
     if candidate.verdict not in ("pass", "unchecked"):
-        return {**row, "wrong": f"{candidate.name} at batch {batch}: {'; '.join(candidate.reasons)}"}
-    if candidate.verdict == "unchecked" or batch > 1 or not figures:
+        return {**row, "wrong": f"{candidate.name}: {'; '.join(candidate.reasons)}"}
+    if candidate.verdict == "unchecked" or not figures:
         return row
     return {**row, "says": f"{short} passes, shift {figures.shift:.2g}"}
 
@@ -254,7 +249,7 @@ def ort_cuda_without_torch(place: Place) -> Iterator[Row]:
     receipt, validation = Receipt.read(folder), ValidationSet.load(folder / "validation.npz")
     for candidate in receipt.candidates:
         if candidate.backend == "ort-cuda":
-            yield _verdict(check_candidate(candidate, folder, validation, receipt.spec), 1)
+            yield _verdict(check_candidate(candidate, folder, validation, receipt.spec))
 
 
 def write_folder(out: str, architecture: str, size: int) -> str:

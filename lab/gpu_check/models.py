@@ -31,7 +31,7 @@ def network(architecture: str) -> "PhotoClassifier":
     model = PhotoClassifier(architecture, 5).eval()
     for name, value in model.named_parameters():
         if name.endswith("bn2.weight") and architecture != "plain34":
-            # At full weight the sums along resnet34's shortcuts grow, and INT8 shifts its logits by 0.24 instead of 0.08
+            # At full weight sums grow along resnet34's shortcuts, and INT8 shifts its logits by 0.24 instead of 0.08
             torch.nn.init.constant_(value, 0.5)
     return model
 
