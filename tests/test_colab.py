@@ -1,4 +1,4 @@
-"""docs/colab.ipynb: a notebook without outputs, whose commands exist, and which runs from its first cell to its last."""
+"""docs/colab.ipynb: a notebook without outputs, whose commands exist, and which runs from first cell to last."""
 
 import ast
 import json

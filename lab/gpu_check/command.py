@@ -36,7 +36,8 @@ STEPS = (
     Step(training.training_in_fp16, 60),
     Step(training.resume, 90),
 )
-WIDTH, NAMES = 80, 24  # columns of the table, and of the names in it
+WIDTH, NAMES = 80, 23  # columns of the table, and of the names in it
+MOST = 300  # letters of a reason in the table; its row has all of them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,4 +92,5 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def lines(outcome: Outcome) -> str:
     """The outcome's lines of the table."""
     head = f"{outcome.verdict:6}{outcome.step:{NAMES}}{outcome.seconds:5.0f}  "
-    return textwrap.fill(outcome.says, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    says = outcome.says if len(outcome.says) <= MOST else outcome.says[:MOST] + " …"
+    return textwrap.fill(says, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))

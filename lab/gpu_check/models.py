@@ -11,6 +11,7 @@ from runtime.backends import BACKENDS, BuildFacts
 from runtime.candidate import Candidate, candidates_in
 from runtime.command_line import say
 from runtime.errors import Unavailable
+from runtime.golden import FILE
 from runtime.receipt import Receipt, file_facts
 
 if TYPE_CHECKING:  # they bring PyTorch
@@ -89,8 +90,9 @@ def keep_receipt(
     known = {candidate.file: candidate.facts for candidate in receipt.candidates} | dict(engines)
     verdicts = {candidate.key(): candidate for candidate in (*receipt.candidates, *checked)}
     candidates = [c for c in candidates_in(receipt.spec.architecture, folder, known) if BACKENDS[c.backend].gpu]
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".cache")
-    names = sorted(path.relative_to(folder).as_posix() for path in files if path.name != "model.json")
+    parts = (".onnx", ".pt2", ".npz", ".engine", ".png", ".jpg")  # not what runs leave: caches, verdicts
+    files = (path for path in folder.rglob("*") if path.suffix in parts or path.name == FILE)
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
     verdicts_now = tuple(verdicts.get(candidate.key(), candidate) for candidate in candidates)
     kept = replace(receipt, files=file_facts(folder, names), candidates=verdicts_now)
     kept.write(folder)

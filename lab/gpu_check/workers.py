@@ -74,9 +74,10 @@ def _bears_others(cuda: Any) -> Row:
     statuses, stop = set[str](), threading.Event()
 
     def others() -> None:
-        pointer = cuda.cudaMalloc(1024)[1]
+        pointer, legacy = cuda.cudaMalloc(1024)[1], 0
         while not stop.is_set():
-            statuses.add(cuda.cudaMemset(pointer, 0, 1024)[0].name)
+            statuses.add(cuda.cudaMemsetAsync(pointer, 0, 1024, legacy)[0].name)
+            statuses.add(cuda.cudaStreamSynchronize(legacy)[0].name)
         cuda.cudaFree(pointer)
 
     thread = threading.Thread(target=others)
