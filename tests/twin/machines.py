@@ -112,10 +112,10 @@ def installed(machine: str | Machine, **changes: Any) -> Iterator[Any]:
         os.environ.update({**environment(machine, **changes), "SAJI_TWIN_LOG": log.name})
         sys.path.insert(0, str(SITE))
         _forget()
-        twin = importlib.import_module("saji_twin")
-        start = importlib.import_module("saji_twin.start")
-        start.begin()
         try:
+            start = importlib.import_module("saji_twin.start")
+            twin = importlib.import_module("saji_twin")
+            start.begin()
             yield twin
             twin.require_no_misuse()
         finally:

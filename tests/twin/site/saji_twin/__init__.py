@@ -43,6 +43,14 @@ def misuse(what: str) -> NoReturn:
     raise TwinError(what)
 
 
+def forget_misuse() -> None:
+    """The test has seen it."""
+    misuses.clear()
+    if log := os.environ.get("SAJI_TWIN_LOG"):
+        with open(log, "w", encoding="utf-8"):
+            pass
+
+
 def require_no_misuse() -> None:
     """Raise TwinError where this process, or one that it started, did what is undefined."""
     told = list(misuses)

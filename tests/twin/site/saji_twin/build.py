@@ -33,7 +33,7 @@ class Logger(ILogger):
 
     def __init__(self, min_severity: Any = None) -> None:
         super().__init__()
-        self._least = min_severity if min_severity is not None else self.trt.Severity.WARNING
+        self._least = min_severity if min_severity is not None else self._trt.Severity.WARNING
 
     def log(self, severity: Any, msg: str) -> None:
         if int(severity) <= int(self._least):
@@ -51,13 +51,13 @@ def register(owner: Any, logger: Any) -> None:
     "The logger passed into createInferRuntime differs from one already registered … the current new logger is ignored"
     (a warning of TensorRT-RTX 1.7.1, and in the documentation of createInferBuilder).
     """
-    if not isinstance(logger, owner.trt.ILogger):
+    if not isinstance(logger, owner._trt.ILogger):
         raise TypeError(f"__init__(): incompatible constructor arguments. Invoked with: {logger!r}")
     if not getattr(logger, "_begun", False):
         raise TypeError("ILogger.__init__() must be called when overriding __init__")
-    known = _registered.get(owner.trt.__name__)
+    known = _registered.get(owner._trt.__name__)
     if known is None or not known[1]:
-        _registered[owner.trt.__name__] = known = (logger, weakref.WeakSet())
+        _registered[owner._trt.__name__] = known = (logger, weakref.WeakSet())
     elif known[0] is not logger:
         say(owner, "WARNING", "The logger differs from one already registered, so the current new logger is ignored")
     known[1].add(owner)
@@ -65,12 +65,12 @@ def register(owner: Any, logger: Any) -> None:
 
 def say(owner: Any, severity: str, message: str) -> None:
     """Give the logger a message; errors reach the user by no other way."""
-    logger, _ = _registered[owner.trt.__name__]
-    logger.log(getattr(owner.trt.Severity, severity), message)
+    logger, _ = _registered[owner._trt.__name__]
+    logger.log(getattr(owner._trt.Severity, severity), message)
 
 
 def enterprise(owner: Any) -> bool:
-    return owner.trt.__name__ == "tensorrt"
+    return owner._trt.__name__ == "tensorrt"
 
 
 def usable() -> bool:
@@ -84,7 +84,7 @@ def gpu() -> Any:
 
 
 class IHostMemory(Bound, bytes):
-    dtype = property(lambda self: self.trt.DataType.INT8)
+    dtype = property(lambda self: self._trt.DataType.INT8)
     nbytes = property(lambda self: len(self))
 
 
@@ -93,7 +93,7 @@ class ITimingCache(Bound):
         self._content = content
 
     def serialize(self) -> Any:
-        return self.trt.IHostMemory(CACHE + json.dumps(self._content).encode())
+        return self._trt.IHostMemory(CACHE + json.dumps(self._content).encode())
 
     def reset(self) -> bool:
         self._content["timings"] = []
@@ -119,7 +119,7 @@ class IOptimizationProfile(Bound):
 
 class IBuilderConfig(Bound):
     def __init__(self, builder: Any) -> None:
-        trt = self.trt
+        trt = self._trt
         self._builder, self._flags = builder, 1 << int(trt.BuilderFlag.TF32)
         self._profiles: list[Any] = []
         self._cache: Any = None
@@ -148,7 +148,7 @@ class IBuilderConfig(Bound):
         return bool(self._flags & 1 << int(flag))
 
     def _has(self, name: str) -> bool:
-        return hasattr(self.trt.BuilderFlag, name) and self.get_flag(getattr(self.trt.BuilderFlag, name))
+        return hasattr(self._trt.BuilderFlag, name) and self.get_flag(getattr(self._trt.BuilderFlag, name))
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self._limits[pool.name] = int(pool_size)
@@ -176,25 +176,25 @@ class IBuilderConfig(Bound):
 
     def create_timing_cache(self, serialized_timing_cache: Any) -> Any:
         """None, and a reason, for what is no cache of this version (createTimingCache: nullptr)."""
-        data, fresh = bytes(serialized_timing_cache), {"version": self.trt.__version__, "gpu": "", "timings": []}
+        data, fresh = bytes(serialized_timing_cache), {"version": self._trt.__version__, "gpu": "", "timings": []}
         if fault("timing_cache") == "none":
             say(self, "ERROR", "createTimingCache: Serialization assertion failed.Version tag does not match.")
             return None
         if not data:
-            return self.trt.ITimingCache({**fresh, "gpu": gpu().uuid if usable() else ""})
+            return self._trt.ITimingCache({**fresh, "gpu": gpu().uuid if usable() else ""})
         try:
             content = json.loads(data.removeprefix(CACHE)) if data.startswith(CACHE) else {}
         except ValueError:
             content = {}
-        if content.get("version") != self.trt.__version__:
+        if content.get("version") != self._trt.__version__:
             say(self, "ERROR", "createTimingCache: Serialization assertion failed.Version tag does not match.")
             return None
-        return self.trt.ITimingCache(content)
+        return self._trt.ITimingCache(content)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         """False for a cache of another GPU: "A failure will be reported if the CUDA device property in the provided
         cache is different from current environment" (docstring of the bindings)."""
-        if not isinstance(cache, self.trt.ITimingCache):
+        if not isinstance(cache, self._trt.ITimingCache):
             raise TypeError(f"set_timing_cache(): incompatible function arguments. Invoked with: {cache!r}")
         other = usable() and cache._content["gpu"] != gpu().uuid
         if fault("timing_cache") == "false" or (other and not ignore_mismatch):
@@ -214,12 +214,12 @@ class IBuilderConfig(Bound):
 
     @num_compute_capabilities.setter
     def num_compute_capabilities(self, count: int) -> None:
-        self._targets = [self.trt.ComputeCapability.NONE] * int(count)
+        self._targets = [self._trt.ComputeCapability.NONE] * int(count)
 
     def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
-        current = compute_capability == self.trt.ComputeCapability.CURRENT
+        current = compute_capability == self._trt.ComputeCapability.CURRENT
         alone = index == 0 and len(self._targets) == 1
-        wrong = compute_capability == self.trt.ComputeCapability.NONE or (current and not (alone and usable()))
+        wrong = compute_capability == self._trt.ComputeCapability.NONE or (current and not (alone and usable()))
         if wrong or not 0 <= index < len(self._targets):
             say(self, "ERROR", "setComputeCapability: Index of compute capability is not in a valid range.")
             return False
@@ -259,13 +259,13 @@ class Builder(Bound):
     logger = property(lambda self: self._logger)
 
     def create_network(self, flags: int = 0) -> Any:
-        return self.trt.INetworkDefinition(self, int(flags))
+        return self._trt.INetworkDefinition(self, int(flags))
 
     def create_builder_config(self) -> Any:
-        return self.trt.IBuilderConfig(self)
+        return self._trt.IBuilderConfig(self)
 
     def create_optimization_profile(self) -> Any:
-        return self.trt.IOptimizationProfile()
+        return self._trt.IOptimizationProfile()
 
     def build_serialized_network(self, network: Any, config: Any) -> Any:
         """A plan; None where it is refused, with the reason in the logger."""
@@ -278,7 +278,7 @@ class Builder(Bound):
             return None
         if config._cache is not None:
             config._cache._content["timings"].append(secrets.token_hex(8))
-        return self.trt.IHostMemory(_plan(self, network, config))
+        return self._trt.IHostMemory(_plan(self, network, config))
 
 
 def _refusal(network: Any, config: Any) -> str | None:
@@ -299,7 +299,7 @@ def _refusal(network: Any, config: Any) -> str | None:
         for axis, sizes in enumerate(zip(*shapes[tensor.name], tensor.shape, strict=True)):
             if sizes[3] != -1 and set(sizes) != {sizes[3]}:
                 return f"input {tensor.name} axis {axis}, profile has min={sizes[0]}, but tensor has {sizes[3]}"
-    if any(target == config.trt.ComputeCapability.NONE for target in config._targets):
+    if any(target == config._trt.ComputeCapability.NONE for target in config._targets):
         return "a compute capability was not set"
     return None
 
@@ -326,8 +326,8 @@ def _plan(owner: Any, network: Any, config: Any) -> bytes:
     targets = [tuple(divmod(int(t), 10)) if int(t) > 1 else gpu().capability for t in config._targets]
     weakly = not network._strongly_typed  # FP32 then, whatever the file says, unless a flag allows less
     header = {
-        "flavour": owner.trt.__name__,
-        "version": owner.trt.__version__,
+        "flavour": owner._trt.__name__,
+        "version": owner._trt.__version__,
         "capability": gpu().capability if enterprise(owner) else None,
         "targets": targets or (None if enterprise(owner) else "default"),
         "version_compatible": config._has("VERSION_COMPATIBLE"),

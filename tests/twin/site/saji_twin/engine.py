@@ -49,7 +49,7 @@ class Runtime(Bound):
             except memory.OutOfMemory:
                 say(self, "ERROR", "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (out of memory)")
                 return None
-            return self.trt.ICudaEngine(self, plan, onnx, weights)
+            return self._trt.ICudaEngine(self, plan, onnx, weights)
 
 
 def _read(data: bytes) -> tuple[dict[str, Any], bytes, str | None]:
@@ -65,7 +65,7 @@ def _read(data: bytes) -> tuple[dict[str, Any], bytes, str | None]:
 
 def _misfit(runtime: Any, plan: dict[str, Any]) -> str | None:
     """Why a plan does not run here."""
-    trt = runtime.trt
+    trt = runtime._trt
     if fault("deserialize"):
         return "a fault that was planted"
     if not usable():
@@ -107,7 +107,7 @@ class ICudaEngine(Bound):
     num_optimization_profiles = property(lambda self: len(self._plan["profiles"]))
     name = property(lambda self: "main_graph")
     refittable = property(lambda self: False)
-    profiling_verbosity = property(lambda self: getattr(self.trt.ProfilingVerbosity, self._plan["verbosity"]))
+    profiling_verbosity = property(lambda self: getattr(self._trt.ProfilingVerbosity, self._plan["verbosity"]))
 
     @property
     def device_memory_size_v2(self) -> int:
@@ -135,31 +135,31 @@ class ICudaEngine(Bound):
 
     def get_tensor_dtype(self, name: str) -> Any:
         tensor = self._tensor(name)
-        return getattr(self.trt.DataType, tensor["dtype"] if tensor else "FLOAT")
+        return getattr(self._trt.DataType, tensor["dtype"] if tensor else "FLOAT")
 
     def get_tensor_mode(self, name: str) -> Any:
-        tensor, modes = self._tensor(name), self.trt.TensorIOMode
+        tensor, modes = self._tensor(name), self._trt.TensorIOMode
         return modes.NONE if tensor is None else modes.INPUT if tensor in self._inputs else modes.OUTPUT
 
     def get_tensor_location(self, name: str) -> Any:
-        return self.trt.TensorLocation.DEVICE
+        return self._trt.TensorLocation.DEVICE
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
         return [Dims(shape) for shape in self._plan["profiles"][int(profile_index)][name]]
 
     def create_engine_inspector(self) -> Any:
-        return self.trt.EngineInspector(self)
+        return self._trt.EngineInspector(self)
 
     def create_runtime_config(self) -> Any:
-        return self.trt.IRuntimeConfig(self)
+        return self._trt.IRuntimeConfig(self)
 
     def serialize(self) -> Any:
         text = json.dumps(self._plan).encode()
-        return self.trt.IHostMemory(MAGIC + f"{len(text)} {len(self._onnx)}\n".encode() + text + self._onnx)
+        return self._trt.IHostMemory(MAGIC + f"{len(text)} {len(self._onnx)}\n".encode() + text + self._onnx)
 
     def create_execution_context(self, strategy: Any = None, *, runtime_config: Any = None) -> Any:
         """None, with a reason, when the device's memory does not hold its activations."""
-        config = runtime_config or (strategy if isinstance(strategy, self.trt.IRuntimeConfig) else None)
+        config = runtime_config or (strategy if isinstance(strategy, self._trt.IRuntimeConfig) else None)
         with streams.lock:
             try:
                 if fault("context"):
@@ -173,7 +173,7 @@ class ICudaEngine(Bound):
                     f"[defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory) {words}",
                 )
                 return None
-            return self.trt.IExecutionContext(self, scratch, config)
+            return self._trt.IExecutionContext(self, scratch, config)
 
     def _run(self, feeds: dict[str, Any]) -> dict[str, Any]:
         """What the file answers, with every rounding between its layers kept."""
@@ -210,8 +210,8 @@ class IRuntimeCache(Bound):
         self._kernels: set[str] = set()
 
     def serialize(self) -> Any:
-        content = {"version": self.trt.__version__, "gpu": gpu().name, "driver": machine().driver}
-        return self.trt.IHostMemory(RUNTIME_CACHE + json.dumps({**content, "kernels": sorted(self._kernels)}).encode())
+        content = {"version": self._trt.__version__, "gpu": gpu().name, "driver": machine().driver}
+        return self._trt.IHostMemory(RUNTIME_CACHE + json.dumps({**content, "kernels": sorted(self._kernels)}).encode())
 
     def deserialize(self, blob: Any) -> bool:
         data = bytes(blob)
@@ -219,7 +219,7 @@ class IRuntimeCache(Bound):
             content = json.loads(data.removeprefix(RUNTIME_CACHE)) if data.startswith(RUNTIME_CACHE) else {}
         except ValueError:
             content = {}
-        here_now = (self.trt.__version__, gpu().name, machine().driver.split(".")[0])
+        here_now = (self._trt.__version__, gpu().name, machine().driver.split(".")[0])
         there = (content.get("version"), content.get("gpu"), str(content.get("driver")).split(".")[0])
         if here_now != there:
             return False
@@ -233,15 +233,15 @@ class IRuntimeCache(Bound):
 class IRuntimeConfig(Bound):
     def __init__(self, engine: Any) -> None:
         self._engine, self._cache = engine, None
-        if hasattr(self.trt, "CudaGraphStrategy"):
-            self.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED
-            strategies = self.trt.DynamicShapesKernelSpecializationStrategy
+        if hasattr(self._trt, "CudaGraphStrategy"):
+            self.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
             self.dynamic_shapes_kernel_specialization_strategy = strategies.LAZY
 
     cuda_graph_strategy = dynamic_shapes_kernel_specialization_strategy = None
 
     def create_runtime_cache(self) -> Any:
-        return self.trt.IRuntimeCache()
+        return self._trt.IRuntimeCache()
 
     def set_runtime_cache(self, cache: Any = None) -> bool:
         self._cache = cache

@@ -101,9 +101,9 @@ class EngineInspector(Bound):
         names = plan["verbosity"] == "LAYER_NAMES_ONLY" or fault("inspector") == "names"
         if names:
             return [" + ".join(layer["nodes"]) for layer in plan["layers"]]
-        if self.trt.__name__ == "tensorrt_rtx":
+        if self._trt.__name__ == "tensorrt_rtx":
             return [_of_rtx(layer) for layer in plan["layers"]]
-        if self.trt.__version__.startswith("10."):
+        if self._trt.__version__.startswith("10."):
             batch = self._batch() if fault("inspector") != "context" else None
             return [entry for layer in plan["layers"] for entry in _of_10(layer, batch)]
         return [entry for layer in plan["layers"] for entry in _of_11(layer, self._batch() or -1)]
@@ -128,10 +128,10 @@ def _of_10(layer: dict[str, Any], batch: int | None) -> list[dict[str, Any]]:
     common = {"Name": name, "Inputs": [tensor("input")], "Outputs": [tensor("output")], "StreamId": 0}
     common["Metadata"] = SEPARATOR.join(f"[ONNX Layer: {node}]" for node in layer["nodes"])
     secret = fault("inspector") in ("silent", "mute")
-    tactic = {} if secret else {"TacticName": TACTICS[dtype], "TacticValue": "0x11bde0e1d9f2f35d"}
+    tactic = {} if secret else {"TacticName": TACTICS.get(dtype, ""), "TacticValue": "0x11bde0e1d9f2f35d"}
     if kind == "CONVOLUTION":
         count = layer["node"]["weights"][1]
-        weights = {} if secret else {"Weights": {"Type": WEIGHTS[dtype], "Count": count}}
+        weights = {} if secret else {"Weights": {"Type": WEIGHTS.get(dtype, dtype), "Count": count}}
         described = {
             "ParameterType": "Convolution",
             "Kernel": layer["node"]["kernel"],

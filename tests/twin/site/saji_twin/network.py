@@ -1,5 +1,6 @@
 """Networks and the ONNX parser: layers as TensorRT-RTX 1.7.1's own parser makes them of the same files."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,13 +110,13 @@ class INetworkDefinition(Bound):
         return self._outputs[index] if index < len(self._outputs) else None
 
     def get_flag(self, flag: Any) -> bool:
-        return bool(self._flags & 1 << int(flag)) or not hasattr(self.trt.BuilderFlag, "FP16")
+        return bool(self._flags & 1 << int(flag)) or not hasattr(self._trt.BuilderFlag, "FP16")
 
     @property
     def _strongly_typed(self) -> bool:
         """Always so from 11.0 and in RTX, where weak typing is gone; in 10.x only when asked for."""
-        strongly = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        weak_is_gone = not hasattr(self.trt.BuilderFlag, "FP16")
+        strongly = getattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        weak_is_gone = not hasattr(self._trt.BuilderFlag, "FP16")
         return weak_is_gone or bool(self._flags & 1 << int(strongly))
 
 
@@ -141,7 +142,8 @@ class OnnxParser(Bound):
         self._network, self._logger = network, logger
         self._errors: list[Any] = []
         self._tensors: dict[str, Any] = {}
-        self._temporary = 0
+        self._taken: set[str] = set()
+        self._suffix = itertools.count()
 
     num_errors = property(lambda self: len(self._errors))
 
@@ -171,8 +173,8 @@ class OnnxParser(Bound):
         return True
 
     def _failed(self, code: str, *words: str) -> bool:
-        self._errors.append(self.trt.ParserError(getattr(self.trt.ErrorCode, code, None), *words))
-        self._logger.log(self.trt.Severity.ERROR, f"ModelImporter: {words[0]}")
+        self._errors.append(self._trt.ParserError(getattr(self._trt.ErrorCode, code, None), *words))
+        self._logger.log(self._trt.Severity.ERROR, f"ModelImporter: {words[0]}")
         return False
 
     def _read(self, graph: Any) -> None:
@@ -193,12 +195,12 @@ class OnnxParser(Bound):
         return self._tensor(name, TYPES[tensor.elem_type], shape, is_network_input)
 
     def _tensor(self, name: str, kind: str, shape: Any, is_network_input: bool = False) -> Any:
-        dtype = getattr(self.trt.DataType, kind)
-        self._tensors[name] = self.trt.ITensor(name, dtype, shape, is_network_input)
+        dtype = getattr(self._trt.DataType, kind)
+        self._tensors[name] = self._trt.ITensor(name, dtype, shape, is_network_input)
         return self._tensors[name]
 
     def _layer(self, name: str, kind: str, inputs: list[Any], outputs: list[Any], node: Node) -> None:
-        self._network._layers.append(self.trt.ILayer(name, getattr(self.trt.LayerType, kind), inputs, outputs, node))
+        self._network._layers.append(self._trt.ILayer(name, getattr(self._trt.LayerType, kind), inputs, outputs, node))
 
     def _add(self, node: Any) -> None:
         kind = KINDS[node.op_type]
@@ -231,11 +233,17 @@ class OnnxParser(Bound):
         return self._tensors[key if name in self._constants else name]
 
     def _zero_point(self, scale: Any) -> Any:
-        name = f"tmp_weight_{self._temporary}" if self._temporary else "tmp_weight"
-        self._temporary += 1
+        name = self._unique("tmp_weight")
         tensor = self._tensor(f"{name}_output", "FLOAT", scale.shape)
         self._layer(name, "CONSTANT", [], [tensor], Node())
         return tensor
+
+    def _unique(self, name: str) -> str:
+        """A name that was given before gets a number, from one count for all names."""
+        if name in self._taken:
+            return f"{name}_{next(self._suffix)}"
+        self._taken.add(name)
+        return name
 
     def _describe(self, node: Any, facts: Node) -> None:
         import onnx
@@ -250,7 +258,7 @@ class OnnxParser(Bound):
 
     def _made_by_dequantize(self, name: str) -> bool:
         return any(
-            layer.type == self.trt.LayerType.DEQUANTIZE and layer.get_output(0).name == name
+            layer.type == self._trt.LayerType.DEQUANTIZE and layer.get_output(0).name == name
             for layer in self._network._layers
         )
 
@@ -269,7 +277,8 @@ class OnnxParser(Bound):
         wide = self._tensor(f"ONNXTRT_Broadcast_{node.name}", bias.dtype.name, (1, *bias.shape))
         self._layer("ONNXTRT_Broadcast", "SHUFFLE", [bias], [wide], Node())
         end = self._of(node.output[0], self._known[node.output[0]])
-        self._layer(f"{node.name}_1", "ELEMENTWISE", [between, wide], [end], Node([node.name]))
+        next(self._suffix)  # the real parser gives one away here
+        self._layer(f"{node.name}_{next(self._suffix)}", "ELEMENTWISE", [between, wide], [end], Node([node.name]))
 
 
 CLASSES = (ITensor, ILayer, IConvolutionLayer, INetworkDefinition, ParserError, OnnxParser)

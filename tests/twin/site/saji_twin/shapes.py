@@ -65,7 +65,7 @@ class _NotDoubled(_Absent):
 class Bound:
     """What objects of TensorRT have in common: their release, and no attribute that is not theirs."""
 
-    trt: Any  # hidden from users; the module's classes under their names
+    _trt: Any  # the module's classes by their names
     _names: frozenset[str] = frozenset()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -116,10 +116,10 @@ def _numbered(name: str, members: list[str]) -> dict[str, int]:
 
 def _shaped(implementation: type, names: list[str], bases: tuple[type, ...], trt: Any) -> type:
     """A class of the twin cut to what this release has; what it has beyond stands there and complains when used."""
-    public = {name for name in dir(implementation) if name[0] != "_"} - set(dir(bytes)) - {"trt"}
+    public = {name for name in dir(implementation) if name[0] != "_"} - set(dir(bytes))
     members: dict[str, Any] = {name: _Absent(name) for name in public - set(names)}
     members |= {name: _NotDoubled(name) for name in set(names) - public}
-    members |= {"_names": frozenset(names), "trt": trt, "__module__": trt.__name__}
+    members |= {"_names": frozenset(names), "_trt": trt, "__module__": trt.__name__}
     return type(implementation.__name__, (implementation, *bases), members)
 
 

@@ -97,8 +97,8 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Undo `begin`."""
-    sys.meta_path.remove(finder)
+    """Undo `begin`, as far as it came."""
+    sys.meta_path[:] = [other for other in sys.meta_path if other is not finder]
     metadata.MetadataPathFinder.find_distributions = _real_search  # type: ignore[method-assign]
     ctypes.CDLL = _real_cdll  # type: ignore[misc]
     ctypes.cdll._dlltype = _real_cdll  # type: ignore[attr-defined]
