@@ -57,7 +57,9 @@ def main() -> None:
 
         return _conclude("", [import_foreign(foreign, command.out, say, settings)], command, settings)
     run = _run_folder(command.out / "runs", command.run)
-    archs = command.archs or tuple(sorted(path.parent.name for path in run.glob("*/checkpoint.pt")))
+    archs = tuple(name.replace("/", "-") for name in command.archs) or tuple(
+        sorted(path.parent.name for path in run.glob("*/checkpoint.pt"))
+    )
     if not archs:
         raise SajiError(f"{run} holds no checkpoint; train first with: make train")
     return _conclude(run.name, (_export(run / name, command, settings) for name in archs), command, settings)

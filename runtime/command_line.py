@@ -123,7 +123,13 @@ def require_extra(extra: str, *modules: str) -> None:
 
 
 def exit_with_one_sentence(main: Callable[[], None]) -> None:
-    """Run a command line; turn an expected failure into one sentence on stderr and its exit status."""
+    """Run a command line; turn an expected failure into one sentence on stderr and its exit status.
+
+    A sign that the output's encoding lacks, such as an arrow in a file on Windows, is written as its escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except SajiError as error:

@@ -221,7 +221,9 @@ class TestOneListForThreeShapes:
 
     def test_doctor_finds_it_ready(self, gpu: Exported) -> None:
         report = json.loads(command("runtime", "doctor", "--json").stdout)
-        assert gpu.backend in report["ready"] and report["facts"]["gpu"].startswith("twin of NVIDIA GeForce RTX 4090")
+        assert gpu.backend in report["ready"] and report["facts"]["driver"]["gpus"][0]["name"].startswith(
+            "twin of NVIDIA GeForce RTX 4090"
+        )
         other = "tensorrt-rtx" if gpu.backend == "tensorrt" else "tensorrt"
         assert "cannot be imported" in report["backends"][other]
 

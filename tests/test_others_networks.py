@@ -38,9 +38,6 @@ def train(data: Path, out: Path, *more: object, arch: str = "resnet18", size: in
     ("arch", "size"),
     [("vit_b_16", 128), ("alexnet", 48), ("inception_v3", 64), ("maxvit_t", 128), ("vgg11", 24), ("densenet121", 16)],
 )
-@pytest.mark.xfail(
-    strict=True, reason="a size that a network does not take is a traceback (issue 20)", raises=AssertionError
-)
 def test_a_size_that_a_network_does_not_take_is_one_sentence(
     arch: str, size: int, photos: Path, tmp_path: Path
 ) -> None:
@@ -50,11 +47,6 @@ def test_a_size_that_a_network_does_not_take_is_one_sentence(
 
 ONE_OF_EACH = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "maxvit_t", "mnasnet0_5", "plain34"]
 ONE_OF_EACH += ["mobilenet_v3_small", "resnet18", "se_resnet34", "shufflenet_v2_x0_5", "swin_t", "vgg11", "vit_b_16"]
-xfail_last = pytest.mark.xfail(
-    strict=True,
-    reason="a last layer that is no linear one is not found (issue 20)",
-    raises=(IndexError, AssertionError),
-)
 
 
 def classes_of_the_last_layer(arch: str) -> int:
@@ -65,42 +57,32 @@ def classes_of_the_last_layer(arch: str) -> int:
         return len(house.room("architectures").head(network).weight)
 
 
-@pytest.mark.parametrize(
-    "arch", [*ONE_OF_EACH, *(pytest.param(arch, marks=xfail_last) for arch in ("squeezenet1_0", "squeezenet1_1"))]
-)
+@pytest.mark.parametrize("arch", [*ONE_OF_EACH, "squeezenet1_0", "squeezenet1_1"])
 def test_the_last_layer_of_a_network_is_found_and_knows_the_classes(arch: str) -> None:
     assert classes_of_the_last_layer(arch) == 5
 
 
 @pytest.mark.slow
-def test_so_it_is_for_every_network_but_squeezenet() -> None:
+def test_so_it_is_for_every_network() -> None:
     names = house.room("architectures").names()
-    walked = [name for name in names if not name.startswith(("squeezenet", "regnet"))]  # which need memory to be built
+    walked = [name for name in names if not name.startswith("regnet")]  # which need memory to be built
     assert len(walked) > 50 and {classes_of_the_last_layer(name) for name in walked} == {5}
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="squeezenet cannot be trained (issue 20)", raises=AssertionError)
 def test_squeezenet_is_trained(photos: Path, tmp_path: Path) -> None:
     said = train(photos, tmp_path, arch="squeezenet1_1", size=64)
     assert said.status == 0, said
 
 
 # microsoft/onnxruntime#20097, #17022
-xfail_joined = pytest.mark.xfail(
-    strict=True,
-    reason="layers that an engine joins under another name count as not seen running (issue 20)",
-    raises=AssertionError,
-)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "size"),
     [
-        pytest.param("alexnet", 64, marks=xfail_joined),
-        pytest.param("swin_t", 64, marks=xfail_joined),
-        pytest.param("vit_b_16", 224, marks=xfail_joined),
+        ("alexnet", 64),
+        ("swin_t", 64),
+        ("vit_b_16", 224),
         ("convnext_tiny", 64),
     ],
 )
@@ -119,11 +101,6 @@ def test_networks_with_dense_layers_and_attention_are_exported(
 
 
 @pytest.mark.parametrize("arch", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
-@pytest.mark.xfail(
-    strict=True,
-    reason="with published weights these networks reload as other ones, or not at all (issue 20)",
-    raises=(AssertionError, house.BadModel),
-)
 def test_a_network_with_published_weights_reloads_as_the_same_network(
     arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,13 +158,7 @@ def test_another_file_under_the_same_name_is_not_up_to_date(flag: str, photos: P
 @pytest.mark.parametrize(
     "asked",
     [
-        pytest.param(
-            ("--batch-size", 1),
-            id="one",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a batch of one photo is a traceback (issue 20)", raises=AssertionError
-            ),
-        ),
+        pytest.param(("--batch-size", 1), id="one"),
         pytest.param(("--batch-size", 3, "--validation-share", 0.225), id="one left"),
     ],
 )
@@ -200,9 +171,6 @@ def test_a_batch_of_one_photo_is_trained_or_refused(asked: tuple[object, ...], p
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="an arrow that the output's encoding lacks ends the training (issue 20)", raises=AssertionError
-)
 def test_two_networks_are_trained_whatever_the_encoding_of_the_output(photos: Path, tmp_path: Path) -> None:
     """Output that is redirected to a file on Windows is cp1252."""
     data = tmp_path / "photos"
@@ -236,16 +204,16 @@ def commands(run: Path, model: Path, tmp_path: Path) -> dict[str, tuple[object, 
     }
 
 
-xfail_ascii = pytest.mark.xfail(
-    strict=True, reason="a sign that the output's encoding lacks ends the command (issue 20)", raises=AssertionError
-)
-
-
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=xfail_ascii) for name in ("check", "evaluate", "export", "bench")),
-        *("show", "classify", "doctor"),
+        "check",
+        "evaluate",
+        "export",
+        "bench",
+        "show",
+        "classify",
+        "doctor",
     ],
 )
 def test_every_command_ends_well_where_the_output_is_ascii(name: str, commands: dict[str, tuple[object, ...]]) -> None:
@@ -258,9 +226,6 @@ def test_every_command_ends_well_where_the_output_is_ascii(name: str, commands: 
 
 
 @pytest.mark.parametrize("count", [20, 40, 100, 1000])
-@pytest.mark.xfail(
-    strict=True, reason="the rejection rule keeps more right answers than it says (issue 20)", raises=AssertionError
-)
 def test_the_threshold_keeps_the_share_that_it_says(count: int) -> None:
     scores = np.random.default_rng(0).permutation(count) / count
     threshold = house.room("confidence").threshold_keeping(scores, 0.95)

@@ -215,7 +215,9 @@ def test_one_process_a_device_or_as_many_as_torchrun_says(monkeypatch: pytest.Mo
 
 def test_processes_share_the_batch_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [share_of(32, n) for n in (1, 2, 4, 32)] == [32, 16, 8, 1]
-    with pytest.raises(SajiError, match=r"shared by 3 processes; type --devices with one of 1, 2, 4, or --batch-size 33$"):
+    with pytest.raises(
+        SajiError, match=r"shared by 3 processes; type --devices with one of 1, 2, 4, or --batch-size 33$"
+    ):
         share_of(32, 3)
     for there, taken in ((1, 1), (2, 2), (3, 2), (6, 4), (8, 8)):  # of 16 photos
         monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)

@@ -27,7 +27,7 @@ class Command:
     data: Path | None = None
     """Photo set; without it the built-in drawn sample dishes."""
     archs: tuple[str, ...] = ("plain34", "resnet34", "se_resnet34")
-    """Architectures: plain34, se_resnet34 and every torchvision classification network by name."""
+    """Architectures: plain34, se_resnet34, every torchvision classification network by name, and timm's as timm/NAME."""
     run: str = ""
     """Name of the run; by default that of the data."""
     out: Path = Path("artifacts")
@@ -65,7 +65,7 @@ def train(arguments: Sequence[str]) -> None:
     """Prepare the data once, train what is out of date, report on the run."""
     command, recipe = _read(arguments)
     require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
-    command = _on_one_gpu(command)
+    command = replace(_on_one_gpu(command), archs=tuple(name.replace("/", "-") for name in command.archs))  # of timm
     from training.network import architectures
     from training.outcome.report import write_report
     from training.photos.dataset import load_data, run_name
@@ -77,6 +77,7 @@ def train(arguments: Sequence[str]) -> None:
 
     for architecture in command.archs:
         architectures.check_name(architecture)
+        architectures.require_size(architecture, 2, recipe)
     drawn = command.data is None
     source = command.data or write_sample(command.out / "sample")
     run = command.out / "runs" / (command.run or ("sample" if drawn else run_name(source)))

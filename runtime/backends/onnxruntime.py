@@ -137,7 +137,9 @@ class OnnxRuntimeCuda(OnnxRuntime):
         super().open()
         self.classes = self.session.get_outputs()[0].shape[-1]
         if self.graphs and not isinstance(self.classes, int):
-            raise Unavailable(f"{self.request.path} does not tell how many classes it has, which a CUDA graph has to know")
+            raise Unavailable(
+                f"{self.request.path} does not tell how many classes it has, which a CUDA graph has to know"
+            )
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""

@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if options.photo:
         decode(options.photo)  # a photo that cannot be read is said now, not by every candidate
-    benchmark = BenchmarkRun(options, receipts_in(options.out / "models", options.archs), flags)
+    benchmark = BenchmarkRun(
+        options, receipts_in(options.out / "models", [name.replace("/", "-") for name in options.archs]), flags
+    )
     path = options.out / "deployment.json"
     inputs = benchmark.inputs()
     anew = options.force or options.rows  # rows in a file of their own are what is asked for

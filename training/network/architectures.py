@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "gelu": nn.GELU,
 }
 
+TIMM = "timm-"  # before the name of a network of timm; people type timm/NAME, which would be a folder in a folder
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -131,28 +132,62 @@ def efficientnet_lite0(classes: int, *, pretrained: bool) -> nn.Module:
 
 
 def _of_torchvision(name: str, pretrained: bool) -> Architecture:
-    def make(classes: int, *, pretrained: bool) -> nn.Module:
+    normalises = name in ("googlenet", "inception_v3")  # by itself, where it comes with weights
+
+    def make(classes: int, *, pretrained: bool, image_size: int) -> nn.Module:
+        options: dict[str, Any] = {"transform_input": False} if normalises else {}
         if pretrained:
-            return get_model(name, weights="DEFAULT")
-        # Auxiliary heads only help training from scratch
-        auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        return get_model(name, weights=None, num_classes=classes, **auxiliary)
+            return _without_auxiliary(get_model(name, weights="DEFAULT", **options))
+        if normalises:
+            options |= {"aux_logits": False, "init_weights": True}
+        if name.startswith("vit_"):
+            options["image_size"] = image_size
+        if name.startswith("maxvit"):
+            options["input_size"] = (max(1, image_size // 224) * 224,) * 2  # whole windows on each of its four scales
+        return get_model(name, weights=None, num_classes=classes, **options)
 
     if not pretrained:
         return Architecture(make)
+    if normalises:  # to the same numbers by statistics of ours, which travel with the checkpoint
+        return Architecture(make, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     transforms: Any = get_model_weights(name)["DEFAULT"].transforms()
     return Architecture(make, tuple(transforms.mean), tuple(transforms.std))
 
 
+def _without_auxiliary(network: nn.Module) -> nn.Module:
+    """A network without the heads that only help training from scratch, as a checkpoint of it is built again."""
+    for name in ("aux1", "aux2", "AuxLogits"):
+        if hasattr(network, name):
+            setattr(network, name, None)
+            network.aux_logits = False  # type: ignore[assignment]  # an attribute of its own
+    return network
+
+
+def _of_timm(name: str) -> Architecture:
+    import timm
+
+    def make(classes: int, *, pretrained: bool) -> nn.Module:
+        return timm.create_model(name, pretrained=True) if pretrained else timm.create_model(name, num_classes=classes)
+
+    expected = timm.get_pretrained_cfg(name)
+    return Architecture(make, tuple(expected.mean), tuple(expected.std)) if expected else Architecture(make)
+
+
 def names() -> list[str]:
-    """All architectures that can be trained, ours among torchvision's classification networks."""
+    """All architectures that can be trained but timm's: ours among torchvision's classification networks."""
     return sorted({*list_models(module=torchvision.models), *OURS})
 
 
 def check_name(name: str) -> None:
     """Raise SajiError with the nearest names when there is no such architecture."""
     every = names()
-    if name not in every:
+    if name.startswith(TIMM):
+        try:
+            import timm
+        except ImportError:
+            raise missing_extra("timm", "train") from None
+        every = [TIMM + known for known in timm.list_models()]
+    if name.partition(".")[0] not in every:  # after the point timm names one of several sets of weights
         near = difflib.get_close_matches(name, every, 3) or ["plain34", "resnet34", "se_resnet34"]
         raise SajiError(f"there is no architecture {name!r}; did you mean {', '.join(near)}?")
 
@@ -160,6 +195,8 @@ def check_name(name: str) -> None:
 def find(name: str, pretrained: bool = False) -> Architecture:
     """The architecture of this name. Raises SajiError where there is none, or none with published weights."""
     check_name(name)
+    if name.startswith(TIMM):
+        return _of_timm(name.removeprefix(TIMM))
     entry = OURS.get(name) or _of_torchvision(name, pretrained)
     if pretrained and "pretrained" not in inspect.signature(entry.make).parameters:
         raise SajiError(
@@ -178,26 +215,84 @@ def build(name: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool =
     options = {option: values[option] for option in list(inspect.signature(make).parameters)[1:]}
     try:
         network = make(classes, **options)
-    except OSError as error:  # urllib's URLError is one
+    except (OSError, RuntimeError) as error:  # urllib's URLError is an OSError; the hub's own errors are either
+        if not pretrained:
+            raise
         raise SajiError(
-            f"the weights of {name} cannot be downloaded ({error}); go online once, or name a file that "
-            "you have: --no-pretrained --weights FILE"
+            f"the weights of {name} cannot be downloaded ({' '.join(str(error).split())[:120]}); go online once, or "
+            "name a file that you have: --no-pretrained --weights FILE"
         ) from None
     if pretrained:
-        parent, place, linear = _last_linear(network)
-        setattr(parent, place, nn.Linear(linear.in_features, classes))
+        parent, place, last = _last_layer(network)
+        setattr(parent, place, _for_classes(last, classes))
+        _require_to_take(network, name, recipe.image_size)
     return network
 
 
-def head(network: nn.Module) -> nn.Linear:
-    """The last layer of a network, the only one that knows the classes."""
-    return _last_linear(network)[2]
+def _require_to_take(network: nn.Module, name: str, size: int) -> None:
+    """Raise SajiError where a network with published weights takes photos of another size only."""
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # each network has its own way to say so
+        why = (" ".join(str(error).split()) or type(error).__name__)[:100]
+        raise SajiError(
+            f"{name} with published weights does not take photos of {size} px ({why}); use --image-size 224, or train "
+            "it from scratch: --no-pretrained"
+        ) from None
+    network.train()
 
 
-def _last_linear(network: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
-    path, linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
-    parent, _, name = path.rpartition(".")
-    return network.get_submodule(parent), name, linear
+def require_size(name: str, classes: int, recipe: Recipe) -> None:
+    """Raise SajiError, naming a size near by that it takes, where a network does not take photos of the recipe's.
+
+    Tried on tensors of shapes alone, without a number in them, by a step of training.
+    """
+    reason = _refuses(name, classes, recipe)
+    if not reason:
+        return
+    near = sorted((*range(16, 256, 16), 256, 288, 299, 320, 384), key=lambda size: abs(size - recipe.image_size))
+    fits = next((size for size in near if not _refuses(name, classes, replace(recipe, image_size=size))), None)
+    if recipe.batch_size == 1 and not _refuses(name, classes, replace(recipe, batch_size=2)):
+        raise SajiError(f"{name} cannot learn from one photo at a time ({reason}); use --batch-size 2 or more")
+    size = f"use --image-size {fits}" if fits else "choose another architecture"
+    raise SajiError(f"{name} does not take photos of {recipe.image_size} px ({reason}); {size}")
+
+
+def _refuses(name: str, classes: int, recipe: Recipe) -> str:
+    """Why a step of training cannot be made; empty where it can."""
+    size, batch = recipe.image_size, min(recipe.batch_size, 2)
+    try:
+        with torch.device("meta"):
+            network = build(name, classes, recipe)
+            logits = network.train()(torch.empty(batch, 3, size, size))
+        return "" if logits.shape == (batch, classes) else f"it answers with {list(logits.shape)}"
+    except SajiError:
+        raise
+    except Exception as error:  # each network has its own way to say so
+        return (" ".join(str(error).split()) or type(error).__name__)[:100]
+
+
+def head(network: nn.Module) -> nn.Linear | nn.Conv2d:
+    """The last layer of a network, the only one that knows the classes; SqueezeNet's is a convolution."""
+    return _last_layer(network)[2]
+
+
+def _last_layer(network: nn.Module) -> tuple[nn.Module, str, nn.Linear | nn.Conv2d]:
+    for kind in (nn.Linear, nn.Conv2d):
+        found = [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
+        if found:
+            path, last = found[-1]
+            parent, _, name = path.rpartition(".")
+            return network.get_submodule(parent), name, last
+    raise SajiError(f"{type(network).__name__} has no last layer that could learn other classes; choose another")
+
+
+def _for_classes(last: nn.Linear | nn.Conv2d, classes: int) -> nn.Linear | nn.Conv2d:
+    """A new last layer for some classes, like another."""
+    if isinstance(last, nn.Linear):
+        return nn.Linear(last.in_features, classes)
+    return nn.Conv2d(last.in_channels, classes, last.kernel_size)  # type: ignore[arg-type]  # a tuple of two
 
 
 def _activation(name: str) -> nn.Module:

@@ -26,7 +26,7 @@ from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
 from runtime.nvidia import driver
 from runtime.spec import Geometry, ModelSpec
-from training.network.classifier import reference_logits, save_checkpoint
+from training.network.classifier import load_checkpoint, reference_logits, save_checkpoint
 from training.photos import seen
 from training.photos.dataset import calibration_set, validation_set
 from training.photos.split import Data
@@ -56,6 +56,7 @@ class Place:
 
 # Of what `last.ckpt` keeps; raise it with every change there, so that a run that an older saji left begins anew
 STATE_VERSION = 3
+SAME = 8  # validation photos that a written checkpoint is tried on
 
 
 def train(
@@ -101,6 +102,7 @@ def train(
         spec, test = _spec(architecture, data, recipe, folder, figures, before), of_test(fitting.model, data, geometry)
         spec = settle(folder, spec, of_validation(logits, data, recipe), test)
         save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, seen.record(data, before))
+        _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], logits[:SAME])
         if not interrupted:
             for file in (kept.best, kept.last):
                 file.unlink(missing_ok=True)
@@ -108,6 +110,14 @@ def train(
     if interrupted:
         raise KeyboardInterrupt
     return figures
+
+
+def _require_same_again(path: Path, images: np.ndarray, logits: np.ndarray) -> None:
+    """Raise SajiError unless a checkpoint is read back as the network that was trained: uint8 `[N, S, S, 3]` RGB,
+    float32 `[N, C]`."""
+    again = reference_logits(load_checkpoint(path)[0], images)
+    if not np.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(np.abs(logits).max(initial=0))):
+        raise SajiError(f"{path} is read back as another network than was trained, which is a fault of saji; tell us")
 
 
 def _released_logits(fitting: Fitting, validation: ValidationSet, kept: Kept) -> np.ndarray:
@@ -190,7 +200,9 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
 
 def _processes(accelerator: str, devices: int, recipe: Recipe) -> dict[str, Any]:
     """How many processes train together: as torchrun says, or as many as devices were asked for."""
-    together = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)  # frozen layers have no gradient to wait for
+    together = DDPStrategy(
+        find_unused_parameters=recipe.freeze_epochs > 0
+    )  # frozen layers have no gradient to wait for
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         share_of(recipe.batch_size, everywhere)

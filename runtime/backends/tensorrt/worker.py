@@ -124,10 +124,11 @@ class Worker:
         self._check(cuda.cudaStreamSynchronize(self.stream))
         # Whatever other threads do with the GPU meanwhile is no part of it, and allowed
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._check(cuda.cudaStreamBeginCapture(self.stream, mode))
-        done = bool(context.execute_async_v3(self.stream))
-        status, *rest = cuda.cudaStreamEndCapture(self.stream)  # also after a refusal, or the stream stays in capture
-        graph, success = (rest[0] if rest else None), cuda.cudaError_t.cudaSuccess
+        success, done, graph = cuda.cudaError_t.cudaSuccess, False, None
+        (status,) = cuda.cudaStreamBeginCapture(self.stream, mode)
+        if status == success:
+            done = bool(context.execute_async_v3(self.stream))
+            status, graph = cuda.cudaStreamEndCapture(self.stream)  # after a refusal, too, or it goes on
         if done and status == success:
             status, *rest = cuda.cudaGraphInstantiate(graph, 0)
             if status == success:
