@@ -53,6 +53,8 @@ COMMANDS = re.findall(r"^\| `python -m (\w+) ?(\w*)`", LISTED, re.MULTILINE)
 # Started by saji itself, in processes of their own
 WORKERS = {
     "runtime/benchmark/worker.py",
+    "runtime/nvidia.py",
+    "runtime/probes.py",
     "lab/claims/workloads.py",
     "lab/load/measurements.py",
     "lab/load/plain_demo.py",
