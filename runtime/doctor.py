@@ -229,8 +229,8 @@ def _cudas() -> dict[str, int]:
             if told or name == "cuda-bindings":
                 majors[name] = int(told[1] if told else version.split(".")[0])
     with suppress(metadata.PackageNotFoundError):
-        version = tuple(map(int, metadata.version("onnxruntime-gpu").split(".")[:2]))
-        majors["onnxruntime-gpu"] = 13 if version >= (1, 27) else 12
+        major, minor = metadata.version("onnxruntime-gpu").split(".")[:2]
+        majors["onnxruntime-gpu"] = 13 if (int(major), int(minor)) >= (1, 27) else 12
     return majors
 
 
