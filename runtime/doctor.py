@@ -17,9 +17,9 @@ from PIL import features
 
 from runtime import environment
 from runtime.backends import BACKENDS, unavailable_because
-from runtime.errors import GateFailed, install_line, is_checkout
+from runtime.errors import GateFailed, anew_line, install_line
 from runtime.machine import cgroup_limits, machine
-from runtime.nvidia import ANEW, Driver, Here, choose, driver, extra_of, refusal, serving
+from runtime.nvidia import Driver, Here, choose, driver, extra_of, refusal, serving
 from runtime.nvidia import here as nvidia_here
 from runtime.probes import probe
 
@@ -155,7 +155,7 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
     if says or not facts.driver.gpus:
         return
     extras = choose(facts.driver, facts.here).extras.split(",")
-    anew = ANEW if is_checkout() else f"pip install 'saji[{','.join(extras)}]'"
+    anew = anew_line()
     cuda, majors = serving(facts.driver, facts.here), set(facts.cudas.values())
     chosen = [
         name for name, row in BACKENDS.items() if row.gpu and extra_of(row.extra, facts.driver, facts.here) in extras

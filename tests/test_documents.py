@@ -89,18 +89,6 @@ def test_a_spelling_that_was_documented_still_works(door: str) -> None:
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m "), done.stderr
 
 
-# Spellings of version 0.1, with the verb that was typed after them
-EARLIER: dict[str, list[str]] = {"training/dataset.py": ["check"], "export/diagnose.py": []}
-EARLIER |= {f"training/{verb}.py": [] for verb in ("evaluate", "report", "suspects")}
-# Started by saji itself, in processes of their own
-WORKERS = {
-    "runtime/benchmark/worker.py",
-    "lab/claims/workloads.py",
-    "lab/load/measurements.py",
-    "lab/load/plain_demo.py",
-}
-
-
 def test_tables_are_generated_from_the_committed_rows() -> None:
     documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     assert sum("<!-- table" in path.read_text(encoding="utf-8") for path in documents) >= 3
