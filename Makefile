@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup anew train export bench demo test examples lint check verify gpu-check readme clean help
+.PHONY: all setup train export bench demo test examples lint check verify gpu-check readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
@@ -36,6 +36,7 @@ all: train export bench ## the main job: train, export, check, benchmark, choose
 
 setup: .venv/installed ## create .venv and install saji with everything that runs on this machine      EXTRAS= (auto: look again)
 
+.PHONY: anew
 .venv/installed: pyproject.toml constraints.txt $(if $(ANEW),anew)
 	@$(PYTHON) $(NEW_ENOUGH) || { echo "saji needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 2; }

@@ -17,9 +17,9 @@ from PIL import features
 
 from runtime import environment
 from runtime.backends import BACKENDS, unavailable_because
-from runtime.errors import GateFailed, install_line, is_checkout
+from runtime.errors import GateFailed, anew_line, install_line
 from runtime.machine import cgroup_limits, machine
-from runtime.nvidia import ANEW, Driver, Here, choose, driver, extra_of, refusal, serving
+from runtime.nvidia import Driver, Here, choose, driver, extra_of, refusal, serving
 from runtime.nvidia import here as nvidia_here
 from runtime.probes import probe
 
@@ -155,7 +155,7 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
     if says or not facts.driver.gpus:
         return
     extras = choose(facts.driver, facts.here).extras.split(",")
-    anew = ANEW if is_checkout() else f"pip install 'saji[{','.join(extras)}]'"
+    anew = anew_line()
     cuda, majors = serving(facts.driver, facts.here), set(facts.cudas.values())
     chosen = [
         name for name, row in BACKENDS.items() if row.gpu and extra_of(row.extra, facts.driver, facts.here) in extras
@@ -229,8 +229,8 @@ def _cudas() -> dict[str, int]:
             if told or name == "cuda-bindings":
                 majors[name] = int(told[1] if told else version.split(".")[0])
     with suppress(metadata.PackageNotFoundError):
-        version = tuple(map(int, metadata.version("onnxruntime-gpu").split(".")[:2]))
-        majors["onnxruntime-gpu"] = 13 if version >= (1, 27) else 12
+        major, minor = metadata.version("onnxruntime-gpu").split(".")[:2]
+        majors["onnxruntime-gpu"] = 13 if (int(major), int(minor)) >= (1, 27) else 12
     return majors
 
 

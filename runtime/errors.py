@@ -12,7 +12,7 @@ SajiError            a misuse: exit status 2
 
 from pathlib import Path
 
-from runtime.nvidia import driver, extra_of, here
+from runtime.nvidia import ANEW, choose, driver, extra_of, here
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,11 +67,15 @@ def install_line(extra: str) -> str:
     """
     if extra in ("gpu", "tensorrt", "tensorrt-rtx"):
         extra = extra_of(extra, driver(), here())
-    if not is_checkout():
+    if not _is_checkout():
         return f"pip install 'saji[{extra}]'"
     return f"pip install '{'.' if Path.cwd() == _ROOT else _ROOT}[{extra}]'"
 
 
-def is_checkout() -> bool:
-    """Whether this is a checkout, which has a Makefile, and not an installed package."""
+def anew_line() -> str:
+    """What to type to install what this machine is served by: in a fresh environment where this is a checkout."""
+    return ANEW if _is_checkout() else f"pip install 'saji[{choose(driver(), here()).extras}]'"
+
+
+def _is_checkout() -> bool:
     return (_ROOT / "pyproject.toml").is_file()

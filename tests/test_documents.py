@@ -53,6 +53,8 @@ COMMANDS = re.findall(r"^\| `python -m (\w+) ?(\w*)`", LISTED, re.MULTILINE)
 # Started by saji itself, in processes of their own
 WORKERS = {
     "runtime/benchmark/worker.py",
+    "runtime/nvidia.py",
+    "runtime/probes.py",
     "lab/claims/workloads.py",
     "lab/load/measurements.py",
     "lab/load/plain_demo.py",
@@ -85,18 +87,6 @@ def test_a_spelling_that_was_documented_still_works(door: str) -> None:
     module, *verb = [door.removesuffix(".py").replace("/", "."), *EARLIER[door]]
     done = subprocess.run([sys.executable, "-m", module, *verb, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m "), done.stderr
-
-
-# Spellings of version 0.1, with the verb that was typed after them
-EARLIER: dict[str, list[str]] = {"training/dataset.py": ["check"], "export/diagnose.py": []}
-EARLIER |= {f"training/{verb}.py": [] for verb in ("evaluate", "report", "suspects")}
-# Started by saji itself, in processes of their own
-WORKERS = {
-    "runtime/benchmark/worker.py",
-    "lab/claims/workloads.py",
-    "lab/load/measurements.py",
-    "lab/load/plain_demo.py",
-}
 
 
 def test_tables_are_generated_from_the_committed_rows() -> None:

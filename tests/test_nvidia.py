@@ -217,7 +217,7 @@ def test_without_a_gpu_the_flag_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_driver_too_old_for_what_is_installed_is_told_from_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "versions", lambda: {"cuda": "13.0", "driver": "12.2"})
     with_gpus(monkeypatch, told(RTX_4090, **OLD))
-    old = r"the driver 535\.54\.03 serves CUDA 12\.2, the installed packages need CUDA 13; .*\[gpu-cu12\]'"
+    old = r"the driver 535\.54\.03 serves CUDA 12\.2, the installed packages need CUDA 13; .*make setup EXTRAS=auto"
     with pytest.raises(Unavailable, match=old):
         cuda.require_gpu()
     with_gpus(monkeypatch, told(error=NO_DEVICE))

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from runtime.errors import Unavailable, install_line, missing_extra
+from runtime.errors import Unavailable, anew_line, missing_extra
 from runtime.nvidia import driver
 
 
@@ -17,7 +17,7 @@ def require_gpu() -> None:
     if installed[:1].isdigit() and int(installed.split(".")[0]) > int(found.cuda.split(".")[0]):
         raise Unavailable(
             f"the driver {found.version} serves CUDA {found.cuda}, the installed packages need CUDA "
-            f"{installed.split('.')[0]}; get a driver that does, or: {install_line('gpu')}"
+            f"{installed.split('.')[0]}; get a newer driver, or: {anew_line()}"
         )
 
 
