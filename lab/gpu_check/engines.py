@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,13 @@ def _checked(folder: Path, engines: dict[str, BuildFacts], files: Iterable[str])
     for candidate in receipt.candidates:
         if candidate.file not in files or candidate.verdict != "unchecked":
             continue
-        checked.append(check_candidate(candidate, folder, validation, receipt.spec))
-        say(f"{candidate.name}: {checked[-1].verdict}")
-        yield _verdict(checked[-1])
+        try:
+            candidate = check_candidate(candidate, folder, validation, receipt.spec)
+        except Exception as error:  # what the product does not expect costs this candidate only
+            candidate = replace(candidate, verdict="fail", reasons=(f"{type(error).__name__}: {error}",))
+        checked.append(candidate)
+        say(f"{candidate.name}: {candidate.verdict}")
+        yield _verdict(candidate)
     keep_receipt(receipt, folder, {}, checked)
 
 

@@ -13,6 +13,7 @@ from runtime.errors import SajiError
 
 PER_CLASS, BATCH, STEPS = 120, 32, 12  # drawn pictures; photos a step; timed steps
 RESUMED_SIZE, EPOCHS = 64, 4
+DEVICE = "cuda"
 
 
 def training_in_bf16(place: Place) -> Iterator[Row]:
@@ -31,7 +32,7 @@ def _rates(precision: str, place: Place) -> Iterator[Row]:
     source, rates = str(_sample(place.folder)), {}
     for loop in ("ours", "plain"):
         say(f"training by the loop {loop} in {precision if loop == 'ours' else 'fp32'}")
-        asked = (loop, source, str(place.folder), place.size, BATCH, STEPS, "trivial", "cuda", precision)
+        asked = (loop, source, str(place.folder), place.size, BATCH, STEPS, "trivial", DEVICE, precision)
         rates[loop] = photos_per_second(*asked)["photos_per_second"]
         used = precision if loop == "ours" else "fp32"
         yield {
@@ -73,7 +74,7 @@ def resume(place: Place) -> Iterator[Row]:
 
 
 def _command(place: Place, out: Path, name: str) -> list[str]:
-    asked = {"data": _sample(place.folder), "archs": "resnet18", "run": name, "out": out, "device": "cuda"}
+    asked = {"data": _sample(place.folder), "archs": "resnet18", "run": name, "out": out, "device": DEVICE}
     asked |= {"image-size": RESUMED_SIZE, "epochs": EPOCHS, "warmup-epochs": 1, "devices": 1}
     flags = [word for flag, value in asked.items() for word in (f"--{flag}", str(value))]
     return [sys.executable, "-m", "training", *flags, "--deterministic"]
