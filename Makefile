@@ -4,34 +4,44 @@ ARCHS  ?= plain34 resnet34 se_resnet34
 RECIPE ?= $(if $(DATA),scratch,quick)
 RUN    ?= $(if $(DATA),$(basename $(notdir $(DATA:%/=%))),sample)
 ARGS   ?=
-# Another package index for PyTorch: its small CPU wheels, for a laptop without a GPU (see the README)
-TORCH_INDEX ?=
 BENCH_SECONDS ?= 180
 # INT8 that loses too much is repaired, which takes minutes; the main job refuses it instead
 RECOVERY ?=
 PYTHON ?= python3
 PY     := .venv/bin/python
-EXTRAS := train,tensorboard,export,cpu,openvino,tensorrt-rtx,demo,dev
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+# Which engines are installed is chosen once, by this machine's GPU (docs/gpu.md); who types others gets a fresh .venv
+EXTRAS ?=
+# Another package index for PyTorch: its small CPU wheels, for a laptop without a GPU (see the README)
+TORCH_INDEX ?=
+comma := ,
+# What an empty record of earlier versions stands for
+BEFORE := cpu,openvino,tensorrt-rtx
+RECORD = $(or $(shell cat .venv/installed 2>/dev/null),$(if $(wildcard .venv/installed),$(BEFORE)))
+ANEW  := $(if $(strip $(EXTRAS)$(TORCH_INDEX)),$(filter-out $(RECORD),$(EXTRAS) $(TORCH_INDEX)))
+CHOOSE = $(shell $(PYTHON) $(NEW_ENOUGH) 2>/dev/null && $(PYTHON) runtime/nvidia.py --extras)
+CHOSEN = $(eval CHOSEN := $(or $(filter-out auto,$(EXTRAS)),$(if $(ANEW),,$(firstword $(RECORD))),$(CHOOSE)))$(CHOSEN)
+INDEX  = $(or $(TORCH_INDEX),$(if $(ANEW),,$(word 2,$(RECORD))),$(if $(findstring -cu12,$(CHOSEN)),https://download.pytorch.org/whl/cu126))
 
 # Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup train export bench demo test examples lint check verify gpu-check readme clean help
+.PHONY: all setup anew train export bench demo test examples lint check verify gpu-check readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
 all: train export bench ## the main job: train, export, check, benchmark, choose (on drawn dishes unless DATA= is given)
 
-setup: .venv/installed ## create .venv and install saji with everything that runs without a GPU
+setup: .venv/installed ## create .venv and install saji with everything that runs on this machine      EXTRAS= (auto: look again)
 
-.venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "saji needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 2; }
+.venv/installed: pyproject.toml constraints.txt $(if $(ANEW),anew)
+	@$(PYTHON) $(NEW_ENOUGH) || { echo "saji needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
-	@touch $@
+	$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv
+	$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,dev]'$(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))), || { echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))"; exit 2; })
+	@echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
 	$(PY) -m training --recipe $(RECIPE) $(if $(DATA),--data $(DATA)) --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)

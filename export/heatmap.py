@@ -52,7 +52,10 @@ def linear_head(model: onnx.ModelProto) -> Head:
     run = ReferenceEvaluator(head)
 
     def answer(averages: np.ndarray) -> np.ndarray:
-        return run.run(None, {pooled: averages.astype(np.float32).reshape(-1, *shape)})[0]  # type: ignore[index]
+        try:
+            return run.run(None, {pooled: averages.astype(np.float32).reshape(-1, *shape)})[0]  # type: ignore[index]
+        except Exception as error:  # of many kinds: a branch or a loop looks for what is not a part of this end
+            raise SajiError(f"what follows its last maps does not run alone ({str(error)[:80]})") from None
 
     channels = shape[0]
     bias = answer(np.zeros((1, channels)))[0]

@@ -68,6 +68,10 @@ class Foreign:
     """What it multiplies pixels of 0 to 255 by first."""
     layout: Literal["nchw", "nhwc"] = "nchw"
     """Order of its input's dimensions."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of its input's channels; --mean and --std are in the order red, green, blue in any case."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How its photos were resized."""
     size: int = 0
     """Side of its square input in pixels; by default what the file says."""
     resize: int = 0

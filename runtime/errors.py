@@ -12,6 +12,10 @@ SajiError            a misuse: exit status 2
 
 from pathlib import Path
 
+from runtime.nvidia import driver, extra_of, here
+
+_ROOT = Path(__file__).resolve().parent.parent
+
 
 class SajiError(Exception):
     """One sentence: what is wrong, what is there, what to type next."""
@@ -57,9 +61,17 @@ def missing_extra(library: str, extra: str) -> Unavailable:
 def install_line(extra: str) -> str:
     """What to type to install one of our extras: from the checkout that this is, or else by name.
 
+    An extra for CUDA 13 becomes that for CUDA 12 where the driver serves no more.
+
     Receipts and pages keep such lines, so that the checkout's path stays out of them where `.` will do.
     """
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "pyproject.toml").is_file():
+    if extra in ("gpu", "tensorrt", "tensorrt-rtx"):
+        extra = extra_of(extra, driver(), here())
+    if not is_checkout():
         return f"pip install 'saji[{extra}]'"
-    return f"pip install '{'.' if root == Path.cwd() else root}[{extra}]'"
+    return f"pip install '{'.' if Path.cwd() == _ROOT else _ROOT}[{extra}]'"
+
+
+def is_checkout() -> bool:
+    """Whether this is a checkout, which has a Makefile, and not an installed package."""
+    return (_ROOT / "pyproject.toml").is_file()

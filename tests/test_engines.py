@@ -26,7 +26,7 @@ from runtime.backends.tensorrt.engine import TensorRt
 from runtime.backends.tensorrt.fit import mismatch
 from runtime.backends.tensorrt.logger import collecting_logger
 from runtime.benchmark import scenarios
-from runtime.errors import NotAsAsked, SajiError, Unavailable
+from runtime.errors import NotAsAsked, NotTold, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
 from runtime.files import sha256_file
 from runtime.receipt import Receipt
@@ -191,8 +191,9 @@ class TestProof:
                 entry.value = json.dumps({**json.loads(entry.value), "node_nobody_ran": 10**9})
         onnx.save(graph, tmp_path / "model.onnx")
         opened = open_backend("ort-cpu", tmp_path / "model.onnx", "fp32")
-        with pytest.raises(NotAsAsked, match=r"% unseen \(node_nobody_ran\)"):
-            opened.precision_share()
+        assert opened.precision_share()["untold"] > 0.9  # its answers tell whether that is FP32
+        with pytest.raises(NotTold, match=r"asked for int8 and does not tell what it computes in \(node_nobody_ran"):
+            check_precision([("a", "int8", 1e9), *opened.layers()], "int8", "x", {})
 
 
 class Outlier(torch.nn.Module):

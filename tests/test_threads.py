@@ -30,7 +30,8 @@ def test_16_threads_get_the_answers_of_one(backend: str, model: Path) -> None:
     images = ValidationSet.load(model / "validation.npz").images
     batches = [images[i % len(images) : i % len(images) + 1 + i % 2] for i in range(THREADS * TURNS)]  # of 1 and of 2
     start = Barrier(THREADS)
-    with runtime.load(model, backend, "fp32", threads=1) as classifier:  # 16 callers are enough for two cores
+    precision = next(offer.precision for offer in BACKENDS[backend].offers if offer.servable)  # TensorRT has no fp32
+    with runtime.load(model, backend, precision, threads=1) as classifier:  # 16 callers are enough for two cores
         alone = [classifier.logits(batch) for batch in batches]
 
         def ask(thread: int) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ from training.photos.dataset import Data, load_data
 from training.photos.seen import require_unseen, sources
 from training.recipe import Recipe, load_recipe
 from training.run import fitting
-from training.run.batches import EpochSampler, TrainPhotos
+from training.run.batches import EpochSampler, TrainPhotos, share_of
 from training.run.fitting import Fitting, Teacher, distillation
 from training.run.history import History
 from training.run.train import Place, _check_teacher, _processes, saji_version, train
@@ -203,12 +203,23 @@ def test_augmentation_depends_on_epoch_and_photo_alone(data: Data, tmp_path: Pat
 
 
 def test_one_process_a_device_or_as_many_as_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _processes("cpu", 0, False) == {"devices": 1, "strategy": "auto"}
-    assert _processes("cpu", 2, False)["devices"] == 2
+    assert _processes("cpu", 0, TINY) == {"devices": 1, "strategy": "auto"}
+    assert _processes("cpu", 2, TINY)["devices"] == 2
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}.items():
         monkeypatch.setenv(name, value)
-    placed = _processes("cpu", 0, False)
+    placed = _processes("cpu", 0, replace(TINY, batch_size=24))
     assert (placed["devices"], placed["num_nodes"]) == (2, 3)
+    with pytest.raises(SajiError, match="16 photos cannot be shared by 6 processes"):
+        _processes("cpu", 0, TINY)
+
+
+def test_processes_share_the_batch_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [share_of(32, n) for n in (1, 2, 4, 32)] == [32, 16, 8, 1]
+    with pytest.raises(SajiError, match=r"shared by 3 processes; type --devices with one of 1, 2, 4, or --batch-size 33$"):
+        share_of(32, 3)
+    for there, taken in ((1, 1), (2, 2), (3, 2), (6, 4), (8, 8)):  # of 16 photos
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        assert _processes("cuda", 0, TINY)["devices"] == taken
 
 
 def test_frozen_epochs_leave_all_but_the_head_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -402,6 +402,26 @@ class TestContexts:
             with undefined(here.twin, "device memory is wanted"):
                 context.execute_async_v3(stream)
 
+    def test_contexts_may_share_memory_that_the_user_gives(self) -> None:
+        """Reference of IExecutionContext::setDeviceMemoryV2: not while another context uses it."""
+        with bench() as here:
+            engine = here.engine()
+            users = here.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            first, stream, _ = here.fed(engine, photos(), users)
+            assert not first.execute_async_v3(stream)
+            scratch, size = here.cuda.Malloc(engine.device_memory_size_v2), engine.device_memory_size_v2
+            second, other, _ = here.fed(engine, photos(), users)
+            with undefined(here.twin, "too small"):
+                first.set_device_memory(scratch, size - 1)
+            for context in (first, second):
+                context.set_device_memory(scratch, size)
+            assert first.execute_async_v3(stream)
+            with undefined(here.twin, "same device memory is queued on another stream"):
+                second.execute_async_v3(other)
+            here.cuda.StreamSynchronize(stream)
+            assert second.execute_async_v3(other)
+            here.cuda.Free(scratch)
+
     def test_rtx_serves_a_fallback_until_its_kernel_is_compiled(self) -> None:
         """TensorRT-RTX, Working with Dynamic Shapes: LAZY compiles in the background, EAGER before it runs."""
         for strategy, fallbacks in (("LAZY", 3), ("EAGER", 0), ("NONE", 5)):

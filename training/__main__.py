@@ -5,10 +5,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra, say
+from runtime.errors import SajiError
 from runtime.files import write_json
+from runtime.nvidia import use
 from training.recipe import Recipe, load_recipe, names
 
 if TYPE_CHECKING:  # they bring PyTorch, which takes seconds to import
@@ -30,16 +32,24 @@ class Command:
     """Name of the run; by default that of the data."""
     out: Path = Path("artifacts")
     """Folder of all artefacts."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a CUDA GPU when there is one."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, or one GPU of several such as cuda:1; auto takes all CUDA GPUs that it can."""
     devices: int = 0
-    """Processes that share the work: 0 = all GPUs, or one process on a CPU."""
+    """Processes that share each batch: 0 = all GPUs that can, or one process on a CPU."""
     tensorboard: bool = False
     """Write TensorBoard logs beside the checkpoint as well."""
     folds: int = 0
     """Also train so many networks, each without a part of the photos, for an accuracy on photos that chose nothing."""
     force: bool = False
     """Train again even when nothing has changed, and from the start where a run was interrupted."""
+
+    def __post_init__(self) -> None:
+        """Raise SajiError for a device that is none."""
+        kind, _, number = self.device.partition(":")
+        if self.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
+            raise SajiError(f"--device {self.device} is none; choose from auto, cpu, cuda, cuda:0, cuda:1 and so on")
+        if number and self.devices > 1:
+            raise SajiError(f"--device {self.device} is one GPU, not {self.devices}; leave out --devices or the number")
 
 
 def main() -> None:
@@ -55,6 +65,7 @@ def train(arguments: Sequence[str]) -> None:
     """Prepare the data once, train what is out of date, report on the run."""
     command, recipe = _read(arguments)
     require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
+    command = _on_one_gpu(command)
     from training.network import architectures
     from training.outcome.report import write_report
     from training.photos.dataset import load_data, run_name
@@ -82,6 +93,17 @@ def train(arguments: Sequence[str]) -> None:
         write_report(run)
         say(f"report: {run / 'report.md'}")
     print(json.dumps({"run": run.name, "out": str(command.out), "archs": command.archs}))
+
+
+def _on_one_gpu(command: Command) -> Command:
+    """The command for the one GPU that it names, if it does: from now on there is no other in this process."""
+    if ":" not in command.device:
+        return command
+    try:
+        use(int(command.device.partition(":")[2]))
+    except ValueError as error:
+        raise SajiError(str(error)) from None
+    return replace(command, device="cuda", devices=1)
 
 
 def _train_one(architecture: str, data: "Data", recipe: Recipe, command: Command, run: Path) -> bool:

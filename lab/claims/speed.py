@@ -19,6 +19,7 @@ from lab.claims import workloads
 from lab.claims.comparison import WALL, Claim, compare, in_process
 from runtime import golden, load
 from runtime.benchmark.rows import Row, read_rows
+from runtime.benchmark.table import pytorch_beside
 from runtime.deployment import Deployment
 from runtime.errors import SajiError
 from runtime.files import sha256_file
@@ -32,8 +33,8 @@ PHOTOS, LARGE_PHOTOS = 1000, 60  # in a folder
 class Benchmarked:
     """Artefacts with the single-stream rows of batch 1 of their last benchmark that passed, and a folder for photos.
 
-    `rows` are those of NETWORK, `best` the fastest of them and `torch` the fastest in PyTorch; `accurate` is the
-    fastest of any network within a point of the best accuracy.
+    `rows` are those of NETWORK, `best` the fastest of them and `torch` the fastest in PyTorch on the same device;
+    `accurate` is the fastest of any network within a point of the best accuracy.
     """
 
     out: Path
@@ -55,9 +56,10 @@ class Benchmarked:
             make = f"make train export bench ARCHS={NETWORK}"
             raise SajiError(f"{path} holds no benchmark of {NETWORK}; run one with: {make}")
         least = max(row["accuracy"] for row in last.values()) - 0.01
-        torch = _fastest(row for row in of_network if row["backend"] == "pytorch")
+        best = _fastest(of_network)
+        torch = _fastest(row for row in of_network if row["backend"] == pytorch_beside(best))
         accurate = _fastest(row for row in last.values() if row["accuracy"] >= least - 1e-9)
-        return cls(out, scratch, of_network, _fastest(of_network), torch, accurate)
+        return cls(out, scratch, of_network, best, torch, accurate)
 
     @property
     def folder(self) -> str:

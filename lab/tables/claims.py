@@ -1,27 +1,34 @@
 """The tables of the first page, of claims about speed, of ideas that were tried, and of what an export takes."""
 
 from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, versions
+from runtime.backends import distributions
 from runtime.benchmark.rows import Row
+from runtime.benchmark.table import pytorch_beside, without_network
 from runtime.evaluation import with_interval
 
 
 def lead(rows: list[Row]) -> str:
-    """Three rows for the first page: the fastest file that passed, its network in FP32 on an engine, and in PyTorch."""
+    """Three rows for the first page: the fastest file that passed, its network in FP32 on an engine, and in PyTorch.
+
+    All three on one device: the last is the PyTorch that the others are compared with.
+    """
     passed = sorted((row for row in rows if row["verdict"] == "pass"), key=lambda row: float(row["milliseconds"]))
     network = [row for row in passed if row["architecture"] == passed[0]["architecture"]]
-    torch = next(row for row in network if row["backend"] == "pytorch")
-    fp32 = next(row for row in network if row["precision"] == "fp32" and row["backend"] != "pytorch")
+    there = [row for row in network if pytorch_beside(row) == pytorch_beside(passed[0])]
+    torch = next(row for row in there if row["backend"] == pytorch_beside(row))
+    fp32 = next(row for row in there if row["precision"] == "fp32" and row["backend"] != torch["backend"])
     columns: Columns = {
         "file": "{candidate}",
         "ms a photo": "{milliseconds:.1f}",
-        "against PyTorch": lambda row: f"{torch['milliseconds'] / row['milliseconds']:.1f}×",
+        f"against {without_network(torch)}": lambda row: f"{torch['milliseconds'] / row['milliseconds']:.1f}×",
         "accuracy (95 % interval)": lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
         "file MB": lambda row: f"{row['file_bytes'] / 1e6:.1f}",
     }
     row = passed[0]
-    libraries = versions(row, "torch", "onnxruntime", "openvino")
-    conditions = f"One photo after another on {machine(row)}; {libraries}; commit {row['commit']}."
-    return f"{by_columns([row, fp32, torch], columns)}\n\n{conditions}"
+    shown = [row, fp32, torch]
+    libraries = [name for name in distributions(*(each["backend"] for each in shown)) if name in row["versions"]]
+    conditions = f"One photo after another on {machine(row)}; {versions(row, *libraries)}; commit {row['commit']}."
+    return f"{by_columns(shown, columns)}\n\n{conditions}"
 
 
 def claims(rows: list[Row]) -> str:

@@ -53,6 +53,10 @@ class Row:
 
 
 _PYTORCH = (Offer("model.pt2", "fp32"), Offer("model.pt2", "fp32", variant="channels-last"))
+_PYTORCH_CUDA = (
+    *(Offer("model.pt2", precision) for precision in ("fp32", "fp16", "bf16")),
+    *(Offer("model.pt2", precision, variant="compiled") for precision in ("fp32", "fp16")),
+)
 _FP32, _INT8 = Offer("model.onnx", "fp32"), Offer("model.int8.onnx", "int8")
 # ONNX Runtime's CPU provider computes an FP16 graph in FP32 between casts, and leaves out those between two layers; as
 # written it keeps them, so that rounding and overflow show. FP16 sums and FP16 speed it cannot show
@@ -60,6 +64,11 @@ _FP16_CHECK = Offer("model.fp16.onnx", "fp16", variant="as written", servable=Fa
 # Likewise the INT8 file for TensorRT: its roundings between layers that compute in FP32. As written: ONNX Runtime
 # 1.31.1 would quantise the biases by scales that it multiplies in FP16, where they vanish, and answer wrongly
 _INT8_CHECK = Offer("model.int8-trt.onnx", "int8", variant="as written", servable=False)
+_ORT_CUDA = tuple(
+    Offer(file, precision, variant)
+    for file, precision in (("model.onnx", "fp32"), ("model.fp16.onnx", "fp16"))
+    for variant in ("", "CUDA graph")
+)
 _ORT = ("onnxruntime", "onnxruntime-gpu")  # which of them is there serves both providers
 
 
@@ -73,7 +82,8 @@ BACKENDS: dict[str, Row] = {
     "ort-cpu": Row("onnxruntime.OnnxRuntime", "cpu", _ORT, (_FP32, _INT8, _FP16_CHECK, _INT8_CHECK),
                    provider="CPUExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_CPU")),
     "openvino": Row("openvino.OpenVino", "openvino", ("openvino",), (_FP32, Offer("model.onnx", "bf16"), _INT8)),
-    "ort-cuda": Row("onnxruntime.OnnxRuntime", "gpu", _ORT, (_FP32, Offer("model.fp16.onnx", "fp16")), gpu=True,
+    "pytorch-cuda": Row("pytorch.PyTorchCuda", "train", ("torch",), _PYTORCH_CUDA, gpu=True),
+    "ort-cuda": Row("onnxruntime.OnnxRuntimeCuda", "gpu", _ORT, _ORT_CUDA, gpu=True,
                     provider="CUDAExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_GPU")),
     "tensorrt": Row("tensorrt.engine.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"),
                     gpu=True, triton=Triton("tensorrt", "model.plan", "KIND_GPU")),

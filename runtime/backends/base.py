@@ -109,7 +109,8 @@ class Backend(ABC):
 def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: dict[str, float]) -> dict[str, float]:
     """Share of the work per number format; raises NotAsAsked, naming layers, when too little is in `precision`.
 
-    NotTold is raised where it might be enough, were the layers as asked that the engine is silent about.
+    NotTold is raised where it might be enough, were the layers as asked that the engine is silent about; in FP32 they
+    are taken to be, since answers that come from less show it at the gate.
     `kept` maps the layers that export declared to keep at a higher precision to their share of the work: they are set
     apart, what remains must be as asked. `engine` names who computes, for the error.
     """
@@ -119,10 +120,10 @@ def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: 
     for _, kind, amount in layers:
         shares[kind] = shares.get(kind, 0.0) + amount / whole
     needed = MINIMUM_SHARE[precision] * (1 - sum(kept.values())) - 1e-6
-    reached = shares.get(precision, 0.0) + shares.get(precision + AS_TYPED, 0.0)
+    as_asked = (precision, precision + AS_TYPED, *([UNTOLD] if precision == "fp32" else []))
+    reached = sum(shares.get(kind, 0.0) for kind in as_asked)
     if reached < needed:
         listed = ", ".join(f"{100 * share:.0f} % {kind}" for kind, share in shares.items())
-        as_asked = (precision, precision + AS_TYPED)
         others = sorted((layer for layer in layers if layer[1] not in as_asked), key=lambda layer: -layer[2])
         names = [name for name, _, _ in others[:5]] + (["…"] if len(others) > 5 else [])
         named = f" ({', '.join(names)})" if names else ""

@@ -1,15 +1,19 @@
 """ONNX Runtime on its CPU and CUDA providers. A fallback to another provider is an error, not a slow success."""
 
+import contextlib
+import functools
 import json
+import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.backends import BACKENDS
-from runtime.backends.base import Backend, Layer
+from runtime.backends.base import UNTOLD, Backend, Layer
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 
 
@@ -32,6 +36,7 @@ class OnnxRuntime(Backend):
 
     title = "ONNX Runtime"
     checks_at_opening = False  # which takes a second session and a run of it
+    provider_options: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
 
     @classmethod
     def check_available(cls, backend: str) -> None:
@@ -76,10 +81,9 @@ class OnnxRuntime(Backend):
             options.enable_profiling, options.profile_file_prefix = True, profile
             if self.rewrite:  # one level less: the last changes layouts, not formats, and renames what it changes
                 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
-        settings = [{"use_tf32": "0"}] if self.provider == "CUDAExecutionProvider" else [{}]
+        how = {} if profile else self.provider_options  # a graph that is replayed shows no layers
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=[self.provider], provider_options=settings)
+            session = onnxruntime.InferenceSession(model, options, providers=[self.provider], provider_options=[how])
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
             why = str(error).splitlines()[0][:160]
             raise BadModel(f"{self.request.path} cannot be opened by ONNX Runtime ({why})") from None
@@ -94,7 +98,7 @@ class OnnxRuntime(Backend):
     def layers(self) -> Iterable[Layer]:
         """The operators that a profiled session really runs, with the multiply-adds in the file's metadata.
 
-        What was not seen running is of format "unseen".
+        What was not seen running under its name is UNTOLD.
         """
         table = json.loads(self.session.get_modelmeta().custom_metadata_map.get("multiply_adds", "{}"))
         shape = self.session.get_inputs()[0].shape
@@ -102,16 +106,97 @@ class OnnxRuntime(Backend):
             session = self._session(profile=str(Path(folder) / "profile"))
             session.run(None, {"images": np.zeros((1, *shape[1:]), np.uint8)})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        formats: dict[str, str] = {}
-        for event in events:
-            arguments = event.get("args", {})
-            if event.get("cat") == "Node" and "op_name" in arguments:
-                formats[_node_of(event["name"], table)] = _format(arguments)
-        return [(node, formats.get(node, "unseen"), macs) for node, macs in table.items()]
+        formats = formats_in(events, table)
+        return [(node, formats.get(node, UNTOLD), macs) for node, macs in table.items()]
 
     def close(self) -> None:
         """Free the session."""
         del self.session
+
+
+class OnnxRuntimeCuda(OnnxRuntime):
+    """An ONNX Runtime session on the first GPU; each call copies from and to pageable memory.
+
+    Variant "CUDA graph" replays a batch size's kernels as one graph, by the rules of ONNX Runtime's documentation
+    (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html, "Using CUDA Graphs"): all nodes on the GPU;
+    one `gpu_graph_id` for each shape, with inputs and outputs at fixed addresses; and one thread that runs the session.
+    """
+
+    device = "cuda"
+
+    def open(self) -> None:
+        """Open the session, once CUDA's libraries are found."""
+        preload_cuda()
+        # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
+        self.provider_options = {"use_tf32": "0"}
+        self.graphs = self.request.variant == "CUDA graph"
+        if self.graphs:
+            self.provider_options["enable_cuda_graph"] = "1"
+            self.bound: dict[int, tuple[Any, Any, Any, Any]] = {}  # by batch size
+            self.caller = ThreadPoolExecutor(1, "CUDA graph")
+        super().open()
+        self.classes = self.session.get_outputs()[0].shape[-1]
+        if self.graphs and not isinstance(self.classes, int):
+            raise Unavailable(f"{self.request.path} does not tell how many classes it has, which a CUDA graph has to know")
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        return self.caller.submit(self._replay, images).result() if self.graphs else super().run(images)
+
+    def _replay(self, images: np.ndarray) -> np.ndarray:
+        if len(images) not in self.bound:
+            self.bound[len(images)] = self._bind(images.shape)
+        binding, options, photos, logits = self.bound[len(images)]
+        photos.update_inplace(np.ascontiguousarray(images))
+        self.session.run_with_iobinding(binding, options)
+        return np.array(logits.numpy())
+
+    def _bind(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any, Any]:
+        """Binding and options of the graph of a shape `[N, H, W, 3]`, and its input and output on the GPU."""
+        import onnxruntime
+
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        photos = make(shape, np.uint8, self.device, 0)
+        logits = make((shape[0], self.classes), np.float32, self.device, 0)
+        binding, options = self.session.io_binding(), onnxruntime.RunOptions()
+        binding.bind_ortvalue_input("images", photos)
+        binding.bind_ortvalue_output("logits", logits)
+        options.add_run_config_entry("gpu_graph_id", str(shape[0]))
+        return binding, options, photos, logits
+
+    def close(self) -> None:
+        """Free the session and what is bound to it."""
+        if self.graphs:
+            self.caller.shutdown()
+            self.bound.clear()
+        super().close()
+
+
+@functools.cache
+def preload_cuda() -> None:
+    """Load CUDA and cuDNN from NVIDIA's packages, before the first session that needs them.
+
+    ONNX Runtime finds them by itself only where PyTorch was imported first. It is `onnxruntime.preload_dlls`, which
+    came with version 1.21 and does nothing in a build without CUDA.
+    """
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it did not find; stdout is for results
+            onnxruntime.preload_dlls()
+
+
+def formats_in(events: Iterable[dict[str, Any]], table: dict[str, float]) -> dict[str, str]:
+    """The number format of each node of the multiply-adds `table` that the events of a profile show running.
+
+    Only events with types are of kernels: ONNX Runtime up to 1.13 also noted fences, which have an operator's name alone.
+    """
+    formats: dict[str, str] = {}
+    for event in events:
+        arguments = event.get("args", {})
+        if event.get("cat") == "Node" and "input_type_shape" in arguments:
+            formats[_node_of(event["name"], table)] = _format(arguments)
+    return formats
 
 
 def _with_all_outputs(path: Path) -> bytes:

@@ -1,10 +1,18 @@
-"""PyTorch: the baseline that everything else is compared with. Runs `model.pt2`, bit-equal to the checkpoint."""
+"""PyTorch: the baseline that everything else on the same device is compared with, by `model.pt2`.
 
+On the CPU it is bit-equal to the checkpoint.
+"""
+
+import functools
 import io
 import json
 import math
+import os
 import re
+import tempfile
+import warnings
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.base import Backend, Layer
-from runtime.errors import BadModel, missing_extra
+from runtime.errors import BadModel, Unavailable, missing_extra
+from runtime.nvidia import driver, serving
 
 # The members of an archive that torch.export.save writes for a program of tensors
 _HARMLESS = re.compile(
@@ -23,6 +32,13 @@ _HARMLESS = re.compile(
 # The size of a tensor, such as Symbol('s34', positive=True, integer=True)
 _SIZE = re.compile(r"(?:(?:Symbol|Integer|Add|Mul|Pow|Max|Min|Mod|FloorDiv)\(|\)|'\w++'|\w++=\w++|\d++|[\s,*/+-])*+")
 _TENSOR = re.compile(r"(weight|tensor)_\d+")
+
+# Our names of number formats by PyTorch's own, and by those of its profiler
+_FORMATS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+_FORMATS |= {"float": "fp32", "c10::Half": "fp16", "c10::BFloat16": "bf16"}
+# The operators that end in a kernel; torch.compile also calls those of oneDNN, on CPUs
+_PRODUCTS = ("aten::convolution", "aten::addmm", "aten::mm", "aten::bmm", "mkldnn::_convolution_pointwise")
+_TRIED = (1, 2)  # batches: torch.compile makes a program for one photo and a second one for all larger batches
 
 
 def spec_text(path: Path) -> str:
@@ -128,19 +144,163 @@ class PyTorch(Backend):
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
-        images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
         with self.torch.inference_mode():
-            return self.module(self.torch.from_numpy(images)).numpy()
+            return self.module(self._tensor(images)).numpy()
+
+    def _tensor(self, images: np.ndarray) -> Any:
+        # PyTorch warns of read-only memory, which it would not write to
+        return self.torch.from_numpy(np.require(images, requirements="W"))
 
     def layers(self) -> Iterable[Layer]:
         """The convolutions and matrix products of the exported graph, each with its output's type."""
-        names = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+        for name, out, _, macs in self._products():
+            yield name, _FORMATS.get(str(out.dtype), str(out.dtype)), macs
+
+    def _products(self) -> Iterator[tuple[str, Any, Any, float]]:
+        """Name, output, weight and multiply-adds of each convolution and matrix product of the exported graph."""
         for node in self.program.graph.nodes:
             if any(op in str(node.target) for op in ("conv2d", "convolution", "linear", "addmm", "matmul")):
                 out, weight = node.meta["val"], node.args[1].meta["val"]
                 macs = math.prod(int(n) for n in out.shape[1:]) * math.prod(int(n) for n in weight.shape[1:])
-                yield node.name, names.get(str(out.dtype), str(out.dtype)), macs
+                yield node.name, out, weight, macs
 
     def close(self) -> None:
         """Free the program."""
         del self.module, self.program
+
+
+class PyTorchCuda(PyTorch):
+    """PyTorch on the first GPU: FP32 without TF32, FP16 and bf16 by autocast as its users do; variant "compiled".
+
+    Photos go there from pinned memory. Autocast computes in NHWC, for which tensor cores are made; `torch.compile`
+    chooses layouts itself. All run on the stream that PyTorch is at, by default the GPU's own.
+    """
+
+    device = "cuda"
+    checks_at_opening = False  # which takes a run
+
+    @classmethod
+    def check_available(cls, backend: str) -> None:
+        """Raise Unavailable when PyTorch is not installed or can use no GPU here."""
+        super().check_available(backend)
+        if reason := why_no_gpu():
+            raise Unavailable(reason)
+
+    def open(self) -> None:
+        """Bring the program to the GPU; with the variant "compiled" compile it, which takes up to minutes."""
+        super().open()
+        from torch.export.passes import move_to_device_pass
+
+        torch, precision = self.torch, self.request.precision
+        # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        if precision == "bf16" and self.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise Unavailable("this GPU computes no bf16, compute capability 8.0 (sm80) is the first that does")
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        self.autocast = functools.partial(torch.autocast, self.device, half, enabled=half is not None)
+        self.program = move_to_device_pass(self.program, self.device)
+        self.module = self.program.module()
+        if half:
+            self.module.to(memory_format=torch.channels_last)
+        if self.request.variant == "compiled":
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile for every batch, now; raises Unavailable where the compiler does not work."""
+        self.module = self.torch.compile(self.module, dynamic=True)
+        try:
+            for batch in _TRIED:
+                self.run(self._zeros(batch))
+        except Exception as error:  # Dynamo's, Inductor's, Triton's and those of a C++ compiler have no common base
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+            raise Unavailable(f"torch.compile does not work here ({why}); eager PyTorch does") from None
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        with self.torch.inference_mode():
+            return self._forward(self._uploaded(images)).float().cpu().numpy()  # cpu() waits
+
+    def device_milliseconds(self, images: np.ndarray) -> float:
+        """Milliseconds of photos uint8 `[N, H, W, 3]` RGB on the GPU, without the transfers there and back."""
+        began, ended = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with self.torch.inference_mode():
+            there = self._uploaded(images)
+            began.record()
+            self._forward(there)
+            ended.record()
+        ended.synchronize()
+        return float(began.elapsed_time(ended))
+
+    def _uploaded(self, images: np.ndarray) -> Any:
+        photos = self._tensor(images)
+        return (photos.pin_memory() if self.device == "cuda" else photos).to(self.device, non_blocking=True)
+
+    def _forward(self, photos: Any) -> Any:
+        with self.autocast():
+            return self.module(photos)
+
+    def _zeros(self, batch: int) -> np.ndarray:
+        photos = next(node for node in self.program.graph.nodes if node.name in self.program.graph_signature.user_inputs)
+        return np.zeros((batch, *(int(side) for side in photos.meta["val"].shape[1:])), np.uint8)
+
+    def layers(self) -> Iterable[Layer]:
+        """The layers with weights, each in the format that a profiled run really computes it in.
+
+        What was not seen running is of format "unseen": a layer is known by the shape of its weights, which compilers
+        transpose and strip of ones.
+        """
+        seen = self._formats_by_shape()
+        for name, _, weight, macs in self._products():
+            if isinstance(weight.shape[0], int):
+                yield name, "+".join(sorted(seen.get(_shape(weight.shape), {"unseen"}))), macs
+
+    def _formats_by_shape(self) -> dict[tuple[int, ...], set[str]]:
+        """The number formats of all tensors that go into a product, by their shapes, seen by PyTorch's profiler."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells when it starts and stops
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watched:  # on which kernels are launched
+            self.run(self._zeros(max(_TRIED)))
+        with tempfile.TemporaryDirectory() as folder:
+            watched.export_chrome_trace(str(file := Path(folder) / "trace.json"))
+            events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+        seen = defaultdict(set)
+        for event in events:
+            if event.get("name") in _PRODUCTS:
+                for shape, kind in zip(event["args"]["Input Dims"], event["args"]["Input type"], strict=True):
+                    if kind in _FORMATS:
+                        seen[_shape(shape)].add(_FORMATS[kind])
+        return seen
+
+
+def _shape(shape: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(int(side) for side in shape if side != 1))
+
+
+def why_no_gpu() -> str | None:
+    """Why PyTorch can use no GPU here, with what to type where that helps; None when it can."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of an old driver in four lines; ours is below
+        available = torch.cuda.is_available()
+    here, built = driver(), torch.version.cuda or ""
+    if not here.gpus:
+        return None if available else f"PyTorch sees no CUDA GPU here ({here.error})"
+    fits, gpu = serving(here), here.gpus[0]
+    another = "get driver 580 or newer"
+    if fits:
+        index = f" --index-url {fits.torch_index}" if fits.torch_index else ""
+        another = f"type: pip install --force-reinstall torch torchvision{index}"
+    if not built:
+        return f"PyTorch {torch.__version__} was built without CUDA, which the {gpu.name} needs; {another}"
+    if here.cuda and _major(here.cuda) < _major(built):
+        return f"the driver {here.version} serves CUDA {here.cuda}, this PyTorch needs {built}; {another}"
+    if fits and fits.major < _major(built):
+        return f"this PyTorch, for CUDA {built}, has no kernels for the {gpu.name} ({gpu.capability}); {another}"
+    ask = "see: python -c 'import torch; torch.cuda.init()'"
+    return None if available else f"PyTorch sees no CUDA GPU beside the driver {here.version}; {ask}"
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from runtime.backends import distributions
+from runtime.backends import BACKENDS, distributions
 from runtime.benchmark.rows import TAILS, Row, per_round
 from runtime.benchmark.scenarios import SCENARIOS, Column
 from runtime.errors import missing_extra
@@ -15,6 +15,8 @@ from runtime.speed_ratio import compared
 
 # What must be the same for two figures to be of the same thing; the commit is what a comparison is about
 _SAME = {"file": "sha256", "processor": "machine_cpu", "cores": "machine_cores", "versions": "versions"}
+
+_TORCH = {False: "pytorch", True: "pytorch-cuda"}  # by whether it runs on a GPU
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -40,7 +42,7 @@ def _of_one_scenario(rows: list[Row]) -> str:
 
 def _latency_columns(rows: list[Row]) -> list[Column]:
     fastest = {row["batch"]: row for row in reversed(rows)}
-    torch = {row["batch"]: row for row in reversed(rows) if row["backend"] == "pytorch"}
+    torch = {(row["backend"], row["batch"]): row for row in reversed(rows) if row["backend"] in _TORCH.values()}
     columns: list[Column] = [("batch", lambda row: str(row["batch"])), ("ms (p25–p75)", _milliseconds)]
     if any(row.get("milliseconds_device") for row in rows):
         columns.append(("ms on the GPU alone", partial(_number, "milliseconds_device", ".2f")))
@@ -51,7 +53,7 @@ def _latency_columns(rows: list[Row]) -> list[Column]:
     return [
         *columns,
         ("photos/s", lambda row: f"{row['images_per_second']:.0f}"),
-        ("against the fastest PyTorch", lambda row: _speed(row, torch.get(row["batch"]))),
+        ("against the fastest PyTorch there", lambda row: _speed(row, torch.get((pytorch_beside(row), row["batch"])))),
         ("against the fastest", lambda row: _behind(row, fastest[row["batch"]])),
     ]
 
@@ -85,11 +87,24 @@ def _tail(row: Row) -> str:
     return f"p{known[-1]} {row[f'p{known[-1]}']:.2f}" if known else ""
 
 
+def pytorch_beside(row: Row) -> str:
+    """The PyTorch that an engine's speed is told against: that on the same device."""
+    known = BACKENDS.get(row["backend"])
+    return _TORCH[known is not None and known.gpu]
+
+
 def _speed(row: Row, baseline: Row | None) -> str:
     if baseline is None:
         return ""
     ratio = compared(per_round(row), per_round(baseline))
-    return f"{ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" if row is not baseline else "1×"
+    if row is baseline:
+        return "1×"
+    return f"{ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f}) {without_network(baseline)}"
+
+
+def without_network(row: Row) -> str:
+    """What a row's candidate is beside its network, e.g. "pytorch-cuda · fp16 · compiled"."""
+    return str(row["candidate"]).partition(" · ")[2]
 
 
 def _behind(row: Row, fastest: Row) -> str:
@@ -135,10 +150,11 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> str:
 
 
 def best(rows: Sequence[Row]) -> list[Row]:
-    """Of each architecture and batch size the fastest row, and the fastest of PyTorch."""
-    fastest: dict[tuple[str, int, bool], Row] = {}
+    """Of each architecture and batch size the fastest row, and the fastest of PyTorch on each kind of device."""
+    fastest: dict[tuple[str, int, str], Row] = {}
     for row in sorted(rows, key=lambda row: -row["milliseconds"]):
-        fastest[row["architecture"], row["batch"], row["backend"] == "pytorch"] = row
+        torch = row["backend"] if row["backend"] in _TORCH.values() else ""
+        fastest[row["architecture"], row["batch"], torch] = row
     return list(fastest.values())
 
 

@@ -5,6 +5,7 @@ seen, with or without worker processes, and several devices share an epoch witho
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from runtime.environment import usable_cores
+from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import replacing, sha256_json, write_json
 from runtime.preprocess import FILTERS, decode
@@ -32,6 +34,17 @@ TRAIN_MARGIN = 1.125
 def mixed_seed(*numbers: int) -> int:
     """One seed of 64 bits from several numbers, such that neighbours share nothing (NumPy's SeedSequence)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def share_of(batch: int, processes: int) -> int:
+    """Photos of a batch that each of several processes takes: together they take the recipe's batch in every step."""
+    if batch % processes:
+        fits = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0 and n < 2 * processes)
+        raise SajiError(
+            f"a batch of {batch} photos cannot be shared by {processes} processes; type --devices with one of {fits}, "
+            f"or --batch-size {processes * math.ceil(batch / processes)}"
+        )
+    return batch // processes
 
 
 class TrainPhotos(Dataset):
@@ -86,7 +99,8 @@ class Batches(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Items are (uint8 `[N, S, S, 3]` RGB, int64 `[N]`)."""
         assert self.trainer
-        world, rank, batch = self.trainer.world_size, self.trainer.global_rank, self.recipe.batch_size
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        batch = share_of(self.recipe.batch_size, world)
         sampler: Any = EpochSampler(self.photos, world, rank, seed=self.recipe.seed)
         sampler.set_epoch(self.start)  # Lightning makes the first iterator before it tells the epoch
         # A last batch of one photo would break batch norm, so it is dropped where there is another
@@ -101,13 +115,17 @@ class Batches(L.LightningDataModule):
         assert self.trainer
         share = slice(self.trainer.global_rank, None, self.trainer.world_size)  # without padding: the metrics are exact
         tensors = torch.from_numpy(photos.images[share]), torch.from_numpy(photos.labels[share])
-        return DataLoader(TensorDataset(*tensors), max(32, self.recipe.batch_size))
+        return DataLoader(TensorDataset(*tensors), max(32, self.recipe.batch_size), pin_memory=self._beside_gpu())
 
     def _loading(self) -> dict[str, Any]:
         assert self.trainer
-        cuda = isinstance(self.trainer.accelerator, L.pytorch.accelerators.CUDAAccelerator)
-        workers = self.recipe.workers if self.recipe.workers >= 0 else (min(8, usable_cores()) if cuda else 0)
+        cuda, each = self._beside_gpu(), max(1, usable_cores() // self.trainer.num_devices)
+        workers = self.recipe.workers if self.recipe.workers >= 0 else (min(8, each) if cuda else 0)
         return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": cuda}
+
+    def _beside_gpu(self) -> bool:
+        assert self.trainer
+        return isinstance(self.trainer.accelerator, L.pytorch.accelerators.CUDAAccelerator)
 
 
 def _augmentation(kind: str, size: int, smallest_crop: float) -> v2.Compose:

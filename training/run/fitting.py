@@ -16,6 +16,8 @@ from training.network.pretrained import load_weights
 from training.recipe import Recipe
 from training.run.batches import mixed_seed
 
+LOOK_EVERY = 50  # steps on a GPU between two looks at the loss: each look waits for all that the GPU has to do
+
 
 class Fitting(L.LightningModule):
     """A PhotoClassifier in training. `identity` goes into `last.ckpt`: only the same run may be resumed from it."""
@@ -23,6 +25,7 @@ class Fitting(L.LightningModule):
     def __init__(self, architecture: str, classes: int, recipe: Recipe, identity: str = "") -> None:
         super().__init__()
         self.recipe, self.identity = recipe, identity
+        self.watched: torch.Tensor | None = None  # the first loss that was not finite, or the last one
         self.model = PhotoClassifier(architecture, classes, recipe, recipe.pretrained)
         if recipe.weights:
             load_weights(self.model.network, architectures.head(self.model.network), Path(recipe.weights))
@@ -53,8 +56,8 @@ class Fitting(L.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
-        """One step; images uint8 `[N, S, S, 3]`, labels int64 `[N]`."""
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> torch.Tensor:
+        """The `step`-th of the epoch; images uint8 `[N, S, S, 3]`, labels int64 `[N]`."""
         images, labels = batch
         x = planes(images)
         if self.recipe.mix:
@@ -67,13 +70,28 @@ class Fitting(L.LightningModule):
         for teacher in self.teacher:
             share, softness = self.recipe.teacher_share, self.recipe.teacher_temperature
             loss = (1 - share) * loss + share * distillation(logits, teacher(x), softness)
-        if not torch.isfinite(loss):
-            raise SajiError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}; the likely cause is the learning "
-                f"rate {self.recipe.learning_rate:g}, try: --learning-rate {self.recipe.learning_rate / 5:g}"
-            )
+        self._watch(loss.detach(), step)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         return loss
+
+    def _watch(self, loss: torch.Tensor, step: int) -> None:
+        """Keep the first loss that is not finite where it is: reading it each step would make a GPU wait for the host."""
+        kept = self.watched
+        self.watched = loss if kept is None else torch.where(kept.isfinite(), loss, kept)
+        if loss.device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1:
+            self._require_finite()
+
+    def _require_finite(self) -> None:
+        """Raise SajiError once a loss was not finite; waits for the device."""
+        if self.watched is not None and not torch.isfinite(self.watched):
+            raise SajiError(
+                f"the loss became {self.watched.item()} in epoch {self.current_epoch + 1}; the likely cause is the "
+                f"learning rate {self.recipe.learning_rate:g}, try: --learning-rate {self.recipe.learning_rate / 5:g}"
+            )
+
+    def on_validation_start(self) -> None:
+        """The epoch's last step has been asked for: no epoch is measured or kept whose loss was not finite."""
+        self._require_finite()
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int, dataloader_idx: int = 0) -> None:
         """Loss without smoothing and accuracy: of the validation photos (0), and of training photos as they are (1)."""

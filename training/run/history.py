@@ -61,6 +61,8 @@ class History(Recorder[Epoch]):
     ) -> None:
         """Count photos; the clock stops before validation."""
         self.photos += len(batch[1]) * trainer.world_size
+        if trainer.is_last_batch and module.device.type == "cuda":  # the host runs ahead of it
+            torch.cuda.synchronize(module.device)
         self.seconds = time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

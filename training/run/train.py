@@ -1,5 +1,6 @@
 """Train one network on prepared data and release its checkpoint. Lightning drives the loop."""
 
+import functools
 import json
 import logging
 import os
@@ -18,10 +19,12 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgre
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
+from runtime.backends.pytorch import why_no_gpu
 from runtime.command_line import say
 from runtime.environment import versions
 from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
+from runtime.nvidia import driver
 from runtime.spec import Geometry, ModelSpec
 from training.network.classifier import reference_logits, save_checkpoint
 from training.photos import seen
@@ -29,7 +32,7 @@ from training.photos.dataset import calibration_set, validation_set
 from training.photos.split import Data
 from training.progress import Progress, silent
 from training.recipe import Recipe
-from training.run.batches import Batches, TrainPhotos
+from training.run.batches import Batches, TrainPhotos, share_of
 from training.run.fitting import Fitting
 from training.run.held_out import of_test, of_validation, settle
 from training.run.history import AtomicFiles, Gradients, History, Kept, Patience
@@ -38,10 +41,15 @@ from training.run.records import Epoch, EpochAccuracy, Share, Validation, Withou
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a run computes; nothing here changes what is learnt, but for rounding."""
+    """Where and how a run computes; nothing here changes what is learnt, but for rounding.
 
-    device: str = "auto"
-    devices: int = 0  # processes that share the work: 0 = all GPUs, or one process on a CPU
+    Several processes share each batch of the recipe, so steps and learning rates are those of one. What they cannot
+    share: random numbers within a batch (dropout, mixing) are each process's own, and so are the statistics of batch
+    norm on CPUs; GPUs gather them.
+    """
+
+    device: str = "auto"  # or "cpu" or "cuda": the first GPU that is visible, see `runtime.nvidia.use`
+    devices: int = 0  # processes that share the work: 0 = all GPUs that can share a batch, or one process on a CPU
     tensorboard: bool = False
     resume: bool = True  # go on from `last.ckpt` where the same run was interrupted
 
@@ -63,13 +71,14 @@ def train(
     quieten()
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     geometry = Geometry.for_size(recipe.image_size)
+    folder = folder.resolve()
+    history, gradients, kept = History(architecture, recipe.epochs), Gradients(), Kept(folder)
+    trainer = _trainer(recipe, place, folder, [history, gradients, kept])  # first: a device that is absent is told now
     validation = validation_set(data, geometry, progress)
     calibration = calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress)
     before = seen.require_unseen(data, seen.sources(recipe))
     identity = json.dumps([STATE_VERSION, architecture, data.fingerprint, recipe.by_content()])
-    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    kept = Kept(folder)
     start = _resumable(kept.last, identity) if place.resume else 0
     if start:
         say(f"{architecture}: resuming after epoch {start}")
@@ -78,8 +87,7 @@ def train(
     n = len(validation.labels)
     trained = ValidationSet(calibration.images[:n], calibration.labels[:n], calibration.names[:n])
     batches = Batches(TrainPhotos(data, recipe, cache, progress), validation, trained, recipe, start)
-    history, gradients = History(architecture, recipe.epochs), Gradients()
-    trainer, figures = _trainer(recipe, place, folder, [history, gradients, kept]), None
+    figures = None
     interrupted = _fit(trainer, fitting, batches, kept.last if start else None)
     if interrupted and not kept.best_epoch:
         raise KeyboardInterrupt
@@ -175,17 +183,21 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        **_processes(accelerator, place.devices, recipe.freeze_epochs > 0),
+        sync_batchnorm=accelerator == "cuda",  # PyTorch has it on GPUs only; alone it does nothing
+        **_processes(accelerator, place.devices, recipe),
     )
 
 
-def _processes(accelerator: str, devices: int, freezes: bool) -> dict[str, Any]:
+def _processes(accelerator: str, devices: int, recipe: Recipe) -> dict[str, Any]:
     """How many processes train together: as torchrun says, or as many as devices were asked for."""
-    together = DDPStrategy(find_unused_parameters=freezes)  # frozen layers have no gradient to wait for
+    together = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)  # frozen layers have no gradient to wait for
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        share_of(recipe.batch_size, everywhere)
         return {"devices": here, "num_nodes": everywhere // here, "strategy": together}
-    count = devices or (torch.cuda.device_count() if accelerator == "cuda" else 1)
+    there = torch.cuda.device_count() if accelerator == "cuda" else 1
+    count = devices or max(n for n in range(1, there + 1) if recipe.batch_size % n == 0)
+    share_of(recipe.batch_size, count)
     return {"devices": count, "strategy": together if count > 1 else "auto"}
 
 
@@ -235,11 +247,15 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     """Lightning's accelerator and precision for `--device` and the recipe's precision.
 
     bf16 only where the hardware computes it: compute capability 8.0 on a GPU (a T4 emulates it, slower than FP32),
-    AVX-512 BF16 or AMX on a CPU. Raises SajiError when CUDA is asked for and absent.
+    AVX-512 BF16 or AMX on a CPU. Raises SajiError when CUDA is asked for and cannot be used; "auto" then takes the CPU,
+    and says why where there is a GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SajiError("--device cuda was asked for, but PyTorch sees no CUDA GPU here; use --device cpu or auto")
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    reason = None if device == "cpu" else why_no_gpu()
+    if device == "cuda" and reason:
+        raise SajiError(f"--device cuda was asked for, but {reason}; or train with --device cpu")
+    if device == "auto" and reason and driver().gpus:
+        _say_once(f"{reason}; training on the CPU")
+    cuda = device != "cpu" and not reason
     if precision == "auto" and cuda:
         precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     elif precision == "auto":
@@ -248,6 +264,11 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if precision == "fp16" and not cuda:
         raise SajiError("precision=fp16 trains on a GPU only; use bf16 or fp32 on a CPU")
     return ("cuda" if cuda else "cpu"), {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    say(line)
 
 
 def quieten() -> None:

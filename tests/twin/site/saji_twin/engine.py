@@ -14,6 +14,7 @@ from saji_twin.build import MAGIC, RTX_DEFAULT, enterprise, gpu, register, say, 
 from saji_twin.shapes import BITS, Bound, Dims
 from saji_twin.streams import here
 
+_users: dict[int, Any] = {}  # by activations' memory, the last work in it
 RUNTIME_CACHE = b"TWIN kernels\n"
 NUMPY = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
 
@@ -160,6 +161,9 @@ class ICudaEngine(Bound):
     def create_execution_context(self, strategy: Any = None, *, runtime_config: Any = None) -> Any:
         """None, with a reason, when the device's memory does not hold its activations."""
         config = runtime_config or (strategy if isinstance(strategy, self._trt.IRuntimeConfig) else None)
+        users = config is None and strategy == self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if users and not fault("context"):  # the memory comes with set_device_memory
+            return self._trt.IExecutionContext(self, 0, None)
         with streams.lock:
             try:
                 if fault("context"):
@@ -255,7 +259,7 @@ class IExecutionContext(Bound):
     """One caller at a time: two at once are undefined behaviour (TensorRT, Thread Safety), and raise TwinError here."""
 
     def __init__(self, engine: Any, scratch: int, config: Any) -> None:
-        self._engine, self._scratch, self._config = engine, scratch, config
+        self._engine, self._scratch, self._config, self._owned = engine, scratch, config, scratch != 0
         self._shapes: dict[str, Dims] = {}
         self._addresses: dict[str, int] = {}
         self._ready: set[Any] = set()  # shapes that were enqueued outside a capture
@@ -303,6 +307,14 @@ class IExecutionContext(Bound):
             self._addresses[name] = int(memory)
             return True
 
+    def set_device_memory(self, memory: Any, size: int) -> None:
+        """Memory for activations, of a context that was made USER_MANAGED; two must not use one piece at once."""
+        if self._owned:
+            misuse("set_device_memory: the context has memory of its own; make it USER_MANAGED")
+        if int(memory) % 256 or int(size) < self._engine.device_memory_size_v2:
+            misuse("set_device_memory: the memory is too small, or not aligned to 256 bytes")
+        self._scratch = int(memory)
+
     def get_tensor_address(self, name: str) -> int:
         return self._addresses.get(name, 0)
 
@@ -336,6 +348,8 @@ class IExecutionContext(Bound):
         missing = self.infer_shapes() or [t["name"] for t in self._engine._bindings if t["name"] not in self._addresses]
         if missing:
             return self._refuse(f"enqueueV3: shape or address of {', '.join(missing)} is not set")
+        if not self._scratch and self._engine.device_memory_size_v2:
+            return self._refuse("enqueueV3: there is no device memory; call set_device_memory")
         if fault("execute"):
             return self._refuse("enqueueV3: a fault that was planted")
         shape = tuple(self._shapes.items())
@@ -343,8 +357,10 @@ class IExecutionContext(Bound):
             return False
         if self._last is not None and not self._last.done and self._last.stream is not stream:
             misuse("execute_async_v3: earlier work of this context is queued on another stream")
+        if (other := _users.get(self._scratch)) is not None and not other.done and other.stream is not stream:
+            misuse("execute_async_v3: another context's work in the same device memory is queued on another stream")
         work = self._work(stream, dict(self._shapes), dict(self._addresses))
-        self._last = work or self._last
+        self._last = _users[self._scratch] = work or self._last
         if work is not None:
             self._ready.add(shape)
         return True
@@ -367,9 +383,11 @@ class IExecutionContext(Bound):
             size = _bytes(tensor["dtype"], shape)
             memory.device_bytes(addresses[tensor["name"]], size, "execute_async_v3", self._engine._device)
             places.append((tensor, shape, size, addresses[tensor["name"]]))
-        captured, owner = stream.capture is not None, self
+        captured, owner, scratch = stream.capture is not None, self, self._scratch
+        size = self._engine.device_memory_size_v2
 
         def do() -> None:
+            memory.device_bytes(scratch, size, "a kernel's activations")
             if captured and tuple(owner._shapes.items()) != tuple(shapes.items()):
                 misuse("cudaGraphLaunch: the context has another shape than captured, its memory may be laid out anew")
             owner._compute(places)
@@ -424,7 +442,8 @@ class IExecutionContext(Bound):
         with contextlib.suppress(AssertionError, AttributeError):
             if self._last is not None and not self._last.done:
                 misuse("an execution context was freed while its work was queued")
-            memory.release(self._scratch, pinned=False)
+            if self._owned:
+                memory.release(self._scratch, pinned=False)
 
 
 def _bytes(dtype: str, shape: Any) -> int:

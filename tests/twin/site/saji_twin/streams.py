@@ -35,6 +35,10 @@ class Here(threading.local):
 here = Here()
 
 
+def _nothing() -> None:
+    """What work that is done still has to do."""
+
+
 @dataclass(eq=False)
 class Work:
     """Something queued on a stream, with what must be done before it elsewhere, and the host memory that it reads."""
@@ -174,7 +178,7 @@ def finish(work: Work | None) -> None:
             finish(earlier)
         if not first.done:
             first.do()
-            first.done = True
+            first.do, first.done = _nothing, True  # what it held is let go
             work.stream.queue.popleft()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from saji_twin import fault, machine, memory, misuse, number, serves, streams, visible
+from saji_twin import counts, fault, machine, memory, misuse, number, serves, streams, visible
 from saji_twin.streams import Event, Executable, Graph, Refused, Stream, here
 
 _ERRORS = {
@@ -231,6 +231,8 @@ def cudaMemcpyAsync(dst: Any, src: Any, count: int, kind: cudaMemcpyKind, stream
     pageable = [end for end in (to, source) if end.pageable]
     if pageable and target.capture is not None:
         streams.require_not_capturing(target)
+    if not target.capture and (to.pageable or source.pageable):
+        counts["pageable copies"] += 1
     staged = ctypes.string_at(source.address, int(count)) if source.pageable and not to.pageable else None
     uses = tuple(end.address for end in (to, source) if not end.device)
 
@@ -461,9 +463,11 @@ def cudaGraphLaunch(graphExec: Any, stream: Any) -> None:
 
 @_api()
 def cudaGraphDestroy(graph: Any) -> None:
-    streams.get(Graph, graph, "cudaGraphDestroy").alive = False
+    found = streams.get(Graph, graph, "cudaGraphDestroy")
+    found.alive, found.works = False, []
 
 
 @_api()
 def cudaGraphExecDestroy(graphExec: Any) -> None:
-    streams.get(Executable, graphExec, "cudaGraphExecDestroy").alive = False
+    found = streams.get(Executable, graphExec, "cudaGraphExecDestroy")
+    found.alive, found.works = False, []
