@@ -5,8 +5,9 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from lab.gpu_check.models import keep_receipt, model_folder
 from lab.gpu_check.step import Place
-from runtime.backends import BACKENDS, Backend, BuildFacts
+from runtime.backends import Backend, BuildFacts
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate
 from runtime.command_line import say
@@ -88,7 +89,11 @@ def _built(backend: str, architecture: str, place: Place, require: bool = False)
             yield {**about, "inspector": _inspector(trt, folder / file, f"{architecture}-{precision}", place)}
         except Exception as error:  # whatever the library raises: the engine may be right all the same
             yield {**about, "wrong": f"its inspector fails: {error!r}"}
-        yield from _checked(folder, {file: built.facts()}, [file])
+        yield from _checked(folder, {file: built.facts()}, partial(_runs, file))
+
+
+def _runs(file: str, candidate: Candidate) -> bool:
+    return candidate.file == file
 
 
 def _inspector(trt: Any, plan: Path, about: str, place: Place) -> list[str]:
@@ -117,12 +122,12 @@ def _inspector(trt: Any, plan: Path, about: str, place: Place) -> list[str]:
     return names
 
 
-def _checked(folder: Path, engines: dict[str, BuildFacts], files: Iterable[str]) -> Iterator[Row]:
-    """This machine's verdict on the GPU's candidates of some files; kept in the receipt."""
+def _checked(folder: Path, engines: dict[str, BuildFacts], wanted: Callable[[Candidate], bool]) -> Iterator[Row]:
+    """This machine's verdict on the GPU's candidates that are wanted and have none; kept in the receipt."""
     receipt = keep_receipt(Receipt.read(folder), folder, engines, [])
     validation, checked = ValidationSet.load(folder / "validation.npz"), list[Candidate]()
     for candidate in receipt.candidates:
-        if candidate.file not in files or candidate.verdict != "unchecked":
+        if not wanted(candidate) or candidate.verdict != "unchecked":
             continue
         try:
             candidate = check_candidate(candidate, folder, validation, receipt.spec)
@@ -160,7 +165,8 @@ def _latency(architecture: str, place: Place) -> Iterator[Row]:
     folder = model_folder(place.folder, architecture, place.size)
     for backend in ("tensorrt", "tensorrt-rtx"):
         yield from _built(backend, architecture, place)
-    yield from _checked(folder, {}, {offer.file for row in BACKENDS.values() for offer in row.offers})
+    # Compiling takes a minute, and once is enough to see how it does
+    yield from _checked(folder, {}, lambda candidate: candidate.variant != "compiled" or architecture == "plain34")
     receipt = Receipt.read(folder)
     contestants = [Contestant(candidate, folder) for candidate in receipt.candidates if candidate.verdict == "pass"]
     if not contestants:

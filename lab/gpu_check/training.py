@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab.gpu_check.machine import require_torch_gpu
 from lab.gpu_check.step import ROOT, Place
 from runtime.benchmark.rows import Row
 from runtime.command_line import say
@@ -29,6 +30,7 @@ def training_in_fp16(place: Place) -> Iterator[Row]:
 def _rates(precision: str, place: Place) -> Iterator[Row]:
     from lab.claims.training import photos_per_second
 
+    require_torch_gpu()
     source, rates = str(_sample(place.folder)), {}
     for loop in ("ours", "plain"):
         say(f"training by the loop {loop} in {precision if loop == 'ours' else 'fp32'}")
@@ -56,6 +58,7 @@ def resume(place: Place) -> Iterator[Row]:
     import lightning  # noqa: F401  # else it is missing only in the runs' own processes
     import torch
 
+    require_torch_gpu()
     out, weights = place.folder / "resumed", {}
     for name in ("straight", "killed"):
         if name == "killed":
