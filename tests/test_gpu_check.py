@@ -179,7 +179,7 @@ def test_in_the_twin_engines_are_built_checked_and_kept(machine: str, tmp_path: 
     """On doubles of two machines: what the twin's clock says is no figure, and its rows go nowhere."""
     from twin.machines import environment
 
-    line = ["-m", "lab", "gpu-check", "--size", "32", "--rows", str(tmp_path / "gpu.jsonl")]
+    line = ["-m", "lab", "gpu-check", "--size", "64", "--rows", str(tmp_path / "gpu.jsonl")]
     line += ["--only", "environment", "tensorrt", "worker", "graphs"]
     subprocess.run([sys.executable, *line], cwd=ROOT, env=environment(machine), capture_output=True)
     rows = {row["step"]: row for row in read_rows(tmp_path / "gpu.jsonl")}

@@ -31,11 +31,7 @@ def network(architecture: str) -> "PhotoClassifier":
     torch.manual_seed(0)
     model = PhotoClassifier(architecture, 5).eval()
     for name, value in model.named_parameters():
-        if architecture == "plain34":
-            # Over 34 layers without shortcuts what tells photos apart would fade: each hands its input on as well
-            if value.ndim == 4:
-                value.data = 0.5 * value.data + torch.nn.init.dirac_(torch.empty_like(value.data))
-        elif name.endswith("bn2.weight"):
+        if name.endswith("bn2.weight") and architecture != "plain34":
             # At full weight sums grow along resnet34's shortcuts, and INT8 shifts its logits by 0.24 instead of 0.08
             torch.nn.init.constant_(value, 0.5)
     return model
