@@ -58,11 +58,15 @@ def _built(backend: str, architecture: str, place: Place, require: bool = False)
 
     Without `require` a flavour that is not installed yields nothing.
     """
-    from export.engine import SOURCES, build_engine, module_for
+    from export.engine import SOURCES, build_engine, module_for, targets_of
     from export.settings import Settings
+    from runtime.backends import cuda
 
     try:
         trt = module_for(backend)
+        targets, here = targets_of(trt, Settings()), cuda.compute_capability()
+        if targets and here not in targets:
+            raise Unavailable(f"{backend} builds for {', '.join(targets)}, and this GPU is {here}")
     except Unavailable:
         if require:
             raise
