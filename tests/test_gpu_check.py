@@ -171,3 +171,27 @@ def test_what_is_told_at_length_stays_within_the_table() -> None:
     outcome = Outcome("latency of se resnet34", "FAIL", "tensorrt · fp16: " + "because of this " * 20 + "x" * 100, 88.8)
     assert max(map(len, command.table([outcome]).splitlines())) <= 80
     json.dumps(outcome.row())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["rtx4090", "h100"])
+def test_in_the_twin_engines_are_built_checked_and_kept(machine: str, tmp_path: Path) -> None:
+    """On doubles of two machines: what the twin's clock says is no figure, and its rows go nowhere."""
+    from twin.machines import environment
+
+    line = ["-m", "lab", "gpu-check", "--size", "64", "--rows", str(tmp_path / "gpu.jsonl")]
+    line += ["--only", "environment", "tensorrt", "worker"]
+    subprocess.run([sys.executable, *line], cwd=ROOT, env=environment(machine), capture_output=True)
+    rows = {row["step"]: row for row in read_rows(tmp_path / "gpu.jsonl")}
+    assert all(row["machine_gpu"].startswith("twin of ") for row in rows.values())
+    assert rows["environment"]["found"][0]["says"].startswith("twin of ")  # PyTorch is not doubled and sees no GPU
+    for name in ("tensorrt", "worker"):
+        assert rows[name]["verdict"] == "PASS", rows[name]
+    verdicts = {row["candidate"]: row["verdict_of_gate"] for row in rows["tensorrt"]["found"] if "candidate" in row}
+    assert verdicts == dict.fromkeys(
+        [f"plain34 · tensorrt · {p}{v}" for p in ("fp16", "int8") for v in ("", " · CUDA graph")], "pass"
+    )
+    kept = [name for row in rows["tensorrt"]["found"] for name in row.get("inspector", [])]
+    assert len(kept) == 4 and all(json.loads((tmp_path / "gpu" / name).read_text(), strict=False) for name in kept)
+    if machine == "h100":  # for which TensorRT-RTX builds nothing
+        assert rows["tensorrt rtx"]["verdict"] == "SKIP" and "this GPU is sm90" in rows["tensorrt rtx"]["says"]

@@ -163,7 +163,8 @@ def _timm(data: Data, recipe: Recipe, steps: int, device: str) -> float:
             return transform(Image.open(data.photos[photo].path).convert("RGB")), int(data.labels[photo])
 
     loader = torch.utils.data.DataLoader(Photos(), recipe.batch_size, shuffle=True, drop_last=True)
-    model = timm.create_model("resnet34", num_classes=len(data.classes)).to(device, memory_format=torch.channels_last)
+    model = timm.create_model("resnet34", num_classes=len(data.classes)).to(memory_format=torch.channels_last)
+    model.to(device)
     optimizer = create_optimizer_v2(model, "adamw", recipe.learning_rate, recipe.weight_decay)
     smoothed = LabelSmoothingCrossEntropy(recipe.label_smoothing)
     started = 0.0

@@ -101,7 +101,8 @@ def trtexec(folder: str, candidate: str) -> dict[str, float]:
     command = [TRTEXEC[chosen.backend], f"--loadEngine={Path(folder) / chosen.file}"]
     command += [f"--shapes=images:1x{size}x{size}x3", f"--duration={SECONDS:g}"]
     if chosen.variant == "CUDA graph":
-        command.append("--useCudaGraph")
+        rtx = chosen.backend == "tensorrt-rtx"  # which captures graphs by itself
+        command.append("--rtxCudaGraphStrategy=wholeGraph" if rtx else "--useCudaGraph")
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {"per_second": 1000 / latency_median(text)}
 

@@ -24,7 +24,7 @@ STEPS = (
     Step(machine.environment, 60),
     Step(engines.tensorrt, 180),
     Step(engines.tensorrt_rtx, 180),
-    Step(engines.latency_of_plain34, 90),
+    Step(engines.latency_of_plain34, 150),
     Step(engines.cuda_graphs, 60),
     Step(workers.worker, 60),
     Step(engines.ort_cuda_without_torch, 60),

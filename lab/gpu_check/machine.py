@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from lab.gpu_check.step import Place
 from runtime.benchmark.rows import Row
+from runtime.errors import Unavailable
 
 
 def no_gpu() -> str:
@@ -28,17 +29,25 @@ def environment(_: Place) -> Iterator[Row]:
     more = [dataclasses.asdict(finding) for finding in findings(facts)]
     says += f"; the doctor finds: {', '.join(finding['about'] for finding in more) or 'nothing'}"
     yield {"driver": dataclasses.asdict(here), "backends": states(facts), "findings": more, "says": says}
-    yield {"torch": _torch()}
+    yield _torch()
 
 
 def _torch() -> Row:
     """What PyTorch says of itself and of the GPU."""
     import torch
 
-    found = {"version": torch.__version__, "cuda": torch.version.cuda, "available": torch.cuda.is_available()}
+    found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "torch_gpu": torch.cuda.is_available()}
     if not torch.cuda.is_available():
-        return {**found, "wrong": f"PyTorch {torch.__version__} sees no GPU"}
-    return {**found, "gpu": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version()}
+        return {**found, "says": f"PyTorch {torch.__version__} sees no GPU"}
+    return {**found, "torch_names": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version()}
+
+
+def require_torch_gpu() -> None:
+    """Raise Unavailable where PyTorch sees no GPU, though the driver does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Unavailable(f"PyTorch {torch.__version__} sees no GPU")
 
 
 def fp16_keeps_the_gate(place: Place) -> Iterator[Row]:
@@ -50,8 +59,7 @@ def fp16_keeps_the_gate(place: Place) -> Iterator[Row]:
     from runtime.gate import GATES, apply_gate
     from training.network.classifier import reference_logits
 
-    if not torch.cuda.is_available():
-        raise RuntimeError("PyTorch sees no GPU")
+    require_torch_gpu()
     images, labels = drawn(place.size)
     for architecture in ARCHITECTURES:
         model = network(architecture)

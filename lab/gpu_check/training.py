@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab.gpu_check.machine import require_torch_gpu
 from lab.gpu_check.step import ROOT, Place
 from runtime.benchmark.rows import Row
 from runtime.command_line import say
@@ -13,6 +14,7 @@ from runtime.errors import SajiError
 
 PER_CLASS, BATCH, STEPS = 120, 32, 12  # drawn pictures; photos a step; timed steps
 RESUMED_SIZE, EPOCHS = 64, 4
+DEVICE = "cuda"
 
 
 def training_in_bf16(place: Place) -> Iterator[Row]:
@@ -28,10 +30,11 @@ def training_in_fp16(place: Place) -> Iterator[Row]:
 def _rates(precision: str, place: Place) -> Iterator[Row]:
     from lab.claims.training import photos_per_second
 
+    require_torch_gpu()
     source, rates = str(_sample(place.folder)), {}
     for loop in ("ours", "plain"):
         say(f"training by the loop {loop} in {precision if loop == 'ours' else 'fp32'}")
-        asked = (loop, source, str(place.folder), place.size, BATCH, STEPS, "trivial", "cuda", precision)
+        asked = (loop, source, str(place.folder), place.size, BATCH, STEPS, "trivial", DEVICE, precision)
         rates[loop] = photos_per_second(*asked)["photos_per_second"]
         used = precision if loop == "ours" else "fp32"
         yield {
@@ -55,6 +58,7 @@ def resume(place: Place) -> Iterator[Row]:
     import lightning  # noqa: F401  # else it is missing only in the runs' own processes
     import torch
 
+    require_torch_gpu()
     out, weights = place.folder / "resumed", {}
     for name in ("straight", "killed"):
         if name == "killed":
@@ -73,7 +77,7 @@ def resume(place: Place) -> Iterator[Row]:
 
 
 def _command(place: Place, out: Path, name: str) -> list[str]:
-    asked = {"data": _sample(place.folder), "archs": "resnet18", "run": name, "out": out, "device": "cuda"}
+    asked = {"data": _sample(place.folder), "archs": "resnet18", "run": name, "out": out, "device": DEVICE}
     asked |= {"image-size": RESUMED_SIZE, "epochs": EPOCHS, "warmup-epochs": 1, "devices": 1}
     flags = [word for flag, value in asked.items() for word in (f"--{flag}", str(value))]
     return [sys.executable, "-m", "training", *flags, "--deterministic"]
