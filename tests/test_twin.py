@@ -239,8 +239,8 @@ class TestMemory:
 
             cuda = Cuda(twin, runtime)
             free, total = cuda.MemGetInfo()
-            assert free == total == 24 * 2**20
-            held = cuda.Malloc(20 * 2**20)
+            assert free == total == 16 * 2**20
+            held = cuda.Malloc(12 * 2**20)
             assert cuda.Malloc(5 * 2**20) == "MemoryAllocation"
             cuda.Free(held)
             assert cuda.MemGetInfo()[0] == total and isinstance(cuda.Malloc(5 * 2**20), int)
