@@ -5,6 +5,7 @@ import ctypes
 import importlib
 import json
 import threading
+import time
 from types import ModuleType
 from typing import Any
 
@@ -374,9 +375,11 @@ class TestContexts:
         with bench() as here:
             context, stream, _ = here.fed(here.engine(), photos())
             errors: list[str] = []
+            together, until = threading.Barrier(2), time.monotonic() + 20
 
             def work() -> None:
-                for _ in range(20):
+                together.wait()
+                while not errors and time.monotonic() < until:
                     try:
                         context.execute_async_v3(stream)
                     except AssertionError as error:
