@@ -190,6 +190,7 @@ class TestReasons:
             engine.open()
 
     @pytest.mark.parametrize("count", range(1, 4))
+    @fault(7)
     def test_no_memory_for_buffers(self, count: int, model: Path, tmp_path: Path) -> None:
         """Whichever allocation fails, it is said in a sentence."""
         with built(model, tmp_path, faults={"allocations": count}) as engine:

@@ -220,10 +220,9 @@ class TestOneListForThreeShapes:
             contestant.close()
 
     def test_doctor_finds_it_ready(self, gpu: Exported) -> None:
-        report = json.loads(command("runtime", "doctor", "--json").stdout)
-        assert gpu.backend in report["ready"] and report["facts"]["driver"]["gpus"][0]["name"].startswith(
-            "twin of NVIDIA GeForce RTX 4090"
-        )
+        told = command("runtime", "doctor", "--json").stdout
+        report = json.loads(told)
+        assert gpu.backend in report["ready"] and "twin of NVIDIA GeForce RTX 4090" in told
         other = "tensorrt-rtx" if gpu.backend == "tensorrt" else "tensorrt"
         assert "cannot be imported" in report["backends"][other]
 
@@ -236,14 +235,17 @@ MACHINES_AND_ENGINES = {
     "h100": {"tensorrt"},  # TensorRT-RTX has no target for SM90
     "rtx5090": {"tensorrt", "tensorrt-rtx"},
     "two": {"tensorrt", "tensorrt-rtx"},
+    "small": {"tensorrt"},  # INT8 alone fits, and RTX does not tell that its engine is INT8
     "old-driver": set(),
     "none": set(),
 }
 
 
-@fault(1)
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MACHINES_AND_ENGINES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[fault(1)] if MACHINES_AND_ENGINES[name] else []) for name in MACHINES_AND_ENGINES],
+)
 def test_the_two_commands_end_with_the_right_candidates(name: str, run: Path, tmp_path: Path) -> None:
     """`make export bench` by its programs, in processes, on each machine; which is fastest is not the twin's to say."""
     shutil.copytree(run.parents[2], tmp_path / "artifacts", dirs_exist_ok=True)

@@ -68,7 +68,7 @@ MACHINES = {
     "rtx5090": Machine((RTX_5090,)),
     "two": Machine((T4, RTX_4090)),  # the slower one first on the bus: CUDA's device 0 is not nvidia-smi's
     "old-driver": Machine((RTX_4090,), driver="535.54.03", cuda="12.2"),
-    "small": Machine((replace(RTX_4090, memory_mib=24),)),  # a GPU that runs out of memory
+    "small": Machine((replace(RTX_4090, memory_mib=16),)),  # a GPU that runs out of memory
     "none": Machine(driver="", cuda=""),
 }
 # The three shapes of TensorRT's Python module: which backend, and what is installed

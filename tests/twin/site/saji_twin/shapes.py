@@ -125,7 +125,7 @@ def _shaped(implementation: type, names: list[str], bases: tuple[type, ...], trt
 
 def fill(module: ModuleType, version: str) -> None:
     """Give a module the names of a release."""
-    from saji_twin import build, engine, inspector, network
+    from saji_twin import build, context, engine, inspector, network
 
     names: dict[str, list[str]] = recorded()[version]["names"]
     trt = SimpleNamespace(__name__=module.__name__, __version__=version)
@@ -139,7 +139,7 @@ def fill(module: ModuleType, version: str) -> None:
     for alias, kind in ALIASES.items():
         setattr(trt, alias, getattr(trt.DataType, kind))
     trt.Dims, trt.volume = Dims, network.volume
-    for implementation in [*network.CLASSES, *build.CLASSES, *inspector.CLASSES, *engine.CLASSES]:
+    for implementation in [*network.CLASSES, *build.CLASSES, *inspector.CLASSES, *engine.CLASSES, *context.CLASSES]:
         name = implementation.__name__
         if name in names:
             bases = tuple(

@@ -66,6 +66,11 @@ def _without_hidden(*arguments: Any, **named: Any) -> Iterable[metadata.Distribu
             yield found
 
 
+def _from_torch() -> bool:
+    """Whether PyTorch asks, which would count GPUs by NVML and then not find them: torch.cuda is not doubled."""
+    return str(sys._getframe(2).f_globals.get("__name__")).split(".")[0] == "torch"
+
+
 class CDLL(_real_cdll):  # type: ignore[misc, valid-type]
     """ctypes.CDLL, but the driver's libraries are doubles, and absent without a driver."""
 
@@ -73,7 +78,7 @@ class CDLL(_real_cdll):  # type: ignore[misc, valid-type]
         stem = str(name).rpartition("/")[2]
         for library, double in LIBRARIES.items():
             if stem in (library, f"{library}.1"):
-                if not machine().driver:
+                if not machine().driver or _from_torch():
                     raise OSError(f"{name}: cannot open shared object file: No such file or directory")
                 return double()
         return super().__new__(cls)

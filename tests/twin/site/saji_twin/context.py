@@ -1,0 +1,225 @@
+"""Execution contexts: what runs an engine on a stream, one caller at a time."""
+
+import contextlib
+import ctypes
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from saji_twin import counts, fault, memory, misuse, streams
+from saji_twin.build import enterprise, say
+from saji_twin.shapes import BITS, Bound, Dims
+from saji_twin.streams import here
+
+_users: dict[int, Any] = {}  # by activations' memory, the last work in it
+NUMPY = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
+
+
+class IExecutionContext(Bound):
+    """One caller at a time: two at once are undefined behaviour (TensorRT, Thread Safety), and raise TwinError here."""
+
+    def __init__(self, engine: Any, scratch: int, config: Any) -> None:
+        self._engine, self._scratch, self._config, self._owned = engine, scratch, config, scratch != 0
+        self._shapes: dict[str, Dims] = {}
+        self._addresses: dict[str, int] = {}
+        self._ready: set[Any] = set()  # shapes that were enqueued outside a capture
+        self._seen: dict[Any, int] = {}  # how often, by shape
+        self._guard, self._last = threading.Lock(), None
+        self._fixed: list[Any] = []  # shapes that graphs of this context hold
+        self._capturing = False
+        counts["contexts"] += 1
+        self._jit()
+
+    engine = property(lambda self: self._engine)
+    all_binding_shapes_specified = property(lambda self: not self.infer_shapes())
+
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        if not self._guard.acquire(blocking=False):
+            misuse(f"{what}: another thread is using the same execution context")
+        try:
+            yield
+        finally:
+            self._guard.release()
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        """False, with a reason, where the tensor is no input or the profile does not hold the shape."""
+        with self._alone("set_input_shape"):
+            profile = self._engine._plan["profiles"][0].get(name)
+            wanted = Dims(shape)
+            if not any(tensor["name"] == name for tensor in self._engine._inputs):
+                return self._refuse(f"setInputShape: {name} is no input")
+            limits = profile or [next(t["shape"] for t in self._engine._inputs if t["name"] == name)] * 3
+            inside = len(wanted) == len(limits[0]) and all(
+                low <= size <= high for low, size, high in zip(limits[0], wanted, limits[2], strict=True)
+            )
+            if not inside:
+                return self._refuse(
+                    f"setInputShape: {wanted} of {name} is not in the profile {limits[0]} to {limits[2]}"
+                )
+            self._shapes[name] = wanted
+            return True
+
+    def set_tensor_address(self, name: str, memory: Any) -> bool:
+        with self._alone("set_tensor_address"):
+            if not any(tensor["name"] == name for tensor in self._engine._bindings):
+                return self._refuse(f"setTensorAddress: there is no tensor {name}")
+            self._addresses[name] = int(memory)
+            return True
+
+    def set_device_memory(self, memory: Any, size: int) -> None:
+        """Memory for activations, of a context that was made USER_MANAGED; two must not use one piece at once."""
+        if self._owned:
+            misuse("set_device_memory: the context has memory of its own; make it USER_MANAGED")
+        if int(memory) % 256 or int(size) < self._engine.device_memory_size_v2:
+            misuse("set_device_memory: the memory is too small, or not aligned to 256 bytes")
+        self._scratch = int(memory)
+
+    def get_tensor_address(self, name: str) -> int:
+        return self._addresses.get(name, 0)
+
+    def get_tensor_shape(self, name: str) -> Dims:
+        """With -1 where it is not known yet."""
+        shape = self._engine.get_tensor_shape(name)
+        batch = next((wanted[0] for wanted in self._shapes.values()), -1)
+        return self._shapes.get(name) or Dims(batch if size == -1 else size for size in shape)
+
+    def infer_shapes(self) -> list[str]:
+        dynamic = [tensor["name"] for tensor in self._engine._inputs if -1 in tensor["shape"]]
+        return [name for name in dynamic if name not in self._shapes]
+
+    def get_runtime_config(self) -> Any:
+        return self._config
+
+    def is_stream_capturable(self, stream: Any) -> bool:
+        return int(stream) not in (0, 1)
+
+    def execute_async_v3(self, stream_handle: Any) -> bool:
+        """Queued on the stream; False, with the reason in the logger, where something is missing."""
+        with self._alone("execute_async_v3"):
+            time.sleep(0.0002)  # as long as launching takes: a second caller is seen
+            with streams.lock:
+                return self._enqueue(stream_handle)
+
+    def _enqueue(self, handle: Any) -> bool:
+        stream = streams.stream_of(handle, "execute_async_v3")
+        if stream.device != self._engine._device or here.device != self._engine._device:
+            misuse(f"execute_async_v3: the engine is of device {self._engine._device}, stream or thread of another")
+        missing = self.infer_shapes() or [t["name"] for t in self._engine._bindings if t["name"] not in self._addresses]
+        if missing:
+            return self._refuse(f"enqueueV3: shape or address of {', '.join(missing)} is not set")
+        if not self._scratch and self._engine.device_memory_size_v2:
+            return self._refuse("enqueueV3: there is no device memory; call set_device_memory")
+        if fault("execute"):
+            return self._refuse("enqueueV3: a fault that was planted")
+        shape = tuple(self._shapes.items())
+        if stream.capture is not None and not self._may_be_captured(stream, shape):
+            return False
+        if self._last is not None and not self._last.done and self._last.stream is not stream:
+            misuse("execute_async_v3: earlier work of this context is queued on another stream")
+        if (other := _users.get(self._scratch)) is not None and not other.done and other.stream is not stream:
+            misuse("execute_async_v3: another context's work in the same device memory is queued on another stream")
+        work = self._work(stream, dict(self._shapes), dict(self._addresses))
+        self._last = _users[self._scratch] = work or self._last
+        if work is not None:
+            self._ready.add(shape)
+        return True
+
+    def _may_be_captured(self, stream: Any, shape: Any) -> bool:
+        """The first call of a shape updates the context's state, which a capture must not hold: "call enqueueV3 once
+        before capturing after an input shape change" (reference of IExecutionContext::enqueueV3)."""
+        planted = fault("capture")
+        if planted == "empty":
+            return self._refuse("enqueueV3: Cuda Runtime (operation not permitted when stream is capturing)")
+        if planted == "invalid" or shape not in self._ready:
+            stream.capture.broken = True
+            return self._refuse("enqueueV3: Cuda Runtime (operation not permitted when stream is capturing)")
+        return True
+
+    def _work(self, stream: Any, shapes: dict[str, Dims], addresses: dict[str, int]) -> Any:
+        places = []
+        for tensor in self._engine._bindings:
+            shape = shapes.get(tensor["name"]) or self.get_tensor_shape(tensor["name"])
+            size = _bytes(tensor["dtype"], shape)
+            memory.device_bytes(addresses[tensor["name"]], size, "execute_async_v3", self._engine._device)
+            places.append((tensor, shape, size, addresses[tensor["name"]]))
+        captured, owner, scratch = stream.capture is not None, self, self._scratch
+        size = self._engine.device_memory_size_v2
+
+        def do() -> None:
+            memory.device_bytes(scratch, size, "a kernel's activations")
+            if captured and tuple(owner._shapes.items()) != tuple(shapes.items()):
+                misuse("cudaGraphLaunch: the context has another shape than captured, its memory may be laid out anew")
+            owner._compute(places)
+
+        return streams.enqueue(stream, do, what="execute_async_v3")
+
+    def _compute(self, places: list[Any]) -> None:
+        import numpy as np
+
+        inputs = {tensor["name"] for tensor in self._engine._inputs}
+        feeds = {}
+        for tensor, shape, size, address in places:
+            if tensor["name"] in inputs:
+                data = ctypes.string_at(memory.device_bytes(address, size, "a kernel's input"), size)
+                feeds[tensor["name"]] = np.frombuffer(data, NUMPY[tensor["dtype"]]).reshape(shape)
+        self._specialise(tuple(value.shape for value in feeds.values()))
+        answers = self._engine._run(feeds)
+        for tensor, shape, size, address in places:
+            if tensor["name"] in answers:
+                told = np.ascontiguousarray(_planted(answers[tensor["name"]]), NUMPY[tensor["dtype"]])
+                assert told.shape == tuple(shape), (told.shape, shape)
+                target = memory.device_bytes(address, size, "a kernel's output")
+                ctypes.memmove(target, told.ctypes.data, size)
+        counts["executions"] += 1
+
+    def _jit(self) -> None:
+        """TensorRT-RTX compiles kernels on the device, unless its cache has them."""
+        if enterprise(self):
+            return
+        cache, key = self._config and self._config._cache, self._engine._plan["build"]
+        if cache is not None and key in cache._kernels:
+            counts["kernels from the cache"] += 1
+            return
+        counts["kernels compiled"] += 1
+        if cache is not None:
+            cache._kernels.add(key)
+
+    def _specialise(self, shape: Any) -> None:
+        """TensorRT-RTX, LAZY: a fallback serves a new shape until its own kernel is compiled; EAGER compiles first."""
+        if enterprise(self):
+            return
+        strategy = self._config and self._config.dynamic_shapes_kernel_specialization_strategy.name
+        seen = self._seen[shape] = self._seen.get(shape, 0) + 1
+        fallback = strategy == "NONE" or (strategy != "EAGER" and seen <= 3)
+        counts["fallback kernels" if fallback else "specialised kernels"] += 1
+
+    def _refuse(self, reason: str) -> bool:
+        say(self, "ERROR", f"IExecutionContext::{reason}")
+        return False
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AssertionError, AttributeError):
+            if self._last is not None and not self._last.done:
+                misuse("an execution context was freed while its work was queued")
+            if self._owned:
+                memory.release(self._scratch, pinned=False)
+
+
+def _bytes(dtype: str, shape: Any) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count * BITS.get(dtype, 8) // 8
+
+
+def _planted(answer: Any) -> Any:
+    """Logits as they are, or as a fault wants them."""
+    if fault("answers") == "wrong":
+        return answer[..., ::-1] + secrets.randbelow(2)
+    return answer * float("nan") if fault("answers") == "nan" else answer
+
+
+CLASSES = (IExecutionContext,)
