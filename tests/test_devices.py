@@ -19,9 +19,8 @@ from torch import nn
 from export.graph import export_onnx, export_pt2
 from export.precision import HalfPrecision
 from lab.tables.claims import lead
-from runtime.backends import BACKENDS, Request, open_backend, unavailable_because
+from runtime.backends import BACKENDS, Request, open_backend, pytorch, unavailable_because
 from runtime.backends import onnxruntime as ort
-from runtime.backends import pytorch
 from runtime.backends.onnxruntime import OnnxRuntimeCuda, formats_in
 from runtime.backends.pytorch import PyTorch, PyTorchCuda, why_no_gpu
 from runtime.benchmark.table import best, table
@@ -172,7 +171,10 @@ class TestLossThatIsNotFinite:
 def test_loaders_beside_a_gpu_pin_their_memory_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.run.batches.usable_cores", lambda: 12)
     photos = ValidationSet(PHOTOS, np.zeros(5, np.int64), tuple("abcde"))
-    for kind, pinned in ((L.pytorch.accelerators.CUDAAccelerator, True), (L.pytorch.accelerators.CPUAccelerator, False)):
+    for kind, pinned in (
+        (L.pytorch.accelerators.CUDAAccelerator, True),
+        (L.pytorch.accelerators.CPUAccelerator, False),
+    ):
         batches = Batches(None, photos, photos, Recipe(), 0)  # type: ignore[arg-type]
         batches.trainer = SimpleNamespace(  # type: ignore[assignment]
             accelerator=object.__new__(kind), global_rank=1, world_size=4, num_devices=4
@@ -255,7 +257,7 @@ def test_pytorch_on_this_gpu(files: Path, offer: Any) -> None:
         pytest.skip(str(error))
     assert np.abs(backend.run(PHOTOS) - reference).max() < {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}[offer.precision]
     assert backend.precision_share() == {offer.precision: 1.0}
-    assert 0 < backend.device_milliseconds(PHOTOS)  # type: ignore[attr-defined]
+    assert backend.device_milliseconds(PHOTOS) > 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.gpu

@@ -137,7 +137,9 @@ class OnnxRuntimeCuda(OnnxRuntime):
         super().open()
         self.classes = self.session.get_outputs()[0].shape[-1]
         if self.graphs and not isinstance(self.classes, int):
-            raise Unavailable(f"{self.request.path} does not tell how many classes it has, which a CUDA graph has to know")
+            raise Unavailable(
+                f"{self.request.path} does not tell how many classes it has, which a CUDA graph has to know"
+            )
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
@@ -189,7 +191,7 @@ def preload_cuda() -> None:
 def formats_in(events: Iterable[dict[str, Any]], table: dict[str, float]) -> dict[str, str]:
     """The number format of each node of the multiply-adds `table` that the events of a profile show running.
 
-    Only events with types are of kernels: ONNX Runtime up to 1.13 also noted fences, which have an operator's name alone.
+    Only events with types are of kernels; up to 1.13 there are fences, too, which have the operator's name alone.
     """
     formats: dict[str, str] = {}
     for event in events:

@@ -194,7 +194,8 @@ class PyTorchCuda(PyTorch):
         torch, precision = self.torch, self.request.precision
         # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        if precision == "bf16" and self.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        emulated = self.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16" and emulated:
             raise Unavailable("this GPU computes no bf16, compute capability 8.0 (sm80) is the first that does")
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         self.autocast = functools.partial(torch.autocast, self.device, half, enabled=half is not None)
@@ -240,7 +241,9 @@ class PyTorchCuda(PyTorch):
             return self.module(photos)
 
     def _zeros(self, batch: int) -> np.ndarray:
-        photos = next(node for node in self.program.graph.nodes if node.name in self.program.graph_signature.user_inputs)
+        photos = next(
+            node for node in self.program.graph.nodes if node.name in self.program.graph_signature.user_inputs
+        )
         return np.zeros((batch, *(int(side) for side in photos.meta["val"].shape[1:])), np.uint8)
 
     def layers(self) -> Iterable[Layer]:
