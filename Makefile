@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup anew train export bench demo test examples lint check verify readme clean help
+.PHONY: all setup anew train export bench demo test examples lint check verify gpu-check readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
@@ -72,6 +72,9 @@ check: lint test ## lint, types and the fast tests
 verify: .venv/installed ## the long tests      ARGS=
 	$(PY) -m pytest -m slow $(ARGS)
 
+gpu-check: ## what only an NVIDIA GPU can settle, in ten minutes; installs nothing      ARGS=
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m lab gpu-check $(ARGS)
+
 readme: .venv/installed ## generate all tables and figures anew from the committed rows
 	$(PY) -m lab tables README.md CONTRIBUTING.md docs/*.md
 
@@ -81,4 +84,4 @@ clean: ## remove caches; artifacts/ and .venv/ stay
 	@echo "kept: $(OUT)/ (trained models) and .venv/; remove them by hand when you mean it: rm -r $(OUT) .venv"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -15,7 +15,7 @@ if not __package__:  # run as a plain path: Python put demo/ first, where our na
 
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, exit_with_one_sentence, say
+from runtime.command_line import Parser, add_gpu, exit_with_one_sentence, say
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
 
@@ -124,6 +124,7 @@ def _arguments() -> argparse.Namespace:
     add("--top", type=int, default=5, help="classes that an answer shows (5)")
     token = os.environ.get("SAJI_TOKEN", "")
     add("--token", default=token, help="only who sends it comes in; better in the variable SAJI_TOKEN, unseen by ps")
+    add_gpu(parser)
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
     add("--workers", type=int, default=1, help="photos that the engine works on at a time (1)")
     add("--batch", type=int, default=1, help="waiting photos that go through together; the gate checked 1 (1)")

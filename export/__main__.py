@@ -13,7 +13,7 @@ from export import parity
 from export.settings import Foreign, Settings
 from export.triton_repository import write_models
 from runtime.candidate import Candidate
-from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra, say
+from runtime.command_line import Parser, add_flags, add_gpu, exit_with_one_sentence, from_flags, require_extra, say
 from runtime.errors import GateFailed, SajiError
 from runtime.receipt import Receipt
 
@@ -45,6 +45,7 @@ def main() -> None:
     add_flags(parser, Command())
     add_flags(parser, Settings())
     add_flags(parser.add_argument_group("import", Foreign.__doc__), Foreign())
+    add_gpu(parser)
     typed = parser.parse_args()
     command, settings, foreign = (
         from_flags(Command(), typed),
@@ -71,7 +72,7 @@ def _export(run: Path, command: Command, settings: Settings) -> Receipt:
     if earlier:
         say(f"{source.spec.architecture}: up to date in {folder}, --force to redo")
         return earlier
-    return write_model(source, folder, settings, say, command.out / "cache" / "tensorrt.timings")
+    return write_model(source, folder, settings, say, command.out / "cache")
 
 
 def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings: Settings) -> None:

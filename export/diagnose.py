@@ -20,7 +20,7 @@ from export.geometry import FILES as WITH_GEOMETRY
 from export.geometry import open_with_geometry, with_geometry
 from export.graph import LAYERS
 from runtime.candidate import Candidate, run_all
-from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, compare
 from runtime.gate import GATES
@@ -228,6 +228,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--backend", choices=["ort-cpu", "openvino"], default="ort-cpu", help="what runs the file")
     whose = "whose bounds say where layers differ"
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16", "int8"], default="fp32", help=whose)
+    add_gpu(parser)
     typed = parser.parse_args(arguments)
     receipt = Receipt.read(typed.model)
     if typed.file and not (typed.model / typed.file).is_file():

@@ -5,7 +5,6 @@ serves TensorRT 10.14, 11 and RTX. What was really built is read back from the p
 """
 
 import contextlib
-import importlib
 import math
 import sys
 from collections.abc import Callable
@@ -15,15 +14,15 @@ from types import ModuleType
 from typing import Any
 
 from export.graph import layer_facts
-from export.settings import Settings
+from export.settings import USUAL_TARGETS, Settings
 from runtime.backends import cuda
 from runtime.backends.base import BuildFacts, check_precision
-from runtime.backends.tensorrt import collecting_logger
-from runtime.errors import SajiError, Unavailable, install_line
+from runtime.backends.tensorrt.engine import MODULES, imported
+from runtime.backends.tensorrt.logger import collecting_logger
+from runtime.errors import SajiError, Unavailable
 from runtime.files import replacing, sha256_file
 from runtime.machine import machine
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SOURCES = {"fp16": "model.fp16.onnx", "int8": "model.int8-trt.onnx"}  # what the engine of a precision is built from
 
 
@@ -52,26 +51,38 @@ def module_for(backend: str) -> ModuleType:
     """The Python module of a TensorRT flavour that can build here. Raises Unavailable with the reason."""
     if backend == "tensorrt":  # its builder times kernels, so it needs the GPU it builds for
         cuda.require_gpu()
-    try:
-        return importlib.import_module(MODULES[backend])
-    except (ImportError, OSError) as error:
-        raise Unavailable(
-            f"{MODULES[backend]} cannot be imported ({str(error)[:80]}); install it with: {install_line(backend)}"
-        ) from None
+    return imported(backend)
 
 
-def buildable() -> list[str]:
-    """The TensorRT flavours whose engines can be built here."""
-    flavours = []
+def buildable() -> dict[str, str]:
+    """The TensorRT flavours whose engines can be built here, with their versions."""
+    flavours = {}
     for backend in MODULES:
         with contextlib.suppress(Unavailable):
-            module_for(backend)
-            flavours.append(backend)
+            flavours[backend] = str(module_for(backend).__version__)
     return flavours
 
 
+def targets_of(trt: ModuleType, settings: Settings) -> tuple[str, ...]:
+    """The GPU architectures that an engine is built for; empty where it is for every GPU that the flavour knows.
+
+    Enterprise TensorRT builds for the GPU that is here. TensorRT-RTX builds for those named or, by default, for the
+    usual ones and this machine's, if it serves that.
+    """
+    if trt.__name__ != "tensorrt_rtx":
+        return (cuda.compute_capability(),)
+    if settings.targets != USUAL_TARGETS:
+        return settings.targets
+    with contextlib.suppress(Unavailable):
+        cuda.require_gpu()
+        here = cuda.compute_capability()
+        if hasattr(trt.ComputeCapability, here.upper()):
+            return tuple(dict.fromkeys((*USUAL_TARGETS, here)))
+    return USUAL_TARGETS
+
+
 def build_engines(
-    folder: Path, settings: Settings, say: Callable[[str], None], timing_cache: Path | None = None
+    folder: Path, settings: Settings, say: Callable[[str], None], cache: Path | None = None
 ) -> tuple[dict[str, Built], list[str]]:
     """Build the engines of a model folder by every TensorRT flavour that can build here.
 
@@ -92,7 +103,7 @@ def build_engines(
             say(f"building {name}")
             source = folder / SOURCES[precision]
             try:
-                built[name] = build_engine(trt, source, folder / name, precision, settings, timing_cache)
+                built[name] = build_engine(trt, source, folder / name, precision, settings, cache)
             except SajiError as error:
                 if precision in settings.precisions:
                     raise
@@ -103,40 +114,42 @@ def build_engines(
 
 
 def build_engine(
-    trt: ModuleType, onnx_file: Path, path: Path, precision: str, settings: Settings, timing_cache: Path | None = None
+    trt: ModuleType, onnx_file: Path, path: Path, precision: str, settings: Settings, cache: Path | None = None
 ) -> Built:
-    """Build a raw plan from an ONNX file and write it atomically; see `write_model` for `timing_cache`.
+    """Build a raw plan from an ONNX file and write it atomically; see `write_model` for `cache`.
 
     Raises SajiError with TensorRT's own words when it refuses, NotAsAsked when the parsed network is not in
     `precision`.
     """
-    rtx, logger = trt.__name__ == "tensorrt_rtx", collecting_logger(trt)
-    builder = trt.Builder(logger)
+    logger = collecting_logger(trt)
+    builder = _builder(trt, logger)
     network = parse(trt, builder, logger, onnx_file)
     facts, layers = layer_facts(onnx_file), layers_of(trt, network)
     work = [(name, kind, macs) for name, _, kind, macs in layers if macs]
     share = check_precision(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts["kept"])
     config = _config(trt, builder, network, settings, logger)
-    if timing_cache and not rtx:
-        known = timing_cache.read_bytes() if timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), False)
+    timings = cache / _timings_of(trt) if cache and trt.__name__ == "tensorrt" else None
+    if timings:
+        _take_timings(config, timings)
     progress = _progress_monitor(trt, path.name)  # the builder itself does not keep it alive
     config.progress_monitor = progress
     plan = serialised(builder, network, config, f"{trt.__name__} cannot build {onnx_file.name}")
     with replacing(path) as temporary:
         temporary.write_bytes(memoryview(plan))
-    if timing_cache and not rtx:
-        with replacing(timing_cache) as temporary:
-            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    if timings and (learnt := config.get_timing_cache()) is not None:
+        with replacing(timings) as temporary:
+            temporary.write_bytes(memoryview(learnt.serialize()))
+    versions = cuda.versions()
     return Built(
         **facts,
+        typed={name: kind for name, kind, _ in work},
         flavour=trt.__name__,
         version=trt.__version__,
-        cuda=cuda.versions().get("cuda", "unknown"),
-        driver=cuda.versions().get("driver", "unknown"),
+        cuda=versions.get("cuda", "unknown"),
+        driver=versions.get("driver", "unknown"),
         system=machine().system,
         gpu=machine().gpu,
-        targets=settings.targets if rtx else (cuda.compute_capability(),),
+        targets=targets_of(trt, settings),
         profile=settings.batch,
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible,
@@ -145,6 +158,31 @@ def build_engine(
         onnx_sha256=sha256_file(onnx_file),
         engine_sha256=sha256_file(path),
     )
+
+
+def _builder(trt: ModuleType, logger: Any) -> Any:
+    """A builder. Without a driver that works its constructor returns nothing, which Python gets as TypeError."""
+    try:
+        return trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:
+        why = logger.reason() if logger.errors else str(error)[:120]
+        raise Unavailable(
+            f"{trt.__name__} {trt.__version__} cannot build here ({why}); look with: nvidia-smi"
+        ) from None
+
+
+def _timings_of(trt: ModuleType) -> str:
+    """Where the timings of kernels are kept: they hold for one version of TensorRT on one kind of GPU."""
+    gpu = "".join(letter if letter.isalnum() else "-" for letter in machine().gpu or "")
+    return f"tensorrt-{trt.__version__}-{gpu}.timings"
+
+
+def _take_timings(config: Any, file: Path) -> None:
+    """Let the builder begin with the timings in a file, or where TensorRT does not take those, with none."""
+    for known in ([file.read_bytes()] if file.is_file() else []) + [b""]:
+        timings = config.create_timing_cache(known)
+        if timings is not None and config.set_timing_cache(timings, False):
+            return
 
 
 def parse(trt: ModuleType, builder: Any, logger: Any, onnx_file: Path) -> Any:
@@ -226,9 +264,10 @@ def _config(trt: ModuleType, builder: Any, network: Any, settings: Settings, log
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     image = tuple(network.get_input(0).shape)[1:]
     add_profile(builder, config, network.get_input(0).name, image, settings.batch, logger)
-    if settings.targets and trt.__name__ == "tensorrt_rtx":
-        config.num_compute_capabilities = len(settings.targets)
-        for i, target in enumerate(settings.targets):
+    targets = targets_of(trt, settings)
+    if targets and trt.__name__ == "tensorrt_rtx":
+        config.num_compute_capabilities = len(targets)
+        for i, target in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
     return config
 

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.graph import INPUT, OUTPUT
 from export.parity import line, with_result
-from runtime.candidate import CHECKED_AT_ONCE, Candidate
+from runtime.candidate import AT_ONCE, Candidate
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import replacing
@@ -52,7 +52,10 @@ def linear_head(model: onnx.ModelProto) -> Head:
     run = ReferenceEvaluator(head)
 
     def answer(averages: np.ndarray) -> np.ndarray:
-        return run.run(None, {pooled: averages.astype(np.float32).reshape(-1, *shape)})[0]  # type: ignore[index]
+        try:
+            return run.run(None, {pooled: averages.astype(np.float32).reshape(-1, *shape)})[0]  # type: ignore[index]
+        except Exception as error:  # of many kinds: a branch or a loop looks for what is not a part of this end
+            raise SajiError(f"what follows its last maps does not run alone ({str(error)[:80]})") from None
 
     channels = shape[0]
     bias = answer(np.zeros((1, channels)))[0]
@@ -128,7 +131,7 @@ def check_heatmap(path: Path, head: Head, spec: ModelSpec, validation: Validatio
     """Hold a heat map's file against the checkpoint's logits: its own logits, and those that its maps add up to."""
     assert validation.logits is not None
     heatmap, n = Heatmap(path, spec), len(validation.labels)
-    parts = [heatmap.maps(validation.images[i : i + CHECKED_AT_ONCE]) for i in range(0, n, CHECKED_AT_ONCE)]
+    parts = [heatmap.maps(validation.images[i : i + AT_ONCE]) for i in range(0, n, AT_ONCE)]
     logits, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
     result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
     if result.verdict != "pass":

@@ -9,6 +9,7 @@ from typing import Literal
 from runtime.errors import SajiError
 from runtime.gate import GATES, Gate, read_gates
 
+USUAL_TARGETS = ("sm86", "sm89", "sm120")  # GeForce RTX 30, 40 and 50
 Triple = tuple[float, float, float]
 
 
@@ -23,8 +24,9 @@ class Settings:
     """Return the layers that INT8 hurts most to a higher precision where it would lose too much; takes minutes."""
     overflow_fix: bool = False
     """INT8 weights of 7 bits: right on x86 processors without VNNI, too, and a little less exact on all."""
-    targets: tuple[str, ...] = ("sm86", "sm89", "sm120")
-    """GPU architectures that TensorRT-RTX builds for ahead of time; none stands for every GPU it knows."""
+    targets: tuple[str, ...] = USUAL_TARGETS
+    """GPU architectures that TensorRT-RTX builds for ahead of time, by default also this machine's; none stands for
+    every GPU it knows."""
     batch: tuple[int, int, int] = (1, 1, 32)
     """Smallest, typical and largest batch of TensorRT engines."""
     version_compatible: bool = False
@@ -66,6 +68,10 @@ class Foreign:
     """What it multiplies pixels of 0 to 255 by first."""
     layout: Literal["nchw", "nhwc"] = "nchw"
     """Order of its input's dimensions."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of its input's channels; --mean and --std are in the order red, green, blue in any case."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How its photos were resized."""
     size: int = 0
     """Side of its square input in pixels; by default what the file says."""
     resize: int = 0

@@ -28,7 +28,8 @@ def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable
     for candidate in receipt.candidates:
         if candidate.backend in _SERVED and candidate.servable and candidate.verdict == "pass":
             receipt.verify(folder, candidate.file)
-            name = f"{candidate.architecture}-{candidate.backend}-{candidate.precision}"
+            parts = (candidate.architecture, candidate.backend, candidate.precision, *candidate.variant.lower().split())
+            name = "-".join(parts)
             _write_model(folder / candidate.file, repository / name, candidate, receipt)
             written.append(name)
     say(f"Triton models in {repository}: {', '.join(written) or 'none, no candidate that Triton runs has passed here'}")
@@ -41,13 +42,17 @@ def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt)
         (new / "1").mkdir()
         shutil.copyfile(file, new / "1" / _SERVED[candidate.backend].file)
         (new / "labels.txt").write_text("\n".join(receipt.spec.classes) + "\n", encoding="utf-8")
-        text = config(path.name, receipt.spec, candidate.backend, profile[2] if profile else _LARGEST_BATCH)
+        text = config(path.name, receipt.spec, candidate, profile[2] if profile else _LARGEST_BATCH)
         (new / "config.pbtxt").write_text(text, encoding="utf-8")
 
 
-def config(name: str, spec: ModelSpec, backend: str, largest_batch: int) -> str:
-    """Triton's `config.pbtxt`: the contract's input and output, dynamic batching, and the spec as a parameter."""
-    triton, size = _SERVED[backend], spec.geometry.size
+def config(name: str, spec: ModelSpec, candidate: Candidate, largest_batch: int) -> str:
+    """Triton's `config.pbtxt`: the contract's input and output, dynamic batching, and the spec as a parameter.
+
+    Triton's TensorRT backend captures a CUDA graph of each batch size where `optimization.cuda.graphs` says so.
+    """
+    triton, size = _SERVED[candidate.backend], spec.geometry.size
+    graphs = "optimization { cuda { graphs: true } }\n" if candidate.variant == "CUDA graph" else ""
     return f"""\
 name: {_quoted(name)}
 backend: {_quoted(triton.backend)}
@@ -57,7 +62,7 @@ input {{ name: "images" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }}
 output {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] label_filename: "labels.txt" }}
 dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}
 instance_group {{ kind: {triton.kind} count: 1 }}
-parameters {{ key: "spec" value {{ string_value: {_quoted(spec.to_json())} }} }}
+{graphs}parameters {{ key: "spec" value {{ string_value: {_quoted(spec.to_json())} }} }}
 """
 
 

@@ -24,11 +24,13 @@ class Verb:
     """`module` has `add_arguments(parser)` and `measure(arguments)`, which yields rows without their conditions.
 
     They are appended to the file `rows` unless --rows names another; where there is neither, they are only printed.
+    Not `printed` are those of a verb that prints something shorter itself.
     """
 
     module: str
     help: str
     rows: str = ""
+    printed: bool = True
 
 
 VERBS = {
@@ -44,6 +46,7 @@ VERBS = {
     "geometry": Verb("lab.geometry", "does resizing in the graph keep the answers?"),
     "suspects": Verb("lab.suspects", "how many mislabelled photos are found", "results/suspects.jsonl"),
     "engine-sizes": Verb("lab.engine_sizes", "how large TensorRT-RTX engines are, by precision"),
+    "gpu-check": Verb("lab.gpu_check.command", "what only a GPU can settle", "results/gpu.jsonl", printed=False),
     "export-cost": Verb("lab.export_cost", "seconds and memory that an export takes", "results/export.jsonl"),
 }
 TABLES = Verb("lab.tables.documents", "write the tables of documents anew from the committed rows")
@@ -65,18 +68,19 @@ def main() -> None:
                 flags.add_argument("--rows", type=Path, default=verb.rows or None, help=kept)
     arguments = parser.parse_args()
     if arguments.verb in VERBS:
-        keep(module.measure(arguments), arguments.rows)
+        keep(module.measure(arguments), arguments.rows, VERBS[arguments.verb].printed)
     else:
         module.write(arguments)
 
 
-def keep(rows: Iterable[Row], path: Path | None) -> None:
-    """Add to each row the conditions it was measured in, append it to a .jsonl if one is given, and print it."""
+def keep(rows: Iterable[Row], path: Path | None, printed: bool = True) -> None:
+    """Add to each row the conditions it was measured in, append it to a .jsonl if one is given, and print it if so."""
     for row in rows:
         stamped = {**row, **environment.stamp()}
         if path:
             append_rows(path, [stamped])
-        print(json.dumps(stamped, ensure_ascii=False), flush=True)
+        if printed:
+            print(json.dumps(stamped, ensure_ascii=False), flush=True)
 
 
 def _imported(module: str) -> ModuleType:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from export.foreign import read_foreign, wrapped
+from export.foreign import lifted, read_foreign, wrapped
 from export.graph import save_onnx
 from export.parity import with_result
 from export.settings import Foreign
@@ -92,7 +92,7 @@ def imported(model: Whole, name: str, spec: ModelSpec, folder: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(model.network, (photo,), file, dynamo=False, opset_version=17, **names)
-    save_onnx(wrapped(read_foreign(file), spec, foreign), spec, folder / "model.onnx")
+    save_onnx(wrapped(lifted(read_foreign(file), file), spec, foreign), spec, folder / "model.onnx")
 
 
 def engines(file: Path) -> dict[str, Logits]:

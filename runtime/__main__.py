@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime import classify, golden, show
 from runtime.benchmark import command as bench
-from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.doctor import doctor
 from runtime.errors import GateFailed, SajiError
 from runtime.receipt import Receipt
@@ -35,6 +35,7 @@ def _add_doctor(verbs: Any) -> None:
 def _add_selftest(verbs: Any) -> None:
     verb = verbs.add_parser("selftest", help="let every candidate that passed answer the golden picture")
     verb.add_argument("model", type=Path, help="a folder with model.json")
+    add_gpu(verb)
     verb.set_defaults(run=_selftest)
 
 

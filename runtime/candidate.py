@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import BACKENDS, Backend, BuildFacts, open_backend, unavailable_because
-from runtime.errors import SajiError, Unavailable
+from runtime.errors import NotTold, SajiError, Unavailable
 from runtime.evaluation import Figures, ValidationSet
 from runtime.files import as_record
 from runtime.gate import GATES, Gate, apply_gate
 from runtime.machine import Machine, machine
 from runtime.spec import ModelSpec
 
-CHECKED_AT_ONCE = 8  # photos: more would not be quicker, and every layer's output is kept
+AT_ONCE = 8  # photos of a batch: of file checks, which keep every layer's output, and beside single ones
 VERDICTS = ("pass", "fail", "inconclusive", "unchecked")
 
 
@@ -107,15 +107,14 @@ def candidates_in(architecture: str, folder: Path, facts: Mapping[str, BuildFact
     ]
 
 
-def check_candidate(
-    candidate: Candidate, folder: Path, validation: ValidationSet, spec: ModelSpec, batch: int = 1
-) -> Candidate:
+def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSet, spec: ModelSpec) -> Candidate:
     """The candidate with the verdict of this machine, given by running the very file on the validation photos.
 
-    `batch` photos go in at a time: the batch that will be served, because engines differ between batch sizes. A file
-    check is never served, so it takes what is quickest; it is opened as the FP32 that its backend really computes, and
-    held to the gate of the file's own precision. What cannot be opened here is "unchecked" with the reason; what opens
-    as something else is "fail".
+    They go in one by one, which the figures are of, and because engines differ between batch sizes and services gather
+    what comes together, in batches as well. A file check is never served, so it takes what is quicker; it is opened as
+    the FP32 that its backend really computes, and held to the gate of the file's own precision. What cannot be opened
+    here is "unchecked" with the reason; what opens as something else is "fail", what does not tell as what it opens
+    "inconclusive".
     """
     if validation.logits is None:
         raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
@@ -123,23 +122,36 @@ def check_candidate(
     if reason := unavailable_because(candidate.backend):
         return replace(candidate, verdict="unchecked", reasons=(reason,))
     try:
-        backend = candidate.open(folder)
+        share, answers, otherwise = _answers(candidate, folder, validation.images)
     except Unavailable as error:
         return replace(candidate, verdict="unchecked", reasons=(str(error),))
+    except NotTold as error:
+        return replace(candidate, verdict="inconclusive", reasons=(str(error),))
     except SajiError as error:
         return replace(candidate, verdict="fail", reasons=(str(error),))
+    gate = candidate.gate or candidate.gate_of(GATES)
+    result, *in_batches = (
+        apply_gate(validation.logits, logits, validation.labels, gate, spec, validation.scenes) for logits in answers
+    )
+    faults = (*candidate.faults, *otherwise)
+    if result.verdict == "pass":
+        faults += tuple(f"in batches of {AT_ONCE}: {why}" for other in in_batches for why in other.reasons)
+    verdict, reasons = "fail" if faults else result.verdict, (*result.reasons, *faults)
+    return replace(candidate, verdict=verdict, reasons=reasons, figures=result.figures, precision_share=share)
+
+
+def _answers(
+    candidate: Candidate, folder: Path, images: np.ndarray
+) -> tuple[dict[str, float], list[np.ndarray], tuple[str, ...]]:
+    """The precision that a candidate computes in, its logits (of single photos first where it may be served), and what
+    it had to do otherwise than asked for."""
+    backend = candidate.open(folder)
     try:
         share = backend.precision_share()
-        logits = run_all(backend, validation.images, batch if candidate.servable else CHECKED_AT_ONCE)
-    except SajiError as error:
-        return replace(candidate, verdict="fail", reasons=(str(error),))
+        answers = [run_all(backend, images, batch) for batch in ((1, AT_ONCE) if candidate.servable else (AT_ONCE,))]
+        return share, answers, (backend.otherwise,) if backend.otherwise else ()
     finally:
         backend.close()
-    gate = candidate.gate or candidate.gate_of(GATES)
-    result = apply_gate(validation.logits, logits, validation.labels, gate, spec, validation.scenes)
-    verdict = "fail" if candidate.faults else result.verdict
-    reasons = (*result.reasons, *candidate.faults)
-    return replace(candidate, verdict=verdict, reasons=reasons, figures=result.figures, precision_share=share)
 
 
 def run_all(backend: Backend, images: np.ndarray, batch: int) -> np.ndarray:

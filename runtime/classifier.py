@@ -16,6 +16,7 @@ from runtime.files import sha256_file
 from runtime.preprocess import Source, timed_pixels
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
+from runtime.verdicts import judged_here, same_kind
 
 
 @dataclass(frozen=True)
@@ -163,21 +164,23 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
     for place in places:
         folder = path.parent / place.folder
         try:
-            _require_pass(place.candidate)
             receipt = Receipt.read(folder)
             receipt.verify(folder, place.candidate.file)
             if receipt.files[place.candidate.file].sha256 != place.sha256:
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
+            candidate = _passed_here(place.candidate, folder, receipt)
             settings = threads or place.threads, max(streams, place.streams)
-            engine = _opened(place.candidate, folder, receipt.spec, *settings)
+            engine = _opened(candidate, folder, receipt.spec, *settings)
         except SajiError as error:
             passed_over.append(f"{place.candidate.name}: {error}")
             print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)
             continue
         reason = (
-            deployment.reason if not passed_over else f"next in line after {len(passed_over)} that cannot open here"
+            deployment.reason if same_kind(deployment.machine) else "chosen on another machine, judged anew on this"
         )
-        return Classifier(receipt.spec, engine, place.candidate, reason, passed_over, place.sha256)
+        if passed_over:
+            reason = f"next in line after {len(passed_over)} that cannot open here"
+        return Classifier(receipt.spec, engine, candidate, reason, passed_over, place.sha256)
     raise Unavailable(f"none of the {len(passed_over)} choices in {path} can be opened here; choose again: make bench")
 
 
@@ -187,20 +190,22 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
     if not named:
         names = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
         raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(names) or 'none'}")
-    candidate = named[0]
-    _require_pass(candidate)
-    receipt.verify(folder, candidate.file)
+    receipt.verify(folder, named[0].file)
+    candidate = _passed_here(named[0], folder, receipt)
     engine = _opened(candidate, folder, receipt.spec, threads, streams)
     sha256 = receipt.files[candidate.file].sha256
     return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=sha256)
 
 
-def _require_pass(candidate: Candidate) -> None:
+def _passed_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candidate:
+    """The candidate with the verdict that holds on this machine. Raises SajiError unless it passed."""
     if not candidate.servable:
         raise SajiError(f"{candidate.name} is a file check, which is not served")
+    candidate = judged_here(candidate, folder, receipt)
     if candidate.verdict != "pass":
         why = "; ".join(candidate.reasons) or "without a reason"
         raise SajiError(f"{candidate.name} is not served, its verdict is {candidate.verdict}: {why}")
+    return candidate
 
 
 def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int) -> Backend:

@@ -17,6 +17,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from runtime.classifier import Classifier, Prediction, load
+from runtime.command_line import add_gpu
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
 from runtime.files import left_by_programs
@@ -49,6 +50,7 @@ def add_to(verbs: Any) -> None:
         "are skipped, so the same command goes on after a stop; a file that another model wrote is refused"
     )
     verb.add_argument("--output", type=Path, metavar="FILE", help=output)
+    add_gpu(verb)
     verb.set_defaults(run=_run)
 
 

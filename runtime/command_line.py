@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from runtime.errors import SajiError, Unavailable, missing_extra
+from runtime.nvidia import NoSuchGpu, use
 
 Record = TypeVar("Record")
 
@@ -51,6 +52,22 @@ def add_flags(parser: argparse._ActionsContainer, defaults: Any, skip: Container
             words += f" (default: {_as_typed(value)})"
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, default=value, help=words.replace("%", "%%"), **_options(kind))
+
+
+class _Use(argparse.Action):
+    """`--gpu N` takes effect as it is read: before anything is opened, for this process and those that it starts."""
+
+    def __call__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace, number: Any, *_: Any) -> None:
+        try:
+            use(number)
+        except NoSuchGpu as error:
+            raise SajiError(str(error)) from None
+
+
+def add_gpu(parser: argparse._ActionsContainer) -> None:
+    """The flag that names the one GPU to use."""
+    words = "use this one of the visible GPUs, counted from 0 in the order of doctor, and no other (the first)"
+    parser.add_argument("--gpu", type=int, action=_Use, metavar="N", default=argparse.SUPPRESS, help=words)
 
 
 def from_flags(defaults: Record, arguments: argparse.Namespace) -> Record:

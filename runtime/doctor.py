@@ -6,20 +6,22 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 from PIL import features
 
 from runtime import environment
-from runtime.backends import BACKENDS, cuda, unavailable_because
-from runtime.errors import GateFailed, install_line
-from runtime.machine import cgroup_limits, machine, nvidia_on_bus
+from runtime.backends import BACKENDS, unavailable_because
+from runtime.errors import GateFailed, install_line, is_checkout
+from runtime.machine import cgroup_limits, machine
+from runtime.nvidia import ANEW, Driver, Here, choose, driver, extra_of, refusal, serving
+from runtime.nvidia import here as nvidia_here
+from runtime.probes import probe
 
 # What a processor's number formats are good for, on x86 and on ARM
 GOOD_FOR = {
@@ -45,22 +47,16 @@ PHOTOS = {
     "heif": ("cannot read the HEIC photos of iPhones", "pip install pillow-heif"),
 }
 
-# The smallest network: Relu of one number, y = max(x, 0), as an ONNX file of opset 13
-PROBE = bytes.fromhex(
-    "08083a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a0208014204"
-    "0a00100d"
-)
-
 
 @dataclass(frozen=True)
 class Facts:
     """What there is to know of a machine; None where the system does not tell.
 
-    `backends`: by name, why it cannot be used, None if it can. `probes`: by ONNX Runtime's provider or by backend, why
-    a tiny network does not run on it, None if it does. `quota`: cores' worth of time that a container grants.
-    `memory_gib`: what may be used. `on_bus`: an NVIDIA GPU is plugged in, whether or not a driver sees it. `cuda`:
-    versions of the installed CUDA and of the highest that the driver serves. `onnxruntimes`: the distributions that
-    own the folder onnxruntime. `pillow`: features, and whether pillow-heif is there.
+    `backends`: by name, why it cannot be used, None if it can. `probes`: by backend, why a tiny network does not run on
+    it, None if it does. `quota`: cores' worth of time that a container grants. `memory_gib`: what may be used. `driver`
+    and `here`: what set-up, too, chooses by. `cudas`: by distribution, the major version of CUDA that it is built for.
+    `onnxruntimes`: the distributions that own the folder onnxruntime. `pillow`: features, and whether pillow-heif is
+    there.
     """
 
     cpu: str
@@ -72,10 +68,9 @@ class Facts:
     cores_seen: int = 0
     quota: float | None = None
     memory_gib: float | None = None
-    gpu: str | None = None
-    on_bus: bool = False
-    container: bool = False
-    cuda: dict[str, str] = field(default_factory=dict)
+    driver: Driver = field(default_factory=Driver)
+    here: Here = field(default_factory=Here)
+    cudas: dict[str, int] = field(default_factory=dict)
     onnxruntimes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     pillow: dict[str, bool] = field(default_factory=dict)
@@ -107,7 +102,12 @@ def doctor(as_json: bool) -> None:
 def lines(facts: Facts, backends: dict[str, str | None], faults: list[Finding]) -> Iterator[str]:
     """The report for people."""
     memory = f", {facts.memory_gib:.1f} GiB of memory" if facts.memory_gib else ""
-    yield f"{facts.cores} of {facts.cores_seen} cores of {facts.cpu}{memory}, {facts.gpu or 'no GPU'}, {facts.system}"
+    gpus = f"{len(facts.driver.gpus) or 'no'} GPU{'s' if len(facts.driver.gpus) > 1 else ''}"
+    yield f"{facts.cores} of {facts.cores_seen} cores of {facts.cpu}{memory}, {gpus}, {facts.system}"
+    for number, gpu in enumerate(facts.driver.gpus):
+        yield f"  --gpu {number}      {gpu.name}, {gpu.capability}, {gpu.memory_mib} MiB"
+    if facts.driver.version:
+        yield f"  driver       {facts.driver.version}, serves CUDA {facts.driver.cuda or 'of no version'}"
     yield ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     yield from (f"  {name:12} {GOOD_FOR[name]}" for name in facts.cpu_features if name in GOOD_FOR)
     yield "\nbackends"
@@ -121,9 +121,9 @@ def states(facts: Facts) -> dict[str, str | None]:
     reasons: dict[str, str | None] = {}
     for name, reason in facts.backends.items():
         row = BACKENDS[name]
-        if row.gpu and not facts.gpu and not facts.on_bus:
+        if row.gpu and not facts.driver.gpus and not facts.here.on_bus:
             reasons[name] = "needs an NVIDIA GPU, and this machine has none"  # whatever else is missing: no use here
-        elif reason is None and (broken := facts.probes.get(row.provider or name)):
+        elif reason is None and (broken := facts.probes.get(name)):
             reasons[name] = f"is installed, but a tiny network does not run on it ({broken})"
         else:
             reasons[name] = reason
@@ -136,35 +136,40 @@ def findings(facts: Facts) -> list[Finding]:
 
 
 def _libraries(facts: Facts) -> Iterator[Finding]:
-    onnxruntime = install_line("gpu" if facts.gpu else "cpu")
     if len(facts.onnxruntimes) > 1:
         says = (
             f"{' and '.join(facts.onnxruntimes)} are installed together: they own the same folder and break each other"
         )
-        yield Finding("onnxruntime", says, f"pip uninstall -y {' '.join(facts.onnxruntimes)} && {onnxruntime}")
+        anew = install_line("gpu" if facts.driver.gpus else "cpu")
+        yield Finding("onnxruntime", says, f"pip uninstall -y {' '.join(facts.onnxruntimes)} && {anew}")
     for name, reason in facts.probes.items():
-        if reason and name in BACKENDS:
+        if reason and (not BACKENDS[name].gpu or facts.driver.gpus):
             says = f"is installed, but a tiny network does not run on it ({reason})"
             yield Finding(name, says, f"{install_line(BACKENDS[name].extra)} --force-reinstall")
-        elif reason:
-            says = f"onnxruntime lists it, but a tiny network does not run on it ({reason})"
-            owners = " ".join(facts.onnxruntimes) or "onnxruntime"
-            yield Finding(name, says, f"pip uninstall -y {owners} && {onnxruntime}")
 
 
 def _gpu(facts: Facts) -> Iterator[Finding]:
-    installed, driver = facts.cuda.get("cuda", "none"), facts.cuda.get("driver", "none")
-    new_driver = "sudo ubuntu-drivers install && reboot"
-    if facts.on_bus and not facts.gpu and facts.container:
-        says = "the machine has an NVIDIA GPU that this container was not given"
-        yield Finding("gpu", says, "docker run --gpus all …")
-    elif facts.on_bus and not facts.gpu:
-        yield Finding("gpu", "there is an NVIDIA GPU, but no driver that works", new_driver)
-    elif facts.gpu and not facts.cuda:
-        yield Finding("gpu", "cuda-bindings is missing, by which TensorRT is run", install_line("tensorrt-rtx"))
-    elif facts.gpu and "none" not in (installed, driver) and int(driver.split(".")[0]) < int(installed.split(".")[0]):
-        says = f"the driver serves CUDA up to {driver}, installed is CUDA {installed}, whose programs it refuses"
-        yield Finding("gpu", says, new_driver)
+    says, line = refusal(facts.driver, facts.here)
+    if says:
+        yield Finding("gpu", says, line)
+    if says or not facts.driver.gpus:
+        return
+    extras = choose(facts.driver, facts.here).extras.split(",")
+    anew = ANEW if is_checkout() else f"pip install 'saji[{','.join(extras)}]'"
+    cuda, majors = serving(facts.driver, facts.here), set(facts.cudas.values())
+    chosen = [
+        name for name, row in BACKENDS.items() if row.gpu and extra_of(row.extra, facts.driver, facts.here) in extras
+    ]
+    missing = [name for name in chosen if facts.backends.get(name)]
+    if cuda and max(majors, default=0) > cuda.major:
+        built = ", ".join(name for name, major in facts.cudas.items() if major > cuda.major)
+        says = f"GPU and driver (CUDA {facts.driver.cuda}) are served by packages for CUDA {cuda.major}, installed is"
+        yield Finding("gpu", f"{says} CUDA {max(majors)} ({built})", anew)
+    elif len(majors) > 1:
+        built = ", ".join(f"{name} for CUDA {major}" for name, major in facts.cudas.items())
+        yield Finding("gpu", f"packages of several CUDAs are installed together ({built})", anew)
+    elif missing:
+        yield Finding("gpu", f"it is served by {','.join(extras)}, but {', '.join(missing)} cannot be used yet", anew)
 
 
 def _limits(facts: Facts) -> Iterator[Finding]:
@@ -177,7 +182,7 @@ def _limits(facts: Facts) -> Iterator[Finding]:
         yield Finding("threads", says, f"taskset -c {cores} …  (or docker run --cpuset-cpus={cores} …)")
     if facts.memory_gib and facts.memory_gib < LOW_MEMORY_GIB:
         says = "serve with ONNX Runtime or OpenVINO (0.2 GiB and the photo), not with PyTorch"
-        more = "docker run --memory 4g …" if facts.container else install_line("cpu")
+        more = "docker run --memory 4g …" if facts.here.container else install_line("cpu")
         yield Finding("memory", f"{facts.memory_gib:.1f} GiB {says}", more)
     if facts.cpu_features and not _FASTER_INT8 & set(facts.cpu_features):
         says = "no INT8 arithmetic (VNNI, AMX, dot product): INT8 files are smaller here, but hardly faster than FP32"
@@ -199,15 +204,14 @@ def examine() -> Facts:
         system=here.system,
         cores=here.cores,
         backends=backends,
-        probes=_probes(backends),
+        probes=probe(name for name, reason in backends.items() if reason is None),
         cpu_features=here.cpu_features,
         cores_seen=psutil.cpu_count() or here.cores,
         quota=quota,
         memory_gib=min((gib for gib in (here.memory_gib, limit) if gib), default=None),
-        gpu=here.gpu,
-        on_bus=nvidia_on_bus(),
-        container=any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")),
-        cuda=cuda.versions(),
+        driver=driver(),
+        here=nvidia_here(),
+        cudas=_cudas(),
         onnxruntimes=tuple(sorted(set(metadata.packages_distributions().get("onnxruntime", [])))),
         versions=environment.versions(),
         pillow={name: bool(features.check(name)) for name in PHOTOS if name != "heif"}
@@ -215,17 +219,19 @@ def examine() -> Facts:
     )
 
 
-def _probes(backends: dict[str, str | None]) -> dict[str, str | None]:
-    """Run the smallest network wherever a library says that it could."""
-    probes = {"pytorch": _run_pytorch, "openvino": _run_openvino}
-    reasons = {name: _why_not(probe) for name, probe in probes.items() if backends[name] is None}
-    if backends["ort-cpu"] is None:
-        import onnxruntime
-
-        for provider in onnxruntime.get_available_providers():
-            if provider != "AzureExecutionProvider":  # a client of a service elsewhere
-                reasons[provider] = _why_not(_run_onnxruntime, provider)
-    return reasons
+def _cudas() -> dict[str, int]:
+    """By installed distribution, the major version of CUDA that it is built for."""
+    majors = {}
+    for name in ("tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "cuda-bindings", "torch"):
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version(name)
+            told = re.search(r"-cu(\d\d)$", name) or re.search(r"\+cu(\d\d)", version)
+            if told or name == "cuda-bindings":
+                majors[name] = int(told[1] if told else version.split(".")[0])
+    with suppress(metadata.PackageNotFoundError):
+        version = tuple(map(int, metadata.version("onnxruntime-gpu").split(".")[:2]))
+        majors["onnxruntime-gpu"] = 13 if version >= (1, 27) else 12
+    return majors
 
 
 def _why_not(probe: Callable[..., str | None], *arguments: str) -> str | None:
@@ -234,35 +240,3 @@ def _why_not(probe: Callable[..., str | None], *arguments: str) -> str | None:
         return probe(*arguments)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-
-
-def _run_pytorch() -> None:
-    import torch
-
-    _require_zero(torch.relu(torch.tensor([-1.0])).item())
-
-
-def _run_openvino() -> None:
-    import openvino
-
-    core = openvino.Core()
-    _require_zero(core.compile_model(core.read_model(PROBE), "CPU")(np.array([-1], np.float32))[0])
-
-
-def _run_onnxruntime(provider: str) -> str | None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is told by us, in one line
-    session = onnxruntime.InferenceSession(PROBE, options, providers=[provider])
-    if session.get_providers()[0] != provider:
-        return f"it silently falls back to {session.get_providers()[0]}: a library or the device is missing"
-    _require_zero(session.run(None, {"x": np.array([-1], np.float32)})[0])
-    return None
-
-
-def _require_zero(answer: Any) -> None:
-    """Raise ArithmeticError unless a probe computed max(0, −1); an assert would be gone under `python -O`."""
-    value = np.asarray(answer).item()
-    if value != 0:
-        raise ArithmeticError(f"it says {value:g} for max(0, -1), so nothing that it says is to be trusted")

@@ -6,10 +6,15 @@ SajiError            a misuse: exit status 2
 ├── BadModel         a model file, receipt or spec that cannot be trusted
 ├── Unavailable      this machine lacks the library, device or driver
 ├── NotAsAsked       an engine opened with another provider or precision than asked for
+├── NotTold          an engine that does not tell the precision it computes in
 └── GateFailed       a check that was asked for failed: exit status 1
 """
 
 from pathlib import Path
+
+from runtime.nvidia import driver, extra_of, here
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 class SajiError(Exception):
@@ -38,6 +43,10 @@ class NotAsAsked(SajiError):
     """An engine opened with another provider or precision than asked for."""
 
 
+class NotTold(SajiError):
+    """An engine that does not tell the precision it computes in, so that nothing is known of what was asked for."""
+
+
 class GateFailed(SajiError):
     """A check that was asked for failed."""
 
@@ -52,9 +61,17 @@ def missing_extra(library: str, extra: str) -> Unavailable:
 def install_line(extra: str) -> str:
     """What to type to install one of our extras: from the checkout that this is, or else by name.
 
+    An extra for CUDA 13 becomes that for CUDA 12 where the driver serves no more.
+
     Receipts and pages keep such lines, so that the checkout's path stays out of them where `.` will do.
     """
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "pyproject.toml").is_file():
+    if extra in ("gpu", "tensorrt", "tensorrt-rtx"):
+        extra = extra_of(extra, driver(), here())
+    if not is_checkout():
         return f"pip install 'saji[{extra}]'"
-    return f"pip install '{'.' if root == Path.cwd() else root}[{extra}]'"
+    return f"pip install '{'.' if Path.cwd() == _ROOT else _ROOT}[{extra}]'"
+
+
+def is_checkout() -> bool:
+    """Whether this is a checkout, which has a Makefile, and not an installed package."""
+    return (_ROOT / "pyproject.toml").is_file()

@@ -1,11 +1,14 @@
 """How right are logits? Accuracy, intervals, and a candidate's figures beside its checkpoint; numpy only."""
 
 import math
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.lib.format
 
 from runtime.errors import BadModel
 from runtime.files import replacing
@@ -253,12 +256,27 @@ class ValidationSet:
     @classmethod
     def load(cls, path: Path) -> "ValidationSet":
         """Read `validation.npz`; raises BadModel when it is missing or damaged."""
-        earlier = path.with_name("judging.npz")  # its name until version 0.1
-        try:
-            with np.load(path if path.exists() else earlier, allow_pickle=False) as arrays:
-                names = tuple(map(str, arrays["names"]))
-                return cls(arrays["images"], arrays["labels"], names, arrays.get("logits"), arrays.get("scenes"))
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise BadModel(f"{path} cannot be read ({error}); train or export again to write it anew") from None
-        except Exception as error:  # zipfile.BadZipFile and friends are no common family
-            raise BadModel(f"{path} is damaged ({error}); train or export again to write it anew") from None
+        with _readable(path) as file, np.load(file, allow_pickle=False) as arrays:
+            names = tuple(map(str, arrays["names"]))
+            return cls(arrays["images"], arrays["labels"], names, arrays.get("logits"), arrays.get("scenes"))
+
+    @staticmethod
+    def first_images(path: Path, most: int) -> np.ndarray:
+        """The first photos of `validation.npz`, uint8 `[most or fewer, S, S, 3]`, without the others in memory."""
+        with _readable(path) as file, zipfile.ZipFile(file) as archive, archive.open("images.npy") as member:
+            numpy.lib.format.read_magic(member)
+            (n, *shape), _, kind = numpy.lib.format.read_array_header_1_0(member)
+            count = min(n, most) * math.prod(shape)
+            return np.frombuffer(member.read(count), kind).reshape(-1, *shape)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """The file of a validation set, whose reading in the context raises BadModel where it is missing or damaged."""
+    earlier = path.with_name("judging.npz")  # its name until version 0.1
+    try:
+        yield path if path.exists() else earlier
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise BadModel(f"{path} cannot be read ({error}); train or export again to write it anew") from None
+    except Exception as error:  # zipfile.BadZipFile and friends are no common family
+        raise BadModel(f"{path} is damaged ({error}); train or export again to write it anew") from None

@@ -108,7 +108,8 @@ def apply_gate(
     if len(labels) == 0:
         return GateResult("inconclusive", ("there are no photos to check by",))
     for who, logits in (("", candidate), (" in the checkpoint itself", reference)):
-        if reason := no_logits(logits):
+        # A few photos may be copies of one, and pass no gate in any case
+        if (reason := no_logits(logits)) and (len(labels) >= MIN_PHOTOS or not np.isfinite(logits).all()):
             return GateResult("fail", (reason + who,))
     figures = compare(reference, candidate, labels, scenes)
     if spec:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from runtime.nvidia import driver
+
 _CPU_FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp bf16 i8mm"
 
 
@@ -33,9 +35,15 @@ def machine() -> Machine:
         cpu_features=tuple(flag for flag in _CPU_FLAGS.split() if flag in flags),
         cores=usable_cores(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
-        gpu=output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or None,
+        gpu=gpu_name(),
         system=f"{platform.system()} {platform.machine()}",
     )
+
+
+def gpu_name() -> str | None:
+    """Name and driver of the GPU that is used, the first that is visible; None without one."""
+    found = driver()
+    return f"{found.gpus[0].name}, {found.version}" if found.gpus else None
 
 
 def usable_cores() -> int:
@@ -62,18 +70,6 @@ def output_of(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def nvidia_on_bus() -> bool:
-    """Whether a display or 3D controller of NVIDIA is plugged in; Linux tells, elsewhere it is False."""
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        try:
-            kind, vendor = (device / "class").read_text(), (device / "vendor").read_text()
-        except OSError:
-            continue
-        if vendor.strip() == "0x10de" and kind.startswith("0x03"):
-            return True
-    return False
 
 
 def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, float | None]:

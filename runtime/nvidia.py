@@ -31,10 +31,10 @@ _NUMBER = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
 class Cuda:
     """One major version of CUDA and what of the packages is built for it.
 
-    `least`: the CUDA that a driver must serve; within a major version newer packages run on older drivers (NVIDIA,
-    "CUDA Compatibility": 12.x from r525, 13.x from r580). `oldest` and `newest` compute capability that PyTorch's
-    wheels are compiled for. `tensorrt`: the CUDA that a driver must serve for the wheels of TensorRT 11.4 ("Prerequisites":
-    r535, which serves 12.2, and r580; Turing or later).
+    Within a major version newer packages run on older drivers (NVIDIA, "CUDA Compatibility": 12.x from r525, 13.x from
+    r580). `oldest` and `newest`: compute capability that PyTorch's wheels are compiled for. `tensorrt`: the CUDA that a
+    driver must serve for the wheels of TensorRT 11.4 ("Prerequisites": r535, which serves 12.2, and r580; Turing or
+    later), and so for TensorRT-RTX.
     """
 
     major: int
@@ -54,6 +54,7 @@ CUDAS = (
 _TENSORRT_FROM = 75  # TensorRT's support matrices, 10.14 to 11.4
 # TensorRT-RTX's targets (1.7's ComputeCapability; no sm90), and on ARM GB10 alone (its support matrix)
 _RTX = {"x86_64": {75, 80, 86, 89, 120, 121}, "aarch64": {121}}
+ANEW = "make setup EXTRAS=auto"
 # Engines that need no GPU; TensorRT-RTX has them built ahead of time, on x86-64
 _CPU = {"x86_64": "cpu,openvino,tensorrt-rtx"}
 
@@ -128,16 +129,24 @@ def use(number: int) -> None:
 class Here:
     """What a choice depends on beside the driver.
 
-    `jetson`: whether NVIDIA's JetPack runs it. `on_bus`: an NVIDIA GPU is plugged in, whether or not a driver sees it.
-    `visible`: CUDA_VISIBLE_DEVICES, None where it is not set. `new_driver`: what to do for a newer driver.
+    `jetson`: NVIDIA's JetPack runs it. `on_bus`: an NVIDIA GPU is plugged in, whether or not a driver sees it.
+    `visible`: CUDA_VISIBLE_DEVICES, None where it is not set.
     """
 
     system: str = "Linux"
     machine: str = "x86_64"
     jetson: bool = False
+    wsl: bool = False
+    container: bool = False
     on_bus: bool = False
     visible: str | None = None
-    new_driver: str = "sudo ubuntu-drivers install && reboot"
+
+    @property
+    def new_driver(self) -> str:
+        """What to type for a newer driver."""
+        if self.wsl:
+            return "install the driver of https://www.nvidia.com/drivers in Windows"
+        return f"{'on the host: ' if self.container else ''}sudo ubuntu-drivers install && sudo reboot"
 
 
 @dataclass(frozen=True)
@@ -151,59 +160,63 @@ class Choice:
 
 def choose(told: Driver, here: Here) -> Choice:
     """What to install on such a machine; without a GPU there is nothing to say of it."""
-    cpu = Choice(_CPU.get(here.machine if here.system == "Linux" else "", "cpu,openvino"))
-    refusal = _refusal(told, here)
-    if refusal or not told.gpus:
-        return Choice(cpu.extras, sentence=f"{refusal}; installs {cpu.extras}" if refusal else "")
-    cuda = serving(told)
-    assert cuda
+    cpu = _CPU.get(here.machine if here.system == "Linux" else "", "cpu,openvino")
+    says, next_line = refusal(told, here)
+    cuda = serving(told, here)
+    if says or not cuda:
+        return Choice(cpu, sentence=says and f"{says} ({next_line}, then: {ANEW}); installs {cpu}")
     extras = [f"gpu{cuda.suffix}" if here.machine == "x86_64" else "cpu", "openvino"]  # no wheel of onnxruntime-gpu
     levels = [_level(gpu) for gpu in told.gpus]
     if _served(told) >= cuda.tensorrt and max(levels) >= _TENSORRT_FROM:
         extras.append(f"tensorrt{cuda.suffix}")
-    if _RTX.get(here.machine, set()).intersection(levels):
-        extras.append(f"tensorrt-rtx{cuda.suffix}")
+        if _RTX.get(here.machine, set()).intersection(levels):
+            extras.append(f"tensorrt-rtx{cuda.suffix}")
     line = ",".join(extras)
     return Choice(line, cuda.torch_index, f"{_names(told)}, driver {told.version}, CUDA {told.cuda}: installs {line}")
 
 
-def serving(told: Driver) -> Cuda | None:
-    """The newest CUDA that driver and all GPUs can be served by, or driver and first GPU, which is ours to use."""
+def serving(told: Driver, here: Here) -> Cuda | None:
+    """The newest CUDA that driver and all GPUs are served by, else driver and first GPU, which is the one we use."""
     levels = [_level(gpu) for gpu in told.gpus]
+    built = [cuda for cuda in CUDAS if here.machine == "x86_64" or not cuda.suffix]  # on ARM for CUDA 13 alone
     for some in (levels, levels[:1]):
-        for cuda in CUDAS:
+        for cuda in built:
             if some and _served(told) >= (cuda.major, 0) and all(cuda.oldest <= x <= cuda.newest for x in some):
                 return cuda
     return None
 
 
-def extra_for(name: str) -> str:
-    """The extra of ours for the CUDA that this driver serves: "tensorrt-cu12" for "tensorrt" where that is CUDA 12."""
-    cuda = serving(driver()) if name in ("gpu", "tensorrt", "tensorrt-rtx") else None
+def extra_of(name: str, told: Driver, here: Here) -> str:
+    """The extra of ours for the CUDA that a driver serves: "tensorrt-cu12" for "tensorrt" where that is CUDA 12."""
+    cuda = serving(told, here) if name in ("gpu", "tensorrt", "tensorrt-rtx") else None
     return f"{name}{cuda.suffix}" if cuda else name
 
 
-def _refusal(told: Driver, here: Here) -> str:
-    """Why a GPU that is there is not used; empty where there is none, or none that is in the way."""
-    update = f"get driver 580 or newer ({here.new_driver}), then: make setup"
-    there = here.on_bus or (told.version and told.error != "CUDA_ERROR_NO_DEVICE")
+def refusal(told: Driver, here: Here) -> tuple[str, str]:
+    """Why a GPU that is there cannot be used, and what to type next; both empty where none is in the way."""
+    there = here.on_bus or (bool(told.version) and told.error != "CUDA_ERROR_NO_DEVICE")
+    hidden = here.visible is not None and not told.gpus and (bool(told.version) or here.on_bus)
+    mismatch = told.error == "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"
+    too_old = f"driver {told.version} serves CUDA {told.cuda}, too old for today's packages; 580 or newer serves them"
     rules = (
-        (here.jetson, "a Jetson has CUDA from its JetPack, not from PyPI, and saji was never run on one"),
-        (told.gpus and here.system != "Linux", f"on {here.system} saji uses no GPU; WSL is Linux"),
-        (told.gpus and not serving(told), f"{_names(told)}: driver {told.version} serves CUDA {told.cuda}, "
-         f"which no package for it does; {update}"),
-        (told.gpus, ""),
-        (here.visible is not None and (told.version or here.on_bus),
-         f"CUDA_VISIBLE_DEVICES={here.visible} leaves no GPU to use"),
-        (there and not told.version, f"there is an NVIDIA GPU, but no driver; {update}"),
-        (there, f"driver {told.version} gives no GPU ({told.error}); see: .venv/bin/python -m runtime doctor"),
+        (here.jetson, "a Jetson has CUDA from its JetPack, not from PyPI, and saji was never run on one",
+         "sudo apt-get install -y nvidia-jetpack"),
+        (told.gpus and here.system != "Linux", f"saji uses no GPU on {here.system}", "wsl --install"),
+        (told.gpus and not serving(told, here), f"{_names(told)}: {too_old}", here.new_driver),
+        (told.gpus, "", ""),
+        (hidden, f"CUDA_VISIBLE_DEVICES={here.visible!r} leaves no GPU to use", "unset CUDA_VISIBLE_DEVICES"),
+        (there and here.container, "the machine has an NVIDIA GPU that this container was not given",
+         "docker run --gpus all …"),
+        (there and not told.cuda, "there is an NVIDIA GPU, but no driver that works", here.new_driver),
+        (there, f"driver {told.version} gives no GPU ({told.error})", "sudo reboot" if mismatch else "nvidia-smi"),
     )  # fmt: skip
-    return next((says for holds, says in rules if holds), "")
+    return next(((says, line) for holds, says, line in rules if holds), ("", ""))
 
 
 def _names(told: Driver) -> str:
     names = [f"{re.sub('^NVIDIA (GeForce )?', '', gpu.name)} ({gpu.capability})" for gpu in told.gpus]
-    return " + ".join(f"{names.count(name)}x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names))
+    counts = {name: names.count(name) for name in names}
+    return " + ".join(name if count == 1 else f"{count}x {name}" for name, count in counts.items())
 
 
 def _level(gpu: Gpu) -> int:
@@ -216,24 +229,18 @@ def _served(told: Driver) -> tuple[int, ...]:
 
 def here() -> Here:
     """This machine."""
-    wsl, container = Path("/dev/dxg").exists(), in_container()
-    driver_of = "update it in Windows" if wsl else "update it on the host" if container else Here.new_driver
     return Here(
         system=platform.system(),
         machine=platform.machine(),
         jetson=Path("/etc/nv_tegra_release").exists(),
-        on_bus=on_bus(),
+        wsl=Path("/dev/dxg").exists(),
+        container=any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")),
+        on_bus=_on_bus(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        new_driver=driver_of,
     )
 
 
-def in_container() -> bool:
-    """Whether this is a container, by the marks of Docker and Podman."""
-    return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
-
-
-def on_bus() -> bool:
+def _on_bus() -> bool:
     """Whether a display or 3D controller of NVIDIA is plugged in; Linux tells, elsewhere it is False."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:

@@ -99,6 +99,12 @@ class ModelSpec:
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        """Raise BadModel where two classes share a name, of which every consumer would lose one."""
+        named = Counter(name for name in self.classes if isinstance(name, str))
+        if twice := [name for name, count in named.items() if count > 1]:
+            raise BadModel(f"{self.name!r} has the class {twice[0]!r} twice; give each class a name of its own")
+
     def to_json(self) -> str:
         """The spec as compact JSON, the form stored in checkpoints and ONNX metadata."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True)
@@ -159,9 +165,8 @@ def _faults(spec: ModelSpec) -> Iterator[str]:
     texts = (spec.name, spec.architecture, *spec.classes)
     if not all(isinstance(text, str) and text for text in texts):
         yield "its name, its architecture and its classes are to be text"
-    elif len(spec.classes) < 2 or len(set(spec.classes)) < len(spec.classes):
-        twice = [name for name, count in Counter(spec.classes).items() if count > 1]
-        yield f"the class {twice[0]!r} is there twice" if twice else "it has fewer than two classes"
+    elif len(spec.classes) < 2:
+        yield "it has fewer than two classes"
     if not _is_number(spec.temperature) or spec.temperature <= 0:
         yield f"the temperature is {spec.temperature!r}, no number above 0"
     sides = (geometry.size, geometry.resize)

@@ -24,7 +24,7 @@ from runtime.benchmark.watch import Disturbance
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.command_line import Parser, from_flags
-from runtime.errors import SajiError
+from runtime.errors import NotAsAsked, SajiError
 from runtime.spec import Geometry, ModelSpec
 from runtime.speed_ratio import compared, percentile, samples_needed
 
@@ -222,10 +222,15 @@ def test_a_scenario_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     command._add_flags(parser)
     options = from_flags(Options(), parser.parse_args(["--scenario", "count", "--most", "5"]))
     assert options.scenario == ("count",) and "--most" in parser.format_help()
-    measurement = worker.Worker.measure(SimpleNamespace(bench=bench(0), load_seconds=1.0), "count", 1, 0, {"most": 5})
+    engine = SimpleNamespace(backend=SimpleNamespace(otherwise=""))
+    it = SimpleNamespace(bench=bench(0), load_seconds=1.0, classifier=engine)
+    measurement = worker.Worker.measure(it, "count", 1, 0, {"most": 5})
     assert measurement.figures == {"counted": 5} and measurement.load_seconds == 1.0 and measurement.disturbance
     head, _, first = table([row("a", 1.0, 0.9, scenario="count", **measurement.figures)]).splitlines()[:3]
     assert head.startswith("| candidate | counted | accuracy") and first.startswith("| a | to 5 |")
+    engine.backend.otherwise = "runs without the CUDA graph that it was asked for"
+    with pytest.raises(NotAsAsked, match="runs without the CUDA graph"):  # a figure under a name it does not deserve
+        worker.Worker.measure(it, "count", 1, 0, {"most": 5})
 
 
 def test_the_table_gives_ratios_with_intervals_and_only_supported_tails() -> None:

@@ -73,9 +73,6 @@ def test_the_same_race_again_is_up_to_date(out: Path) -> None:
     assert said.status == 0 and "up to date" in said.err and len(rows_in(out / "bench.jsonl")) == 2, said
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a race among some candidates replaces what is served (issue 20)", raises=AssertionError
-)
 def test_measuring_some_candidates_does_not_change_what_is_served(out: Path) -> None:
     served = json.loads((out / "deployment.json").read_text())["choice"]["candidate"]["backend"]
     other = "openvino" if served == "ort-cpu" else "ort-cpu"
@@ -84,9 +81,6 @@ def test_measuring_some_candidates_does_not_change_what_is_served(out: Path) -> 
     assert json.loads((out / "deployment.json").read_text())["choice"]["candidate"]["backend"] == served
 
 
-@pytest.mark.xfail(
-    strict=True, reason="models brought in with different photos are compared (issue 20)", raises=AssertionError
-)
 def test_models_that_were_judged_on_different_photos_are_not_compared(tmp_path: Path) -> None:
     for number, name in enumerate(("first", "second")):
         for label in ("ant", "bee", "cat", "dog"):
@@ -100,22 +94,12 @@ def test_models_that_were_judged_on_different_photos_are_not_compared(tmp_path: 
 
 
 @pytest.mark.parametrize("name", [".resnet18.x1y2z3", ".resnet18.x1y2z3.old"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="a folder that an interrupted export left is taken for a model (issue 20)",
-    raises=AssertionError,
-)
 def test_what_an_interrupted_export_left_is_no_model(name: str, out: Path) -> None:
     shutil.copytree(out / "models" / "resnet18", out / "models" / name, symlinks=True)
     said = race(out, "--archs", "resnet99")
     assert said.refused and "resnet18" in said.last and name not in said.last, said
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a heat map that did not pass is a candidate without a file, which ends the race (issue 20)",
-    raises=AssertionError,
-)
 def test_a_model_that_was_brought_in_without_a_heat_map_is_not_called_damaged(tmp_path: Path) -> None:
     for label in ("ant", "bee", "cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)
@@ -198,9 +182,6 @@ def test_a_process_that_dies_in_the_server_scenario_does_not_either(
     survives(out, "--scenario", "server")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what is to be served in batches is judged on single photos (issue 20)", raises=AssertionError
-)
 def test_what_is_served_in_batches_is_judged_in_batches(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,9 +203,6 @@ def test_what_passed_on_single_photos_passes_in_batches(candidate: str, model: P
             assert judgement.verdict == "pass", (batch, judgement)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="peak memory counts the validation photos, too (issue 20)", raises=AssertionError
-)
 def test_peak_memory_is_the_engines_and_not_the_validation_sets(out: Path, tmp_path: Path) -> None:
     photos = out / "models" / "resnet18" / "validation.npz"
     few = ValidationSet.load(photos)

@@ -2,18 +2,24 @@
 
 import json
 import re
+import shlex
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import ROOT
 
-from runtime import doctor
+from runtime import doctor, probes
 from runtime.__main__ import main
 from runtime.backends import BACKENDS, unavailable_because
-from runtime.doctor import PROBE, Facts, cgroup_limits, findings, lines, states
+from runtime.doctor import Facts, cgroup_limits, findings, lines, states
 from runtime.errors import GateFailed
+from runtime.nvidia import Driver, Gpu, Here
+
+L4 = Driver("580.65.06", "13.0", (Gpu("NVIDIA L4", "sm89", 23034),))
 
 WELL = Facts(
     cpu="Some CPU",
@@ -21,39 +27,47 @@ WELL = Facts(
     cores=8,
     cores_seen=8,
     backends=dict.fromkeys(BACKENDS),
-    probes=dict.fromkeys(("pytorch", "openvino", "CPUExecutionProvider", "CUDAExecutionProvider")),
+    probes=dict.fromkeys(BACKENDS),
     cpu_features=("avx2", "avx512_vnni"),
     memory_gib=16.0,
-    gpu="NVIDIA L4, 580.65",
-    on_bus=True,
-    cuda={"cuda": "13.0", "driver": "13.0"},
+    driver=L4,
+    here=Here(on_bus=True),
+    cudas={"cuda-bindings": 13, "onnxruntime-gpu": 13, "tensorrt-cu13": 13},
     onnxruntimes=("onnxruntime-gpu",),
     pillow=dict.fromkeys(("jpg", "webp", "avif", "littlecms2", "heif"), True),
 )
-NO_GPU = {"gpu": None, "on_bus": False, "cuda": {}}
+NO_GPU = {"driver": Driver(error="libcuda.so.1 is not there"), "here": Here(), "cudas": {}}
 
 
 def test_where_nothing_is_in_the_way_nothing_is_found() -> None:
     assert findings(WELL) == [] and set(states(WELL).values()) == {None}
-    assert findings(replace(WELL, quota=8.0, container=True)) == []
+    assert findings(replace(WELL, quota=8.0, here=Here(container=True, on_bus=True))) == []
 
 
 SICK = [
     ({"onnxruntimes": ("onnxruntime", "onnxruntime-gpu")}, "own the same folder and break each other",
      r"pip uninstall -y onnxruntime onnxruntime-gpu && pip install '.*\[gpu\]'"),
     ({"onnxruntimes": ("onnxruntime", "onnxruntime-gpu"), **NO_GPU}, "break each other", r"pip install '.*\[cpu\]'"),
-    ({"probes": {"CUDAExecutionProvider": "it silently falls back"}}, "lists it, but .* falls back",
-     r"pip uninstall -y onnxruntime-gpu && pip install '.*\[gpu\]'"),
+    ({"probes": {"ort-cuda": "it silently falls back"}}, "tiny network does not run on it .it silently falls back",
+     r"pip install '.*\[gpu\]' --force-reinstall"),
+    ({"probes": {"tensorrt": "it ended its process by signal 11"}}, "signal 11", r"\[tensorrt\]' --force-reinstall"),
     ({"probes": {"openvino": "RuntimeError: no plugin"}}, "does not run on it .RuntimeError: no plugin",
      r"\[openvino\]"),
-    ({"gpu": None}, "no driver that works", "ubuntu-drivers install"),
-    ({"gpu": None, "container": True}, "this container was not given", "docker run --gpus all"),
-    ({"cuda": {}}, "cuda-bindings is missing", r"\[tensorrt-rtx\]"),
-    ({"cuda": {"cuda": "13.0", "driver": "12.4"}}, r"serves CUDA up to 12\.4, installed is CUDA 13\.0",
-     "drivers install"),
+    ({**NO_GPU, "here": Here(on_bus=True)}, "no driver that works", "ubuntu-drivers install"),
+    ({**NO_GPU, "here": Here(on_bus=True, container=True)}, "this container was not given", "docker run --gpus all"),
+    ({"driver": replace(L4, gpus=(), error="CUDA_ERROR_NO_DEVICE"), "here": Here(on_bus=True, visible="-1")},
+     "CUDA_VISIBLE_DEVICES='-1' leaves no GPU", "unset CUDA_VISIBLE_DEVICES"),
+    ({"driver": replace(L4, version="470.256.02", cuda="11.4")}, r"serves CUDA 11\.4, too old", "drivers install"),
+    ({"driver": replace(L4, version="535.54.03", cuda="12.2")},
+     r"\(CUDA 12\.2\) are served by packages for CUDA 12, installed is CUDA 13 .cuda-b", "make setup EXTRAS=auto"),
+    ({"driver": replace(L4, gpus=(Gpu("Tesla V100", "sm70", 16384),))}, "for CUDA 12, installed is CUDA 13", "=auto"),
+    ({"cudas": {"cuda-bindings": 13, "tensorrt-cu12": 12}}, "of several CUDAs .*tensorrt-cu12 for CUDA 12",
+     "make setup EXTRAS=auto"),
+    ({"backends": {**dict.fromkeys(BACKENDS), "ort-cuda": "not installed", "tensorrt": "not installed"}},
+     "gpu,openvino,tensorrt,tensorrt-rtx, but ort-cuda, tensorrt cannot be used yet", "make setup EXTRAS=auto"),
     ({"quota": 2.5}, r"may use 2\.5 cores' worth of time but sees 8", "taskset -c 0-1 "),
     ({"memory_gib": 0.5}, r"0\.5 GiB serve with ONNX Runtime", r"\[cpu\]"),
-    ({"memory_gib": 0.5, "container": True}, "not with PyTorch", "docker run --memory 4g"),
+    ({"memory_gib": 0.5, "here": Here(container=True)}, "not with PyTorch", "docker run --memory 4g"),
     ({"cpu_features": ("avx2",)}, "no INT8 arithmetic", "make bench"),
     ({"pillow": {"webp": False}}, "WEBP", "pip install --force-reinstall pillow"),
     ({"pillow": {"avif": False}}, "AVIF", r"pip install --upgrade 'pillow>=11\.3'"),
@@ -80,8 +94,7 @@ def test_without_a_gpu_nobody_is_told_to_install_what_needs_one() -> None:
 
 
 def test_a_backend_that_is_installed_and_does_not_run_is_not_ready() -> None:
-    probes = {"CPUExecutionProvider": "ImportError: libgomp", "openvino": None}
-    found = states(replace(WELL, probes=probes))
+    found = states(replace(WELL, probes={"ort-cpu": "ImportError: libgomp", "openvino": None}))
     assert "does not run on it (ImportError: libgomp)" in (found["ort-cpu"] or "") and found["openvino"] is None
 
 
@@ -106,17 +119,88 @@ def test_limits_of_control_groups_of_both_versions_are_read(tmp_path: Path) -> N
     assert cgroup_limits(tmp_path / "another system") == (None, None)
 
 
-def test_the_probe_is_a_network_that_a_listed_provider_must_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnx
-    import onnxruntime
+def commands(line: str) -> list[list[str]]:
+    """The commands of a line of advice, without what stands behind it in words."""
+    return [shlex.split(part) for part in line.partition("  (")[0].removeprefix("on the host: ").split(" && ")]
 
-    onnx.checker.check_model(onnx.load_from_string(PROBE))
-    assert doctor._run_onnxruntime("CPUExecutionProvider") is None
-    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
-    found = doctor._probes({"pytorch": "not installed", "openvino": "not installed", "ort-cpu": None})
-    assert found["CPUExecutionProvider"] is None and len(found) == 2
-    assert "\n" not in (found["CUDAExecutionProvider"] or "\n")
+
+EVERY_GPU = [
+    {
+        "driver": replace(L4, cuda=cuda, version=version, gpus=(replace(L4.gpus[0], capability=capability),)),
+        "here": here,
+    }
+    for capability in ("sm50", "sm70", "sm75", "sm90", "sm120", "sm121")
+    for version, cuda in (("470.1", "11.4"), ("535.1", "12.2"), ("580.1", "13.0"))
+    for here in (Here(), Here(machine="aarch64"), Here(jetson=True), Here(wsl=True), Here(container=True))
+]
+
+
+def test_every_line_of_advice_is_a_command_that_exists_and_parses() -> None:
+    from pip._internal.commands import create_command
+
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    nothing = {"backends": dict.fromkeys(BACKENDS, "not installed")}
+    asked = [replace(WELL, **facts) for facts in (*EVERY_GPU, *(case[0] for case in SICK))]
+    advice = {
+        finding.next for facts in asked for found in (facts, replace(facts, **nothing)) for finding in findings(found)
+    }
+    in_words = {"install the driver of https://www.nvidia.com/drivers in Windows"}
+    system = {"sudo", "docker", "taskset", "unset", "nvidia-smi", "wsl"}
+    for program, *arguments in (command for line in advice - in_words for command in commands(line)):
+        if program == "make":
+            assert {word for word in arguments if "=" not in word} <= targets, arguments
+            assert all(f"\n{word.partition('=')[0]} " in makefile for word in arguments if "=" in word), arguments
+        elif program == "pip":
+            create_command(arguments[0]).parse_args(arguments[1:])
+            assert set(",".join(re.findall(r"\[(.*)\]", " ".join(arguments))).split(",")) - {""} <= extras, arguments
+        else:
+            assert program in system, program
+
+
+def test_every_gpu_is_listed_as_the_flag_counts_them() -> None:
+    two = replace(L4, gpus=(*L4.gpus, Gpu("Tesla T4", "sm75", 15360)))
+    text = "\n".join(lines(replace(WELL, driver=two), {}, []))
+    assert (
+        "2 GPUs" in text and "--gpu 1      Tesla T4, sm75, 15360 MiB" in text and "580.65.06, serves CUDA 13.0" in text
+    )
+
+
+def test_the_probe_is_a_network_and_each_backend_runs_it_in_a_process_of_its_own() -> None:
+    import onnx
+
+    onnx.checker.check_model(onnx.load_from_string(probes.NETWORK))
+    assert set(probes.PROBES) >= set(BACKENDS)
+    found = probes.probe(["ort-cpu", "ort-cuda"])
+    assert found["ort-cpu"] is None and "\n" not in (found["ort-cuda"] or "\n")
+
+
+FAKES = {
+    "onnxruntime.py": """
+import sys
+loaded = False
+def preload_dlls():
+    global loaded
+    loaded = "torch" not in sys.modules
+class SessionOptions: pass
+class InferenceSession:
+    def __init__(self, network, options, providers): self.providers = providers
+    def get_providers(self): return self.providers if loaded else ["CPUExecutionProvider"]
+    def run(self, outputs, inputs): return [0]
+""",
+    "tensorrt.py": "class Logger:\n    ERROR = 1\n    def __init__(self, level): pass\nBuilder = Runtime = Logger\n",
+    "tensorrt_rtx.py": "import os\nos.abort()\n",
+}
+
+
+def test_probes_load_cudas_libraries_without_pytorch_and_open_tensorrt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, FAKES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = probes.probe(["ort-cuda", "tensorrt", "tensorrt-rtx"])
+    assert found == {"ort-cuda": None, "tensorrt": None, "tensorrt-rtx": "it ended its process by signal 6"}
 
 
 def test_a_half_uninstalled_onnxruntime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,4 +233,4 @@ def test_the_command_says_what_is_ready(monkeypatch: pytest.MonkeyPatch, capsys:
     main()
     report = json.loads(capsys.readouterr().out)
     assert {"pytorch", "ort-cpu", "openvino"} <= set(report["ready"])
-    assert report["facts"]["probes"]["CPUExecutionProvider"] is None
+    assert report["facts"]["probes"]["ort-cpu"] is None

@@ -79,7 +79,7 @@ def test_a_foreign_file_is_wrapped_and_judged_against_itself(
     assert [answer[name] for name in CLASSES] == pytest.approx(theirs.tolist(), abs=1e-4)
     assert len(ValidationSet.load(folder / "validation.npz").labels) == receipt.spec.validation["photos"] == 80
     origin = {"onnx": {"name": str(asked.onnx), "sha256": receipt.checkpoint_sha256, "seen": "unknown"}}
-    assert Receipt.read(folder).spec.data == {"started_from": origin}, "it may have been trained on these photos"
+    assert Receipt.read(folder).spec.data["started_from"] == origin, "it may have been trained on these photos"
 
 
 def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -113,7 +113,7 @@ def with_external_data(asked: Foreign, location: str) -> Foreign:
         ({"photos": "float[N, 3, 24, 20]"}, "takes photos of"),
         ({"photos": "float16[N, 3, 24, 24]"}, "cannot be read as ONNX|float32 photos"),
         ({"photos": "float[N, 3, 24, 24] other, float[N, 3, 24, 24]"}, "has the signature other FLOAT"),
-        ({"opset": 99}, f"cannot be read as ONNX of opset {OPSET}"),
+        ({"opset": 99}, "is not run by ONNX Runtime|cannot be read as ONNX"),
     ],
 )
 def test_a_foreign_graph_that_does_not_fit_is_one_sentence(changes: dict, words: str, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_probabilities_passed_off_as_logits_are_refused(tmp_path: Path) -> None:
     asked = foreign(tmp_path)
     model = onnx.load(asked.onnx)
     model.graph.node[-1].output[0] = "inner"
-    model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], ["scores"]))
+    model.graph.node.append(onnx.helper.make_node("Relu", ["inner"], ["scores"]))
     onnx.save(model, asked.onnx)
     with pytest.raises(SajiError, match="answers with probabilities, not logits"):
         import_foreign(asked, tmp_path, silent)

@@ -52,13 +52,6 @@ def moved(model: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-xfail_moved = pytest.mark.xfail(
-    strict=True,
-    reason="what passed on another machine is served as if it had passed here (issue 20)",
-    raises=AssertionError,
-)
-
-
 def served_here(path: Path, **asked: str) -> bool:
     """Whether it is served with a verdict that is known to be of this machine, or refused in one sentence."""
     try:
@@ -69,24 +62,20 @@ def served_here(path: Path, **asked: str) -> bool:
         return "machine" in str(error) or "choices" in str(error)
 
 
-@xfail_moved
 def test_a_deployment_of_another_machine_is_judged_anew_or_refused(moved: Path) -> None:
     assert served_here(moved / "deployment.json")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@xfail_moved
 def test_a_model_folder_of_another_machine_is_judged_anew_or_refused(precision: str, moved: Path) -> None:
     assert served_here(moved / "models" / "resnet18", backend="ort-cpu", precision=precision)
 
 
-@xfail_moved
 def test_what_another_machine_judged_is_not_called_judged_here(moved: Path) -> None:
     said = house.here("runtime", "classify", moved / "models/resnet18/golden.png", "--model", moved / "deployment.json")
     assert "passed parity on this machine" not in said.err, said
 
 
-@xfail_moved
 def test_a_verdict_that_names_no_machine_is_not_served_as_this_ones(moved: Path) -> None:
     folder = moved / "models" / "resnet18"
     with house.changing(folder / "model.json") as receipt:

@@ -77,11 +77,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # microsoft/onnxruntime#20559, #23602, #14932; notAI-tech/NudeNet#156
-@pytest.mark.xfail(
-    strict=True,
-    reason="a file of the newest IR version ends the import with a traceback (issue 20)",
-    raises=AssertionError,
-)
 def test_a_file_of_an_ir_version_that_is_too_new_is_brought_in_or_refused(tmp_path: Path) -> None:
     """What `onnx.helper.make_model` writes by default is often newer than the ONNX Runtime that is installed."""
     said = bring(network(tmp_path / "newest.onnx", ir=onnx.IR_VERSION))
@@ -89,16 +84,11 @@ def test_a_file_of_an_ir_version_that_is_too_new_is_brought_in_or_refused(tmp_pa
 
 
 # huggingface/transformers#18915, qubvel-org/segmentation_models.pytorch#804, onnx/onnx#654
-xfail_sides = pytest.mark.xfail(
-    strict=True, reason="a size that the file leaves open is not taken from --size (issue 20)", raises=AssertionError
-)
-
-
 @pytest.mark.parametrize(
     "sides",
     [
-        pytest.param("height, width", marks=xfail_sides),
-        pytest.param("24, width", marks=xfail_sides),
+        "height, width",
+        "24, width",
         "side, side",
     ],
 )
@@ -122,7 +112,6 @@ def test_a_size_that_nobody_tells_is_asked_for(tmp_path: Path) -> None:
         pytest.param(f"{LINEAR.replace('scores', 'raw')} s = Sigmoid (raw) scores = Identity (s)", id="renamed"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="answers of a sigmoid are taken for logits (issue 20)", raises=AssertionError)
 def test_a_network_that_ends_in_a_sigmoid_is_refused_as_one_that_ends_in_a_softmax_is(end: str, tmp_path: Path) -> None:
     """A softmax over the answers of a multi-label network makes every class about equally likely."""
     said = bring(network(tmp_path / "tags.onnx", end))
@@ -131,9 +120,6 @@ def test_a_network_that_ends_in_a_sigmoid_is_refused_as_one_that_ends_in_a_softm
 
 # pytorch/vision#1734, #4160; sarahpratt/CuPL#2; nottombrown/imagenet-stubs#2
 @pytest.mark.parametrize("names", [("crane", "bee", "crane", "dog"), ("maillot", "maillot ", "bee", "dog")])
-@pytest.mark.xfail(
-    strict=True, reason="of two classes with one name one is lost without a word (issue 20)", raises=AssertionError
-)
 def test_two_classes_of_one_name_are_refused_by_name(names: tuple[str, ...], tmp_path: Path) -> None:
     """ImageNet's usual list of names has crane and maillot twice."""
     said = bring(network(tmp_path / "net.onnx"), names=names)
@@ -152,11 +138,6 @@ class Always:
     def close(self) -> None: ...
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="probabilities are kept by name, so that two of one name leave less than 1 (issue 20)",
-    raises=AssertionError,
-)
 def test_no_probability_is_lost_where_two_classes_share_a_name() -> None:
     try:
         spec = ModelSpec("x", "x", ("crane", "crane", "cat"), Geometry.for_size(8))
@@ -192,11 +173,6 @@ NORMED = {
 
 
 @pytest.mark.parametrize("how", NORMED)
-@pytest.mark.xfail(
-    strict=True,
-    reason="a network whose answer depends on a photo's neighbours is brought in (issue 20)",
-    raises=AssertionError,
-)
 def test_a_photos_answer_does_not_depend_on_its_neighbours(how: str, photos: Path, tmp_path: Path) -> None:
     """Exported in training mode a batch norm takes its statistics from the batch."""
     random = np.random.default_rng(1)
@@ -230,9 +206,6 @@ def with_branch(path: Path) -> Path:
     return path
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a graph with a branch ends the import with a traceback (issue 20)", raises=AssertionError
-)
 def test_a_graph_with_a_branch_is_brought_in_or_refused(photos: Path, tmp_path: Path) -> None:
     said = bring(with_branch(tmp_path / "branch.onnx"), data=photos)
     assert said.status == 0 or said.refused, said
@@ -261,11 +234,6 @@ JOINED = {
 
 
 @pytest.mark.parametrize("style", JOINED)
-@pytest.mark.xfail(
-    strict=True,
-    reason="layers that an engine joins under another name count as not seen running (issue 20)",
-    raises=AssertionError,
-)
 def test_layers_that_engines_join_pass_in_fp32(style: str, photos: Path, tmp_path: Path) -> None:
     file = network(tmp_path / f"{style}.onnx", JOINED[style], one=np.array([1]), half=np.array(0.5))
     said = bring(file, data=photos)
@@ -277,9 +245,6 @@ def test_layers_that_engines_join_pass_in_fp32(style: str, photos: Path, tmp_pat
 
 
 # neuralmagic/sparseml#1972, jankrepl/mltype#33
-@pytest.mark.xfail(
-    strict=True, reason="an import replaces the trained model of the same name (issue 20)", raises=AssertionError
-)
 def test_an_import_does_not_replace_a_model_that_was_trained_here(model: Path, tmp_path: Path) -> None:
     """Somebody's file may be called resnet18.onnx, as the network that was trained here."""
     file = network(tmp_path / "resnet18.onnx")
@@ -298,11 +263,6 @@ def test_an_import_replaces_its_own_earlier_one(tmp_path: Path) -> None:
 
 
 # microsoft/Biodiversity#94, #658; python-pillow/Pillow#4678
-@pytest.mark.xfail(
-    strict=True,
-    reason="one unreadable photo ends the import, where training leaves it out (issue 20)",
-    raises=AssertionError,
-)
 def test_bad_photos_among_those_that_judge_are_named_and_left_out(tmp_path: Path) -> None:
     for number, label in enumerate(NAMES):
         (tmp_path / "set" / label).mkdir(parents=True)

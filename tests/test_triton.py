@@ -73,6 +73,8 @@ def test_plans_of_enterprise_tensorrt_go_in_and_those_of_rtx_stay_out(definition
 def test_class_names_with_quotes_and_letters_survive(definitions, model: Path, tmp_path: Path) -> None:
     classes = ('nasi "goreng"', "crème brûlée", "back\\slash", "a", "b")
     spec = replace(Receipt.read(model).spec, classes=classes)
-    (tmp_path / "config.pbtxt").write_text(config("x", spec, "ort-cpu", 8), encoding="utf-8")
+    (tmp_path / "config.pbtxt").write_text(
+        config("x", spec, Candidate("x", "model.onnx", "ort-cpu", "fp32"), 8), encoding="utf-8"
+    )
     parsed = read(definitions, tmp_path / "config.pbtxt")
     assert tuple(json.loads(parsed.parameters["spec"].string_value)["classes"]) == classes

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lab.claims.comparison import Claim, compare, in_process
 from runtime.benchmark.rows import Row
 from training.photos.dataset import Data, load_data
@@ -43,22 +45,36 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def photos_per_second(
-    loop: str, source: str, out: str, size: int, batch: int, steps: int, augmentation: Any
-) -> dict[str, float]:
-    """The rate of one loop over `steps` batches, in this process."""
+    loop: str, source: str, out: str, size: int, batch: int, steps: int, augmentation: Any,
+    device: str = "cpu", precision: Any = "auto",
+) -> dict[str, float]:  # fmt: skip
+    """The rate of one loop over `steps` batches, in this process, on "cpu" or "cuda"; `precision` is for ours alone."""
     data = load_data(Path(source), 0.2, 0, look_alikes=False)
-    recipe = Recipe(image_size=size, batch_size=batch, epochs=1, warmup_epochs=0, augmentation=augmentation)
+    settings = {"augmentation": augmentation, "precision": precision}
+    recipe = Recipe(image_size=size, batch_size=batch, epochs=1, warmup_epochs=0, **settings)
     steps = min(steps, len(data.train) // batch - 2)
-    seconds = _ours(data, recipe, steps, Path(out)) if loop == "ours" else OTHERS[loop].seconds(data, recipe, steps)
+    if loop == "ours":
+        seconds = _ours(data, recipe, steps, Path(out), device)
+    else:
+        seconds = OTHERS[loop].seconds(data, recipe, steps, device)
     return {"photos_per_second": steps * batch / seconds}
 
 
-def _ours(data: Data, recipe: Recipe, steps: int, out: Path) -> float:
+def _now(device: str) -> float:
+    """Seconds on a clock, once the GPU has done all that it was asked for."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _ours(data: Data, recipe: Recipe, steps: int, out: Path, device: str) -> float:
     """Seconds of the very module, data and settings of `training.run.train`, stopped after a few steps."""
     import lightning as L
-    from torch.utils.data import DataLoader
 
-    from training.run.batches import EpochSampler, TrainPhotos
+    from runtime.evaluation import ValidationSet
+    from training.run.batches import Batches, TrainPhotos
     from training.run.fitting import Fitting
     from training.run.train import quieten, resolve_device
 
@@ -67,19 +83,21 @@ def _ours(data: Data, recipe: Recipe, steps: int, out: Path) -> float:
             self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
         ) -> None:
             if batch_idx == 2:
-                self.started = time.perf_counter()
+                self.started = _now(device)
 
         def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-            self.seconds = time.perf_counter() - self.started
+            self.seconds = _now(device) - self.started
 
     quieten()
-    photos = TrainPhotos(data, recipe, out / "cache")
-    sampler: Any = EpochSampler(photos, 1, 0, seed=recipe.seed)
+    none = ValidationSet(np.empty((0, 1, 1, 3), np.uint8), np.empty(0, np.int64), ())
+    batches = Batches(TrainPhotos(data, recipe, out / "cache"), none, none, recipe, start=0)
     clock = Clock()
-    accelerator, precision = resolve_device("cpu", recipe.precision)
+    accelerator, precision = resolve_device(device, recipe.precision)
     trainer = L.Trainer(
         accelerator=accelerator,
         precision=precision,  # type: ignore[arg-type]  # a str from our table, a Literal there
+        devices=1,
+        limit_val_batches=0,
         max_steps=steps + 2,
         max_epochs=1,
         use_distributed_sampler=False,
@@ -89,12 +107,11 @@ def _ours(data: Data, recipe: Recipe, steps: int, out: Path) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = DataLoader(photos, recipe.batch_size, sampler=sampler)
-    trainer.fit(Fitting("resnet34", len(data.classes), recipe), loader)
+    trainer.fit(Fitting("resnet34", len(data.classes), recipe), datamodule=batches)
     return float(clock.seconds)
 
 
-def _plain(data: Data, recipe: Recipe, steps: int) -> float:
+def _plain(data: Data, recipe: Recipe, steps: int, device: str) -> float:
     import torch
     from PIL import Image
     from torchvision import models, transforms
@@ -108,22 +125,23 @@ def _plain(data: Data, recipe: Recipe, steps: int) -> float:
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    model = models.resnet34(num_classes=len(data.classes))
+    model = models.resnet34(num_classes=len(data.classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate)
     started = 0.0
     for step in range(steps + 2):
         if step == 2:
-            started = time.perf_counter()
+            started = _now(device)
         chosen = data.train[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         images = torch.stack([transform(Image.open(data.photos[i].path).convert("RGB")) for i in chosen])
-        loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(data.labels[chosen]))
+        labels = torch.from_numpy(data.labels[chosen]).to(device)
+        loss = torch.nn.functional.cross_entropy(model(images.to(device)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return time.perf_counter() - started
+    return _now(device) - started
 
 
-def _timm(data: Data, recipe: Recipe, steps: int) -> float:
+def _timm(data: Data, recipe: Recipe, steps: int, device: str) -> float:
     import timm
     import torch
     from PIL import Image
@@ -145,27 +163,27 @@ def _timm(data: Data, recipe: Recipe, steps: int) -> float:
             return transform(Image.open(data.photos[photo].path).convert("RGB")), int(data.labels[photo])
 
     loader = torch.utils.data.DataLoader(Photos(), recipe.batch_size, shuffle=True, drop_last=True)
-    model = timm.create_model("resnet34", num_classes=len(data.classes)).to(memory_format=torch.channels_last)
+    model = timm.create_model("resnet34", num_classes=len(data.classes)).to(device, memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(model, "adamw", recipe.learning_rate, recipe.weight_decay)
     smoothed = LabelSmoothingCrossEntropy(recipe.label_smoothing)
     started = 0.0
     for step, (images, labels) in zip(range(steps + 2), loader, strict=False):
         if step == 2:
-            started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = smoothed(model(images.to(memory_format=torch.channels_last)), labels)
+            started = _now(device)
+        with torch.autocast(device, torch.bfloat16):
+            loss = smoothed(model(images.to(device, memory_format=torch.channels_last)), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         dispatch_clip_grad(model.parameters(), recipe.clip_norm)
         optimizer.step()
-    return time.perf_counter() - started
+    return _now(device) - started
 
 
 @dataclass(frozen=True)
 class Other:
-    """Another loop, which gives the seconds of its steps: ours has at least `target` times its photos per second."""
+    """Another loop, which gives the seconds of its steps on a device: ours has `target` times its photos per second."""
 
-    seconds: Callable[[Data, Recipe, int], float]
+    seconds: Callable[[Data, Recipe, int, str], float]
     words: str
     target: float
     augmentation: str

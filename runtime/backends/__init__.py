@@ -85,9 +85,9 @@ BACKENDS: dict[str, Row] = {
     "pytorch-cuda": Row("pytorch.PyTorchCuda", "train", ("torch",), _PYTORCH_CUDA, gpu=True),
     "ort-cuda": Row("onnxruntime.OnnxRuntimeCuda", "gpu", _ORT, _ORT_CUDA, gpu=True,
                     provider="CUDAExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_GPU")),
-    "tensorrt": Row("tensorrt.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"), gpu=True,
-                    triton=Triton("tensorrt", "model.plan", "KIND_GPU")),
-    "tensorrt-rtx": Row("tensorrt.TensorRt", "tensorrt-rtx", ("tensorrt-rtx-cu13",), _engines("tensorrt-rtx"),
+    "tensorrt": Row("tensorrt.engine.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"),
+                    gpu=True, triton=Triton("tensorrt", "model.plan", "KIND_GPU")),
+    "tensorrt-rtx": Row("tensorrt.engine.TensorRt", "tensorrt-rtx", ("tensorrt-rtx-cu13",), _engines("tensorrt-rtx"),
                         gpu=True),
 }  # fmt: skip
 
@@ -139,5 +139,5 @@ def open_backend(
 
 
 def _class_of(backend: str) -> type[Backend]:
-    module, name = BACKENDS[backend].opened_by.split(".")
+    module, _, name = BACKENDS[backend].opened_by.rpartition(".")
     return getattr(importlib.import_module(f"runtime.backends.{module}"), name)  # type: ignore[no-any-return]

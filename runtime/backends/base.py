@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import NotAsAsked
+from runtime.errors import NotAsAsked, NotTold
 
 # The last layer and the normalisation keep a higher precision on purpose; the rest must be as asked
 MINIMUM_SHARE = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.95, "int8": 0.95}
 
 Layer = tuple[str, str, float]  # name, number format, amount of work: multiply-adds where they can be told
+UNTOLD = "untold"  # the format of a layer that the engine is silent about
+AS_TYPED = " as typed"  # ends a format that the network's types demand, where the engine itself is silent
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,13 @@ class BuildFacts:
 
     `kept`: the layers of an INT8 file that keep a higher precision, with their share of the work. Of an engine also
     the TensorRT module, version and system that built it, the GPUs it is for (such as "sm86", none for every GPU),
-    what it is compatible with, and the multiply-adds of each node of the ONNX file.
+    what it is compatible with, the multiply-adds of each node of the ONNX file, and its number format in the strongly
+    typed network.
     """
 
     kept: dict[str, float] = field(default_factory=dict)
     multiply_adds: dict[str, int] = field(default_factory=dict)
+    typed: dict[str, str] = field(default_factory=dict)
     flavour: str = ""
     version: str = ""
     system: str = ""
@@ -59,6 +63,7 @@ class Backend(ABC):
     """
 
     title: str  # the library's name for people
+    otherwise = ""  # in words, what an opened engine had to do otherwise than asked for; it then never passes
     # Whether the precision can be read at every opening; where that takes a run of its own, only the gate reads it
     checks_at_opening = True
 
@@ -93,7 +98,7 @@ class Backend(ABC):
     def precision_share(self) -> dict[str, float]:
         """Share of the multiply-adds per number format, e.g. `{"int8": 0.97, "fp32": 0.03}`, read from the engine.
 
-        Raises NotAsAsked when too little is in the precision that was asked for.
+        Raises NotAsAsked when too little is in the precision that was asked for, NotTold when that cannot be known.
         """
         return check_precision(self.layers(), self.request.precision, str(self), self.request.facts.kept)
 
@@ -104,6 +109,8 @@ class Backend(ABC):
 def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: dict[str, float]) -> dict[str, float]:
     """Share of the work per number format; raises NotAsAsked, naming layers, when too little is in `precision`.
 
+    NotTold is raised where it might be enough, were the layers as asked that the engine is silent about; in FP32 they
+    are taken to be, since answers that come from less show it at the gate.
     `kept` maps the layers that export declared to keep at a higher precision to their share of the work: they are set
     apart, what remains must be as asked. `engine` names who computes, for the error.
     """
@@ -112,12 +119,17 @@ def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: 
     shares: dict[str, float] = {}
     for _, kind, amount in layers:
         shares[kind] = shares.get(kind, 0.0) + amount / whole
-    if shares.get(precision, 0.0) < MINIMUM_SHARE[precision] * (1 - sum(kept.values())) - 1e-6:
+    needed = MINIMUM_SHARE[precision] * (1 - sum(kept.values())) - 1e-6
+    as_asked = (precision, precision + AS_TYPED, *([UNTOLD] if precision == "fp32" else []))
+    reached = sum(shares.get(kind, 0.0) for kind in as_asked)
+    if reached < needed:
         listed = ", ".join(f"{100 * share:.0f} % {kind}" for kind, share in shares.items())
-        others = sorted((layer for layer in layers if layer[1] != precision), key=lambda layer: -layer[2])
+        others = sorted((layer for layer in layers if layer[1] not in as_asked), key=lambda layer: -layer[2])
         names = [name for name, _, _ in others[:5]] + (["…"] if len(others) > 5 else [])
+        named = f" ({', '.join(names)})" if names else ""
+        if reached + shares.get(UNTOLD, 0.0) >= needed:
+            raise NotTold(f"{engine} was asked for {precision} and does not tell what it computes in{named}")
         raise NotAsAsked(
-            f"{engine} was asked for {precision}, but computes {listed or 'nothing that it reports'}"
-            + (f" ({', '.join(names)})" if names else "")
+            f"{engine} was asked for {precision}, but computes {listed or 'nothing that it reports'}{named}"
         )
     return {kind: round(share, 4) for kind, share in sorted(shares.items())}

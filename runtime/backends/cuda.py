@@ -1,40 +1,40 @@
-"""Is there a CUDA GPU? Asked before any library that crashes without one."""
+"""Is there a CUDA GPU, and can its driver run what is installed? Asked before any library that crashes otherwise."""
 
-from runtime.errors import Unavailable, missing_extra
+import importlib.util
+
+from runtime.errors import Unavailable, install_line, missing_extra
+from runtime.nvidia import driver
 
 
 def require_gpu() -> None:
-    """Raise Unavailable when no CUDA GPU can be used, with the driver's own reason."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        raise missing_extra("cuda-bindings", "tensorrt") from None
-    try:
-        status, count = runtime.cudaGetDeviceCount()
-    except RuntimeError as error:  # the driver's library itself is missing
-        raise Unavailable(f"this machine has no CUDA GPU ({str(error).splitlines()[0][:100]})") from None
-    if status != runtime.cudaError_t.cudaSuccess or count == 0:
-        raise Unavailable(f"this machine has no CUDA GPU ({status.name}); GPU candidates are skipped")
+    """Raise Unavailable when no CUDA GPU can be used: none there, or a driver older than the installed CUDA."""
+    found = driver()
+    if not found.gpus:
+        raise Unavailable(f"this machine has no CUDA GPU ({found.error}); GPU candidates are skipped")
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        raise missing_extra("cuda-bindings", "tensorrt")
+    installed = versions()["cuda"]
+    if installed[:1].isdigit() and int(installed.split(".")[0]) > int(found.cuda.split(".")[0]):
+        raise Unavailable(
+            f"the driver {found.version} serves CUDA {found.cuda}, the installed packages need CUDA "
+            f"{installed.split('.')[0]}; get a driver that does, or: {install_line('gpu')}"
+        )
 
 
 def versions() -> dict[str, str]:
-    """Versions of the CUDA runtime and of the highest CUDA that the driver serves, "none" without a driver."""
+    """Versions of the installed CUDA runtime and of the highest CUDA that the driver serves, "none" without one."""
     try:
         from cuda.bindings import runtime
     except ImportError:
         return {}
+    served = driver().cuda or "none"
     try:
-        numbers = {"cuda": runtime.getLocalRuntimeVersion()[1], "driver": runtime.cudaDriverGetVersion()[1]}
-    except RuntimeError:  # the driver's library is missing
-        return {"cuda": "installed", "driver": "none"}
-    return {name: f"{n // 1000}.{n % 1000 // 10}" if n else "none" for name, n in numbers.items()}
+        number = runtime.getLocalRuntimeVersion()[1]
+    except RuntimeError:  # the runtime's library is missing
+        return {"cuda": "installed", "driver": served}
+    return {"cuda": f"{number // 1000}.{number % 1000 // 10}" if number else "none", "driver": served}
 
 
 def compute_capability() -> str:
     """The first GPU's architecture as "sm86"; call `require_gpu` first."""
-    from cuda.bindings import runtime
-
-    attributes = runtime.cudaDeviceAttr
-    major = runtime.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMajor, 0)[1]
-    minor = runtime.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMinor, 0)[1]
-    return f"sm{major}{minor}"
+    return driver().gpus[0].capability

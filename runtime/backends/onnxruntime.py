@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import BACKENDS
-from runtime.backends.base import Backend, Layer
+from runtime.backends.base import UNTOLD, Backend, Layer
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 
 
@@ -98,7 +98,7 @@ class OnnxRuntime(Backend):
     def layers(self) -> Iterable[Layer]:
         """The operators that a profiled session really runs, with the multiply-adds in the file's metadata.
 
-        What was not seen running is of format "unseen".
+        What was not seen running under its name is UNTOLD.
         """
         table = json.loads(self.session.get_modelmeta().custom_metadata_map.get("multiply_adds", "{}"))
         shape = self.session.get_inputs()[0].shape
@@ -107,7 +107,7 @@ class OnnxRuntime(Backend):
             session.run(None, {"images": np.zeros((1, *shape[1:]), np.uint8)})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         formats = formats_in(events, table)
-        return [(node, formats.get(node, "unseen"), macs) for node, macs in table.items()]
+        return [(node, formats.get(node, UNTOLD), macs) for node, macs in table.items()]
 
     def close(self) -> None:
         """Free the session."""

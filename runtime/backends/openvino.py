@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.base import Backend, Layer
+from runtime.backends.base import UNTOLD, Backend, Layer
 from runtime.errors import BadModel, Unavailable, missing_extra
 from runtime.machine import machine
 
@@ -65,7 +65,7 @@ class OpenVino(Backend):
                     if str(facts["layerType"].value) not in ("Const", "Reorder", "Reshape"):
                         precision_of[original] = name
         return [
-            (op.get_friendly_name(), precision_of.get(_executed_as(op, precision_of), "unknown"), _multiply_adds(op))
+            (op.get_friendly_name(), precision_of.get(_executed_as(op, precision_of), UNTOLD), _multiply_adds(op))
             for op in self.model.get_ops()
             if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
         ]
@@ -86,9 +86,13 @@ def _executed_as(op: Any, known: dict[str, str]) -> str:
     return name
 
 
+def _sizes(of: Any) -> list[int]:
+    """The sizes of a tensor; 1 where it is free, as the batch that both factors of an attention have."""
+    return [size.get_length() if size.is_static else 1 for size in of.get_partial_shape()]
+
+
 def _multiply_adds(op: Any) -> float:
-    out = [dimension.get_length() for dimension in list(op.output(0).get_partial_shape())[1:]]
-    weight = [dimension.get_length() for dimension in op.input(1).get_partial_shape()]
+    out, weight = _sizes(op.output(0))[1:], _sizes(op.input(1))
     if op.get_type_name() == "MatMul":
         return float(math.prod(weight))
     # filters are [out, in, kh, kw], of a group convolution [groups, out, in, kh, kw]: what counts follows `in`

@@ -12,9 +12,9 @@ from runtime.benchmark.run import BenchmarkRun, Options, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.benchmark.table import comparison, draw, table
 from runtime.choice import Policy, choose
-from runtime.command_line import Parser, add_flags, from_flags, say
+from runtime.command_line import Parser, add_flags, add_gpu, from_flags, say
 from runtime.deployment import Deployment
-from runtime.errors import SajiError, Unavailable
+from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.preprocess import decode
 
 _DESCRIPTION = (
@@ -43,6 +43,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     for scenario in SCENARIOS.values():
         if scenario.flags:
             add_flags(parser, scenario.flags)
+    add_gpu(parser)
     parser.set_defaults(run=run)
 
 
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     path = options.out / "deployment.json"
     inputs = benchmark.inputs()
     anew = options.force or options.rows  # rows in a file of their own are what is asked for
-    deployment = None if anew else Deployment.up_to_date(path, policy.values(), inputs)
+    deployment, served = None if anew else Deployment.up_to_date(path, policy.values(), inputs), ""
     if deployment:
         say(f"up to date in {path}, --force to redo")
     else:
@@ -68,10 +69,26 @@ def run(arguments: argparse.Namespace) -> None:
         _publish(outcome.rows, options)
         places = [measured(c, benchmark.receipts[c.candidate.architecture], policy) for c in outcome.measured]
         deployment = choose(places, outcome.others, policy, environment.machine(), inputs)
-        deployment.write(path)
-    print(deployment.summary())
+        if not (served := _chosen_among_more(path, inputs)):
+            deployment.write(path)
     choice = deployment.choice
-    print(json.dumps({"choice": choice.name, "milliseconds": choice.milliseconds, "deployment": str(path)}))
+    print(f"fastest of these: {choice.name}\n{served}" if served else deployment.summary())
+    to = None if served else str(path)
+    print(json.dumps({"choice": choice.name, "milliseconds": choice.milliseconds, "deployment": to}))
+
+
+def _chosen_among_more(path: Path, inputs: dict[str, Any]) -> str:
+    """That what is served stays so, where it was chosen among more than take part now; empty where it was not."""
+    try:
+        earlier = Deployment.read(path)
+    except BadModel:
+        return ""
+    before, models = earlier.inputs.get("settings", {}).get("candidates", []), earlier.inputs.get("receipts", {})
+    some = [*inputs["settings"]["candidates"]]
+    if (some and some != before) or set(inputs["receipts"]) < set(models):
+        more = f"{path} still serves {earlier.choice.name}, which was chosen among more"
+        return f"{more}; to choose among these alone: rm {path}, and again"
+    return ""
 
 
 def _publish(rows: list[Row], options: Options) -> None:

@@ -17,13 +17,14 @@ from runtime.candidate import Candidate
 from runtime.choice import Policy
 from runtime.deployment import Measured
 from runtime.errors import SajiError
-from runtime.files import sha256_file, sha256_modules
+from runtime.files import left_by_programs, sha256_file, sha256_modules
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile, samples_needed
+from runtime.verdicts import keep, of_here
 
 Say = Callable[[str], None]
 # The modules that decide what is measured and chosen: a choice by other code is not up to date
-DECISIVE = ("runtime/choice.py", "runtime/speed_ratio.py", "runtime/benchmark/*.py", "runtime/backends/*.py")
+DECISIVE = ("runtime/choice.py", "runtime/speed_ratio.py", "runtime/benchmark/*.py", "runtime/backends/**/*.py")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class BenchmarkRun:
             for candidate in receipt.candidates:
                 if options.candidates and not any(_has_name(candidate, words) for words in options.candidates):
                     continue
-                receipt.verify(folder, candidate.file)
+                if candidate.servable:  # a file check's own file is gone where it did not pass
+                    receipt.verify(folder, candidate.file)
                 for threads, streams in itertools.product(options.threads, options.streams):
                     contestants.append(Contestant(candidate, folder, threads, streams, photo, options.seed))
         if not contestants:
@@ -178,7 +180,9 @@ class BenchmarkRun:
 
 def receipts_in(models: Path, archs: Sequence[str]) -> dict[str, Receipt]:
     """The receipts of some architectures, or of all, by name. Raises SajiError where they cannot be compared."""
-    exported = sorted(path.parent.name for path in models.glob("*/model.json"))
+    exported = sorted(
+        path.parent.name for path in models.glob("*/model.json") if not left_by_programs(path.parent.name)
+    )
     unknown = [name for name in archs if name not in exported]
     if unknown or not exported:
         raise SajiError(
@@ -200,19 +204,20 @@ def _has_name(candidate: Candidate, words: str) -> bool:
 
 
 def check_here(contestants: Sequence[Contestant], receipts: dict[str, Receipt], say: Say) -> None:
-    """Keep verdicts given on this very machine with these versions, take all others anew: parity depends on both."""
-    machine, versions = environment.machine(), environment.versions()
+    """Take anew the verdicts that do not hold on this machine, and keep them beside the receipts."""
     checked: dict[Any, Candidate] = {}  # threads and streams change the order of sums, which no gate is as narrow as
+    for folder in {contestant.folder for contestant in contestants}:
+        checked |= of_here(folder, receipts[folder.name])
     for contestant in contestants:
         candidate = contestant.candidate
-        same = candidate.machine == machine and receipts[candidate.architecture].versions == versions
-        if same or not candidate.servable:
+        if not candidate.servable:
             continue
         if candidate.key() in checked:
             contestant.candidate = checked[candidate.key()]
             continue
         try:
             contestant.apply_gate()
+            keep(contestant.folder, receipts[contestant.folder.name], [contestant.candidate])
         except SajiError as error:
             contestant.candidate = replace(candidate, verdict="fail", reasons=(str(error),))
         finally:

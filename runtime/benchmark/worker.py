@@ -14,15 +14,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime import golden
 from runtime.backends import unavailable_because
 from runtime.benchmark.scenarios import SCENARIOS, Bench, Measurement, settle
 from runtime.benchmark.watch import Watch, gpu_memory_mib, peak_memory_mib
 from runtime.candidate import Candidate, check_candidate
 from runtime.classifier import Classifier, Prediction
-from runtime.errors import SajiError
-from runtime.evaluation import ValidationSet
+from runtime.errors import NotAsAsked, SajiError
+from runtime.evaluation import ValidationSet, compare
+from runtime.gate import GATES
 from runtime.receipt import Receipt
+
+PHOTOS = 64  # that an engine is fed in turn; all of them would count as its memory
 
 
 def main() -> None:
@@ -65,8 +70,17 @@ class Worker:
     @cached_property
     def bench(self) -> Bench:
         """The engine and photos for it; a first label needs none of them."""
-        images = ValidationSet.load(self.folder / "validation.npz").images
+        images = ValidationSet.first_images(self.folder / "validation.npz", PHOTOS)
         return Bench(self.classifier, images, self.encoded, self.streams, self.seed)
+
+    def _require_same_answers(self, batch: int) -> None:
+        """Raise NotAsAsked where photos get other answers in a batch of this size than each alone gets."""
+        if batch > 1:
+            photos = self.bench.batch(batch)
+            alone = np.concatenate([self.classifier.logits(photo[None]) for photo in photos])
+            shift = compare(alone, self.classifier.logits(photos), np.zeros(batch, int)).worst_shift
+            if not shift <= self.classifier.candidate.gate_of(GATES).worst_shift:  # NaN, too
+                raise NotAsAsked(f"answers photos in batches of {batch} otherwise than one by one (shift {shift:.2g})")
 
     def classify(self, photo: str) -> Prediction:
         """What a photo in base64 shows, by default that of end-to-end."""
@@ -77,11 +91,14 @@ class Worker:
         load = SCENARIOS[scenario]
         if not load.alone:  # one that is, comes after the rounds and takes long
             if (scenario, batch) not in self.warm:
+                self._require_same_answers(batch)
                 settle(lambda: load.measure(self.bench, batch, 0, **flags), 2)  # of LEAST_CALLS each
                 self.warm.add((scenario, batch))
             load.measure(self.bench, batch, 0, **flags)  # the others' measurements have cooled the caches
         watch = Watch()
         measurement = load.measure(self.bench, batch, seconds, **flags)
+        if otherwise := self.classifier.backend.otherwise:  # a figure under a name that it does not deserve
+            raise NotAsAsked(otherwise)
         return dataclasses.replace(
             measurement,
             disturbance=watch.stop(),

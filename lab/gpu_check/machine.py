@@ -1,0 +1,65 @@
+"""What this machine is, and what its GPU's arithmetic does to a network."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from lab.gpu_check.step import Place
+from runtime.benchmark.rows import Row
+
+
+def no_gpu() -> str:
+    """Why no GPU can be used here, as a sentence; empty where one can."""
+    from runtime.nvidia import driver
+
+    here = driver()
+    if here.gpus and not here.error:
+        return ""
+    return f"this machine has no CUDA GPU that can be used ({here.error or 'no driver'})"
+
+
+def environment(_: Place) -> Iterator[Row]:
+    """Driver, GPUs and versions, and what the doctor makes of them."""
+    from runtime.doctor import examine, findings, states
+    from runtime.nvidia import driver
+
+    here, facts = driver(), examine()
+    gpu = here.gpus[0]
+    says = f"{gpu.name} ({gpu.capability}), driver {here.version} serves CUDA {here.cuda}"
+    more = [dataclasses.asdict(finding) for finding in findings(facts)]
+    says += f"; the doctor finds: {', '.join(finding['about'] for finding in more) or 'nothing'}"
+    yield {"driver": dataclasses.asdict(here), "backends": states(facts), "findings": more, "says": says}
+    yield {"torch": _torch()}
+
+
+def _torch() -> Row:
+    """What PyTorch says of itself and of the GPU."""
+    import torch
+
+    found = {"version": torch.__version__, "cuda": torch.version.cuda, "available": torch.cuda.is_available()}
+    if not torch.cuda.is_available():
+        return {**found, "wrong": f"PyTorch {torch.__version__} sees no GPU"}
+    return {**found, "gpu": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version()}
+
+
+def fp16_keeps_the_gate(place: Place) -> Iterator[Row]:
+    """Does FP16 in PyTorch on this GPU keep the bounds, which were never measured on one?"""
+    import torch
+
+    from export.precision import HalfPrecision
+    from lab.gpu_check.models import ARCHITECTURES, drawn, network
+    from runtime.gate import GATES, apply_gate
+    from training.network.classifier import reference_logits
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("PyTorch sees no GPU")
+    images, labels = drawn(place.size)
+    for architecture in ARCHITECTURES:
+        model = network(architecture)
+        half = HalfPrecision(model).cuda().eval()
+        with torch.inference_mode():
+            logits = half(torch.from_numpy(images).cuda()).cpu().numpy()
+        result = apply_gate(reference_logits(model, images), logits, labels, GATES["fp16-gpu"])
+        shift = result.figures.shift if result.figures else float("nan")
+        found = {"architecture": architecture, "verdict_of_gate": result.verdict, "shift": shift}
+        found["says"] = f"{architecture} shifts by {shift:.2g}"
+        yield found | ({"wrong": f"{architecture}: {'; '.join(result.reasons)}"} if result.verdict != "pass" else {})

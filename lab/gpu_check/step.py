@@ -1,0 +1,153 @@
+"""A step of the check in a process of its own, so that a crash or a hang costs that step and nothing else."""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from runtime.benchmark.rows import Row
+from runtime.errors import SajiError, Unavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("runtime", "training", "export", "demo", "lab")
+KEPT = "kept"  # the folder in the place whose files are kept beside the rows
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step works: `folder` is shared by all of them, pictures have a side of `size` pixels.
+
+    `seconds` are what the step has.
+    """
+
+    folder: Path
+    size: int
+    seconds: float
+
+    def keep(self, name: str, text: str) -> str:
+        """Keep a text beside the rows under this name, which is given back."""
+        (self.folder / KEPT).mkdir(exist_ok=True)
+        (self.folder / KEPT / name).write_text(text, encoding="utf-8")
+        return name
+
+
+Check = Callable[[Place], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """`check` yields what it finds; its docstring says what it settles. It is stopped after `limit` seconds.
+
+    Something found is wrong where it has a sentence under "wrong"; "says" is told in the table. A check that raises
+    Unavailable is skipped, and fails by whatever else it raises.
+    """
+
+    check: Check
+    limit: float
+
+    @property
+    def name(self) -> str:
+        """The name of the function, in words."""
+        return self.check.__name__.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: "PASS", "FAIL" or "SKIP", the reason or what was seen, its seconds, and all that it found."""
+
+    step: str
+    verdict: str
+    says: str
+    seconds: float = 0.0
+    found: tuple[Row, ...] = ()
+
+    def row(self) -> Row:
+        """As it is kept."""
+        return {"experiment": "gpu check", **asdict(self)}
+
+
+def run(step: Step, place: Place) -> Outcome:
+    """Run a step to its end or its limit; whatever it started ends with it."""
+    name, log = step.check.__name__, place.folder / "log"
+    code = f"from {__name__} import attempt; attempt({step.check.__module__!r}, {name!r}, "
+    code += f"{str(place.folder)!r}, {place.size}, {place.seconds})"
+    started = time.monotonic()
+    with open(log, "wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            status: int | None = process.wait(place.seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # none of them is left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    found = _found(place.folder / f"{name}.jsonl")
+    verdict, says = _verdict(found, status, place.seconds, log)
+    rows = tuple(row for row in found if "verdict" not in row)
+    return Outcome(step.name, verdict, says, round(time.monotonic() - started, 1), rows)
+
+
+def _found(file: Path) -> list[Row]:
+    """The lines that a step wrote; the last may be torn."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _verdict(found: list[Row], status: int | None, seconds: float, log: Path) -> tuple[str, str]:
+    if found and "verdict" in found[-1]:
+        return found[-1]["verdict"], found[-1]["says"]
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:200]
+    if status is None:
+        return "FAIL", f"not done after {seconds:.0f} s and stopped; it was at: {last}"
+    killed = signal.Signals(-status).name if status < 0 else f"status {status}"
+    return "FAIL", f"its process died ({killed}): {last}"
+
+
+def attempt(module: str, name: str, folder: str, size: int, seconds: float) -> None:
+    """Run a check in this process; each thing found, and in the end the verdict, is a line of FOLDER/NAME.jsonl."""
+    with open(Path(folder) / f"{name}.jsonl", "w", encoding="utf-8") as file:
+
+        def tell(row: Row) -> None:
+            file.write(json.dumps(row, default=str) + "\n")
+            file.flush()
+
+        found: list[Row] = []
+        try:
+            for row in getattr(importlib.import_module(module), name)(Place(Path(folder), size, seconds)):
+                found.append(row)
+                tell(row)
+            wrong = [row["wrong"] for row in found if row.get("wrong")]
+            says = wrong or [row["says"] for row in found if row.get("says")]
+            tell({"verdict": "FAIL" if wrong else "PASS", "says": "; ".join(says)})
+        except Exception as error:
+            tell({"verdict": "SKIP" if _missing(error) else "FAIL", "says": _in_words(error)})
+            traceback.print_exc()
+
+
+def _missing(error: Exception) -> bool:
+    """Whether it says that this machine lacks something, and not that what it has does not work."""
+    foreign = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OURS
+    return isinstance(error, Unavailable) or foreign
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    told = str(error) if isinstance(error, SajiError) else "".join(traceback.format_exception_only(error))
+    return " ".join(told.split())[:400]

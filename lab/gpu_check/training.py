@@ -1,0 +1,87 @@
+"""Training on this GPU: photos a second, and whether a run that was cut off ends in the very same weights."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.gpu_check.step import ROOT, Place
+from runtime.benchmark.rows import Row
+from runtime.command_line import say
+from runtime.errors import SajiError
+
+PER_CLASS, BATCH, STEPS = 120, 32, 12  # drawn pictures; photos a step; timed steps
+RESUMED_SIZE, EPOCHS = 64, 4
+
+
+def training_in_bf16(place: Place) -> Iterator[Row]:
+    """Photos a second of ResNet-34 in training with bf16, beside a plain FP32 loop on the same GPU."""
+    yield from _rates("bf16", place)
+
+
+def training_in_fp16(place: Place) -> Iterator[Row]:
+    """Photos a second of ResNet-34 in training with fp16, beside a plain FP32 loop on the same GPU."""
+    yield from _rates("fp16", place)
+
+
+def _rates(precision: str, place: Place) -> Iterator[Row]:
+    from lab.claims.training import photos_per_second
+
+    source, rates = str(_sample(place.folder)), {}
+    for loop in ("ours", "plain"):
+        say(f"training by the loop {loop} in {precision if loop == 'ours' else 'fp32'}")
+        asked = (loop, source, str(place.folder), place.size, BATCH, STEPS, "trivial", "cuda", precision)
+        rates[loop] = photos_per_second(*asked)["photos_per_second"]
+        used = precision if loop == "ours" else "fp32"
+        yield {
+            "loop": loop,
+            "precision": used,
+            "image_size": place.size,
+            "batch": BATCH,
+            "photos_per_second": rates[loop],
+        }
+    yield {"says": f"{rates['ours']:.0f} photos/s, {rates['ours'] / rates['plain']:.1f}× the plain loop"}
+
+
+def _sample(folder: Path) -> Path:
+    from training.photos.drawn import write_sample
+
+    return write_sample(folder / "sample", PER_CLASS)
+
+
+def resume(place: Place) -> Iterator[Row]:
+    """With --deterministic, does a run that is killed and resumed end in the very same weights as one that is not?"""
+    import lightning  # noqa: F401  # else it is missing only in the runs' own processes
+    import torch
+
+    out, weights = place.folder / "resumed", {}
+    for name in ("straight", "killed"):
+        if name == "killed":
+            _kill_once(_command(place, out, name), out / "runs" / name / "resnet18" / "last.ckpt")
+        done = subprocess.run(_command(place, out, name), cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise SajiError(f"the run {name!r} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        checkpoint = out / "runs" / name / "resnet18" / "checkpoint.pt"
+        weights[name] = torch.load(checkpoint, weights_only=True, map_location="cpu")["weights"]
+    resumed = "resuming after epoch" in done.stderr
+    differing = [name for name, value in weights["straight"].items() if not torch.equal(value, weights["killed"][name])]
+    row: Row = {"resumed": resumed, "tensors": len(weights["straight"]), "differing": differing}
+    if differing or not resumed:
+        row["wrong"] = f"{len(differing)} tensors differ" if differing else "the killed run began anew"
+    yield row | {"says": f"all {len(weights['straight'])} tensors are the same bits"}
+
+
+def _command(place: Place, out: Path, name: str) -> list[str]:
+    asked = {"data": _sample(place.folder), "archs": "resnet18", "run": name, "out": out, "device": "cuda"}
+    asked |= {"image-size": RESUMED_SIZE, "epochs": EPOCHS, "warmup-epochs": 1, "devices": 1}
+    flags = [word for flag, value in asked.items() for word in (f"--{flag}", str(value))]
+    return [sys.executable, "-m", "training", *flags, "--deterministic"]
+
+
+def _kill_once(command: list[str], last: Path) -> None:
+    """Start a run and kill it as soon as it has kept an epoch."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not last.exists():
+            time.sleep(0.02)
+        process.kill()

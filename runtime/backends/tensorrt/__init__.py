@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX, which share one interface: the engine that serves, and what export shares with it."""

@@ -1,0 +1,103 @@
+"""Verdicts hold where they were given: on that kind of machine, with those versions of the engine.
+
+A model folder's receipt has those of the machine that exported it. What another kind of machine finds is kept beside it
+in `verdicts/`, a file for each kind, until the folder is exported again.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime import environment
+from runtime.backends import distributions, unavailable_because
+from runtime.candidate import Candidate, check_candidate
+from runtime.errors import BadModel
+from runtime.evaluation import ValidationSet
+from runtime.files import read_record, sha256_json, write_record
+from runtime.machine import Machine, machine
+from runtime.receipt import Receipt
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What one kind of machine found, with the versions that it had."""
+
+    machine: Machine
+    versions: dict[str, str]
+    candidates: tuple[Candidate, ...]
+
+
+def of_here(folder: Path, receipt: Receipt) -> dict[tuple[str, ...], Candidate]:
+    """The candidates of a model folder with a verdict that holds here, by their key."""
+    known = {candidate.key(): (candidate, receipt.versions) for candidate in receipt.candidates}
+    try:
+        kept = read_record(_file(folder), Verdicts, SCHEMA_VERSION, "it is taken anew")
+        known |= {candidate.key(): (candidate, kept.versions) for candidate in kept.candidates}
+    except BadModel:  # none yet, or damaged
+        pass
+    return {
+        key: candidate
+        for key, (candidate, versions) in known.items()
+        if not difference(candidate, versions) and not _can_be_checked_now(candidate)
+    }
+
+
+def judged_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candidate:
+    """The candidate with a verdict that holds here; where there is none it is taken now, which is said, and kept."""
+    if (known := of_here(folder, receipt).get(candidate.key())) is not None:
+        return known
+    why, photos = difference(candidate, receipt.versions), folder / "validation.npz"
+    if not photos.is_file():
+        alone = f"its verdict {why}, and {folder} has no validation.npz to judge it here by; copy the folder whole"
+        return replace(candidate, verdict="unchecked", reasons=candidate.reasons or (alone,))
+    print(f"saji: judging {candidate.name} anew on this machine: its verdict {why}", file=sys.stderr)
+    fresh = check_candidate(candidate, folder, ValidationSet.load(photos), receipt.spec)
+    keep(folder, receipt, [fresh])
+    return fresh
+
+
+def keep(folder: Path, receipt: Receipt, fresh: list[Candidate]) -> None:
+    """Keep verdicts that were given here for the next time, where the folder can be written to."""
+    found = of_here(folder, receipt) | {candidate.key(): candidate for candidate in fresh}
+    try:
+        _file(folder).parent.mkdir(exist_ok=True)
+        record = Verdicts(machine(), environment.versions(), tuple(found.values()))
+        write_record(_file(folder), record, SCHEMA_VERSION)
+    except OSError:  # a folder that is only to be read: judged again at the next start
+        pass
+
+
+def _can_be_checked_now(candidate: Candidate) -> bool:
+    """Whether what kept this candidate from being checked may be gone, such as a GPU whose memory was full."""
+    return candidate.verdict == "unchecked" and candidate.servable and not unavailable_because(candidate.backend)
+
+
+def difference(candidate: Candidate, versions: Mapping[str, str]) -> str:
+    """What here is other than where a verdict was given with some `versions`; empty where it holds here.
+
+    In words that go on from "its verdict".
+    """
+    if candidate.machine is None:
+        return "names no machine"
+    installed = environment.versions()
+    libraries = [(name, versions.get(name), installed.get(name)) for name in distributions(candidate.backend)]
+    facts = zip(("processor", "system", "GPU"), _kind(candidate.machine), _kind(machine()), strict=True)
+    others = [f"{name} {theirs}, here {ours}" for name, theirs, ours in (*facts, *libraries) if theirs != ours]
+    return f"was given elsewhere ({'; '.join(others)})" if others else ""
+
+
+def same_kind(other: Machine | None) -> bool:
+    """Whether what is computed on another machine is computed alike here."""
+    return other is not None and _kind(other) == _kind(machine())
+
+
+def _kind(of: Machine) -> tuple[str, str, str | None]:
+    """What decides how numbers come out: the processor's formats or, where they are not told, its name; system; GPU."""
+    return " ".join(of.cpu_features) or of.cpu, of.system, of.gpu
+
+
+def _file(folder: Path) -> Path:
+    return folder / "verdicts" / f"{sha256_json(_kind(machine()))[:16]}.json"

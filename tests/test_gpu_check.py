@@ -1,0 +1,173 @@
+"""`make gpu-check`: a step costs only itself, whatever it does, and without a GPU everything is skipped."""
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lab import __main__ as lab
+from lab.gpu_check import command
+from lab.gpu_check.step import Outcome, Place, Step, run
+from runtime.benchmark.rows import read_rows
+from runtime.errors import GateFailed, SajiError
+
+STEPS = """
+import os, signal, subprocess, sys, time
+from runtime.errors import Unavailable
+def passing(place):
+    yield {"number": 1, "says": "it is one"}
+    yield {"kept": place.keep("INSPECTOR-x.json", "{}")}
+def finding_faults(place):
+    yield {"wrong": "it is two"}
+    yield {"says": "it is three"}
+def lacking(place):
+    raise Unavailable("there is no such library")
+    yield
+def importing(place):
+    import a_library_of_nobody
+    yield
+def failing(place):
+    yield {"before": True}
+    raise ArithmeticError("two is\\nthree")
+def crashing(place):
+    yield {"before": True}
+    print("just before", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+def hanging(place):
+    yield {"before": True}
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (place.folder / "child").write_text(str(child.pid))
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Step]:
+    """A step of STEPS by its name, which the processes of steps find, too."""
+    (tmp_path / "steps_of_a_test.py").write_text(STEPS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    module = types.ModuleType("steps_of_a_test")
+    exec(STEPS, module.__dict__)
+    return lambda name, limit=60: Step(getattr(module, name), limit)
+
+
+def check(monkeypatch: pytest.MonkeyPatch, steps: list[Step], *arguments: str, gpu: bool = True) -> int:
+    """The exit status of `python -m lab gpu-check` with these steps, on a machine that claims a GPU or has none."""
+    monkeypatch.setattr(command, "STEPS", tuple(steps))
+    monkeypatch.setattr(command.machine, "no_gpu", lambda: "" if gpu else "this machine has no CUDA GPU")
+    monkeypatch.setattr(sys, "argv", ["lab", "gpu-check", *arguments])
+    try:
+        lab.main()
+    except SajiError as error:
+        return error.exit_status
+    return 0
+
+
+def test_a_step_that_fails_crashes_or_hangs_costs_only_itself(
+    steps: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    names = ("crashing", "failing", "finding_faults", "lacking", "importing", "passing")
+    asked = [steps("hanging", 3), *map(steps, names)]
+    rows = tmp_path / "results" / "gpu.jsonl"
+    assert check(monkeypatch, asked, "--rows", str(rows)) == GateFailed.exit_status
+    kept = {row["step"]: row for row in read_rows(rows)}
+    assert list(kept) == [step.name for step in asked]
+    assert [row["verdict"] for row in kept.values()] == ["FAIL"] * 4 + ["SKIP"] * 2 + ["PASS"]
+    assert "not done after 3 s" in kept["hanging"]["says"] and "at work" in kept["hanging"]["says"]
+    assert "SIGSEGV" in kept["crashing"]["says"] and "just before" in kept["crashing"]["says"]
+    assert kept["failing"]["says"] == "ArithmeticError: two is three"
+    assert kept["finding faults"]["says"] == "it is two" and len(kept["finding faults"]["found"]) == 2
+    assert kept["lacking"]["says"] == "there is no such library"
+    assert kept["importing"]["says"] == "a_library_of_nobody is not installed"
+    assert kept["passing"]["says"] == "it is one" and kept["passing"]["found"][0]["number"] == 1
+    for name in ("hanging", "crashing", "failing"):
+        assert kept[name]["found"] == [{"before": True}], "what was found before is lost"
+    assert all({"machine_gpu", "commit", "versions"} <= row.keys() for row in kept.values())
+    assert (rows.parent / "gpu" / "INSPECTOR-x.json").read_text() == "{}"
+    table = capsys.readouterr().out.splitlines()
+    assert table[-1] == "1 PASS, 4 FAIL, 2 SKIP" and max(map(len, table)) <= 80
+
+
+def test_what_a_hanging_step_started_ends_with_it(steps: Callable[..., Step], tmp_path: Path) -> None:
+    assert run(steps("hanging"), Place(tmp_path, 32, 3)).verdict == "FAIL"
+    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z", "its child still runs"
+
+
+def test_steps_end_with_the_time_of_all(
+    steps: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rows = tmp_path / "gpu.jsonl"
+    check(monkeypatch, [steps("hanging"), steps("passing")], "--seconds", "3", "--rows", str(rows))
+    first, second = read_rows(rows)
+    assert "not done after 3 s" in first["says"]
+    assert second["verdict"] == "SKIP" and "3 s are over" in second["says"]
+
+
+def test_every_row_is_kept_before_the_next_step_begins(
+    steps: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "STEPS", (steps("passing"), steps("failing")))
+    monkeypatch.setattr(command.machine, "no_gpu", lambda: "")
+    rows, known = tmp_path / "gpu.jsonl", list[int]()
+
+    def counted(step: Step, place: Place) -> Outcome:
+        known.append(len(read_rows(rows)) if rows.exists() else 0)
+        return run(step, place)
+
+    monkeypatch.setattr(command, "run", counted)
+    monkeypatch.setattr(sys, "argv", ["lab", "gpu-check", "--rows", str(rows)])
+    with pytest.raises(GateFailed, match="1 of 2 steps failed: failing"):
+        lab.main()
+    assert known == [0, 1]
+
+
+def test_without_a_gpu_every_step_is_skipped_and_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    every = list(command.STEPS)
+    assert check(monkeypatch, every, "--rows", str(tmp_path / "gpu.jsonl"), gpu=False) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[-1] == f"{len(every)} SKIP" and max(map(len, table)) <= 80
+    assert all(any(line.startswith(f"SKIP  {step.name} ") for line in table) for step in every)
+    assert not (tmp_path / "gpu.jsonl").exists()
+
+
+OTHERS = """torchvision lightning onnx onnxscript onnxruntime openvino nncf gradio sklearn scipy cv2 matplotlib timm
+imagehash cuda tensorrt tensorrt_rtx prometheus_client pynvml rich"""
+ALONE = """
+import importlib.abc, sys
+class Others(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {others!r}.split():
+            raise ModuleNotFoundError(f"no module named {{name}}", name=name)
+sys.meta_path.insert(0, Others())
+from lab.__main__ import main
+main()
+"""
+
+
+def test_it_runs_without_any_library_but_numpy_pillow_psutil_and_torch(tmp_path: Path) -> None:
+    code = ALONE.format(others=OTHERS)
+    command_line = [sys.executable, "-c", code, "gpu-check", "--rows", str(tmp_path / "rows.jsonl")]
+    done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 1) and done.stdout.splitlines()[0].split() == ["step", "s"], done.stderr
+
+
+def test_every_step_says_what_it_settles_and_leaves_time_for_the_others() -> None:
+    for step in command.STEPS:
+        assert step.check.__doc__ and "\n" not in step.check.__doc__, step.name
+        assert 0 < step.limit <= 300 and len(step.name) < command.NAMES
+    assert command.STEPS[0].name == "environment" and command.STEPS[1].name == "tensorrt"
+
+
+def test_what_is_told_at_length_stays_within_the_table() -> None:
+    outcome = Outcome("latency of se resnet34", "FAIL", "tensorrt · fp16: " + "because of this " * 20 + "x" * 100, 88.8)
+    assert max(map(len, command.table([outcome]).splitlines())) <= 80
+    json.dumps(outcome.row())
