@@ -55,7 +55,7 @@ class Place:
 
 
 # Of what `last.ckpt` keeps; raise it with every change there, so that a run that an older saji left begins anew
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 def train(
