@@ -381,8 +381,10 @@ def test_an_engine_is_compared_with_pytorch_on_its_own_device() -> None:
     rows = [row("pytorch", 12), row("openvino", 4), row("pytorch-cuda", 3), row("tensorrt", 0.5, "", "fp16")]
     rows += [row("pytorch-cuda", 2, "compiled", "fp16"), row("pytorch", 24, "channels-last")]
     lines = {line.split(" | ")[0]: line for line in table(rows).splitlines()}
-    assert "3.00× (3.00–3.00) pytorch · fp32 |" in lines["| resnet34 · openvino · fp32"]
-    assert "4.00× (4.00–4.00) pytorch-cuda · fp16 · compiled |" in lines["| resnet34 · tensorrt · fp16"]
+    assert "3.00× (3.00–3.00) resnet34 · pytorch · fp32 |" in lines["| resnet34 · openvino · fp32"]
+    assert "4.00× (4.00–4.00) resnet34 · pytorch-cuda · fp16 · compiled |" in lines["| resnet34 · tensorrt · fp16"]
+    alone = table(rows[:2])
+    assert "| against resnet34 · pytorch · fp32 |" in alone and "| 3.00× (3.00–3.00) |" in alone
     assert {each["candidate"] for each in best(rows)} == {
         "resnet34 · pytorch · fp32", "resnet34 · pytorch-cuda · fp16 · compiled", "resnet34 · tensorrt · fp16"
     }  # fmt: skip

@@ -403,7 +403,7 @@ def test_two_processes_train_together(tmp_path: Path, launcher: str) -> None:
         line += ["--devices", "2"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("resnet18: accuracy") == 1 and done.stderr.count("epoch 3/3") == 1  # one writer
+    assert done.stdout.count("validation photos at epoch") == 1 and done.stderr.count("epoch 3/3") == 1  # one writer
     folder = tmp_path / "runs" / "sample" / "resnet18"
     _, spec = load_checkpoint(folder / "checkpoint.pt")
     rows = list(csv.DictReader((folder / "history.csv").open()))
@@ -412,3 +412,43 @@ def test_two_processes_train_together(tmp_path: Path, launcher: str) -> None:
     best = max(float(row["val_accuracy"]) for row in rows)
     assert spec.validation["accuracy"] == pytest.approx(best, abs=1e-4) and judged == spec.validation["photos"]
     assert np.isfinite([float(row["train_loss"]) for row in rows]).all()
+
+
+STEPS = """
+from training.__main__ import main
+from training.run.fitting import Fitting
+
+def count(self):
+    if self.trainer.is_global_zero:
+        print("steps", self.trainer.global_step, flush=True)
+
+Fitting.on_train_end = count
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_in_as_many_steps(tmp_path: Path) -> None:
+    """But for the statistics of batch norm, which processes on CPUs do not share."""
+    (tmp_path / "count.py").write_text(STEPS)
+    steps, rows = {}, {}
+    for devices in ("1", "2"):
+        line = command(tmp_path / devices, "--precision", "fp32", "--devices", devices, "--learning-rate", "5e-4")
+        line = [sys.executable, str(tmp_path / "count.py"), *line[3:]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        steps[devices] = [line for line in done.stdout.splitlines() if line.startswith("steps")]
+        history = tmp_path / devices / "runs" / "sample" / "resnet18" / "history.csv"
+        rows[devices] = list(csv.DictReader(history.open()))
+    assert steps["1"] == steps["2"] and len(steps["1"]) == 1
+    one, two = (np.array([[float(row["train_loss"]), float(row["learning_rate"])] for row in rows[n]]) for n in "12")
+    assert (one[:, 1] == two[:, 1]).all() and np.abs(one[:, 0] - two[:, 0]).max() < 0.1 * one[:, 0].max()
+
+
+@pytest.mark.slow
+def test_a_batch_that_processes_cannot_share_is_refused_before_any_starts(tmp_path: Path) -> None:
+    line = command(tmp_path, "--precision", "fp32", "--devices", "3")
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("saji: a batch of 32 photos cannot be shared by 3 processes") == 1

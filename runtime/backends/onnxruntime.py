@@ -191,7 +191,7 @@ def preload_cuda() -> None:
 def formats_in(events: Iterable[dict[str, Any]], table: dict[str, float]) -> dict[str, str]:
     """The number format of each node of the multiply-adds `table` that the events of a profile show running.
 
-    Only events with types are of kernels: ONNX Runtime up to 1.13 also noted fences, which have an operator's name alone.
+    Only events with types are of kernels; up to 1.13 there are fences, too, which have the operator's name alone.
     """
     formats: dict[str, str] = {}
     for event in events:

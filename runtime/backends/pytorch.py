@@ -21,7 +21,7 @@ import numpy as np
 
 from runtime.backends.base import Backend, Layer
 from runtime.errors import BadModel, Unavailable, missing_extra
-from runtime.nvidia import driver, serving
+from runtime.nvidia import driver, here, serving
 
 # The members of an archive that torch.export.save writes for a program of tensors
 _HARMLESS = re.compile(
@@ -194,11 +194,8 @@ class PyTorchCuda(PyTorch):
         torch, precision = self.torch, self.request.precision
         # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        if (
-            precision == "bf16"
-            and self.device == "cuda"
-            and not torch.cuda.is_bf16_supported(including_emulation=False)
-        ):
+        emulated = self.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16" and emulated:
             raise Unavailable("this GPU computes no bf16, compute capability 8.0 (sm80) is the first that does")
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         self.autocast = functools.partial(torch.autocast, self.device, half, enabled=half is not None)
@@ -290,22 +287,22 @@ def why_no_gpu() -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of an old driver in four lines; ours is below
         available = torch.cuda.is_available()
-    here, built = driver(), torch.version.cuda or ""
-    if not here.gpus:
-        return None if available else f"PyTorch sees no CUDA GPU here ({here.error})"
-    fits, gpu = serving(here), here.gpus[0]
+    told, built = driver(), torch.version.cuda or ""
+    if not told.gpus:
+        return None if available else f"PyTorch sees no CUDA GPU here ({told.error})"
+    fits, gpu = serving(told, here()), told.gpus[0]
     another = "get driver 580 or newer"
     if fits:
         index = f" --index-url {fits.torch_index}" if fits.torch_index else ""
         another = f"type: pip install --force-reinstall torch torchvision{index}"
     if not built:
         return f"PyTorch {torch.__version__} was built without CUDA, which the {gpu.name} needs; {another}"
-    if here.cuda and _major(here.cuda) < _major(built):
-        return f"the driver {here.version} serves CUDA {here.cuda}, this PyTorch needs {built}; {another}"
+    if told.cuda and _major(told.cuda) < _major(built):
+        return f"the driver {told.version} serves CUDA {told.cuda}, this PyTorch needs {built}; {another}"
     if fits and fits.major < _major(built):
         return f"this PyTorch, for CUDA {built}, has no kernels for the {gpu.name} ({gpu.capability}); {another}"
     ask = "see: python -c 'import torch; torch.cuda.init()'"
-    return None if available else f"PyTorch sees no CUDA GPU beside the driver {here.version}; {ask}"
+    return None if available else f"PyTorch sees no CUDA GPU beside the driver {told.version}; {ask}"
 
 
 def _major(version: str) -> int:

@@ -42,7 +42,8 @@ def _of_one_scenario(rows: list[Row]) -> str:
 
 def _latency_columns(rows: list[Row]) -> list[Column]:
     fastest = {row["batch"]: row for row in reversed(rows)}
-    torch = {(row["backend"], row["batch"]): row for row in reversed(rows) if row["backend"] in _TORCH.values()}
+    baselines = {(row["backend"], row["batch"]): row for row in reversed(rows) if row["backend"] in _TORCH.values()}
+    names = {row["candidate"] for row in baselines.values()}  # in the head where it is one, else in each cell
     columns: list[Column] = [("batch", lambda row: str(row["batch"])), ("ms (p25–p75)", _milliseconds)]
     if any(row.get("milliseconds_device") for row in rows):
         columns.append(("ms on the GPU alone", partial(_number, "milliseconds_device", ".2f")))
@@ -53,7 +54,10 @@ def _latency_columns(rows: list[Row]) -> list[Column]:
     return [
         *columns,
         ("photos/s", lambda row: f"{row['images_per_second']:.0f}"),
-        ("against the fastest PyTorch there", lambda row: _speed(row, torch.get((pytorch_beside(row), row["batch"])))),
+        (
+            f"against {names.pop()}" if len(names) == 1 else "against PyTorch there",
+            lambda row: _speed(row, baselines.get((pytorch_beside(row), row["batch"])), bool(names)),
+        ),
         ("against the fastest", lambda row: _behind(row, fastest[row["batch"]])),
     ]
 
@@ -93,13 +97,13 @@ def pytorch_beside(row: Row) -> str:
     return _TORCH[known is not None and known.gpu]
 
 
-def _speed(row: Row, baseline: Row | None) -> str:
+def _speed(row: Row, baseline: Row | None, named: bool) -> str:
     if baseline is None:
         return ""
     ratio = compared(per_round(row), per_round(baseline))
     if row is baseline:
         return "1×"
-    return f"{ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f}) {without_network(baseline)}"
+    return f"{ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" + (f" {baseline['candidate']}" if named else "")
 
 
 def without_network(row: Row) -> str:

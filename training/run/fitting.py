@@ -75,7 +75,7 @@ class Fitting(L.LightningModule):
         return loss
 
     def _watch(self, loss: torch.Tensor, step: int) -> None:
-        """Keep the first loss that is not finite where it is: reading it each step would make a GPU wait for the host."""
+        """Keep the first loss that is not finite on its device: reading it each step would make the GPU wait for us."""
         kept = self.watched
         self.watched = loss if kept is None else torch.where(kept.isfinite(), loss, kept)
         if loss.device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1:

@@ -55,7 +55,7 @@ class Place:
 
 
 # Of what `last.ckpt` keeps; raise it with every change there, so that a run that an older saji left begins anew
-STATE_VERSION = 3
+STATE_VERSION = 4
 SAME = 8  # validation photos that a written checkpoint is tried on
 
 
@@ -200,9 +200,8 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
 
 def _processes(accelerator: str, devices: int, recipe: Recipe) -> dict[str, Any]:
     """How many processes train together: as torchrun says, or as many as devices were asked for."""
-    together = DDPStrategy(
-        find_unused_parameters=recipe.freeze_epochs > 0
-    )  # frozen layers have no gradient to wait for
+    # Frozen layers have no gradient to wait for
+    together = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         share_of(recipe.batch_size, everywhere)
