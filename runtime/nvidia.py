@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import UUID
 
 # Where the loader's cache was not refreshed, WSL's own folder (NVIDIA's "CUDA on WSL User Guide")
 _LIBRARIES = ("libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1", "nvcuda.dll")
@@ -65,11 +66,12 @@ class NoSuchGpu(ValueError):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: its name, its compute capability such as "sm89", its memory in MiB."""
+    """A GPU: its name, compute capability such as "sm89", memory in MiB, and the identity that NVML knows it by."""
 
     name: str
     capability: str
     memory_mib: int
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -299,8 +301,10 @@ def _gpus(cuda: ctypes.CDLL, count: int) -> Iterator[Gpu]:
         check(cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device))
         check(cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device))
         check(cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device))  # the plain name is that of 32 bits
-        text = name.value.decode(errors="replace")
-        yield Gpu(text, f"sm{major.value}{minor.value}", memory.value // 2**20)
+        text, identity = name.value.decode(errors="replace"), (ctypes.c_ubyte * 16)()
+        known = cuda.cuDeviceGetUuid_v2(ctypes.byref(identity), device) == 0  # of a slice its own
+        uuid = f"{'MIG' if ' MIG ' in text else 'GPU'}-{UUID(bytes=bytes(identity))}" if known else ""
+        yield Gpu(text, f"sm{major.value}{minor.value}", memory.value // 2**20, uuid)
 
 
 def _name(cuda: ctypes.CDLL, status: int) -> str:

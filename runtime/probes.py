@@ -72,10 +72,13 @@ def openvino() -> None:
 
 def onnxruntime(provider: str) -> None:
     """ONNX Runtime on one provider, with CUDA's libraries loaded as when it serves."""
+    from runtime.backends.onnxruntime import load_cuda_runtime, preload_cuda
+
+    load_cuda_runtime()
     import onnxruntime
 
-    if provider == "CUDAExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
+    if provider == "CUDAExecutionProvider":
+        preload_cuda()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is told by us, in one line
     session = onnxruntime.InferenceSession(NETWORK, options, providers=[provider])

@@ -25,6 +25,7 @@ from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.command_line import Parser, from_flags
 from runtime.errors import NotAsAsked, SajiError
+from runtime.nvidia import Driver, Gpu
 from runtime.spec import Geometry, ModelSpec
 from runtime.speed_ratio import compared, percentile, samples_needed
 
@@ -149,7 +150,9 @@ def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it()
 
 def test_gpu_memory_is_that_of_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     held = [SimpleNamespace(pid=1, usedGpuMemory=9 << 20), SimpleNamespace(pid=os.getpid(), usedGpuMemory=300 << 20)]
-    nvml = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByIndex=lambda i: i, NVMLError=RuntimeError)
+    ours = Gpu("NVIDIA L4", "sm89", 23034, "GPU-4090")
+    monkeypatch.setattr(watch, "driver", lambda: Driver("580.95.05", "13.0", (ours,)))
+    nvml = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID={"GPU-4090": 0}.get, NVMLError=RuntimeError)
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda device: held
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert watch.gpu_memory_mib() == 300

@@ -107,6 +107,7 @@ class Cuda:
     def cuDeviceGetName(self, name, length, device): name.value = b"NVIDIA Test"; return 0
     def cuDeviceGetAttribute(self, value, attribute, device): value._obj.value = {75: 8, 76: 9}[attribute]; return 0
     def cuDeviceTotalMem_v2(self, memory, device): memory._obj.value = 24 * 2**30; return 0
+    def cuDeviceGetUuid_v2(self, identity, device): identity._obj[:] = bytes(range(16)); return 0
     def cuGetErrorName(self, status, text): text._obj.value = b"CUDA_ERROR_NO_DEVICE"; return 0
 class Nvml:
     def nvmlInit_v2(self): return 0
@@ -132,7 +133,9 @@ DRIVER = [sys.executable, "-c", "import nvidia; print(nvidia.driver())"]
 
 
 def test_the_driver_is_asked_for_its_version_its_cuda_and_its_gpus(fake: Path) -> None:
-    expected = Driver("580.95.05", "13.0", (Gpu("NVIDIA Test", "sm89", 24576),))
+    expected = Driver(
+        "580.95.05", "13.0", (Gpu("NVIDIA Test", "sm89", 24576, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"),)
+    )
     assert asked(fake, *DRIVER).stdout.strip() == str(expected)
     hidden = asked(fake, *DRIVER, CUDA_VISIBLE_DEVICES="-1").stdout
     assert hidden.strip() == str(Driver("580.95.05", "13.0", (), "CUDA_ERROR_NO_DEVICE"))

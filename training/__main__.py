@@ -27,7 +27,7 @@ class Command:
     data: Path | None = None
     """Photo set; without it the built-in drawn sample dishes."""
     archs: tuple[str, ...] = ("plain34", "resnet34", "se_resnet34")
-    """Architectures: plain34, se_resnet34, every torchvision classification network by name, and timm's as timm/NAME."""
+    """Architectures: plain34, se_resnet34, every classification network of torchvision by name, timm's as timm/NAME."""
     run: str = ""
     """Name of the run; by default that of the data."""
     out: Path = Path("artifacts")

@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import importlib.util
 import json
 import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,14 @@ class OnnxRuntime(Backend):
     def check_available(cls, backend: str) -> None:
         """Raise Unavailable when onnxruntime, or the provider this backend needs, is missing."""
         provider, extra = BACKENDS[backend].provider, BACKENDS[backend].extra
+        load_cuda_runtime()
         try:
             import onnxruntime
-        except ImportError:
-            raise missing_extra("onnxruntime", extra) from None
+        except ImportError as error:
+            if importlib.util.find_spec("onnxruntime") is None:
+                raise missing_extra("onnxruntime", extra) from None
+            line = f"{install_line(extra)} --force-reinstall"
+            raise Unavailable(f"onnxruntime cannot be imported ({str(error)[:100]}); type: {line}") from None
         if not hasattr(onnxruntime, "InferenceSession"):
             raise Unavailable(
                 "the folder of onnxruntime is half empty, as after uninstalling either of onnxruntime and "
@@ -172,6 +178,20 @@ class OnnxRuntimeCuda(OnnxRuntime):
             self.caller.shutdown()
             self.bound.clear()
         super().close()
+
+
+@functools.cache
+def load_cuda_runtime() -> None:
+    """Load libcudart from NVIDIA's package, where onnxruntime-gpu is installed.
+
+    From 1.27 on its module is linked to it, and cannot even be imported without (microsoft/onnxruntime#29500); its own
+    `preload_dlls` comes too late for that.
+    """
+    with contextlib.suppress(Exception):  # of several kinds; the import tells what is missing
+        metadata.version("onnxruntime-gpu")
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        load_nvidia_dynamic_lib("cudart")
 
 
 @functools.cache

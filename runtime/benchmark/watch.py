@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from runtime.nvidia import driver
+
 # Above these a cause is named. They are no physics: a tenth of the processor moves a median visibly on two cores.
 OTHERS, STEAL, CLOCK, HOT = 0.10, 0.02, 0.10, 90.0
 # Linux's drivers of the processor's own sensors; others belong to disks, radios and batteries
@@ -124,14 +126,16 @@ def gpu_memory_mib() -> float | None:
 
 
 def _of_gpu(question: Callable[[Any, Any], Answer]) -> Answer | None:
-    """What NVML tells of the first GPU; None without a GPU, without nvidia-ml-py, or where NVML does not tell."""
+    """What NVML tells of the GPU that we use; None without a GPU, without nvidia-ml-py, or where NVML does not tell."""
     try:
         import pynvml
     except ImportError:
         return None
+    if not (gpus := driver().gpus):
+        return None
     try:
         pynvml.nvmlInit()
-        return question(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
+        return question(pynvml, pynvml.nvmlDeviceGetHandleByUUID(gpus[0].uuid))  # NVML counts all, CUDA the visible
     except pynvml.NVMLError:
         return None
 

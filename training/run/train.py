@@ -88,8 +88,7 @@ def train(
     n = len(validation.labels)
     trained = ValidationSet(calibration.images[:n], calibration.labels[:n], calibration.names[:n])
     batches = Batches(TrainPhotos(data, recipe, cache, progress), validation, trained, recipe, start)
-    figures = None
-    interrupted = _fit(trainer, fitting, batches, kept.last if start else None)
+    interrupted, figures = _fit(trainer, fitting, batches, kept.last if start else None), None
     if interrupted and not kept.best_epoch:
         raise KeyboardInterrupt
     if trainer.is_global_zero:
@@ -117,6 +116,7 @@ def _require_same_again(path: Path, images: np.ndarray, logits: np.ndarray) -> N
     float32 `[N, C]`."""
     again = reference_logits(load_checkpoint(path)[0], images)
     if not np.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(np.abs(logits).max(initial=0))):
+        path.unlink()
         raise SajiError(f"{path} is read back as another network than was trained, which is a fault of saji; tell us")
 
 
