@@ -22,9 +22,8 @@ WARM_UP_SECONDS, SETTLED = 3.0, 0.05
 LEAST_CALLS = 3  # of a measurement
 DEVICE_CALLS = 10  # of a measurement, where the backend tells the time on the device
 ON_DEVICE = (
-    "inference without transfers: between CUDA events before and after what runs on the engine's stream, of which each "
-    "calling thread has one; the calls timed with transfers are others, copy from and to pageable memory and end when "
-    "their stream is synchronised"
+    "inference without transfers: between CUDA events before and after what runs on the engine's stream; the calls "
+    "timed with transfers are others, copy from and to memory of the host and end when their stream is synchronised"
 )
 SERVER_PERCENTILE = 99  # MLPerf's server scenario bounds p99 of ResNet-50
 SERVER_QUERIES = max(500, samples_needed(SERVER_PERCENTILE))  # at each rate that is tried
