@@ -215,6 +215,8 @@ def _classes(path: Path) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise SajiError(f"{path} cannot be read as UTF-8 text ({error}); it needs a class a line") from None
+    if strange := [line for line in lines if not line.isprintable()]:
+        raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
     for name, count in Counter(filter(None, lines)).items():
         if count > 1:
             at = ", ".join(str(number) for number, line in enumerate(lines, 1) if line == name)

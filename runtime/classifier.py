@@ -164,6 +164,7 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
     for place in places:
         folder = path.parent / place.folder
         try:
+            _require_pass(place.candidate)
             receipt = Receipt.read(folder)
             receipt.verify(folder, place.candidate.file)
             if receipt.files[place.candidate.file].sha256 != place.sha256:
@@ -199,13 +200,17 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
 
 def _passed_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candidate:
     """The candidate with the verdict that holds on this machine. Raises SajiError unless it passed."""
+    candidate = judged_here(candidate, folder, receipt)
+    _require_pass(candidate)
+    return candidate
+
+
+def _require_pass(candidate: Candidate) -> None:
     if not candidate.servable:
         raise SajiError(f"{candidate.name} is a file check, which is not served")
-    candidate = judged_here(candidate, folder, receipt)
     if candidate.verdict != "pass":
         why = "; ".join(candidate.reasons) or "without a reason"
         raise SajiError(f"{candidate.name} is not served, its verdict is {candidate.verdict}: {why}")
-    return candidate
 
 
 def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int) -> Backend:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import struct
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,33 @@ _TURNS = {
 }
 
 
+class _Quiet:
+    """While any thread is inside, Pillow's warnings are ignored: of odd EXIF or palettes that it nevertheless reads.
+
+    `warnings.catch_warnings` puts the filters of the whole process back, in whatever order threads leave it.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.ours: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
+                self.ours = warnings.filters[0]
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.ours in warnings.filters:
+                warnings.filters.remove(self.ours)  # type: ignore[attr-defined]  # a list, which the stub hides
+
+
+_PILLOW_IS_QUIET = _Quiet()
+
+
 def decode(
     source: Source,
     shorter_side: int | None = None,
@@ -87,14 +115,12 @@ def decode(
         return _upright_rgb(source, version)
     name = "the file" if isinstance(source, bytes) else Path(getattr(source, "name", source)).name  # type: ignore
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF or palettes that it nevertheless reads
-            with _file(source) as file, _opened(file, bounds.formats) as image:
-                if image.width * image.height > bounds.max_pixels:
-                    raise Image.DecompressionBombError
-                if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
-                    _draft(image, shorter_side)
-                return _upright_rgb(image, version)
+        with _PILLOW_IS_QUIET, _file(source) as file, _opened(file, bounds.formats) as image:
+            if image.width * image.height > bounds.max_pixels:
+                raise Image.DecompressionBombError
+            if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
+                _draft(image, shorter_side)
+            return _upright_rgb(image, version)
     except SajiError:
         raise
     except UnidentifiedImageError:

@@ -1,5 +1,6 @@
 """`model.json`, the receipt of an export: what is in the folder, where it comes from, and every verdict."""
 
+import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,16 @@ class Receipt:
             raise BadModel(f"{path} is not in its receipt model.json and is not opened; export the model again")
         if not path.is_file():
             raise BadModel(f"{path} is missing though its receipt lists it; export the model again")
+        if path.suffix == ".onnx" and _names_other_files(path):
+            raise BadModel(f"{path} keeps weights in files that no receipt tells of; export the model again")
         if sha256_file(path) != self.files[file].sha256:
             raise BadModel(f"{path} is not the file that was checked (its sha256 differs); export the model again")
+
+
+def _names_other_files(path: Path) -> bool:
+    """Whether an ONNX file keeps weights outside of itself: an entry "location" of a tensor's `external_data`."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"\x0a\x08location\x12") >= 0  # as protobuf writes field 1 of a StringStringEntryProto
 
 
 def file_facts(folder: Path, names: list[str]) -> dict[str, FileFacts]:

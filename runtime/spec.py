@@ -103,7 +103,7 @@ class ModelSpec:
         """Raise BadModel where two classes share a name, of which every consumer would lose one."""
         named = Counter(name for name in self.classes if isinstance(name, str))
         if twice := [name for name, count in named.items() if count > 1]:
-            raise BadModel(f"{self.name!r} has the class {twice[0]!r} twice; give each class a name of its own")
+            raise BadModel(f"the class {twice[0]!r} is there twice; give each class a name of its own")
 
     def to_json(self) -> str:
         """The spec as compact JSON, the form stored in checkpoints and ONNX metadata."""
@@ -127,6 +127,10 @@ class ModelSpec:
                     f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again"
                 )
             spec = as_record(cls, values, origin)
+        except BadModel as error:
+            if origin in str(error):
+                raise
+            raise BadModel(f"{origin} carries a saji spec that cannot be right: {error}") from None
         except DAMAGE as error:
             raise _damaged(origin, error) from None
         if not _is_count(spec.geometry.version) or spec.geometry.version > PREPROCESS_VERSION:
@@ -167,6 +171,8 @@ def _faults(spec: ModelSpec) -> Iterator[str]:
         yield "its name, its architecture and its classes are to be text"
     elif len(spec.classes) < 2:
         yield "it has fewer than two classes"
+    elif strange := [text for text in texts if not text.isprintable()]:
+        yield f"the name {strange[0]!r} cannot be printed"
     if not _is_number(spec.temperature) or spec.temperature <= 0:
         yield f"the temperature is {spec.temperature!r}, no number above 0"
     sides = (geometry.size, geometry.resize)

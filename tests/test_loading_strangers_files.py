@@ -174,11 +174,6 @@ def test_weights_outside_of_a_models_folder_are_not_read(where: str, backend: st
 
 
 @pytest.mark.parametrize("state", ["as exported", "changed since"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="a receipt tells of model.onnx and not of the weights that it names beside it (issue 20)",
-    raises=pytest.fail.Exception,
-)
 def test_weights_that_no_receipt_tells_of_are_not_served(state: str, model: Path, tmp_path: Path) -> None:
     folder = house.linked(model, tmp_path / "model", "golden.png", "golden.json", "model.json")
     graph = onnx.load(model / "model.onnx")
@@ -396,11 +391,6 @@ def test_neither_load_nor_show_takes_such_a_file(what: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("verb", ["show", "classify"])
 @pytest.mark.parametrize("name", ["\x1b[2Jcake", "cake\rsoup", "\x1b]0;title\x07", "cake\u202esoup"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="control characters in a stranger's class names reach the terminal (issue 20)",
-    raises=AssertionError,
-)
 def test_a_strangers_class_name_does_not_steer_the_terminal(name: str, verb: str, tmp_path: Path) -> None:
     spec = json.loads(SPEC.to_json()) | {"classes": [name, f"{name}!"]}
     file = sums(tmp_path / "their.onnx", json.dumps(spec))

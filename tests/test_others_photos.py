@@ -137,9 +137,6 @@ def impatient_threads() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="decoding in several threads silences all warnings for good (issue 20)", raises=AssertionError
-)
 def test_decoding_in_threads_leaves_the_programs_warnings_alone() -> None:
     photo = io.BytesIO()
     drawn(0, (200, 150)).save(photo, "JPEG")
