@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime import environment
-from runtime.backends import distributions, unavailable_because
+from runtime.backends import BACKENDS, distributions, unavailable_because
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel
 from runtime.evaluation import ValidationSet
@@ -71,8 +71,9 @@ def keep(folder: Path, receipt: Receipt, fresh: list[Candidate]) -> None:
 
 
 def _can_be_checked_now(candidate: Candidate) -> bool:
-    """Whether what kept this candidate from being checked may be gone, such as a GPU whose memory was full."""
-    return candidate.verdict == "unchecked" and candidate.servable and not unavailable_because(candidate.backend)
+    """Whether what kept it from being checked may be gone: a GPU whose memory was full."""
+    on_gpu = candidate.servable and BACKENDS[candidate.backend].gpu
+    return candidate.verdict == "unchecked" and on_gpu and not unavailable_because(candidate.backend)
 
 
 def difference(candidate: Candidate, versions: Mapping[str, str]) -> str:
