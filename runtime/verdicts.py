@@ -85,7 +85,9 @@ def difference(candidate: Candidate, versions: Mapping[str, str]) -> str:
         return "names no machine"
     installed = environment.versions()
     libraries = [(name, versions.get(name), installed.get(name)) for name in distributions(candidate.backend)]
-    facts = zip(("processor", "system", "GPU"), _kind(candidate.machine), _kind(machine()), strict=True)
+    facts = [*zip(("processor", "system", "GPU"), _kind(candidate.machine), _kind(machine()), strict=True)]
+    if not BACKENDS[candidate.backend].gpu:
+        del facts[-1]
     others = [f"{name} {theirs}, here {ours}" for name, theirs, ours in (*facts, *libraries) if theirs != ours]
     return f"was given elsewhere ({'; '.join(others)})" if others else ""
 

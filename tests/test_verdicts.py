@@ -1,0 +1,94 @@
+"""A verdict is used where it was given: on that kind of machine, with that version of the engine."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import house
+import pytest
+
+import runtime
+from runtime import verdicts
+from runtime.errors import SajiError
+from runtime.machine import Machine, machine
+from runtime.receipt import Receipt
+
+
+def given_by(folder: Path, **facts: Any) -> Receipt:
+    """The folder's receipt, its verdicts given by a machine that differs from this one in some facts."""
+    receipt = Receipt.read(folder)
+    other = replace(machine(), **facts)
+    changed = replace(receipt, candidates=tuple(replace(c, machine=other) for c in receipt.candidates))
+    changed.write(folder)
+    return changed
+
+
+@pytest.fixture
+def moved(model: Path, tmp_path: Path) -> Path:
+    """A model folder that came from a machine with another processor."""
+    folder = house.linked(model, tmp_path / "resnet18")
+    given_by(folder, cpu_features=("avx512f",))
+    return folder
+
+
+def test_it_is_taken_anew_once_for_each_kind_of_machine(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with runtime.load(moved) as classifier:
+        assert classifier.candidate.machine == machine() and classifier.candidate.verdict == "pass"
+    said = capsys.readouterr().err
+    assert "judging resnet18 · ort-cpu · fp32 anew on this machine" in said and "processor avx512f, here" in said
+    runtime.load(moved).close()
+    assert "anew" not in capsys.readouterr().err
+    (moved / "verdicts" / next((moved / "verdicts").iterdir()).name).write_text("damaged")
+    runtime.load(moved).close()
+    assert "anew" in capsys.readouterr().err
+
+
+def test_what_fails_here_is_not_served_though_it_passed_elsewhere(moved: Path, monkeypatch: Any) -> None:
+    def fails(candidate: Any, *_: Any) -> Any:
+        return replace(candidate, machine=machine(), verdict="fail", reasons=("shift 1 is above 0.1",))
+
+    monkeypatch.setattr(verdicts, "check_candidate", fails)
+    with pytest.raises(SajiError, match="not served, its verdict is fail: shift 1"):
+        runtime.load(moved)
+
+
+def test_a_folder_that_cannot_be_written_to_is_judged_and_served(moved: Path, monkeypatch: Any) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(verdicts, "write_record", refuses)
+    runtime.load(moved).close()
+
+
+def test_without_photos_to_judge_by_it_is_refused(moved: Path) -> None:
+    (moved / "validation.npz").unlink()
+    with pytest.raises(SajiError, match=r"given elsewhere .* no validation\.npz .* copy the folder whole"):
+        runtime.load(moved)
+
+
+@pytest.mark.parametrize(
+    ("facts", "holds"),
+    [
+        ({}, True),
+        ({"cores": 64, "memory_gib": 512.0, "cpu": "another name"}, True),
+        ({"gpu": "NVIDIA L4, 580.95.05"}, True),  # which has no part in what the processor computes
+        ({"cpu_features": ()}, False),
+        ({"system": "Windows AMD64"}, False),
+    ],
+)
+def test_what_makes_another_kind_of_machine(facts: dict[str, Any], holds: bool, model: Path, tmp_path: Path) -> None:
+    receipt = given_by(house.linked(model, tmp_path / "resnet18"), **facts)
+    of_processor = next(c for c in receipt.candidates if c.backend == "ort-cpu")
+    assert (verdicts.difference(of_processor, receipt.versions) == "") == holds
+
+
+def test_on_a_gpu_its_name_and_driver_and_the_version_of_the_engine_count(model: Path) -> None:
+    receipt = Receipt.read(model)
+    engine = next(c for c in receipt.candidates if c.backend == "tensorrt-rtx")
+    assert not verdicts.difference(engine, receipt.versions)
+    other = replace(engine, machine=replace(machine(), gpu="NVIDIA L4, 580.95.05"))
+    assert "GPU NVIDIA L4, 580.95.05, here None" in verdicts.difference(other, receipt.versions)
+    older = {**receipt.versions, "tensorrt-rtx-cu13": "1.4.0.76"}
+    assert "tensorrt-rtx-cu13 1.4.0.76, here" in verdicts.difference(engine, older)
+    assert verdicts.difference(replace(engine, machine=None), receipt.versions) == "names no machine"
+    assert not verdicts.same_kind(None) and verdicts.same_kind(machine()) and not verdicts.same_kind(Machine("x"))
