@@ -5,8 +5,10 @@ Each promise was broken in public for somebody else's program; the comments name
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import house
 import numpy as np
@@ -276,3 +278,110 @@ def test_bad_photos_among_those_that_judge_are_named_and_left_out(tmp_path: Path
     said = bring(file, data=tmp_path / "set")
     assert said.status == 0 and "cut.jpg" in said.err and "empty.jpg" in said.err, said
     assert json.loads((brought(file) / "model.json").read_text())["spec"]["validation"]["photos"] == 8
+
+
+# --- forms that exporters write
+
+
+def answers(folder: Path, images: np.ndarray) -> np.ndarray:
+    with runtime.load(folder / "model.onnx") as classifier:
+        return classifier.logits(images)
+
+
+PICTURES = np.random.default_rng(3).integers(0, 256, (3, 24, 24, 3), np.uint8)
+
+
+def with_function(path: Path) -> Path:
+    """Its end is a local function, as PyTorch's exporter writes a module."""
+    model = onnx.load(network(path))
+    gemm = model.graph.node[-1]
+    body = helper.make_node("Gemm", ["x", "w", "b"], ["y"])
+    opset = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("theirs", "Dense", ["x", "w", "b"], ["y"], [body], opset))
+    gemm.op_type, gemm.domain = "Dense", "theirs"
+    model.opset_import.append(helper.make_opsetid("theirs", 1))
+    onnx.save(model, path)
+    return path
+
+
+def with_names_of_ours(path: Path) -> Path:
+    """Its input is called images and a tensor inside logits, as in our contract."""
+    model = onnx.load(network(path))
+    for node in model.graph.node:
+        for places in (node.input, node.output):
+            places[:] = [{"photo": "images", "maps": "logits"}.get(name, name) for name in places]
+    model.graph.input[0].name = "images"
+    onnx.save(model, path)
+    return path
+
+
+def with_weights_among_inputs(path: Path) -> Path:
+    model = onnx.load(network(path))
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, 1, list(tensor.dims)))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("form", [with_function, with_names_of_ours, with_weights_among_inputs, with_branch])
+def test_other_forms_of_one_network_answer_alike(form: Any, tmp_path: Path) -> None:
+    said = bring(form(tmp_path / "form.onnx"))
+    assert said.status == 0, said
+    assert bring(network(tmp_path / "plain.onnx")).status == 0
+    expected = answers(brought(tmp_path / "plain.onnx"), PICTURES)
+    assert np.abs(answers(brought(tmp_path / "form.onnx"), PICTURES) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("end", ["LogSoftmax", "Softmax", "Identity"])
+def test_what_follows_the_logits_changes_no_probability(end: str, tmp_path: Path) -> None:
+    dense = LINEAR.replace("scores", "raw")
+    assert bring(network(tmp_path / "end.onnx", f"{dense} last = {end} (raw) scores = Identity (last)")).status == 0
+    assert bring(network(tmp_path / "plain.onnx")).status == 0
+    both = [answers(brought(tmp_path / name), PICTURES) for name in ("end.onnx", "plain.onnx")]
+    first, second = (ModelSpec("x", "x", NAMES).probabilities(logits) for logits in both)
+    assert np.abs(first - second).max() < 1e-5
+
+
+def test_blue_green_red_is_told(tmp_path: Path) -> None:
+    assert bring(network(tmp_path / "bgr.onnx"), "--channels", "bgr").status == 0
+    assert bring(network(tmp_path / "rgb.onnx")).status == 0
+    turned = answers(brought(tmp_path / "rgb.onnx"), np.ascontiguousarray(PICTURES[..., ::-1]))
+    assert np.abs(answers(brought(tmp_path / "bgr.onnx"), PICTURES) - turned).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"scores": "float16[N, 4] scores", "end": f"{LINEAR.replace('scores', 'raw')} scores = Cast <to = 10> (raw)"},
+         "has the signature .* scores FLOAT16"),
+        ({"scores": "int64[N] scores", "end": f"{LINEAR.replace('scores', 'raw')} scores = ArgMax <axis = 1, keepdims = 0> (raw)"},
+         "has the signature .* scores INT64"),
+        ({"scores": "float[N, 4] scores, float[N, 8] flat"}, "has the signature .* flat FLOAT"),
+        ({"photo": "float[N, 3, 24, 24] photo, float[N, 3, 24, 24] second"}, "has the signature .* second FLOAT"),
+        ({"photo": "float[N, 1, 24, 24] photo", "filters": np.zeros((8, 1, 3, 3))}, "takes photos of"),
+    ],
+)  # fmt: skip
+def test_what_is_no_classifier_of_photos_is_refused_with_its_signature(
+    asked: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    said = bring(network(tmp_path / "net.onnx", **asked))
+    assert said.refused and re.search(words, said.last), said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_names_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    file, names = network(tmp_path / "net.onnx"), tmp_path / "names.txt"
+    names.write_text("ant\ncrème\n\ncat\ndog\n", encoding=encoding)
+    said = bring(file, "--classes", names)
+    assert said.status == 0, said
+    assert Receipt.read(brought(file)).spec.classes == ("ant", "crème", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "content", ["ant\ncr\xe8me\ncat\ndog".encode("latin-1"), "a\nb\nc\nd".encode("utf-16"), b"a\n\x1b[2J\nc\nd"]
+)
+def test_names_that_cannot_be_read_or_printed_are_one_sentence(content: bytes, tmp_path: Path) -> None:
+    file, names = network(tmp_path / "net.onnx"), tmp_path / "names.txt"
+    names.write_bytes(content)
+    said = bring(file, "--classes", names)
+    assert said.refused and "names.txt" in said.last and said.last.isprintable(), said
