@@ -28,6 +28,7 @@ BODY = """
     means = GlobalAveragePool (live)
     flat = Flatten (means)"""
 LINEAR = "scores = Gemm (flat, matrix, bias)"
+RAW = "raw = Gemm (flat, matrix, bias)"
 
 
 def network(
@@ -352,9 +353,9 @@ def test_blue_green_red_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"scores": "float16[N, 4] scores", "end": f"{LINEAR.replace('scores', 'raw')} scores = Cast <to = 10> (raw)"},
+        ({"scores": "float16[N, 4] scores", "end": f"{RAW} scores = Cast <to = 10> (raw)"},
          "has the signature .* scores FLOAT16"),
-        ({"scores": "int64[N] scores", "end": f"{LINEAR.replace('scores', 'raw')} scores = ArgMax <axis = 1, keepdims = 0> (raw)"},
+        ({"scores": "int64[N] scores", "end": f"{RAW} scores = ArgMax <axis = 1, keepdims = 0> (raw)"},
          "has the signature .* scores INT64"),
         ({"scores": "float[N, 4] scores, float[N, 8] flat"}, "has the signature .* flat FLOAT"),
         ({"photo": "float[N, 3, 24, 24] photo, float[N, 3, 24, 24] second"}, "has the signature .* second FLOAT"),
@@ -377,9 +378,7 @@ def test_names_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -
     assert Receipt.read(brought(file)).spec.classes == ("ant", "crème", "cat", "dog")
 
 
-@pytest.mark.parametrize(
-    "content", ["ant\ncr\xe8me\ncat\ndog".encode("latin-1"), "a\nb\nc\nd".encode("utf-16"), b"a\n\x1b[2J\nc\nd"]
-)
+@pytest.mark.parametrize("content", [b"ant\ncr\xe8me\ncat\ndog", "a\nb\nc\nd".encode("utf-16"), b"a\n\x1b[2J\nc\nd"])
 def test_names_that_cannot_be_read_or_printed_are_one_sentence(content: bytes, tmp_path: Path) -> None:
     file, names = network(tmp_path / "net.onnx"), tmp_path / "names.txt"
     names.write_bytes(content)
