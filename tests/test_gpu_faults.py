@@ -345,3 +345,11 @@ def test_what_opens_here_does_not_open_elsewhere(model: Path, tmp_path: Path) ->
         with installed(other, installed=SHAPES["10.14"][1]), pytest.raises(Unavailable, match="was built for sm89"):
             engine.open()
     assert np.isfinite(engine.validation.logits).all()
+
+
+def test_a_gpu_that_rtx_has_no_kernels_for_is_told_what_serves_it(model: Path, tmp_path: Path) -> None:
+    with (
+        built(model, tmp_path, "rtx", machine="h100") as engine,
+        pytest.raises(Unavailable, match=r"does not serve sm90, this GPU's; TensorRT does: pip install .*tensorrt"),
+    ):
+        engine.open()

@@ -38,7 +38,13 @@ class TensorRt(Backend):
         path, facts = self.request.path, self.request.facts
         self.trt = trt = imported(self.request.backend)
         self.title, self.rtx = TITLES[trt.__name__], trt.__name__ == "tensorrt_rtx"
-        reason = mismatch(facts, trt.__name__, trt.__version__, cuda.compute_capability(), machine().system)
+        target = cuda.compute_capability()
+        if self.rtx and not hasattr(trt.ComputeCapability, target.upper()):
+            line = install_line("tensorrt")
+            raise Unavailable(
+                f"TensorRT-RTX {trt.__version__} does not serve {target}, this GPU's; TensorRT does: {line}"
+            )
+        reason = mismatch(facts, trt.__name__, trt.__version__, target, machine().system)
         if reason:
             raise Unavailable(f"{path.name} {reason}; build it here with: make export")
         self.logger = collecting_logger(trt)
