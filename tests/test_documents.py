@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,3 +261,15 @@ def test_make_refuses_a_python_without_venv(tmp_path: Path) -> None:
     done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode and "sudo apt-get install -y python3-venv" in done.stdout
     assert not (tmp_path / ".venv").exists()
+
+
+def test_the_workflow_installs_extras_that_exist_on_every_python_that_we_allow() -> None:
+    yaml = pytest.importorskip("yaml", reason="pyyaml is not installed; it comes with the extra demo")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
+    oldest = project["requires-python"].removeprefix(">=")
+    assert min(jobs["systems"]["strategy"]["matrix"]["python"], key=lambda v: tuple(map(int, v.split(".")))) == oldest
+    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    extras = {name for line in lines for found in re.findall(r"\.\[(.*?)\]", line) for name in found.split(",")}
+    assert extras and extras <= set(project["optional-dependencies"])
+    assert any(line.startswith("make test") for line in lines)
