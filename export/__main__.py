@@ -92,7 +92,7 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
             write_models(command.out / "models" / name, receipt, command.triton, say)
         print(f"\n{name}: {receipt.spec.name}\n{parity.table(candidates)}")
         for candidate in parity.failures(candidates):
-            must_pass = candidate.precision in (*settings.precisions, "fp32")
+            must_pass = parity.is_measure(candidate) or candidate.precision in settings.precisions
             (failed if must_pass else refused).append(candidate)
     for candidate in refused:
         print(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")

@@ -137,9 +137,12 @@ class Checkpoint(Source):
         return faults_of(folder / "model.onnx", folder / "model.int8.onnx", photos)
 
     def require_right(self, folder: Path, candidates: list[Candidate]) -> None:
-        """Raise GateFailed when an FP32 file does not agree with the checkpoint."""
+        """Raise GateFailed when an FP32 file does not agree with the checkpoint, by the engine that is its measure.
+
+        What another engine makes of the file is that candidate's verdict.
+        """
         for candidate in parity.failures(candidates):
-            if candidate.file in ("model.onnx", "model.pt2") and candidate.precision == "fp32":
+            if parity.is_measure(candidate):
                 raise GateFailed(
                     f"the FP32 file does not agree with {self.file} ({candidate.name}: {candidate.reasons[0]}); "
                     "nothing was replaced"

@@ -64,6 +64,12 @@ def failures(candidates: list[Candidate]) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.verdict == "fail"]
 
 
+def is_measure(candidate: Candidate) -> bool:
+    """Whether this engine's verdict tells if an FP32 file is right at all; that of another is its own affair."""
+    measures = {"model.onnx": "ort-cpu", "model.pt2": "pytorch"}
+    return candidate.precision == "fp32" and candidate.backend == measures.get(candidate.file)
+
+
 def table(candidates: list[Candidate]) -> str:
     """The verdicts as a Markdown table."""
     return markdown(_HEADER, map(_row, candidates), "l", padded=True)

@@ -45,7 +45,8 @@ class OpenVino(Backend):
             self.model = openvino.Core().read_model(path)
             self.compiled = openvino.Core().compile_model(self.model, "CPU", settings)
         except RuntimeError as error:
-            raise BadModel(f"{path} cannot be opened by OpenVINO ({str(error).splitlines()[-1][:160]})") from None
+            why = next((line for line in reversed(str(error).splitlines()) if line.strip()), "without a word")
+            raise BadModel(f"{path} cannot be opened by OpenVINO ({why.strip()[:160]})") from None
         self.local = threading.local()
 
     def run(self, images: np.ndarray) -> np.ndarray:

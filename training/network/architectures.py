@@ -243,6 +243,12 @@ def _require_to_take(network: nn.Module, name: str, size: int) -> None:
     network.train()
 
 
+def smallest_size(name: str, classes: int, recipe: Recipe) -> int | None:
+    """The smallest side of photos in pixels, of the multiples of 8, that a network can be trained on."""
+    sizes = (size for size in range(8, 520, 8) if not _refuses(name, classes, replace(recipe, image_size=size)))
+    return next(sizes, None)
+
+
 def require_size(name: str, classes: int, recipe: Recipe) -> None:
     """Raise SajiError, naming a size near by that it takes, where a network does not take photos of the recipe's.
 

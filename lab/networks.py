@@ -1,0 +1,93 @@
+"""Every classification network of torchvision, ours among them, at the smallest size that it takes.
+
+Trained for one epoch on two drawn dishes, exported and judged by the two commands that everybody types, each in a
+process of its own. An epoch teaches nothing: what is asked is whether the files answer as the checkpoint does. A
+network that has its row is not repeated.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.benchmark.rows import Row, read_rows
+from runtime.command_line import say
+from runtime.receipt import Receipt
+from training.network import architectures
+from training.photos.drawn import write_sample
+from training.recipe import DEFAULTS
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 1800  # seconds of each command
+_SILENT = ("pass", "unchecked")  # the reasons of the latter are the machine's
+PHOTOS, KINDS = 64, 2  # of a dish, of which half validate; dishes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which networks."""
+    parser.add_argument("--only", default="", metavar="TEXT", help="networks with this in their name")
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """A row for each network that has none yet."""
+    done = {row["architecture"] for row in read_rows(arguments.rows)} if arguments.rows.is_file() else set()
+    for name in architectures.names():
+        if arguments.only in name and name not in done:
+            with tempfile.TemporaryDirectory() as folder:
+                yield tried(name, Path(folder))
+
+
+def tried(name: str, folder: Path) -> Row:
+    """What becomes of a network: `refused` is the sentence of the command that ends it, empty where none does."""
+    started, size = time.perf_counter(), architectures.smallest_size(name, KINDS, DEFAULTS)
+    say(f"{name}: {size} px")
+    everything = write_sample(folder / "all", PHOTOS, 96)
+    (folder / "photos").mkdir()
+    for dish in sorted(path for path in everything.iterdir() if path.is_dir())[:KINDS]:
+        dish.rename(folder / "photos" / dish.name)
+    with torch.device("meta"):
+        parameters = sum(each.numel() for each in architectures.build(name, KINDS).parameters())
+    return {
+        "experiment": "networks",
+        "architecture": name,
+        "image_size": size,
+        "parameters": parameters,
+        **_outcome(name, size, folder),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _outcome(name: str, size: int | None, folder: Path) -> dict[str, Any]:
+    """Train and export; the verdicts by backend and precision, with the reasons of those that did not pass."""
+    out = ["--run", "own", "--out", str(folder)]
+    learn = ["--data", str(folder / "photos"), "--archs", name, "--image-size", str(size), "--epochs", "1"]
+    how = ["--batch-size", "8", "--precision", "fp32", "--validation-share", "0.5"]
+    for words in (["training", *learn, *how, *out], ["export", "--no-recover", *out]):
+        if refused := _command(words):
+            return {"refused": f"{words[0]}: {refused}", "verdicts": {}, "reasons": {}, "engines": []}
+    receipt = Receipt.read(folder / "models" / name)
+    judged = {f"{c.backend} {c.precision}": c for c in receipt.candidates if c.variant in ("", "as written")}
+    return {
+        "refused": "",
+        "verdicts": {key: candidate.verdict for key, candidate in judged.items()},
+        "reasons": {key: "; ".join(c.reasons)[:300] for key, c in judged.items() if c.verdict not in _SILENT},
+        "engines": sorted(receipt.engines),
+    }
+
+
+def _command(words: Sequence[str]) -> str:
+    """Run `python -m` one of our commands; the last line that it says where it fails, else empty."""
+    try:
+        line = [sys.executable, "-m", *words]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return f"it takes longer than {LIMIT} s"
+    if done.returncode < 0:
+        return f"it was ended by signal {-done.returncode}"
+    return (done.stderr.strip().splitlines() or ["without a word"])[-1][:300] if done.returncode else ""
