@@ -12,8 +12,17 @@ from pathlib import Path
 from export import parity
 from export.settings import Foreign, Settings
 from export.triton_repository import write_models
-from runtime.candidate import Candidate
-from runtime.command_line import Parser, add_flags, add_gpu, exit_with_one_sentence, from_flags, require_extra, say
+from runtime.candidate import Candidate, not_run_here
+from runtime.command_line import (
+    Parser,
+    add_flags,
+    add_gpu,
+    exit_with_one_sentence,
+    from_flags,
+    require_extra,
+    say,
+    wrapped,
+)
 from runtime.errors import GateFailed, SajiError
 from runtime.receipt import Receipt
 
@@ -90,7 +99,10 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
         archs.append(name)
         if command.triton:
             write_models(command.out / "models" / name, receipt, command.triton, say)
-        print(f"\n{name}: {receipt.spec.name}\n{parity.table(candidates)}")
+        checked = [candidate for candidate in candidates if candidate.verdict != "unchecked"]
+        print(f"\n{name}: {receipt.spec.name}\n{parity.table(checked)}")
+        others = ((c.name, "; ".join(c.reasons)) for c in candidates if c.verdict == "unchecked")
+        print("\n".join(wrapped(line) for line in not_run_here(others)))
         for candidate in parity.failures(candidates):
             must_pass = parity.is_measure(candidate) or candidate.precision in settings.precisions
             (failed if must_pass else refused).append(candidate)

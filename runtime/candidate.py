@@ -1,6 +1,6 @@
 """A candidate = architecture × file × backend × precision. Parity checks it, the benchmark measures it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,24 @@ def candidates_in(architecture: str, folder: Path, facts: Mapping[str, BuildFact
         for offer in row.offers
         if (folder / offer.file).is_file()
     ]
+
+
+def not_run_here(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason why candidates cannot be checked on this machine, from their names and reasons.
+
+    A backend of which several are meant is named alone, whatever the architectures.
+    """
+    by_reason: dict[str, dict[str, set[str]]] = {}
+    for name, reason in reasons:
+        backend, _, how = name.partition(" · ")[2].partition(" · ")
+        by_reason.setdefault(reason, {}).setdefault(backend, set()).add(how)
+    lines = []
+    for reason, backends in by_reason.items():
+        named = (
+            f"{backend} {next(iter(how))}".strip() if len(how) == 1 else backend for backend, how in backends.items()
+        )
+        lines.append(f"not run here: {', '.join(named)}: {reason}")
+    return lines
 
 
 def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSet, spec: ModelSpec) -> Candidate:

@@ -107,6 +107,12 @@ def _as_typed(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def wrapped(line: str) -> str:
+    """A line of prose for a terminal of 80 columns; paths and names stay whole, so that they can be copied."""
+    how = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(line, 80, subsequent_indent="  ", **how)  # type: ignore[arg-type]
+
+
 def say(line: str) -> None:
     """Tell progress on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)

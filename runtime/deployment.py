@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.candidate import VERDICTS, Candidate
+from runtime.candidate import VERDICTS, Candidate, not_run_here
+from runtime.command_line import wrapped
 from runtime.errors import BadModel
 from runtime.files import as_record, read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
@@ -116,12 +117,12 @@ class Deployment:
 
     def summary(self) -> str:
         """In words: what was not run here and what the gate refused, by reason, then the choice and its reason."""
-        lines = []
-        for words, cause in (("not run here", "unchecked"), ("refused", "fail")):
-            by_reason: dict[str, list[str]] = {}
-            for entry in self.rejected:
-                if entry.cause == cause:
-                    by_reason.setdefault(entry.reason.partition(": ")[2], []).append(entry.candidate)
-            lines += [f"{words}: {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+        because = [(entry.cause, entry.candidate, entry.reason.partition(": ")[2]) for entry in self.rejected]
+        lines = not_run_here((name, reason) for cause, name, reason in because if cause == "unchecked")
+        refused: dict[str, list[str]] = {}
+        for cause, name, reason in because:
+            if cause == "fail":
+                refused.setdefault(reason, []).append(name)
+        lines += [f"refused: {', '.join(names)}: {reason}" for reason, names in refused.items()]
         lines += ["", f"choice: {self.choice.name}", f"reason: {self.reason}", "open the demo: make demo"]
-        return "\n".join(lines)
+        return "\n".join(wrapped(line) for line in lines)

@@ -240,7 +240,8 @@ class TestPyTorchOnAGpu:
         assert np.abs(compiled.run(PHOTOS) - reference).max() < 1e-2
         assert compiled.precision_share() == {precision: 1.0}
 
-    def test_a_machine_without_a_gpu_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_beside_a_gpu_that_pytorch_does_not_see_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("runtime.backends.require_gpu", lambda: None)
         monkeypatch.setattr(pytorch, "why_no_gpu", lambda: "PyTorch sees no CUDA GPU here (nothing)")
         assert unavailable_because("pytorch-cuda") == "PyTorch sees no CUDA GPU here (nothing)"
 

@@ -97,9 +97,9 @@ def unavailable_because(backend: str) -> str | None:
     if backend not in BACKENDS:
         raise SajiError(f"there is no backend {backend!r}; choose from {', '.join(BACKENDS)}")
     try:
-        _class_of(backend).check_available(backend)
         if BACKENDS[backend].gpu:  # without one, some libraries crash the process instead of failing
             require_gpu()
+        _class_of(backend).check_available(backend)
     except Unavailable as error:
         return str(error)
     return None
