@@ -174,7 +174,7 @@ def _reliability(spec: ModelSpec, language: str) -> str:
         return ""
     bins = [(f"{b['confidence']:.2f}", f"{b['accuracy']:.2f}", b["photos"]) for b in held["reliability"]]
     recalls = zip(spec.classes, held["recalls"], held["recall_intervals"], strict=True)
-    rows = [(name, f"{recall:.3f}", _between(interval)) for name, recall, interval in recalls]
+    rows = [(name.replace("_", " "), f"{recall:.3f}", _between(interval)) for name, recall, interval in recalls]
     return (
         f"<p>{say(language, 'reliability')}</p>"
         + table([say(language, head) for head in ("how_sure", "how_right", "count")], bins)
