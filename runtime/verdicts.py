@@ -72,7 +72,7 @@ def keep(folder: Path, receipt: Receipt, fresh: list[Candidate]) -> None:
 
 def _can_be_checked_now(candidate: Candidate) -> bool:
     """Whether what kept it from being checked may be gone: a GPU whose memory was full."""
-    on_gpu = candidate.servable and BACKENDS[candidate.backend].gpu
+    on_gpu = candidate.servable and candidate.backend in BACKENDS and BACKENDS[candidate.backend].gpu
     return candidate.verdict == "unchecked" and on_gpu and not unavailable_because(candidate.backend)
 
 
@@ -83,6 +83,8 @@ def difference(candidate: Candidate, versions: Mapping[str, str]) -> str:
     """
     if candidate.machine is None:
         return "names no machine"
+    if candidate.backend not in BACKENDS:
+        return f"is of a backend {candidate.backend!r} that there is not"
     installed = environment.versions()
     libraries = [(name, versions.get(name), installed.get(name)) for name in distributions(candidate.backend)]
     facts = [*zip(("processor", "system", "GPU"), _kind(candidate.machine), _kind(machine()), strict=True)]

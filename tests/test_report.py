@@ -247,7 +247,7 @@ def test_what_is_missing_is_left_out(compared: tuple[Path, str]) -> None:
 
 
 def test_class_names_of_any_kind(run: Path, tmp_path: Path) -> None:
-    names = ("ソト・アヤム", "price $5 | $7", "a" * 200, "caf\udce9", "<b>*bold*\nline</b>")
+    names = ("ソト・アヤム", "price $5 | $7", "a" * 200, "caf\udce9", "<b>*bold* line</b>")
     network = copied(run, tmp_path, "resnet18")
     model, spec = load_checkpoint(network / "checkpoint.pt")
     spec = replace(spec, classes=names)
