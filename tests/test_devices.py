@@ -76,13 +76,16 @@ class TestWhyNoGpu:
         old, new = Driver("535.54", "12.2", (T4,)), Driver("580.95", "13.0", (T4,))
         assert self.reason(monkeypatch, new, "13.0", available=True) is None
         said = self.reason(monkeypatch, old, "13.0")
-        assert said.startswith("the driver 535.54 serves CUDA 12.2, this PyTorch needs 13.0; type: pip install")
-        assert said.endswith("cu126")
+        assert said.startswith(
+            "the driver 535.54 serves CUDA 12.2, this PyTorch needs 13.0; type: make setup EXTRAS=auto"
+        )
         ancient = Driver("470.82", "11.4", (T4,))
         assert "get driver 580 or newer" in self.reason(monkeypatch, ancient, "13.0")
-        assert "was built without CUDA, which the Tesla T4 needs; type: pip" in self.reason(monkeypatch, new, None)
+        assert "was built without CUDA, which the Tesla T4 needs; type: make" in self.reason(monkeypatch, new, None)
         said = self.reason(monkeypatch, Driver("580.95", "13.0", (OLD,)), "13.0", available=True)
-        assert "for CUDA 13.0, has no kernels for the NVIDIA GeForce GTX 1080 (sm61)" in said and "cu126" in said
+        assert "for CUDA 13.0, has no kernels for the NVIDIA GeForce GTX 1080 (sm61)" in said and said.endswith(
+            "EXTRAS=auto"
+        )
         none = Driver(error="CUDA_ERROR_NO_DEVICE")
         assert "no CUDA GPU here (CUDA_ERROR_NO_DEVICE)" in self.reason(monkeypatch, none, "13.0")
         assert "beside the driver 580.95" in self.reason(monkeypatch, new, "13.0")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.base import Backend, Layer
-from runtime.errors import BadModel, Unavailable, missing_extra
+from runtime.errors import BadModel, Unavailable, anew_line, missing_extra
 from runtime.nvidia import driver, here, serving
 
 # The members of an archive that torch.export.save writes for a program of tensors
@@ -291,10 +291,7 @@ def why_no_gpu() -> str | None:
     if not told.gpus:
         return None if available else f"PyTorch sees no CUDA GPU here ({told.error})"
     fits, gpu = serving(told, here()), told.gpus[0]
-    another = "get driver 580 or newer"
-    if fits:
-        index = f" --index-url {fits.torch_index}" if fits.torch_index else ""
-        another = f"type: pip install --force-reinstall torch torchvision{index}"
+    another = f"type: {anew_line()}" if fits else "get driver 580 or newer"
     if not built:
         return f"PyTorch {torch.__version__} was built without CUDA, which the {gpu.name} needs; {another}"
     if told.cuda and _major(told.cuda) < _major(built):

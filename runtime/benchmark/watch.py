@@ -84,7 +84,7 @@ def _busy(cpu: Any) -> float:
 def _clock() -> float | None:
     try:
         clock = psutil.cpu_freq()
-    except (AttributeError, OSError, NotImplementedError, RuntimeError):  # not told on this system
+    except (AttributeError, OSError, NotImplementedError, RuntimeError):  # some systems do not tell it
         return None
     return clock.current if clock else None
 
