@@ -18,6 +18,7 @@ from runtime.errors import BadModel, SajiError
 from runtime.files import sha256_file
 from training.network.classifier import finished, load_checkpoint
 from training.photos import duplicates
+from training.photos.dataset import load_data
 from training.photos.findings import Findings
 from training.photos.findings_page import page
 from training.photos.seen import DIGITS, Seen, record, require_unseen, seen_by, seen_in, split_unseen
@@ -79,18 +80,25 @@ def test_the_very_split_that_weights_come_from_stays() -> None:
 def test_a_split_that_had_to_avoid_photos_is_found_again() -> None:
     """A second network starts from a first, a third from the second, on the second's photos."""
     second, _ = split_unseen(PHOTOS, 0.2, 3, [first(keys(PHOTOS, np.arange(18)))])
-    known = record(second, [first(keys(PHOTOS, np.arange(18)))])
+    known = record(second, [first(keys(PHOTOS, np.arange(18)))], True)
     assert known
     its = Seen("second.pt", "", "teacher", second.fingerprint, *map(frozenset, (known["photos"], known["moved"])))
     third, told = split_unseen(PHOTOS, 0.2, 3, [its])
     assert third.fingerprint == second.fingerprint != split_unseen(PHOTOS, 0.2, 3, [])[0].fingerprint
-    assert told and record(third, [its]) == known
+    assert told and record(third, [its], True) == known
 
 
 def test_what_the_first_of_a_chain_has_seen_is_known_to_the_last() -> None:
     """Also photos that are in the set no more."""
-    known = record(PHOTOS, [first(frozenset({"long gone"}))])
+    known = record(PHOTOS, [first(frozenset({"long gone"}))], True)
     assert known and {*known["photos"]} == keys(PHOTOS) | {"long gone"} and known["moved"] == []
+
+
+def test_validation_photos_that_chose_nothing_are_new() -> None:
+    of_a_training_scene = np.array([*range(len(PHOTOS.photos))])
+    of_a_training_scene[PHOTOS.val[0]] = PHOTOS.train[0]
+    known = record(replace(PHOTOS, scenes=of_a_training_scene), [], epoch_is_chosen=False)
+    assert known and {*known["photos"]} == keys(PHOTOS, [*PHOTOS.train, PHOTOS.val[0]])
 
 
 def test_two_files_one_of_another_split_are_both_avoided() -> None:
@@ -114,7 +122,7 @@ def test_a_checkpoint_without_a_record_may_start_its_own_split_only() -> None:
     with pytest.raises(SajiError, match=r"first\.pt learnt from another set or split and keeps no record"):
         require_unseen(made, [first(None)])
     assert len(seen_in(PHOTOS, [first(None, made.fingerprint)])) == len(PHOTOS.photos), "for folds"
-    assert record(made, [first(None, made.fingerprint)]) is None, "who starts from it does not know either"
+    assert record(made, [first(None, made.fingerprint)], True) is None, "who starts from it does not know either"
 
 
 def test_a_split_made_elsewhere_that_validates_on_seen_photos_is_refused() -> None:
@@ -141,9 +149,11 @@ def test_no_fold_tests_on_a_seen_photo_and_each_other_is_tested_once(some: set[i
 # --- what a checkpoint carries
 
 
-def test_a_checkpoint_carries_the_photos_it_was_trained_and_validated_with(run: Path, sample: Path) -> None:
+def test_a_checkpoint_carries_the_photos_it_was_trained_with(run: Path, sample: Path) -> None:
+    """The last epoch is released, so validation photos had no say in it."""
     seen = seen_by(run / "checkpoint.pt")
-    assert seen.photos == {sha256_file(photo)[:DIGITS] for photo in sample.rglob("*.jpg")} and not seen.moved
+    data = load_data(sample, 0.5, 0, look_alikes=False)
+    assert seen.photos == {data.hashes[i][:DIGITS] for i in data.train} and not seen.moved
     _, spec = load_checkpoint(run / "checkpoint.pt")
     assert seen.fingerprint == spec.data["fingerprint"] and "started_from" not in spec.data
     assert not any(digest in spec.to_json() for digest in seen.photos), "an ONNX file's metadata stay small"
@@ -181,6 +191,7 @@ def grown(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 def train(data: Path, out: Path, *more: object) -> house.Said:
     line = ["--data", data, "--archs", "resnet18", "--image-size", 32, "--epochs", 1, "--precision", "fp32"]
+    line += ["--release", "best"]  # so validation photos have their say, too
     with pytest.MonkeyPatch.context() as patch:  # drawn dishes have no look-alikes, and looking takes seconds
         patch.setattr(duplicates, "find_duplicates", lambda *_: [])
         return house.here("training", *line, "--batch-size", 8, "--run", "r", "--out", out, *more)

@@ -20,7 +20,7 @@ DIGITS = 20
 
 @dataclass(frozen=True)
 class Seen:
-    """What a file of weights saw: photos that it was trained on or that chose its epoch, it or what it came from.
+    """What a file of weights saw: those that trained it or chose its epoch, or did so for what it came from.
 
     `role` is the field of the recipe that names it. `fingerprint` is that of its own photos and split, "" where saji
     did not train it. `photos` are the first DIGITS of their SHA-256, None where that is not known. `moved` are those of
@@ -150,10 +150,14 @@ def require_unseen(data: Data, before: list[Seen]) -> list[Seen]:
     return before
 
 
-def record(data: Data, before: Collection[Seen]) -> dict[str, list[str]] | None:
-    """What a checkpoint keeps of a run on this data: a Seen's `photos` and `moved`; None where that is not known."""
+def record(data: Data, before: Collection[Seen], epoch_is_chosen: bool) -> dict[str, list[str]] | None:
+    """What a checkpoint keeps of a run on this data: a Seen's `photos` and `moved`; None where that is not known.
+
+    Validation photos are among them where they chose the released epoch, or show the scene of a training photo.
+    """
     if any(each.unrecorded for each in before):
         return None
-    seen = {digest[:DIGITS] for digest in data.hashes}.union(*(each.photos or () for each in before))
+    own = np.isin(data.scenes, data.scenes[data.train]) | epoch_is_chosen
+    seen = {data.hashes[i][:DIGITS] for i in np.flatnonzero(own)}.union(*(each.photos or () for each in before))
     moved = {data.hashes[i][:DIGITS] for i in barred(data, before)}
     return {"photos": sorted(seen), "moved": sorted(moved)}

@@ -100,7 +100,9 @@ def train(
         gradients.write(folder / "gradients.csv")  # the checkpoint comes last: its presence says the run is complete
         spec, test = _spec(architecture, data, recipe, folder, figures, before), of_test(fitting.model, data, geometry)
         spec = settle(folder, spec, of_validation(logits, data, recipe), test)
-        save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, seen.record(data, before))
+        save_checkpoint(
+            folder / "checkpoint.pt", fitting.model, spec, seen.record(data, before, recipe.epoch_is_chosen)
+        )
         _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], logits[:SAME])
         if not interrupted:
             for file in (kept.best, kept.last):
