@@ -1,10 +1,12 @@
 """`python demo/app.py`: the page in a browser and the HTTP API, served by what `deployment.json` chose."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from runtime.classifier import Classifier, load
 from runtime.command_line import Parser, add_gpu, exit_with_one_sentence, say
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
+from runtime.receipt import Receipt
 
 if TYPE_CHECKING:
     from demo.service.queue import Serving
@@ -28,7 +31,6 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 def main() -> None:
     """Read the command line, open and warm the model, serve page and API until Ctrl-C."""
     arguments = _arguments()
-    path = arguments.deployment or arguments.out / "deployment.json"
     for name in ("top", "workers", "batch"):
         if getattr(arguments, name) < 1:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
@@ -38,6 +40,8 @@ def main() -> None:
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
     from demo.service.queue import Serving
+
+    path = arguments.deployment or _chosen(arguments.out, arguments.serve)
 
     def open_classifier(path: Path) -> Classifier:
         return load(path, threads=arguments.threads, streams=arguments.workers)
@@ -50,6 +54,45 @@ def main() -> None:
         # Uploads are somebody's photos: they go with this process, and no other user's demo shares the folder
         os.environ["GRADIO_TEMP_DIR"] = uploads
         serve(serving, listener, arguments)
+
+
+def _chosen(out: Path, asked: str) -> Path:
+    """The deployment to serve below `out`: one of the user's own photos, else the starter, which is made if missing.
+
+    Drawn dishes are served where there is no starter yet, or when `asked` for as "own". Raises SajiError where the
+    starter cannot be made.
+    """
+    own, starter = out / "deployment.json", out / "starter" / "deployment.json"
+    drawn = own.is_file() and _drawn(own)
+    if asked == "own" or (not asked and own.is_file() and not (drawn and starter.is_file())):
+        if drawn:
+            say("serving a network of drawn dishes; for real photos: make demo ARGS='--serve starter'")
+        return own
+    if not starter.is_file():
+        _make_starter(starter.parent)
+    other = "your own choice: make demo ARGS='--serve own'" if own.is_file() else "your own dishes: make DATA=my_dishes"
+    say(f"serving the starter, which knows some foods; {other}")
+    return starter
+
+
+def _drawn(path: Path) -> bool:
+    """Whether what a deployment serves was trained on drawn dishes; what cannot be read is told when it is opened."""
+    with contextlib.suppress(SajiError):
+        return bool(Receipt.read(path.parent / Deployment.read(path).choice.folder).spec.data.get("drawn"))
+    return False
+
+
+def _make_starter(out: Path) -> None:
+    say("nothing of your own is chosen yet: making the starter, which takes a minute, once")
+    for module, *more in (
+        ("training", "starter"),
+        ("export", "--run", "starter", "--precisions", "fp32"),
+        ("runtime", "bench", "--seconds", "3"),
+    ):
+        if subprocess.run(
+            [sys.executable, "-m", module, *more, "--out", str(out)], stdout=subprocess.DEVNULL
+        ).returncode:
+            raise SajiError("the starter could not be made, see above; or choose a model of yours: make DATA=my_dishes")
 
 
 def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
@@ -118,6 +161,8 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
     add("--deployment", type=Path, help="the choice to serve, looked at again each second (OUT/deployment.json)")
+    what = "the starter, or your own choice (your own, and before that the starter)"
+    add("--serve", choices=["starter", "own"], default="", help=what)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the network in (127.0.0.1)")
     add("--port", type=int, default=7860, help="port to listen on; 0 takes a free one (7860)")
     add("--examples", type=Path, help="folder of example pictures (those that export wrote)")

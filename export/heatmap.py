@@ -2,7 +2,8 @@
 
 Beside `logits` comes `cam`, float32 `[batch, h, w]`: the last maps, weighted by what each adds to the most likely
 class. Its mean over height and width, plus the class's bias, is that class's logit. This is exact, but for rounding,
-where the logits are linear layers on the average of the last maps; other networks get no such file.
+where the logits are linear layers on the average of the last maps; other networks get no such file. Where classes are
+sums of a network's own (`PhotoClassifier.apart`), the map is that of the likeliest member of the most likely class.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.utils
+import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
 from export.graph import INPUT, OUTPUT
@@ -31,12 +33,15 @@ class Head:
     """What follows the last maps of a network: logits = weight · (mean of the maps over height and width) + bias.
 
     `maps` names the maps, float32 `[batch, channels, h, w]`, in the graph; weight float32 `[classes, channels]`, bias
-    float32 `[classes]`.
+    float32 `[classes]`; `logits` names their own logits. `of_members` names those of the members of each class,
+    float32 `[batch, classes, members]`, where classes are sums of members, which weight, bias and `logits` are of then.
     """
 
     maps: str
     weight: np.ndarray
     bias: np.ndarray
+    logits: str = OUTPUT
+    of_members: str = ""
 
 
 def linear_head(model: onnx.ModelProto) -> Head:
@@ -46,7 +51,8 @@ def linear_head(model: onnx.ModelProto) -> Head:
     if not pools:
         raise SajiError("its logits do not come from an average over its last maps")
     maps, pooled, shape = pools[-1]
-    head = onnx.utils.Extractor(model).extract_model([pooled], [OUTPUT])
+    logits, of_members = _members(model.graph)
+    head = onnx.utils.Extractor(model).extract_model([pooled], [logits])
     if any(INPUT in node.input for node in head.graph.node):
         raise SajiError("its logits depend on more than the average of its last maps")
     run = ReferenceEvaluator(head)
@@ -65,7 +71,17 @@ def linear_head(model: onnx.ModelProto) -> Head:
     expected = averages @ weight + bias
     if np.abs(answer(averages) - expected).max() > 1e-3 * np.abs(expected).max():
         raise SajiError("more than linear layers stands between its last maps and its logits")
-    return Head(maps, weight.T.copy(), bias)
+    return Head(maps, weight.T.copy(), bias, logits, of_members)
+
+
+def _members(graph: onnx.GraphProto) -> tuple[str, str]:
+    """The network's own logits, and those of each class's members where classes are sums; else OUTPUT and ""."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    last = made_by[OUTPUT]
+    if last.op_type != "ReduceLogSumExp":
+        return OUTPUT, ""
+    spread = made_by[made_by[last.input[0]].input[0]]  # what `apart` is added to: [batch, 1, members]
+    return spread.input[0], last.input[0]
 
 
 def _global_pools(graph: onnx.GraphProto) -> list[tuple[str, str, list[int]]]:
@@ -84,14 +100,20 @@ def add_map(model: onnx.ModelProto, head: Head, spec: ModelSpec) -> None:
     """Give an exported graph its second output, `cam`, in place."""
     weight = onnx.numpy_helper.from_array(head.weight[:, :, None, None], "cam/weight")
     model.graph.initializer.append(weight)
-    make = onnx.helper.make_node
-    model.graph.node.extend(
-        [
-            make("Conv", [head.maps, weight.name], ["cam/classes"], "cam/classes", kernel_shape=[1, 1]),
-            make("ArgMax", [OUTPUT], ["cam/top"], "cam/top", axis=1, keepdims=1),
-            make("GatherND", ["cam/classes", "cam/top"], ["cam"], "cam/of_top", batch_dims=1),
+    make, top = onnx.helper.make_node, "cam/top"
+    nodes = [
+        make("Conv", [head.maps, weight.name], ["cam/classes"], "cam/classes", kernel_shape=[1, 1]),
+        make("ArgMax", [OUTPUT], [top], top, axis=1, keepdims=1),
+    ]
+    if head.of_members:
+        members = ["cam/members", "cam/top_member"]
+        nodes += [
+            make("GatherND", [head.of_members, top], members[:1], members[0], batch_dims=1),
+            make("ArgMax", members[:1], members[1:], members[1], axis=1, keepdims=1),
         ]
-    )
+        top = members[1]
+    nodes.append(make("GatherND", ["cam/classes", top], ["cam"], "cam/of_top", batch_dims=1))
+    model.graph.node.extend(nodes)
     model.graph.output.append(onnx.helper.make_tensor_value_info("cam", onnx.TensorProto.FLOAT, ["batch", "h", "w"]))
     onnx.helper.set_model_props(model, {"spec": spec.to_json()})
     onnx.checker.check_model(model, full_check=True)
@@ -136,8 +158,22 @@ def check_heatmap(path: Path, head: Head, spec: ModelSpec, validation: Validatio
     result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
     if result.verdict != "pass":
         return result
-    top = logits.argmax(axis=1)
-    rebuilt = logits.copy()
+    own, top = _own_logits(path, head, logits, validation.images)
+    rebuilt = own.copy()
     rebuilt[np.arange(n), top] = maps.mean(axis=(1, 2)) + head.bias[top]
-    summed = apply_gate(validation.logits, rebuilt, validation.labels, gate, spec)
+    labels = own.argmax(axis=1) if head.of_members else validation.labels
+    summed = apply_gate(own, rebuilt, labels, gate)
     return replace(summed, reasons=tuple(f"the map does not add up to its logit: {why}" for why in summed.reasons))
+
+
+def _own_logits(path: Path, head: Head, logits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The network's own logits `[N, members]` and which of them the maps are of, int `[N]`; see `Head`."""
+    if not head.of_members:
+        return logits, logits.argmax(axis=1)
+    model = onnx.load(path)
+    names = [head.logits, head.of_members]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    parts = [session.run(names, {INPUT: images[i : i + AT_ONCE]}) for i in range(0, len(images), AT_ONCE)]
+    own, members = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return own, members[np.arange(len(own)), logits.argmax(axis=1)].argmax(axis=1)

@@ -176,7 +176,8 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
             candidates += write_with_geometry(new, spec, candidates, validation, source.photos, say, settings.bounds)
             heatmaps, without = write_heatmap(new, spec, validation, say, settings.bounds)
             candidates, skipped = candidates + heatmaps, skipped + without
-            _write_examples(new / "examples", validation, spec)
+            if not spec.published:  # of pictures that show what it can name
+                _write_examples(new / "examples", validation, spec)
             report = parity.report(spec, source.described, candidates, validation, skipped, settings.bounds)
             (new / "parity.md").write_text(report, encoding="utf-8")
         files = (

@@ -92,6 +92,15 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
     return name, candidate.verdict, accuracy, agreement, flipped, decisions, shift, share, reasons
 
 
+def _accuracy(spec: ModelSpec) -> str:
+    if not spec.published:
+        return f"accuracy {spec.validation['accuracy']:.3f}"
+    return (
+        f"whose accuracy was not measured here ({spec.published['accuracy']} on {spec.published['of']} by "
+        f"{spec.published['source']}): nobody labelled these pictures, and accuracy is agreement with its own answers"
+    )
+
+
 def report(
     spec: ModelSpec,
     reference: str,
@@ -108,7 +117,7 @@ def report(
     lines = [
         f"# Parity of {spec.name}",
         "",
-        f"Reference: {reference}, accuracy {spec.validation['accuracy']:.3f} on {n} "
+        f"Reference: {reference}, {_accuracy(spec)} on {n} "
         "validation photos. Each candidate is the file loaded from disk through its backend, one photo at a time.",
         f"A candidate without a flip on {n} photos may still flip up to {100 * 3 / max(n, 1):.1f} % of photos "
         "(95 % bound, rule of three).",

@@ -43,11 +43,13 @@ def choose(
     policy: Policy,
     machine: Machine | None,
     inputs: dict[str, Any],
+    labelled: bool = True,
 ) -> Deployment:
     """Choose by the policy. Raises GateFailed when no candidate may be served.
 
     `unmeasured` are candidates that were not timed, because they did not pass or cannot run here; they are listed
-    with their reasons. `machine` and `inputs` go into the deployment.
+    with their reasons. `machine` and `inputs` go into the deployment. Where photos were not `labelled`, accuracy is
+    agreement with the checkpoint.
     """
     rejected = [_not_passed(candidate, candidate.name) for candidate in unmeasured]
     allowed = _allowed(measured, policy, rejected)
@@ -65,10 +67,11 @@ def choose(
     rejected += [_second(place, choice, place in tied) for place in others]
     points = f"{100 * policy.max_accuracy_drop:g} point{'' if policy.max_accuracy_drop == 0.01 else 's'}"
     percentile = "" if policy.percentile == 50 else f" (p{policy.percentile:g})"
+    what = "accuracy" if labelled else "agreement with the checkpoint"
     reason = (
         f"fastest of {len(accurate)} candidates that passed parity on this machine within {points} of the best "
-        f"accuracy ({best:.3f}): {choice.milliseconds:.2f} ms{percentile} at batch {policy.batch}, "
-        f"accuracy {choice.accuracy:.3f}"
+        f"{what} ({best:.3f}): {choice.milliseconds:.2f} ms{percentile} at batch {policy.batch}, "
+        f"{what} {choice.accuracy:.3f}"
     )
     if len(tied) > 1:
         reason += f"; {len(tied)} are not told apart by the benchmark, the more accurate, then smaller one wins"

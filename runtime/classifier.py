@@ -15,7 +15,7 @@ from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.files import sha256_file
 from runtime.preprocess import Source, timed_pixels
 from runtime.receipt import Receipt
-from runtime.spec import ModelSpec
+from runtime.spec import NAMED, Answer, ModelSpec
 from runtime.verdicts import judged_here, same_kind
 
 
@@ -23,12 +23,18 @@ from runtime.verdicts import judged_here, same_kind
 class Prediction:
     """What a photo shows: `probabilities` by label, most likely first, and the milliseconds each part took.
 
-    `sure` is False when the model's rejection rule says "none of these".
+    `sure` is False when the model's rejection rule says "none of these". `answer`, one of `runtime.spec.ANSWERS`, also
+    tells "unknown" from "absent", where there is nothing of the kind that the model knows.
     """
 
     probabilities: dict[str, float]
-    sure: bool
+    answer: Answer
     milliseconds: dict[str, float]
+
+    @property
+    def sure(self) -> bool:
+        """Whether the most likely class is the answer."""
+        return self.answer == NAMED
 
     @property
     def label(self) -> str:
@@ -89,9 +95,9 @@ class Classifier:
         return self.predictions(logits, milliseconds)
 
     def predictions(self, logits: np.ndarray, milliseconds: dict[str, float]) -> list[Prediction]:
-        """What logits `[N, C]` say by the spec: probabilities, and whether the rejection rule is sure."""
-        answers = zip(self.spec.probabilities(logits), self.spec.sure(logits), strict=True)
-        return [self._prediction(row, bool(sure), milliseconds) for row, sure in answers]
+        """What logits `[N, C]` say by the spec: probabilities, and what the photo is answered."""
+        answers = zip(self.spec.probabilities(logits), self.spec.answers(logits), strict=True)
+        return [self._prediction(row, answer, milliseconds) for row, answer in answers]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB. Raises SajiError else."""
@@ -103,9 +109,9 @@ class Classifier:
             )
         return self.backend.run(images)
 
-    def _prediction(self, row: np.ndarray, sure: bool, milliseconds: dict[str, float]) -> Prediction:
+    def _prediction(self, row: np.ndarray, answer: Answer, milliseconds: dict[str, float]) -> Prediction:
         order = np.argsort(-row, kind="stable")
-        return Prediction({self.spec.classes[i]: float(row[i]) for i in order}, sure, milliseconds)
+        return Prediction({self.spec.classes[i]: float(row[i]) for i in order}, answer, milliseconds)
 
     def close(self) -> None:
         """Free the engine; again does nothing."""

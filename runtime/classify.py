@@ -23,13 +23,21 @@ from runtime.errors import BadPhoto, GateFailed, SajiError
 from runtime.files import left_by_programs
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile
-from runtime.spec import ModelSpec
+from runtime.spec import NAMED, UNKNOWN, ModelSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Say = Callable[[str], None]
 
-COLUMNS = ("photo", "label", "probability", "sure", "served_by", "milliseconds")  # of CSV; JSON has all probabilities
+COLUMNS = (
+    "photo",
+    "label",
+    "probability",
+    "sure",
+    "answer",
+    "served_by",
+    "milliseconds",
+)  # of CSV; JSON has all probabilities
 
 
 def add_to(verbs: Any) -> None:
@@ -205,7 +213,7 @@ def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Predict
     if not sys.stdout.isatty():
         return lambda photo, answer: print("\t".join(_cells(photo, answer)), flush=True)
     # The photo stands last: nobody knows how long the longest name of a folder will be
-    width = max(len(_label(label, not spec.rejection)) for label in spec.classes)
+    width = max(len(_label(label, UNKNOWN if spec.rejection else NAMED)) for label in spec.classes)
     print(f"{'label':{width}}  probability        time  photo")
 
     def line(photo: str, answer: Prediction) -> None:
@@ -215,24 +223,25 @@ def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Predict
     return line
 
 
-def _label(label: str, sure: bool) -> str:
-    return label if sure else f"not sure (perhaps {label})"
+def _label(label: str, answer: str) -> str:
+    return f"not sure (perhaps {label})" if answer == UNKNOWN else label
 
 
 def _cells(photo: str, answer: Prediction) -> tuple[str, str, str, str]:
     milliseconds = f"{sum(answer.milliseconds.values()):.1f} ms"
-    return printable(photo), _label(answer.label, answer.sure), f"{answer.probability:.3f}", milliseconds
+    return printable(photo), _label(answer.label, answer.answer), f"{answer.probability:.3f}", milliseconds
 
 
 def json_row(photo: str, answer: Prediction, served_by: str) -> str:
     """A line of JSON in ASCII, which holds every file name, also one that is no text."""
-    return json.dumps({"photo": photo, "label": answer.label, **asdict(answer), "served_by": served_by}) + "\n"
+    told = {"label": answer.label, "sure": answer.sure, **asdict(answer)}
+    return json.dumps({"photo": photo, **told, "served_by": served_by}) + "\n"
 
 
 def csv_row(photo: str, answer: Prediction, served_by: str) -> str:
     """A row of COLUMNS; a name with quotes, commas or line ends is quoted."""
     milliseconds, sure = round(sum(answer.milliseconds.values()), 3), str(answer.sure).lower()
-    return csv_line((photo, answer.label, round(answer.probability, 6), sure, served_by, milliseconds))
+    return csv_line((photo, answer.label, round(answer.probability, 6), sure, answer.answer, served_by, milliseconds))
 
 
 def csv_line(cells: Iterable[object]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.errors import SajiError
 from runtime.evaluation import Figures, centred, compare
-from runtime.spec import ModelSpec
+from runtime.spec import ABSENT, UNKNOWN, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,11 @@ def growth(photos: int) -> float:
 
 
 def _decisions(logits: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """What the model answers for each photo, int `[N]`: its class, or -1 for "not sure"."""
-    return np.where(spec.sure(logits), logits.argmax(1), -1)
+    """What the model answers for each photo, int `[N]`: its class, -1 for "not sure", -2 for nothing of the kind."""
+    others = {UNKNOWN: -1, ABSENT: -2}
+    return np.array(
+        [others.get(answer, top) for answer, top in zip(spec.answers(logits), logits.argmax(1), strict=True)]
+    )
 
 
 def _against(gate: Gate, figures: Figures) -> tuple[list[str], list[str]]:

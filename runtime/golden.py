@@ -27,13 +27,14 @@ class Answer:
     """The checkpoint's answer to one picture, decoded whole.
 
     `pixels_sha256`: of the uint8 `[size, size, 3]` RGB bytes, empty for a JPEG. `decoding`: what decoders may add to
-    the difference of a probability.
+    the difference of a probability. `answer`: of `runtime.spec.ANSWERS`, for who follows the spec's rule himself.
     """
 
     pixels_sha256: str
     logits: tuple[float, ...]
     probabilities: tuple[float, ...]
     decoding: float = 0.0
+    answer: str = ""
 
 
 @dataclass(frozen=True)

@@ -179,12 +179,18 @@ def _spec_lines(model: str, spec: dict[str, Any] | None) -> Iterator[str]:
             photos = f"{held['photos']} photos that chose nothing ({held['how']})"
             yield f"checkpoint: accuracy {held['accuracy']:.3f} (95 % interval {interval}) on {photos}"
         yield f"checkpoint: accuracy {validation['accuracy']:.3f} on {validation['photos']} validation photos"
+    if published := spec["data"].get("published"):
+        figure = f"{published['accuracy']} on {published['of']}, {published['source']}"
+        yield f"checkpoint: accuracy not measured here; published: {figure}"
     for what, file in spec["data"].get("started_from", {}).items():
         known = f"it had seen {file['seen']} photos"
         seen = "what it was trained on is not known" if file["seen"] == "unknown" else known
-        yield f"started from {what} {file['name']} (sha256 {file['sha256'][:12]}…): {seen}"
+        licence = f", {file['licence']}" if "licence" in file else ""
+        yield f"started from {what} {file['name']} (sha256 {file['sha256'][:12]}…{licence}): {seen}"
     rule = f"{rejection['rule']} below {rejection['threshold']:.3g} is not sure" if rejection else "always sure"
     yield f"temperature {spec['temperature']:.3g}, {rule}"
+    if guard := spec.get("guard"):
+        yield f"{guard['absent']!r} where all else is below {guard['presence']:.3g}; {guard['unnamed']!r} is no name"
 
 
 def _graph_lines(graph: dict[str, Any]) -> Iterator[str]:

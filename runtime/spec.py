@@ -1,19 +1,20 @@
 """What a model is: the one description that travels checkpoint → ONNX → receipt → every consumer."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from runtime.errors import BadModel
 from runtime.files import DAMAGE, as_record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = (1, 2)  # 2 has a guard, without which its classes would be taken for names
 # What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
 # the same pixels: 1 ignored colour profiles, 2 converts what is not sRGB. Photos in sRGB are the same bits in both.
 PREPROCESS_VERSION = 2
@@ -53,13 +54,18 @@ def _log_sum_exp(scaled: np.ndarray) -> np.ndarray:
     return top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
 
 
-# How much a photo looks like the known classes, by the rule that a spec may name: from float64 logits / temperature
-# [N, C] and the temperature to [N], higher is surer. max_probability is the baseline of Hendrycks and Gimpel 2017;
-# energy is the negative free energy T · log Σ exp(logits / T) of Liu et al. 2020.
-RULES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "max_probability": lambda scaled, temperature: softmax(scaled).max(axis=1),
-    "energy": lambda scaled, temperature: temperature * _log_sum_exp(scaled),
+# How much a photo looks like the classes that have a name, by the rule that a spec may name: from float64 logits /
+# temperature [N, C], the temperature and which classes those are (all, or bool [C]) to [N], higher is surer.
+# max_probability is the baseline of Hendrycks and Gimpel 2017; energy is the negative free energy
+# T · log Σ exp(logits / T) of Liu et al. 2020.
+EVERY: Any = slice(None)
+RULES: dict[str, Callable[..., np.ndarray]] = {
+    "max_probability": lambda scaled, temperature, named=EVERY: softmax(scaled)[:, named].max(axis=1),
+    "energy": lambda scaled, temperature, named=EVERY: temperature * _log_sum_exp(scaled[:, named]),
 }
+# What a photo may be answered: the name of a class; not sure, perhaps none of these; nothing of the kind is there
+Answer = Literal["named", "unknown", "absent"]
+NAMED, UNKNOWN, ABSENT = ANSWERS = get_args(Answer)
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,24 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """Two classes that are no name: `absent`, nothing of the kind, and `unnamed`, of the kind, but without a name.
+
+    Where all others together have a probability below `presence`, nothing of the kind is there. What is there, and has
+    no name that the rejection rule is sure of, is unknown.
+    """
+
+    absent: str
+    unnamed: str
+    presence: float
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything a consumer needs to use a model and to know where it comes from.
 
-    `classes[i]` names logit `i`. Without a `rejection` the model is sure of every photo. Probabilities are
-    softmax(logits / temperature).
+    `classes[i]` names logit `i`. Without a `rejection` the model is sure of every photo, without a `guard` every class
+    is a name. Probabilities are softmax(logits / temperature). `translations` has the classes by language, as in "id".
     """
 
     name: str
@@ -93,11 +112,13 @@ class ModelSpec:
     geometry: Geometry = field(default_factory=Geometry)
     temperature: float = 1.0
     rejection: Rejection | None = None
+    guard: Guard | None = None
+    translations: dict[str, tuple[str, ...]] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)  # accuracy, photos, of the FP32 checkpoint
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)  # fingerprint, drawn, started_from: files and what they had seen
     versions: dict[str, str] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSIONS[0]
 
     def __post_init__(self) -> None:
         """Raise BadModel where two classes share a name, of which every consumer would lose one."""
@@ -107,7 +128,11 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """The spec as compact JSON, the form stored in checkpoints and ONNX metadata."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True)
+        values = dataclasses.asdict(self)
+        for name in ("guard", "translations"):  # of few models; the others' specs are what they were before
+            if not values[name]:
+                del values[name]
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, origin: str = "this file") -> "ModelSpec":
@@ -122,9 +147,10 @@ class ModelSpec:
         """A spec from its JSON form, an object; raises BadModel as `from_json` does."""
         try:
             version = values["schema_version"]
-            if version != SCHEMA_VERSION:
+            if version not in SCHEMA_VERSIONS:
                 raise BadModel(
-                    f"{origin} has spec version {version}, this saji reads {SCHEMA_VERSION}; export it again"
+                    f"{origin} has spec version {version}, this saji reads {' and '.join(map(str, SCHEMA_VERSIONS))}; "
+                    "export it again"
                 )
             spec = as_record(cls, values, origin)
         except BadModel as error:
@@ -146,17 +172,44 @@ class ModelSpec:
         """Softmax of float `[N, C]` logits at the spec's temperature; float64 `[N, C]`, rows sum to 1."""
         return softmax(np.asarray(logits, np.float64) / self.temperature)
 
+    @property
+    def published(self) -> dict[str, Any]:
+        """The figure that others published of this model, of which no accuracy was measured here; mostly empty.
+
+        Its files were checked on pictures without labels, for which the checkpoint's own answers stand.
+        """
+        return dict(self.data.get("published", {}))
+
+    @functools.cached_property
+    def named(self) -> np.ndarray:
+        """Which classes are a name that a photo may be given, bool `[C]`."""
+        others = (self.guard.absent, self.guard.unnamed) if self.guard else ()
+        return np.array([name not in others for name in self.classes])
+
     def score(self, logits: np.ndarray) -> np.ndarray:
-        """By the rejection rule, how much each photo looks like the known classes; float64 `[N]`, higher is surer.
+        """By the rejection rule, how much each photo looks like the named classes; float64 `[N]`, higher is surer.
 
         Of float `[N, C]` logits. Without a rule it is the highest probability.
         """
         rule = self.rejection.rule if self.rejection else "max_probability"
-        return RULES[rule](np.asarray(logits, np.float64) / self.temperature, self.temperature)
+        return RULES[rule](np.asarray(logits, np.float64) / self.temperature, self.temperature, self.named)
 
     def sure(self, logits: np.ndarray) -> np.ndarray:
-        """Which photos the rejection rule keeps, bool `[N]`, of float `[N, C]` logits; without a rule all."""
-        return self.score(logits) >= (self.rejection.threshold if self.rejection else -np.inf)
+        """Which photos get the name of their most likely class, bool `[N]`, of float `[N, C]` logits.
+
+        Those that the rejection rule keeps, without a rule all, but none of the guard's two classes.
+        """
+        kept = self.score(logits) >= (self.rejection.threshold if self.rejection else -np.inf)
+        return kept & self.named[np.asarray(logits).argmax(axis=1)]
+
+    def answers(self, logits: np.ndarray) -> list[Answer]:
+        """What each photo is answered, of ANSWERS, by float `[N, C]` logits."""
+        nothing = np.zeros(len(logits), bool)
+        if self.guard:
+            absent = self.probabilities(logits)[:, self.classes.index(self.guard.absent)]
+            nothing = absent > 1 - self.guard.presence
+        unsure = np.where(nothing, ABSENT, UNKNOWN)
+        return np.where(self.sure(logits), NAMED, unsure).tolist()
 
 
 def _damaged(origin: str, error: Exception) -> BadModel:
@@ -180,9 +233,24 @@ def _faults(spec: ModelSpec) -> Iterator[str]:
         yield f"it cuts {geometry.size!r} pixels out of {geometry.resize!r} (at most {MOST_PIXELS:,} a side)"
     if not _tells(spec.validation.get("held_out"), len(spec.classes)):
         yield "what it says of photos that chose nothing cannot be read"
+    if spec.guard and (wrong := _wrong_with(spec.guard, spec)):
+        yield wrong
+    if not all(isinstance(names, tuple) and len(names) == len(spec.classes) for names in spec.translations.values()):
+        yield "its translations do not name each class"
     for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("decode", DECODINGS)):
         if getattr(geometry, name) not in known:
             yield f"{name} is {getattr(geometry, name)!r}, not {' or '.join(known)}"
+
+
+def _wrong_with(guard: Guard, spec: ModelSpec) -> str:
+    """What is wrong with a guard, in words; empty where nothing is."""
+    if spec.schema_version < 2:
+        return "it has a guard, which is of version 2"
+    if len({guard.absent, guard.unnamed} & set(spec.classes)) < 2 or len(spec.classes) < 3:
+        return f"its guard speaks of {guard.absent!r} and {guard.unnamed!r}, which are to be two of its classes"
+    if not _is_number(guard.presence) or not 0 < guard.presence <= 0.5:
+        return f"its guard's presence is {guard.presence!r}, no number above 0 and up to 0.5"
+    return ""
 
 
 def _tells(held_out: Any, classes: int) -> bool:

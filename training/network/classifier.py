@@ -46,17 +46,33 @@ def planes(images: torch.Tensor) -> torch.Tensor:
 
 
 class PhotoClassifier(nn.Module):
-    """Normalisation and network in one module: uint8 `[N, H, W, 3]` RGB → logits `[N, classes]`."""
+    """Normalisation and network in one module: uint8 `[N, H, W, 3]` RGB → logits `[N, classes]`.
 
-    def __init__(self, architecture: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool = False) -> None:
+    With `apart`, float32 `[classes, members]`, each class is the sum of some of the network's own: those of 0 in its
+    row, the others have a number there that is far below any logit.
+    """
+
+    apart: torch.Tensor | None
+
+    def __init__(
+        self,
+        architecture: str,
+        classes: int,
+        recipe: Recipe = DEFAULTS,
+        pretrained: bool = False,
+        apart: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         expected = architectures.find(architecture, pretrained)
         self.normalise = Normalise(expected.mean, expected.std)
-        self.network = architectures.build(architecture, classes, recipe, pretrained)
+        members = classes if apart is None else apart.shape[1]
+        self.network = architectures.build(architecture, members, recipe, pretrained)
+        self.register_buffer("apart", apart)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 `[N, H, W, 3]` RGB → logits float `[N, classes]`."""
-        return self.network(self.normalise(images))
+        logits = self.network(self.normalise(images))
+        return logits if self.apart is None else torch.logsumexp(logits[:, None] + self.apart, dim=2)
 
 
 def save_checkpoint(
@@ -98,7 +114,7 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
         recipe = Recipe.from_record(spec.recipe)
     except (SajiError, TypeError) as error:
         raise BadModel(f"{path} was trained with a recipe that cannot be right ({error}); train again") from None
-    model = PhotoClassifier(spec.architecture, len(spec.classes), recipe)
+    model = PhotoClassifier(spec.architecture, len(spec.classes), recipe, apart=weights.get("apart"))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -133,6 +133,11 @@ class Kept(Checkpoint):
         self.best_epoch, self.best_score, self.last_epoch = 0, (-1.0, 0.0), 0
         self.saved = time.monotonic()
 
+    def remove(self) -> None:
+        """Take both away, once the checkpoint is written."""
+        for file in (self.best, self.last):
+            file.unlink(missing_ok=True)
+
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save the epoch, unless it was short and not the best."""
         metrics = trainer.callback_metrics

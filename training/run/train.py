@@ -100,13 +100,11 @@ def train(
         gradients.write(folder / "gradients.csv")  # the checkpoint comes last: its presence says the run is complete
         spec, test = _spec(architecture, data, recipe, folder, figures, before), of_test(fitting.model, data, geometry)
         spec = settle(folder, spec, of_validation(logits, data, recipe), test)
-        save_checkpoint(
-            folder / "checkpoint.pt", fitting.model, spec, seen.record(data, before, recipe.epoch_is_chosen)
-        )
+        known = seen.record(data, before, recipe.epoch_is_chosen)
+        save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, known)
         _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], logits[:SAME])
         if not interrupted:
-            for file in (kept.best, kept.last):
-                file.unlink(missing_ok=True)
+            kept.remove()
     trainer.strategy.barrier()
     if interrupted:
         raise KeyboardInterrupt

@@ -13,14 +13,23 @@ async function decode(file) {
   return new ort.Tensor('uint8', data, [info.height, info.width, info.channels])
 }
 
+// What the spec's rules make of them: a name, "not sure", or the class for nothing of the kind
+function answer({ classes, guard, rejection }, probabilities) {
+  if (guard && probabilities[classes.indexOf(guard.absent)] > 1 - guard.presence) return guard.absent
+  const most = Math.max(...probabilities)
+  const label = classes[probabilities.indexOf(most)]
+  if (guard && [guard.absent, guard.unnamed].includes(label)) return 'not sure'
+  // the rule "energy" needs the logits
+  return rejection?.rule === 'max_probability' && most < rejection.threshold ? 'not sure' : label
+}
+
 async function open(folder, precision) {
   const file = precision === 'int8' ? 'model.embed.int8.onnx' : 'model.embed.onnx'
   const session = await ort.InferenceSession.create(path.join(folder, file))
   const { spec } = JSON.parse(await readFile(path.join(folder, 'model.json'), 'utf8'))
   return async (photo) => {
     const { probabilities } = await session.run({ photo: await decode(photo) })
-    const label = spec.classes[probabilities.data.indexOf(Math.max(...probabilities.data))]
-    return { label, probabilities: probabilities.data }
+    return { label: answer(spec, probabilities.data), probabilities: probabilities.data }
   }
 }
 

@@ -28,7 +28,8 @@ class Model:
         """The photo as the network sees it: upright, RGB, shorter side resized, centre cut out; uint8 [S, S, 3]."""
         size, resize = self.spec["geometry"]["size"], self.spec["geometry"]["resize"]
         photo = srgb(ImageOps.exif_transpose(Image.open(path)))
-        photo = ImageOps.scale(photo, resize / min(photo.size), Image.Resampling.BILINEAR)
+        how = Image.Resampling[self.spec["geometry"]["interpolation"].upper()]
+        photo = ImageOps.scale(photo, resize / min(photo.size), how)
         left, top = (photo.width - size) // 2, (photo.height - size) // 2
         return np.asarray(photo.crop((left, top, left + size, top + size)))
 
@@ -37,6 +38,18 @@ class Model:
         logits = self.session.run(None, {"images": pixels[None]})[0][0] / self.spec["temperature"]
         exponents = np.exp(logits - logits.max())
         return exponents / exponents.sum()
+
+    def answer(self, probabilities: np.ndarray) -> str:
+        """What the spec's rules make of them: a name, "not sure", or the class for nothing of the kind."""
+        classes, guard, rejection = self.spec["classes"], self.spec.get("guard"), self.spec["rejection"]
+        if guard and probabilities[classes.index(guard["absent"])] > 1 - guard["presence"]:
+            return guard["absent"]
+        top = probabilities.argmax()
+        if guard and classes[top] in (guard["absent"], guard["unnamed"]):
+            return "not sure"
+        if rejection and rejection["rule"] == "max_probability" and probabilities[top] < rejection["threshold"]:
+            return "not sure"  # the rule "energy" needs the logits
+        return classes[top]
 
 
 def srgb(photo: Image.Image) -> Image.Image:
@@ -82,7 +95,7 @@ def main() -> None:
     for photo in arguments.photos:
         start = time.perf_counter()
         probabilities = model.probabilities(model.pixels(photo))
-        label, milliseconds = model.spec["classes"][probabilities.argmax()], 1000 * (time.perf_counter() - start)
+        label, milliseconds = model.answer(probabilities), 1000 * (time.perf_counter() - start)
         print(f"{photo}\t{label}\t{probabilities.max():.3f}\t{milliseconds:.1f} ms")
 
 

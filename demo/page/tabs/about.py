@@ -39,7 +39,7 @@ def card_of(engine: Engine, out: Path, language: str) -> str:
     classifier, spec = engine.classifier, engine.classifier.spec
     place = engine.deployment.place_of(classifier.candidate)
     folder = out / place.folder if place else None
-    names = [dish_names(classifier)[name] for name in spec.classes]
+    names = [dish_names(classifier, language)[name] for name in spec.classes]
     parts = [
         ("model", table([], _model(classifier, folder, language))),
         ("data", table([], _data(spec, language))),
@@ -79,6 +79,8 @@ def _receipt(folder: Path | None) -> Receipt | None:
 def _data(spec: ModelSpec, language: str) -> Iterator[tuple[str, object]]:
     yield say(language, "kind"), say(language, "drawings" if spec.data.get("drawn") else "photos")
     yield say(language, "classes"), ", ".join(name.replace("_", " ") for name in spec.classes)
+    for what, file in spec.data.get("started_from", {}).items():
+        yield what, ", ".join(filter(None, (file["name"], file.get("licence"), f"sha256 {file['sha256'][:12]}…")))
     for key, count in (("trained_on", spec.data.get("train")), ("checked_on", spec.validation.get("photos"))):
         if count:
             yield say(language, key), count
@@ -97,6 +99,8 @@ def _recipe(spec: ModelSpec, language: str) -> str:
 def _accuracy(classifier: Classifier, language: str) -> str:
     validation, figures = classifier.spec.validation, classifier.candidate.figures
     rows = []
+    if classifier.spec.published:
+        return f"<p>{say(language, 'not_measured', **classifier.spec.published)}</p>"
     if figures:
         rows.append((classifier.candidate.name, f"{figures.accuracy:.3f}", _between(figures.accuracy_interval)))
     if "accuracy" in validation.get("held_out", {}):
@@ -191,7 +195,9 @@ def _rejection(spec: ModelSpec, language: str) -> str:
 
 def _limits(spec: ModelSpec, language: str) -> str:
     keys = ["limit_dishes", "limit_photos", "limit_health"]
-    if spec.data.get("drawn"):
+    if spec.published:
+        keys = ["limit_starter", *keys[1:]]
+    elif spec.data.get("drawn"):
         keys.insert(0, "limit_drawn")
     items = "".join(f"<li>{say(language, key, count=len(spec.classes))}</li>" for key in keys)
     return f"<ul>{items}</ul>"

@@ -189,7 +189,7 @@ def _stacked(*parts: str) -> str:
 
 def table_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """A line for each photo, as HTML."""
-    names = dish_names(classifier)
+    names = dish_names(classifier, language)
     return table([say(language, head) for head in HEADS], [_cells(row, names, language) for row in rows], cards=True)
 
 
@@ -207,7 +207,7 @@ def _cells(row: Row, names: dict[str, str], language: str) -> Sequence[object]:
 
 def summary_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """How many photos there are of each class, the most frequent first, unsure and unreadable, as HTML."""
-    names = dish_names(classifier)
+    names = dish_names(classifier, language)
     facts = [f"{names.get(name, name)} {count}" for name, count in counts(rows).most_common()]
     unsure = sum(bool(row.prediction and not row.prediction.sure) for row in rows)
     unreadable = sum(row.problem is not None for row in rows)
@@ -230,7 +230,7 @@ def downloads_of(rows: Sequence[Row], classifier: Classifier, language: str) -> 
 
 def unsure_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """The photos that the model is not sure of, small, as HTML; empty where there are none."""
-    figures = "".join(_figure(row, dish_names(classifier), language) for row in rows if row.thumbnail)
+    figures = "".join(_figure(row, dish_names(classifier, language), language) for row in rows if row.thumbnail)
     return f'<h2>{say(language, "unsure_ones")}</h2><div class="thumbnails">{figures}</div>' if figures else ""
 
 

@@ -88,9 +88,9 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
                 result = await ask(serving, file)
         except Problem as problem:  # an empty box rather than the browser's broken picture
             return None, {}, refused(problem, language)
-        [prediction], names = result.predictions, dish_names(result.classifier)
+        [prediction], names = result.predictions, dish_names(result.classifier, language)
         probabilities = {names[name]: value for name, value in prediction.probabilities.items()}
-        return gr.skip(), probabilities, note_on(prediction, language)
+        return gr.skip(), probabilities, note_on(prediction, result.classifier, language)
 
     async def classify(photo: gr.FileData) -> dict[str, Any]:
         """Name the dish on a photo; the probabilities of all classes by label, most likely first."""
@@ -119,7 +119,7 @@ def _connect_heat(serving: Serving, photo: gr.Image, look_button: gr.Button, hea
                 picture = await look(serving, file)
         except Problem as problem:
             return refused(problem, language)
-        names = dish_names(serving.engine.classifier)
+        names = dish_names(serving.engine.classifier, language)
         return heat_of(picture, names.get(picture.label, picture.label), language)
 
     click = look_button.click(show, photo, heat, show_progress_on=heat, **AS_SENT)
@@ -179,11 +179,14 @@ def heat_of(picture: HeatPicture, dish: str, language: str) -> str:
     return f'<figure class="heat"><img src="{source}" alt="{alt}">{below}</figure>'
 
 
-def note_on(prediction: Prediction, language: str) -> str:
+def note_on(prediction: Prediction, classifier: Classifier, language: str) -> str:
     """What stands below an answer, as HTML: the measured time with its parts, and the model's own doubt."""
     parts = " + ".join(f"{say(language, part)}&nbsp;{spent:.1f}" for part, spent in prediction.milliseconds.items())
     total = sum(prediction.milliseconds.values())
     time = f'<p class="time"><b>{total:.1f} ms</b><span class="quiet">= {parts}</span></p>'
+    if classifier.spec.guard:
+        dish = dish_names(classifier, language)[prediction.label]
+        return f'<p class="notice">{say(language, f"guarded_{prediction.answer}", dish=escape(dish))}</p>{time}'
     if prediction.sure:
         return time
     return f'<p class="notice">{say(language, "not_sure", count=len(prediction.probabilities))}</p>{time}'

@@ -172,7 +172,7 @@ def _killed_after(seconds: float, contestant: Contestant) -> Iterator[None]:
 
 def state_of(rows: Sequence[Row], count: int, answer: str, classifier: Classifier, language: str) -> str:
     """The rows so far of `count`, and what they come to beside the `answer` of what serves, as HTML."""
-    names = dish_names(classifier)
+    names = dish_names(classifier, language)
     if len(rows) < count:
         above = progress(len(rows), count, say(language, "compare_progress", done=len(rows), count=count))
     else:
@@ -196,7 +196,7 @@ def _cells(row: Row, answer: str, classifier: Classifier, language: str) -> Sequ
     name = Markup("<b>{}</b>").format(row.name) if serves else row.name
     if row.problem:
         return name, Markup('<span class="unread">{}.</span>').format(row.problem)
-    dish = dish_names(classifier).get(row.label, row.label)
+    dish = dish_names(classifier, language).get(row.label, row.label)
     if row.label != answer:
         dish = Markup('<span class="otherwise">≠ {}</span>').format(dish)
     difference = "–" if row.difference is None else f"{row.difference:.4f}"
