@@ -14,8 +14,8 @@ from demo.service.queue import Serving
 from runtime.classifier import Classifier
 
 
-def build(serving: Serving, top: int = 5, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """The page of `serving`; an answer shows `top` classes, `examples` are pictures to click."""
+def build(serving: Serving, top: int = 5, examples: Sequence[Path] = (), link: str = "") -> gr.Blocks:
+    """The page of `serving`; an answer shows `top` classes, `examples` are pictures to click, `link` lets phones in."""
     # Uploads are somebody's photos: Gradio forgets them after an hour (examples stay)
     with gr.Blocks(title="saji", delete_cache=(600, 3600)) as page:
         head = gr.HTML(head_of(serving.engine.classifier, "en"))

@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
@@ -262,7 +263,10 @@ def build_api(serving: Serving, top: int = 5) -> FastAPI:
 class Server(uvicorn.Server):
     """Serves `app` until a signal, then answers what it has accepted, however many pages are open."""
 
-    def __init__(self, app: FastAPI, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
+    def __init__(
+        self, app: FastAPI, limits: Limits, token: str = "", hosts: Hosts | None = None, pem: Path | None = None
+    ) -> None:
+        """With `pem`, a file with key and certificate, it serves over HTTPS."""
         self._stopping = app.state.stopping
         super().__init__(
             uvicorn.Config(
@@ -271,6 +275,7 @@ class Server(uvicorn.Server):
                 log_config=None,  # ours: JSON lines
                 access_log=False,
                 server_header=False,
+                ssl_certfile=pem,
                 timeout_graceful_shutdown=2 * limits.seconds,  # what a request may take: to be sent, and to be answered
             )
         )
