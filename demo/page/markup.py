@@ -7,7 +7,7 @@ from markupsafe import Markup, escape
 
 from demo.page.texts import refusal, say
 from demo.service.problem import Problem
-from runtime.classifier import Classifier
+from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.machine import Machine
 
@@ -45,6 +45,13 @@ def dish_names(classifier: Classifier) -> dict[str, str]:
     names = {name: name.replace("_", " ") for name in classifier.spec.classes}
     # two would be one on the page
     return names if len(set(names.values())) == len(names) else {name: name for name in names}
+
+
+def headline(classifier: Classifier, prediction: Prediction, language: str) -> str:
+    """An answer in one short line, not escaped: the dish, and how sure the model is."""
+    dish = dish_names(classifier)[prediction.label]
+    key = "surely" if prediction.sure else "perhaps"
+    return say(language, key, label=dish, probability=prediction.probability)
 
 
 def progress(done: int, count: int, sentence: str) -> str:
