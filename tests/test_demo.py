@@ -65,7 +65,7 @@ def colour_classifier(**spec: Any) -> Classifier:
 
 
 def deployment() -> Deployment:
-    rejected = (Rejected("resnet34 · ort-cpu · int8", "accuracy fell by <b>9</b> points"),)
+    rejected = (Rejected("resnet34 · ort-cpu · int8", "accuracy fell by <b>9</b> points", "fail"),)
     machine = Machine("Test CPU", ("avx2",), cores=2, memory_gib=8.0, gpu=None, system="L")
     choice = Measured(CANDIDATE, "models/resnet34", "0" * 64, 1, 2.5)
     return Deployment(choice, "fastest of 3 that passed", (), rejected, {}, machine, {})
@@ -269,6 +269,7 @@ def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None
     page.get_by_text("Why this one?").click()
     why = page.locator(".why")
     why.wait_for()
+    why.locator("summary").click()
     for said in (
         "fastest of 3 that passed",
         "resnet34 · ort-cpu · int8",

@@ -5,7 +5,9 @@
 (words) => {
   const EVERY = 250, AFTER_REFUSAL = 1000; // milliseconds from one frame to the next, at least
   const at = (selector) => document.querySelector(selector);
-  const view = at("#live"), video = at("#live video"), answer = at("#live output"), shot = at("#shot");
+  const view = at("#live"), video = at("#live video"), answer = at("#live output");
+  const shot = Object.assign(document.createElement("input"), { type: "file", accept: "image/*" });
+  shot.setAttribute("capture", "environment"); // the camera behind, at once; a desktop asks for a file
   const say = (text) => (answer.textContent = text);
   const pause = (milliseconds) => new Promise((done) => setTimeout(done, Math.max(0, milliseconds)));
   let stream = null;

@@ -31,7 +31,6 @@ def view(opened: Callable[..., Any]) -> None:
     """What becomes of a photo, in a sentence; and, closed at first, what the live camera sees."""
     gr.HTML(
         f'<p class="quiet">{label("private")}</p>'
-        '<input id="shot" type="file" accept="image/*" capture="environment" hidden>'
         '<dialog id="live"><video playsinline muted></video><output></output>'
         '<div><button class="keep"></button><button class="stop"></button></div></dialog>'
     )

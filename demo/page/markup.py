@@ -11,6 +11,9 @@ from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.machine import Machine
 
+# Of `Rejected`, the ones that a visitor can do something about first
+CAUSES = ("speed", "accuracy", "memory", "size", "fail", "inconclusive", "not measured", "unchecked", "file check", "other")
+
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = False) -> str:
     """A table whose first column names its rows; without a `head`, only rows.
@@ -61,13 +64,23 @@ def progress(done: int, count: int, sentence: str) -> str:
 
 
 def rejected(classifier: Classifier, deployment: Deployment, language: str) -> str:
-    """Which candidates were not chosen, and why; "" when there is none."""
-    rows = [
-        (row.candidate, row.reason)
-        for row in deployment.rejected
-        if row.candidate != classifier.candidate.name  # a fallback that serves
-    ]
-    return table([say(language, "not_chosen"), say(language, "because")], rows) if rows else ""
+    """Which candidates were not chosen, folded by the kind of cause, as HTML; "" when there is none.
+
+    Candidates of one and the same reason are one row. Reasons are shown as they were recorded, in English.
+    """
+    groups: dict[str, dict[str, list[str]]] = {cause: {} for cause in CAUSES}
+    for row in deployment.rejected:
+        if row.candidate != classifier.candidate.name:  # a fallback that serves
+            cause = row.cause if row.cause in groups else "other"
+            groups[cause].setdefault(row.reason, []).append(row.candidate)
+    return "".join(_folded(cause, reasons, language) for cause, reasons in groups.items() if reasons)
+
+
+def _folded(cause: str, reasons: dict[str, list[str]], language: str) -> str:
+    count = sum(map(len, reasons.values()))
+    summary = say(language, f"rejected_{cause.replace(' ', '_')}", count=count)
+    rows = table([], [(", ".join(names), reason) for reason, names in reasons.items()])
+    return f'<details class="rejected"><summary>{escape(summary)}</summary><div lang="en">{rows}</div></details>'
 
 
 def machine(facts: Machine | None, language: str) -> str:

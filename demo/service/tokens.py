@@ -28,7 +28,7 @@ class Token:
         if not self._token:
             return None
         if scope["method"] == "GET" and scope["path"] == LINK:
-            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), encoding="utf-8", errors="replace"))
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
             if "token" in query:
                 return self._welcome(scope, query["token"])
         cookie = _cookies(headers).get(_name(scope), "")
