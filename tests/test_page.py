@@ -1,12 +1,15 @@
 """Each tab of the page, in a real browser: what it tells, in both languages, light and dark, wide and on a phone."""
 
+import io
 import json
+import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from string import Formatter
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,14 +17,18 @@ import httpx
 import numpy as np
 import pytest
 from conftest import PATIENCE
+from PIL import Image
 from test_demo import BLUE, CANDIDATE, RED, colour_classifier, demo_in, deployment, picture, running, serving_of
 
 from demo.page import texts
 from demo.page.tabs.benchmark import runs
+from lab.load.server import serving
 from runtime.deployment import Rejected
 from runtime.evaluation import ValidationSet
+from runtime.heatmap import Heat
 from runtime.receipt import Receipt
-from runtime.spec import Rejection
+from runtime.spec import Geometry, Rejection
+from training.photos.drawn import draw_dish
 
 MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
 ROW = {
@@ -144,6 +151,42 @@ def test_tabs_are_whole_and_accessible(
             found = findings(page)
             assert not [finding for finding in found if finding[1]], "in our own markup"
             assert {rule for rule, _, _ in found} <= OF_GRADIO, found
+
+
+@pytest.fixture
+def deployed(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a page of the artefacts in SAJI_OUT, or else of one whose heat map is made up."""
+    if out := os.environ.get("SAJI_OUT"):
+        with serving("demo", f"--out={out}", "--port=0") as server:
+            yield server.address
+        return
+    made_up = Heat("red_rendang", np.eye(4, dtype=np.float32), Geometry.for_size(32))
+    stub = SimpleNamespace(of=lambda photo, most_pixels: made_up)
+    monkeypatch.setattr("demo.page.tabs.classify._heatmap", lambda folder, since: stub)
+    yield address
+
+
+def test_the_readmes_picture_shows_photo_answer_and_heat_map(
+    browser: Any, deployed: str, screenshots: Path, tmp_path: Path
+) -> None:
+    """The first page's own: SAJI_OUT=artifacts SAJI_SCREENSHOTS=docs python -m pytest tests/test_page.py -k readmes."""
+    draw_dish("rendang", 3, 480).save(tmp_path / "rendang.jpg")
+    with opened(browser, deployed, width=1000) as page:
+        page.set_input_files("input[type=file]", tmp_path / "rendang.jpg")
+        page.locator(".time").wait_for()
+        page.get_by_role("button", name="What did it look at?").click()
+        heat = page.locator(".heat img")
+        heat.wait_for()
+        page.wait_for_function("document.querySelector('.heat img').naturalWidth > 0")
+        assert "rendang" in page.get_by_test_id("label-output-value").inner_text()
+        box = page.locator(".heat").bounding_box()
+        height = box["y"] + box["height"] + 16
+        page.set_viewport_size({"width": 1000, "height": int(height)})
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(500)  # for the bars to have grown
+        picture = Image.open(io.BytesIO(page.screenshot()))
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(screenshots / "page.png", optimize=True)
+    assert height < 1000 and (screenshots / "page.png").stat().st_size < 200_000
 
 
 def test_a_thumb_reaches_everything_on_a_phone(browser: Any, address: str, tmp_path: Path) -> None:
