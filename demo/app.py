@@ -61,7 +61,7 @@ def _host(arguments: argparse.Namespace) -> str:
     from demo.service.guard import Hosts
 
     if arguments.host and Hosts(arguments.host).loopback_only:
-        raise SajiError(f"--lan listens on the network, and --host {arguments.host} on this machine only; leave one out")
+        raise SajiError(f"--lan lets the network in, and --host {arguments.host} this machine only; leave one out")
     if not addresses():
         raise SajiError("this machine is in no network that a phone could reach; join a Wi-Fi, or leave --lan out")
     return arguments.host or everywhere()
@@ -109,10 +109,10 @@ def _certificate(way: Way, folder: Path) -> Path:
     from demo.service.certificate import certificate_for
 
     certificate = certificate_for([*way.hosts, *addresses()], folder)
-    begins = certificate.fingerprint[:23]
     say(
-        "saji: the browser will warn once that it does not know this certificate, because this machine made it for itself "
-        f"and no authority vouches for it; go on where it shows the SHA-256 fingerprint {begins}…"
+        "saji: the browser will warn once that it does not know this certificate, because this machine made it for "
+        "itself and no authority vouches for it; go on where it shows the SHA-256 fingerprint "
+        f"{certificate.fingerprint[:23]}…"
     )
     return certificate.file
 

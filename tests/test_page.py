@@ -248,7 +248,10 @@ def test_the_live_camera_has_one_frame_on_its_way_and_keeps_a_picture(
 
 
 def test_a_live_frame_that_is_refused_is_said_in_the_visitors_language(address: str) -> None:
-    for language, said in (("id", "Berkas ini bukan gambar yang dapat dibaca"), ("en", "is no picture that can be read")):
+    for language, said in (
+        ("id", "Berkas ini bukan gambar yang dapat dibaca"),
+        ("en", "is no picture that can be read"),
+    ):
         headers = {"accept-language": language, "content-type": "image/jpeg"}
         answer = httpx.post(f"{address}/live", content=b"text", headers=headers)
         assert answer.status_code == 422 and said in answer.json()["says"]

@@ -1,4 +1,4 @@
-"""The camera of the page: a photo by the phone's own app, which works without HTTPS, and live answers to what it sees."""
+"""The camera of the page: a photo by the phone's own app, which needs no HTTPS, and live answers to what it sees."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -12,7 +12,18 @@ from runtime.deployment import Deployment
 from runtime.machine import Machine
 
 # Of `Rejected`, the ones that a visitor can do something about first
-CAUSES = ("speed", "accuracy", "memory", "size", "fail", "inconclusive", "not measured", "unchecked", "file check", "other")
+CAUSES = (
+    "speed",
+    "accuracy",
+    "memory",
+    "size",
+    "fail",
+    "inconclusive",
+    "not measured",
+    "unchecked",
+    "file check",
+    "other",
+)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = False) -> str:
