@@ -31,9 +31,11 @@ SPELLED = "se%20sam%3B%C3%B6ffne%2Bdich"
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with serving_of(colour_classifier(), tmp_path_factory.mktemp("lan")) as serving:
-        with running(serving, token=TOKEN) as address:
-            yield address
+    with (
+        serving_of(colour_classifier(), tmp_path_factory.mktemp("lan")) as serving,
+        running(serving, token=TOKEN) as address,
+    ):
+        yield address
 
 
 def test_the_link_becomes_a_cookie_and_an_address_without_the_token(

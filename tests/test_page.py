@@ -49,7 +49,8 @@ SPEC = {
     "temperature": 0.8768,
 }
 # Of what a thumb hits, what is under 44 px; answers are buttons to Gradio, which do nothing
-SMALL_TARGETS = """() => [...document.querySelectorAll('button:not(.confidence-set), summary, input:not([type=checkbox])')]
+SMALL_TARGETS = """() =>
+  [...document.querySelectorAll('button:not(.confidence-set), summary, input:not([type=checkbox])')]
   .filter(e => e.checkVisibility({visibilityProperty: true, opacityProperty: true}))
   .filter(e => !e.closest('.visually-hidden, .virtual-table-viewport') && e.type != 'file')
   .map(e => [e.ariaLabel || e.textContent.trim(), e.getBoundingClientRect()])
@@ -249,7 +250,7 @@ def test_the_live_camera_has_one_frame_on_its_way_and_keeps_a_picture(
 
 def test_a_live_frame_that_is_refused_is_said_in_the_visitors_language(address: str) -> None:
     for language, said in (
-        ("id", "Berkas ini bukan gambar yang dapat dibaca"),
+        ("id", "bukan gambar yang dapat dibaca"),
         ("en", "is no picture that can be read"),
     ):
         headers = {"accept-language": language, "content-type": "image/jpeg"}

@@ -12,18 +12,7 @@ from runtime.deployment import Deployment
 from runtime.machine import Machine
 
 # Of `Rejected`, the ones that a visitor can do something about first
-CAUSES = (
-    "speed",
-    "accuracy",
-    "memory",
-    "size",
-    "fail",
-    "inconclusive",
-    "not measured",
-    "unchecked",
-    "file check",
-    "other",
-)
+CAUSES = ("speed", "accuracy", "memory", "size", "fail", "inconclusive", "not measured", "unchecked", "file check")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = False) -> str:
@@ -79,7 +68,7 @@ def rejected(classifier: Classifier, deployment: Deployment, language: str) -> s
 
     Candidates of one and the same reason are one row. Reasons are shown as they were recorded, in English.
     """
-    groups: dict[str, dict[str, list[str]]] = {cause: {} for cause in CAUSES}
+    groups: dict[str, dict[str, list[str]]] = {cause: {} for cause in (*CAUSES, "other")}
     for row in deployment.rejected:
         if row.candidate != classifier.candidate.name:  # a fallback that serves
             cause = row.cause if row.cause in groups else "other"

@@ -2,7 +2,6 @@
 
 import datetime
 import ipaddress
-import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ def _now() -> datetime.datetime:
 
 def _kept(file: Path) -> x509.Certificate | None:
     try:
-        os.chmod(file, 0o600)  # before it is used: a copy of the folder may have forgotten
+        file.chmod(0o600)  # before it is used: a copy of the folder may have forgotten
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file)
         return x509.load_pem_x509_certificate(file.read_bytes())
     except (FileNotFoundError, ssl.SSLError, ValueError):

@@ -80,7 +80,7 @@ def addresses() -> list[str]:
 
 
 def _own() -> set[Address]:
-    """The addresses of all interfaces that are up, but for loopback, and IPv6's own of a link, which no browser opens."""
+    """The addresses of interfaces that are up, without loopback, and IPv6's own of a link, which no browser opens."""
     up = {name for name, facts in psutil.net_if_stats().items() if facts.isup}
     texts = [a.address for name, all_ in psutil.net_if_addrs().items() if name in up for a in all_ if a.family in FAR]
     found = {ipaddress.ip_address(text.partition("%")[0]) for text in texts}
