@@ -16,7 +16,7 @@ if not __package__:  # run as a plain path: Python put demo/ first, where our na
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from demo.service.network import Way, addresses, everywhere, invite, new_token
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, add_gpu, exit_with_one_sentence, say
+from runtime.command_line import Parser, add_gpu, exit_with_one_sentence, say, wrapped
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
 
@@ -109,11 +109,12 @@ def _certificate(way: Way, folder: Path) -> Path:
     from demo.service.certificate import certificate_for
 
     certificate = certificate_for([*way.hosts, *addresses()], folder)
-    say(
+    warning = (
         "saji: the browser will warn once that it does not know this certificate, because this machine made it for "
         "itself and no authority vouches for it; go on where it shows the SHA-256 fingerprint "
         f"{certificate.fingerprint[:23]}…"
     )
+    say(wrapped(warning))
     return certificate.file
 
 
