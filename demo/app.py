@@ -1,12 +1,10 @@
 """`python demo/app.py`: the page in a browser and the HTTP API, served by what `deployment.json` chose."""
 
 import argparse
-import contextlib
 import importlib.util
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,11 +14,12 @@ if not __package__:  # run as a plain path: Python put demo/ first, where our na
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
+from demo.service.network import Way, addresses, everywhere, invite, new_token
+from demo.starter import to_serve
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, add_gpu, exit_with_one_sentence, say
+from runtime.command_line import Parser, add_gpu, exit_with_one_sentence, say, wrapped
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
-from runtime.receipt import Receipt
 
 if TYPE_CHECKING:
     from demo.service.queue import Serving
@@ -36,66 +35,41 @@ def main() -> None:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
-    for library in ("gradio", "prometheus_client"):
+    for library in ("gradio", "prometheus_client", "segno", "cryptography"):
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
     from demo.service.queue import Serving
 
-    path = arguments.deployment or _chosen(arguments.out, arguments.serve)
+    path = arguments.deployment or to_serve(arguments.out, arguments.serve)
 
     def open_classifier(path: Path) -> Classifier:
         return load(path, threads=arguments.threads, streams=arguments.workers)
 
+    host = _host(arguments)
     with (
         Serving(path, open_classifier, limits, arguments.workers, arguments.batch) as serving,
-        listen(arguments.host, arguments.port) as listener,
+        listen(host, arguments.port) as listener,
         tempfile.TemporaryDirectory(prefix="saji-demo-", ignore_cleanup_errors=True) as uploads,
     ):
         # Uploads are somebody's photos: they go with this process, and no other user's demo shares the folder
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        serve(serving, listener, arguments)
+        serve(serving, listener, host, arguments)
 
 
-def _chosen(out: Path, asked: str) -> Path:
-    """The deployment to serve below `out`: one of the user's own photos, else the starter, which is made if missing.
+def _host(arguments: argparse.Namespace) -> str:
+    """The address to listen on. Raises SajiError where --lan cannot be had."""
+    if not arguments.lan:
+        return arguments.host or "127.0.0.1"
+    from demo.service.guard import Hosts
 
-    Drawn dishes are served where there is no starter yet, or when `asked` for as "own". Raises SajiError where the
-    starter cannot be made.
-    """
-    own, starter = out / "deployment.json", out / "starter" / "deployment.json"
-    drawn = own.is_file() and _drawn(own)
-    if asked == "own" or (not asked and own.is_file() and not (drawn and starter.is_file())):
-        if drawn:
-            say("serving a network of drawn dishes; for real photos: make demo ARGS='--serve starter'")
-        return own
-    if not starter.is_file():
-        _make_starter(starter.parent)
-    other = "your own choice: make demo ARGS='--serve own'" if own.is_file() else "your own dishes: make DATA=my_dishes"
-    say(f"serving the starter, which knows some foods; {other}")
-    return starter
+    if arguments.host and Hosts(arguments.host).loopback_only:
+        raise SajiError(f"--lan lets the network in, and --host {arguments.host} this machine only; leave one out")
+    if not addresses():
+        raise SajiError("this machine is in no network that a phone could reach; join a Wi-Fi, or leave --lan out")
+    return arguments.host or everywhere()
 
 
-def _drawn(path: Path) -> bool:
-    """Whether what a deployment serves was trained on drawn dishes; what cannot be read is told when it is opened."""
-    with contextlib.suppress(SajiError):
-        return bool(Receipt.read(path.parent / Deployment.read(path).choice.folder).spec.data.get("drawn"))
-    return False
-
-
-def _make_starter(out: Path) -> None:
-    say("nothing of your own is chosen yet: making the starter, which takes a minute, once")
-    for module, *more in (
-        ("training", "starter"),
-        ("export", "--run", "starter", "--precisions", "fp32"),
-        ("runtime", "bench", "--seconds", "3"),
-    ):
-        if subprocess.run(
-            [sys.executable, "-m", module, *more, "--out", str(out)], stdout=subprocess.DEVNULL
-        ).returncode:
-            raise SajiError("the starter could not be made, see above; or choose a model of yours: make DATA=my_dishes")
-
-
-def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Namespace) -> None:
+def serve(serving: "Serving", listener: socket.socket, host: str, arguments: argparse.Namespace) -> None:
     """Serve page and API on `listener` until a signal stops it."""
     # Only now: it takes seconds, and what is wrong before should be said at once
     from demo.page.frame import build
@@ -104,31 +78,53 @@ def serve(serving: "Serving", listener: socket.socket, arguments: argparse.Names
     from demo.service.guard import Hosts
     from demo.service.monitoring import log_as_json
 
-    engine = serving.engine
+    engine, hosts = serving.engine, Hosts(host, arguments.allow_host)
+    way = _way(host, listener.getsockname()[1], arguments)
+    certificate = _certificate(way, serving.path.parent / "https") if arguments.https else None
     if arguments.examples:
         examples = pictures_in(arguments.examples)
     else:
         examples = shipped(serving.path, engine.deployment, engine.classifier)
     app = build_api(serving, arguments.top)
-    mount(build(serving, arguments.top, examples), app, serving.limits)
+    mount(build(serving, arguments.top, examples, way.link if arguments.lan else ""), app, serving.limits)
     log_as_json()
     # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
-    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    address = f"http://{host}:{listener.getsockname()[1]}"
-    hosts = Hosts(arguments.host, arguments.allow_host)
-    if not arguments.token and not hosts.loopback_only:
+    if not way.token and not hosts.loopback_only:
         say("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN")
-    say(f"serving {engine.classifier.candidate.name} on {address}")
-    Server(app, serving.limits, arguments.token, hosts).run(sockets=[listener])
+    say(f"serving {engine.classifier.candidate.name} on {way.address}")
+    if arguments.lan:
+        invite(way, secret=bool(arguments.token))
+    Server(app, serving.limits, way.token, hosts, certificate).run(sockets=[listener])
+
+
+def _way(host: str, port: int, arguments: argparse.Namespace) -> Way:
+    hosts = addresses() if arguments.lan and not arguments.host else [host]
+    token = arguments.token.strip() or (new_token() if arguments.lan else "")
+    return Way(tuple(hosts), port, token, "https" if arguments.https else "http")
+
+
+def _certificate(way: Way, folder: Path) -> Path:
+    """The file of the certificate for this way in, whose browser will warn of it."""
+    from demo.service.certificate import certificate_for
+
+    certificate = certificate_for([*way.hosts, *addresses()], folder)
+    warning = (
+        "saji: the browser will warn once that it does not know this certificate, because this machine made it for "
+        "itself and no authority vouches for it; go on where it shows the SHA-256 fingerprint "
+        f"{certificate.fingerprint[:23]}…"
+    )
+    say(wrapped(warning))
+    return certificate.file
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises SajiError when the address cannot be had."""
+    """A listening socket; port 0 takes a free one, and "::" takes IPv4, too. Raises SajiError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=family, dualstack_ipv6=host == everywhere() == "::")
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise SajiError(f"cannot listen on {host} port {port}: {reason}; choose with --port or --host") from None
@@ -163,8 +159,10 @@ def _arguments() -> argparse.Namespace:
     add("--deployment", type=Path, help="the choice to serve, looked at again each second (OUT/deployment.json)")
     what = "the starter, or your own choice (your own, and before that the starter)"
     add("--serve", choices=["starter", "own"], default="", help=what)
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the network in (127.0.0.1)")
+    add("--host", help="address to listen on; :: or 0.0.0.0 lets the network in (127.0.0.1)")
     add("--port", type=int, default=7860, help="port to listen on; 0 takes a free one (7860)")
+    add("--lan", action="store_true", help="let phones of this network in, by a link with a token, also as a QR code")
+    add("--https", action="store_true", help="encrypt with a certificate of this machine's own; live cameras need it")
     add("--examples", type=Path, help="folder of example pictures (those that export wrote)")
     add("--top", type=int, default=5, help="classes that an answer shows (5)")
     token = os.environ.get("SAJI_TOKEN", "")

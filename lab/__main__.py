@@ -37,6 +37,7 @@ VERBS = {
     "speed": Verb("lab.claims.speed", "claims about speed, each a ratio of pairs of runs"),
     "training": Verb("lab.claims.training", "photos a second of our trainer beside other loops"),
     "load": Verb("lab.load.experiments", "the service under load"),
+    "page": Verb("lab.load.page", "seconds to an answer on the page, in a browser", "results/page.jsonl"),
     "mutants": Verb("lab.mutants", "does the gate catch broken exports?", "results/mutants.jsonl"),
     "foreign": Verb("lab.foreign", "how closely other people's graphs agree with PyTorch", "results/foreign.jsonl"),
     "study": Verb("lab.study", "networks and recipes compared", "results/study.jsonl"),

@@ -69,7 +69,7 @@ def _of_folder(folder: Path, file: str = "model.onnx") -> dict[str, Any]:
     graph.pop("spec", None)  # the receipt's is the same
     return {
         "model": str(folder),
-        "spec": dataclasses.asdict(receipt.spec),
+        "spec": receipt.spec.record(),
         "files": [
             {"name": name, **dataclasses.asdict(facts), "receipt": _checked(receipt, folder, name)}
             for name, facts in receipt.files.items()
@@ -90,7 +90,7 @@ def _of_file(path: Path) -> dict[str, Any]:
         spec = ModelSpec.from_json(text, str(path)) if text else None
     return {
         "model": str(path),
-        "spec": dataclasses.asdict(spec) if spec else None,
+        "spec": spec.record() if spec else None,
         "files": [{"name": path.name, "bytes": path.stat().st_size, "receipt": "none"}],
         "graph": {"file": path.name, **graph},
         "candidates": [],

@@ -126,13 +126,14 @@ class ModelSpec:
         if twice := [name for name, count in named.items() if count > 1]:
             raise BadModel(f"the class {twice[0]!r} is there twice; give each class a name of its own")
 
+    def record(self) -> dict[str, Any]:
+        """The spec as JSON values; without `guard` and `translations` where it has none, as before there were any."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value or name not in ("guard", "translations")}
+
     def to_json(self) -> str:
         """The spec as compact JSON, the form stored in checkpoints and ONNX metadata."""
-        values = dataclasses.asdict(self)
-        for name in ("guard", "translations"):  # of few models; the others' specs are what they were before
-            if not values[name]:
-                del values[name]
-        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+        return json.dumps(self.record(), ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, origin: str = "this file") -> "ModelSpec":

@@ -18,6 +18,7 @@ SHARED = ROOT.parent / "shared" / "data"  # real photos that a stranger does not
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update"]
+CHROMIUM_FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera, allowed unasked
 PATIENCE = 300  # seconds; a training beside the tests leaves them a tenth of a processor
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real photos beside the repository are not here")

@@ -65,7 +65,7 @@ def colour_classifier(**spec: Any) -> Classifier:
 
 
 def deployment() -> Deployment:
-    rejected = (Rejected("resnet34 · ort-cpu · int8", "accuracy fell by <b>9</b> points"),)
+    rejected = (Rejected("resnet34 · ort-cpu · int8", "accuracy fell by <b>9</b> points", "fail"),)
     machine = Machine("Test CPU", ("avx2",), cores=2, memory_gib=8.0, gpu=None, system="L")
     choice = Measured(CANDIDATE, "models/resnet34", "0" * 64, 1, 2.5)
     return Deployment(choice, "fastest of 3 that passed", (), rejected, {}, machine, {})
@@ -269,6 +269,7 @@ def test_browser_names_what_serves_and_why(page: Any, screenshots: Path) -> None
     page.get_by_text("Why this one?").click()
     why = page.locator(".why")
     why.wait_for()
+    why.locator("summary").click()
     for said in (
         "fastest of 3 that passed",
         "resnet34 · ort-cpu · int8",
@@ -294,8 +295,8 @@ def test_an_answer_below_the_rejection_threshold_is_not_sure(tmp_path: Path) -> 
     from demo.page.tabs.classify import note_on
 
     rejecting = colour_classifier(rejection=Rejection("max_probability", 0.9))
-    assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))), "en")
-    assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)), "en")
+    assert "Not sure" in note_on(rejecting(picture(tmp_path / "grey.png", (90, 90, 90))), rejecting, "en")
+    assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)), rejecting, "en")
 
 
 # The command line
@@ -311,7 +312,7 @@ def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("command", [[str(ROOT / "demo" / "app.py")], ["-m", "demo"]])
 def test_nothing_trained_is_one_sentence_with_the_command(command: list[str], tmp_path: Path) -> None:
-    process = start(*command, cwd=tmp_path)
+    process = start(*command, "--serve", "own", cwd=tmp_path)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (2, "")
     assert err.count("\n") == 1 and "artifacts/deployment.json" in err and "make train export bench" in err

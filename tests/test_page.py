@@ -1,24 +1,34 @@
 """Each tab of the page, in a real browser: what it tells, in both languages, light and dark, wide and on a phone."""
 
+import io
 import json
+import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 from conftest import PATIENCE
-from test_demo import CANDIDATE, colour_classifier, demo_in, serving_of
+from PIL import Image
+from test_demo import BLUE, CANDIDATE, RED, colour_classifier, demo_in, deployment, picture, running, serving_of
 
 from demo.page import texts
 from demo.page.tabs.benchmark import runs
+from lab.load.server import serving
+from runtime.deployment import Rejected
 from runtime.evaluation import ValidationSet
+from runtime.heatmap import Heat
 from runtime.receipt import Receipt
-from runtime.spec import Rejection
+from runtime.spec import Geometry, Rejection
+from training.photos.drawn import draw_dish
 
 MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
 ROW = {
@@ -38,6 +48,13 @@ SPEC = {
     "rejection": Rejection("max_probability", 0.4321),
     "temperature": 0.8768,
 }
+# Of what a thumb hits, what is under 44 px; answers are buttons to Gradio, which do nothing
+SMALL_TARGETS = """() =>
+  [...document.querySelectorAll('button:not(.confidence-set), summary, input:not([type=checkbox])')]
+  .filter(e => e.checkVisibility({visibilityProperty: true, opacityProperty: true}))
+  .filter(e => !e.closest('.visually-hidden, .virtual-table-viewport') && e.type != 'file')
+  .map(e => [e.ariaLabel || e.textContent.trim(), e.getBoundingClientRect()])
+  .filter(([_, box]) => box.height > 2 && (box.width < 44 || box.height < 44)).map(([name, _]) => name)"""
 # Findings of axe-core in what Gradio (6.31) renders of itself: an empty Label has an aria-label without a role
 OF_GRADIO = {"aria-prohibited-attr"}
 
@@ -137,6 +154,152 @@ def test_tabs_are_whole_and_accessible(
             assert {rule for rule, _, _ in found} <= OF_GRADIO, found
 
 
+@pytest.fixture
+def deployed(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a page of the artefacts in SAJI_OUT, or else of one whose heat map is made up."""
+    if out := os.environ.get("SAJI_OUT"):
+        with serving("demo", f"--out={out}", "--port=0") as server:
+            yield server.address
+        return
+    made_up = Heat("red_rendang", np.eye(4, dtype=np.float32), Geometry.for_size(32))
+    stub = SimpleNamespace(of=lambda photo, most_pixels: made_up)
+    monkeypatch.setattr("demo.page.tabs.classify._heatmap", lambda folder, since: stub)
+    yield address
+
+
+def test_the_readmes_picture_shows_photo_answer_and_heat_map(
+    browser: Any, deployed: str, screenshots: Path, tmp_path: Path
+) -> None:
+    """The first page's own: SAJI_OUT=artifacts SAJI_SCREENSHOTS=docs python -m pytest tests/test_page.py -k readmes."""
+    draw_dish("rendang", 3, 480).save(tmp_path / "rendang.jpg")
+    with opened(browser, deployed, width=1000) as page:
+        page.set_input_files("input[type=file]", tmp_path / "rendang.jpg")
+        page.locator(".time").wait_for()
+        page.get_by_role("button", name="What did it look at?").click()
+        heat = page.locator(".heat img")
+        heat.wait_for()
+        page.wait_for_function("document.querySelector('.heat img').naturalWidth > 0")
+        assert "rendang" in page.get_by_test_id("label-output-value").inner_text()
+        box = page.locator(".heat").bounding_box()
+        height = box["y"] + box["height"] + 16
+        page.set_viewport_size({"width": 1000, "height": int(height)})
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(500)  # for the bars to have grown
+        picture = Image.open(io.BytesIO(page.screenshot()))
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(screenshots / "page.png", optimize=True)
+    assert height < 1000 and (screenshots / "page.png").stat().st_size < 200_000
+
+
+def test_a_thumb_reaches_everything_on_a_phone(browser: Any, address: str, tmp_path: Path) -> None:
+    with opened(browser, address, width=390) as page:
+        page.set_input_files("input[type=file]", picture(tmp_path / "a.jpg", RED))
+        page.locator(".time").wait_for()
+        bar = page.locator(".thumb").bounding_box()
+        assert bar["y"] + bar["height"] == 844
+        answer = page.get_by_test_id("label-output-value").bounding_box()
+        assert answer["y"] + answer["height"] < bar["y"], "the answer is to be seen without scrolling"
+        for tab in ("classify", "compare", "batch", "benchmark", "about"):
+            open_tab(page, "en", tab)
+            assert page.evaluate(SMALL_TARGETS) == [], tab
+
+
+def test_a_photo_by_the_phones_own_camera_takes_the_place_of_an_earlier_one(
+    browser: Any, address: str, tmp_path: Path
+) -> None:
+    with opened(browser, address, width=390) as page:
+        for colour, dish in ((RED, "red rendang"), (BLUE, "blue nasi kerabu")):
+            with page.expect_file_chooser() as chooser:
+                page.get_by_role("button", name="Take a photo").click()
+            assert chooser.value.element.get_attribute("capture") == "environment"
+            chooser.value.set_files(picture(tmp_path / f"{dish}.jpg", colour))
+            page.get_by_test_id("label-output-value").get_by_text(dish).wait_for()
+
+
+def test_the_live_camera_has_one_frame_on_its_way_and_keeps_a_picture(
+    browser: Any, address: str, screenshots: Path
+) -> None:
+    with opened(browser, address, width=390) as page:
+        under_way, most, answered = 0, 0, 0
+
+        def sent(request: Any) -> None:
+            nonlocal under_way, most
+            under_way += request.url.endswith("/live")
+            most = max(most, under_way)
+
+        def done(request: Any) -> None:
+            nonlocal under_way, answered
+            under_way -= request.url.endswith("/live")
+            answered += request.url.endswith("/live")
+
+        page.on("request", sent)
+        page.on("requestfinished", done)
+        page.get_by_role("button", name="Live camera").click()
+        says = page.locator("#live output")
+        says.get_by_text("green lalap, 100%").wait_for()  # Chromium's own camera shows a green picture
+        while answered < 3:
+            page.wait_for_timeout(100)
+        page.screenshot(path=screenshots / "live_phone.png")
+        assert not [finding for finding in findings(page) if finding[1]]
+        page.get_by_role("button", name="Keep this picture").click()
+        page.get_by_test_id("label-output-value").get_by_text("green lalap").wait_for()
+        assert most == 1
+        before = answered
+        page.wait_for_timeout(600)
+        assert answered <= before + 1 and page.evaluate("document.querySelector('#live video').srcObject") is None
+
+
+def test_a_live_frame_that_is_refused_is_said_in_the_visitors_language(address: str) -> None:
+    for language, said in (
+        ("id", "bukan gambar yang dapat dibaca"),
+        ("en", "is no picture that can be read"),
+    ):
+        headers = {"accept-language": language, "content-type": "image/jpeg"}
+        answer = httpx.post(f"{address}/live", content=b"text", headers=headers)
+        assert answer.status_code == 422 and said in answer.json()["says"]
+
+
+def test_without_https_the_live_camera_says_what_it_needs(browser: Any, address: str) -> None:
+    with opened(browser, address) as page:
+        page.evaluate("Object.defineProperty(navigator, 'mediaDevices', {value: undefined})")
+        page.get_by_role("button", name="Live camera").click()
+        page.get_by_text("A live camera needs HTTPS").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("#live").wait_for(state="hidden")
+
+
+def test_a_link_in_a_page_of_another_site_lets_in_and_is_the_code_that_is_shown(browser: Any, tmp_path: Path) -> None:
+    """A cookie that is `Strict` is not sent with what such a page starts, redirects included."""
+    from demo.page.frame import build
+
+    with serving_of(colour_classifier(), tmp_path) as serving:
+        link = "http://192.168.1.23:7860/?token=abc"
+        with running(serving, build(serving, link=link), token="geheim") as address:
+            page = browser.new_page(locale="en-GB")
+            page.set_default_timeout(1000 * PATIENCE)
+            page.route("http://elsewhere.test/", lambda route: route.fulfill(
+                content_type="text/html", body=f'<a href="{address}/?token=geheim">link</a>'
+            ))  # fmt: skip
+            page.goto("http://elsewhere.test/")
+            page.get_by_text("link").click()
+            page.get_by_role("heading", name="Which dish is this?").wait_for()
+            assert page.url == f"{address}/"
+            page.get_by_text("Open this on a phone").click()
+            page.locator(".phone svg").wait_for()
+            assert page.locator(".phone a").get_attribute("href") == link
+            page.close()
+
+
+def test_what_is_not_served_is_folded_by_cause(tmp_path: Path) -> None:
+    from demo.page.markup import rejected
+
+    many = [Rejected(f"a · tensorrt · {number}", "no <GPU> here", "unchecked") for number in range(40)]
+    others = (Rejected("b", "slower: 2 ms against 1 ms", "speed"), Rejected("c", "old words", "unheard of"))
+    html = rejected(colour_classifier(), replace(deployment(), rejected=(*many, *others)), "id")
+    assert html.count("<details") == 3 and html.count("<tr>") == 3 and "<details open" not in html
+    assert "Tidak dapat berjalan di mesin ini: 40" in html and "no &lt;GPU&gt; here" in html
+    assert html.index("slower") < html.index("no &lt;GPU") < html.index("old words")
+
+
 def test_benchmark_shows_one_run_at_a_time(browser: Any, address: str) -> None:
     with opened(browser, address) as page:
         open_tab(page, "en", "benchmark")
@@ -151,6 +314,7 @@ def test_benchmark_shows_one_run_at_a_time(browser: Any, address: str) -> None:
         page.get_by_role("option", name="Other CPU").click()
         page.get_by_text("2 cores of Other CPU").wait_for()
         assert "openvino" not in table.inner_text()
+        page.get_by_text("differ from the trained network's: 1").click()
         assert "fell by <b>9</b> points" in page.locator(".facts:visible").last.inner_text()
 
 

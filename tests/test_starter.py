@@ -17,8 +17,8 @@ from conftest import ROOT
 from test_demo import colour_classifier
 
 import runtime
-from demo import app
-from demo.page.frame import head_of
+from demo import starter as serving
+from demo.page.frame import facts_of
 from demo.page.markup import dish_names
 from demo.page.tabs.classify import note_on
 from demo.service.api import Answers
@@ -32,7 +32,7 @@ from runtime.heatmap import Heatmap
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import ANSWERS, Guard, ModelSpec, Rejection
-from training.network import starter
+from training import starter
 from training.network.architectures import lite0_of_imagenet
 from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
 from training.photos.drawn import DISHES, draw_dish
@@ -234,7 +234,7 @@ def test_the_page_says_the_three_answers_in_both_languages(classifier: Classifie
     assert "I see no food here" in said["absent"]
     assert "Tampaknya <b>piza</b>" in note_on(prediction("named", "pizza"), classifier, "id")
     assert dish_names(classifier, "id")["fig"] == "buah ara" and dish_names(classifier, "en")["fig"] == "fig"
-    assert "2 dishes: pizza, fig" in head_of(classifier, "en"), "what is no name is none of the dishes"
+    assert "2 dishes: pizza, fig" in facts_of(classifier, "en"), "what is no name is none of the dishes"
 
 
 def test_rest_and_the_command_line_tell_the_answer(classifier: Classifier) -> None:
@@ -254,36 +254,36 @@ def test_rest_and_the_command_line_tell_the_answer(classifier: Classifier) -> No
 def deployed(out: Path, drawn: bool, monkeypatch: pytest.MonkeyPatch) -> Path:
     (out / "deployment.json").parent.mkdir(parents=True, exist_ok=True)
     (out / "deployment.json").write_text("{}")
-    monkeypatch.setattr(app, "_drawn", lambda path: drawn)
+    monkeypatch.setattr(serving, "_drawn", lambda path: drawn)
     return out / "deployment.json"
 
 
 def test_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(app, "_make_starter", made.append)
+    monkeypatch.setattr(serving, "_make_starter", made.append)
     ours = tmp_path / "starter" / "deployment.json"
-    assert app._chosen(tmp_path, "") == ours and made == [tmp_path / "starter"], "nothing there: it is made"
+    assert serving.to_serve(tmp_path, "") == ours and made == [tmp_path / "starter"], "nothing there: it is made"
     own = deployed(tmp_path, drawn=False, monkeypatch=monkeypatch)
-    assert app._chosen(tmp_path, "") == own, "the user's own photos come first"
+    assert serving.to_serve(tmp_path, "") == own, "the user's own photos come first"
     deployed(tmp_path, drawn=True, monkeypatch=monkeypatch)
-    assert app._chosen(tmp_path, "") == own and "--serve starter" in capsys.readouterr().err
+    assert serving.to_serve(tmp_path, "") == own and "--serve starter" in capsys.readouterr().err
     ours.parent.mkdir()
     ours.write_text("{}")
-    assert app._chosen(tmp_path, "") == ours, "drawn dishes do not displace it"
+    assert serving.to_serve(tmp_path, "") == ours, "drawn dishes do not displace it"
     assert "--serve own" in capsys.readouterr().err
-    assert app._chosen(tmp_path, "own") == own and app._chosen(tmp_path, "starter") == ours
+    assert serving.to_serve(tmp_path, "own") == own and serving.to_serve(tmp_path, "starter") == ours
     assert len(made) == 1
 
 
 def test_a_starter_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.sys, "executable", "/bin/false")
+    monkeypatch.setattr(serving.sys, "executable", "/bin/false")
     with pytest.raises(SajiError, match="the starter could not be made"):
-        app._chosen(tmp_path, "starter")
+        serving.to_serve(tmp_path, "starter")
 
 
 @pytest.mark.slow
 def test_the_starter_goes_through_the_same_door(tmp_path: Path) -> None:
-    path = app._chosen(tmp_path, "starter")
+    path = serving.to_serve(tmp_path, "starter")
     with runtime.load(path) as classifier:
         assert classifier(draw_dish(DISHES[0], 3)).answer in ANSWERS
     receipt = Receipt.read(tmp_path / "starter" / "models" / starter.ARCHITECTURE)

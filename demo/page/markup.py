@@ -7,9 +7,12 @@ from markupsafe import Markup, escape
 
 from demo.page.texts import refusal, say
 from demo.service.problem import Problem
-from runtime.classifier import Classifier
+from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.machine import Machine
+
+# Of `Rejected`, the ones that a visitor can do something about first
+CAUSES = ("speed", "accuracy", "memory", "size", "fail", "inconclusive", "not measured", "unchecked", "file check")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], cards: bool = False) -> str:
@@ -49,6 +52,15 @@ def dish_names(classifier: Classifier, language: str) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
+def headline(classifier: Classifier, prediction: Prediction, language: str) -> str:
+    """An answer in one short line, not escaped: the dish, and how sure the model is."""
+    dish = dish_names(classifier, language)[prediction.label]
+    if classifier.spec.guard and not prediction.sure:
+        return say(language, f"briefly_{prediction.answer}")
+    key = "surely" if prediction.sure else "perhaps"
+    return say(language, key, label=dish, probability=prediction.probability)
+
+
 def progress(done: int, count: int, sentence: str) -> str:
     """How far a longer work has come: a bar, and the sentence, which a screen reader says as it changes."""
     bar = Markup('<progress value="{}" max="{}" aria-hidden="true"></progress>').format(done, count)
@@ -56,13 +68,23 @@ def progress(done: int, count: int, sentence: str) -> str:
 
 
 def rejected(classifier: Classifier, deployment: Deployment, language: str) -> str:
-    """Which candidates were not chosen, and why; "" when there is none."""
-    rows = [
-        (row.candidate, row.reason)
-        for row in deployment.rejected
-        if row.candidate != classifier.candidate.name  # a fallback that serves
-    ]
-    return table([say(language, "not_chosen"), say(language, "because")], rows) if rows else ""
+    """Which candidates were not chosen, folded by the kind of cause, as HTML; "" when there is none.
+
+    Candidates of one and the same reason are one row. Reasons are shown as they were recorded, in English.
+    """
+    groups: dict[str, dict[str, list[str]]] = {cause: {} for cause in (*CAUSES, "other")}
+    for row in deployment.rejected:
+        if row.candidate != classifier.candidate.name:  # a fallback that serves
+            cause = row.cause if row.cause in groups else "other"
+            groups[cause].setdefault(row.reason, []).append(row.candidate)
+    return "".join(_folded(cause, reasons, language) for cause, reasons in groups.items() if reasons)
+
+
+def _folded(cause: str, reasons: dict[str, list[str]], language: str) -> str:
+    count = sum(map(len, reasons.values()))
+    summary = say(language, f"rejected_{cause.replace(' ', '_')}", count=count)
+    rows = table([], [(", ".join(names), reason) for reason, names in reasons.items()])
+    return f'<details class="rejected"><summary>{escape(summary)}</summary><div lang="en">{rows}</div></details>'
 
 
 def machine(facts: Machine | None, language: str) -> str:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.page.camera import add_live
 from demo.page.texts import label
 from demo.page.uploads import opened
 from demo.service.guard import UPLOAD
@@ -37,6 +38,7 @@ SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
     """Let `page` answer all paths of `app` that are not its own, in our look and without Gradio's footer."""
+    add_live(app)
     gr.mount_gradio_app(
         app,
         page,

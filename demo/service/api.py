@@ -1,10 +1,13 @@
 """The HTTP API: photos in, labels out, and what an operator asks for. The page is mounted behind it."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
@@ -266,8 +269,11 @@ def build_api(serving: Serving, top: int = 5) -> FastAPI:
 class Server(uvicorn.Server):
     """Serves `app` until a signal, then answers what it has accepted, however many pages are open."""
 
-    def __init__(self, app: FastAPI, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
-        self._stopping = app.state.stopping
+    def __init__(
+        self, app: FastAPI, limits: Limits, token: str = "", hosts: Hosts | None = None, pem: Path | None = None
+    ) -> None:
+        """With `pem`, a file with key and certificate, it serves over HTTPS."""
+        self._stopping, self._head_seconds = app.state.stopping, limits.header_seconds
         super().__init__(
             uvicorn.Config(
                 Guard(app, limits, token, hosts),
@@ -275,9 +281,21 @@ class Server(uvicorn.Server):
                 log_config=None,  # ours: JSON lines
                 access_log=False,
                 server_header=False,
+                ssl_certfile=pem,
                 timeout_graceful_shutdown=2 * limits.seconds,  # what a request may take: to be sent, and to be answered
             )
         )
+
+        # Whatever handlers others add: its lines hold the query, and with it the token of a link
+        logging.getLogger("uvicorn.access").disabled = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait no longer for a visitor's part of TLS than for the head of a request; uvicorn has no setting for it."""
+        if self.config.is_ssl:
+            loop = asyncio.get_running_loop()
+            listening = partial(loop.create_server, ssl_handshake_timeout=self._head_seconds)
+            loop.create_server = listening  # type: ignore[method-assign, assignment]
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let go of the open pages first, each of which holds a connection for as long as it is open."""

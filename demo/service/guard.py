@@ -1,22 +1,22 @@
 """What stands before page and API alike: names, the token, the bounds of a body, headers, request ids, the log."""
 
 import asyncio
-import base64
 import ipaddress
 import logging
 import re
-import secrets
 import time
 import uuid
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.service.limits import Limits
 from demo.service.monitoring import ERRORS, REQUEST_SECONDS, REQUESTS
 from demo.service.problem import Problem, busy, problem_response
+from demo.service.tokens import Token
 
 OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token, and asks by whatever name
 LINGER_SECONDS = 2.0
@@ -102,7 +102,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
-        self.app, self.limits, self.token, self.hosts = app, limits, token.strip(), hosts or Hosts()
+        self.app, self.limits, self.token, self.hosts = app, limits, Token(token), hosts or Hosts()
         self.held = 0  # bytes of bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,9 +119,9 @@ class Guard:
         body = _Body(self, scope["path"], headers, receive)
         reply = _Reply(scope, body, send)
         try:
-            self._admit(scope, headers)
+            answer = self._admit(scope, headers)
             body.check_declared()
-            await self.app(scope, body.receive, reply.send)
+            await (answer or self.app)(scope, body.receive, reply.send)
         except ClientDisconnect:
             reply.status = CLIENT_GONE
         except Exception as error:
@@ -135,31 +135,17 @@ class Guard:
             body.release()
             _record(scope, reply.status or CLIENT_GONE, body.taken, time.perf_counter() - started)
 
-    def _admit(self, scope: Scope, headers: Headers) -> None:
+    def _admit(self, scope: Scope, headers: Headers) -> Response | None:
+        """The answer to who came by a link with the token; None for all others that may come in."""
         if scope["path"] in OPEN_TO_ALL:
-            return
+            return None
         host = headers.get("host", "")
         if not self.hosts.serves(host):
             detail = "this service has another name; let this one in with: python -m demo --allow-host NAME"
             raise Problem(421, "foreign-host", detail)
         if not all(self.hosts.trusts(origin, host) for origin in headers.getlist("origin")):
             raise Problem(403, "foreign-origin", "a page of another site may not ask this service; open its own page")
-        if not self.token:
-            return
-        if not secrets.compare_digest(_secret(headers.get("authorization", "")), self.token.encode()):
-            detail = "a token is needed; send it as Authorization: Bearer TOKEN, or as the password of any user"
-            raise Problem(401, "unauthorized", detail, www_authenticate='Basic realm="saji", charset="UTF-8"')
-
-
-def _secret(authorization: str) -> bytes:
-    """The token of a Bearer header, or the password of a Basic one, which is what browsers ask their user for."""
-    scheme, _, value = authorization.partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip().encode("latin-1")
-    try:
-        return base64.b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
-    except ValueError:  # no base64, or no ASCII even
-        return b""
+        return self.token.check(scope, headers)
 
 
 class _Body:

@@ -39,6 +39,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "suspects": study.suspects,
     "unseen": study.unseen,
     "load": load.table,
+    "page": load.page,
     "cost": claims.export_cost,
     "engine_sizes": claims.engine_sizes,
     "mutants": gate.mutants,

@@ -20,6 +20,19 @@ def table(rows: list[Row]) -> str:
     return "\n\n".join([*blocks, _conditions(rows)])
 
 
+def page(rows: list[Row]) -> str:
+    """The last measurement of the page in a browser, as a sentence."""
+    row = rows[-1]
+    return (
+        f"A JPEG of {row['width']}×{row['height']} pixels ({row['bytes'] / 1e6:.1f} MB) is answered "
+        f"**{row['best']:.2f} s** after it was chosen, to reach {row['target']:.0f} s: the best of "
+        f"{len(row['seconds'])} fresh pages, median {row['median']:.2f} s, slowest {max(row['seconds']):.2f} s beside "
+        f"other work of this machine. The service's own part of the best: {row['said']}.\n\n"
+        f"{row['candidate']} on {row['machine_cores']} cores of {row['machine_cpu']}, which browser and service share; "
+        f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
+    )
+
+
 def _measured(row: Row) -> str:
     medians = median(row["ours"]), median(row["theirs"])
     if row["measure"] != "per_second":

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo.page import uploads
+from demo.page import camera, uploads
 from demo.page.markup import dish_names, machine, refused, rejected
 from demo.page.texts import label, language_of, say, script
 from demo.page.work import AS_SENT, QUIET, ask, counted_place
@@ -44,6 +44,7 @@ def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequ
         pictures = [[str(path)] for path in examples]
         gr.Examples(pictures, photo, label=label("examples"), api_visibility="private")
         opened(js=NAME_EXAMPLES)
+    camera.view(opened)
     with gr.Accordion(label("why"), open=False):
         why = gr.HTML()
 
@@ -64,7 +65,10 @@ def _photo_and_answer(top: int) -> tuple[gr.Image, gr.Label, gr.HTML, gr.Button,
                 alt_text="the photo to name",
                 height=340,
                 buttons=["fullscreen"],
+                sources=["upload", "clipboard"],
+                elem_id="photo",
             )
+            camera.buttons()
         with gr.Column():
             answer = gr.Label(label=label("dish"), num_top_classes=top)
             note = gr.HTML(_hint(str(label("hint"))))

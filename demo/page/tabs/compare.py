@@ -38,7 +38,13 @@ def build(serving: Serving) -> None:
     """A photo, a button, and the rows."""
     with gr.Row():
         with gr.Column():
-            photo = gr.Image(label=label("photo"), placeholder=str(label("drop")), height=260, buttons=["fullscreen"])
+            photo = gr.Image(
+                label=label("photo"),
+                placeholder=str(label("drop")),
+                height=260,
+                buttons=["fullscreen"],
+                sources=["upload", "clipboard"],
+            )
         with gr.Column():
             gr.HTML(f"<p>{label('compare_note')}</p>")
             start = gr.Button(label("compare_start"), variant="primary")

@@ -1,0 +1,50 @@
+"""Which deployment `make demo` serves: one of the user's own photos, else the starter, which is made when missing."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+from runtime.command_line import say
+from runtime.deployment import Deployment
+from runtime.errors import SajiError
+from runtime.receipt import Receipt
+
+
+def to_serve(out: Path, asked: str) -> Path:
+    """The deployment to serve below `out`: one of the user's own photos, else the starter, which is made if missing.
+
+    Drawn dishes are served where there is no starter yet, or when `asked` for as "own". Raises SajiError where the
+    starter cannot be made.
+    """
+    own, starter = out / "deployment.json", out / "starter" / "deployment.json"
+    drawn = own.is_file() and _drawn(own)
+    if asked == "own" or (not asked and own.is_file() and not (drawn and starter.is_file())):
+        if drawn:
+            say("serving a network of drawn dishes; for real photos: make demo ARGS='--serve starter'")
+        return own
+    if not starter.is_file():
+        _make_starter(starter.parent)
+    other = "your own choice: make demo ARGS='--serve own'" if own.is_file() else "your own dishes: make DATA=my_dishes"
+    say(f"serving the starter, which knows some foods; {other}")
+    return starter
+
+
+def _drawn(path: Path) -> bool:
+    """Whether what a deployment serves was trained on drawn dishes; what cannot be read is told when it is opened."""
+    with contextlib.suppress(SajiError):
+        return bool(Receipt.read(path.parent / Deployment.read(path).choice.folder).spec.data.get("drawn"))
+    return False
+
+
+def _make_starter(out: Path) -> None:
+    say("nothing of your own is chosen yet: making the starter, which takes a minute, once")
+    for module, *more in (
+        ("training", "starter"),
+        ("export", "--run", "starter", "--precisions", "fp32"),
+        ("runtime", "bench", "--seconds", "3"),
+    ):
+        if subprocess.run(
+            [sys.executable, "-m", module, *more, "--out", str(out)], stdout=subprocess.DEVNULL
+        ).returncode:
+            raise SajiError("the starter could not be made, see above; or choose a model of yours: make DATA=my_dishes")
