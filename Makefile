@@ -94,4 +94,4 @@ clean: ## remove caches; artifacts/ and .venv/ stay
 	@printf 'kept: %s/ (trained models) and .venv/; to remove them, too: rm -r %s .venv\n' $(call typed,OUT) $(call quoted,$(call typed,OUT))
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { split($$2, part, "      "); wide = length($$2) > 60; printf "make %-9s %s%s%s\n", $$1, part[1], wide ? "\n               " : "   ", part[2] }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { split($$2, part, "      "); wide = length($$2) > 60; printf "make %-9s %s%s%s\n", $$1, part[1], !part[2] ? "" : wide ? "\n               " : "   ", part[2] }' $(MAKEFILE_LIST)

@@ -20,6 +20,7 @@ from runtime.markdown import markdown
 
 WIDEST = 100  # columns: lines longer than this are hard to read, and tables never need more
 NOW_AND_THEN = 30  # seconds between two lines of progress in a pipe
+_BAR = 12  # columns
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 Advance = Callable[..., None]  # advance(steps=1, now="what is done now")
@@ -165,10 +166,10 @@ def progress(what: str, total: float | None) -> Iterator[Advance]:
         yield _in_lines(what, total)
         return
     outer, bars = _live, _live or _bars(console)
-    task = bars.add_task(what, total=total)
+    task = bars.add_task(_short(what), total=total)
 
     def advance(steps: float = 1, now: str = "") -> None:
-        bars.update(task, advance=steps, **({"description": now} if now else {}))
+        bars.update(task, advance=steps, **({"description": _short(now)} if now else {}))
 
     with contextlib.nullcontext() if outer else bars:
         _live = bars
@@ -182,7 +183,7 @@ def progress(what: str, total: float | None) -> Iterator[Advance]:
 def doing(what: str) -> None:
     """Say beside the bar, where there is one, what the work is at."""
     if _live and _live.tasks:
-        _live.update(_live.task_ids[-1], description=what)
+        _live.update(_live.task_ids[-1], description=_short(what))
 
 
 def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
@@ -193,14 +194,18 @@ def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
             advance()
 
 
+def _short(what: str) -> str:
+    """As much of a text as fits on a line with a bar, per cent and time."""
+    room = width() - _BAR - 20
+    return what if len(what) <= room else f"{what[: room - 1]}…"
+
+
 def _bars(console: Any) -> Any:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.table import Column
 
-    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    left = TimeRemainingColumn(compact=True)
+    text, left = TextColumn("{task.description}", markup=False), TimeRemainingColumn(compact=True)
     return Progress(
-        text, BarColumn(20), TaskProgressColumn(), left, TextColumn("left"),
+        text, BarColumn(_BAR), TaskProgressColumn(), left, TextColumn("left"),
         console=console, transient=True, redirect_stdout=False, redirect_stderr=False,
         speed_estimate_period=300,  # seconds: steps of an export take up to a minute
     )  # fmt: skip

@@ -56,6 +56,7 @@ STATE_VERSION = 4
 SAME = 32  # validation photos that a written checkpoint is tried on: a whole batch, whose sums are rounded alike
 
 
+@quiet()
 def train(
     architecture: str, data: Data, recipe: Recipe, folder: Path, cache: Path, place: Place, progress: Progress = silent
 ) -> Validation | None:
@@ -70,8 +71,7 @@ def train(
     geometry = Geometry.for_size(recipe.image_size)
     folder = folder.resolve()
     history, gradients, kept = History(architecture, recipe.epochs), Gradients(), Kept(folder)
-    with quiet():  # first: a device that is absent is told now
-        trainer = _trainer(recipe, place, folder, [history, gradients, kept])
+    trainer = _trainer(recipe, place, folder, [history, gradients, kept])  # first: a device that is absent is told now
     validation = validation_set(data, geometry, progress)
     calibration = calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress)
     before = seen.require_unseen(data, seen.sources(recipe))
@@ -219,8 +219,7 @@ def _tensorboard(folder: Path) -> TensorBoardLogger:
 def _fit(trainer: L.Trainer, fitting: Fitting, batches: Batches, resume_from: Path | None) -> bool:
     """Train; True when Ctrl-C ended it."""
     try:
-        with quiet():
-            trainer.fit(fitting, datamodule=batches, ckpt_path=resume_from, weights_only=True)
+        trainer.fit(fitting, datamodule=batches, ckpt_path=resume_from, weights_only=True)
     except (SystemExit, KeyboardInterrupt):  # Lightning turns Ctrl-C into SystemExit(1)
         return True
     return bool(trainer.interrupted)
