@@ -1,8 +1,13 @@
 # Thin: each target sets up the environment if needed and calls one Python module, which explains itself with --help.
+# Names may hold spaces and signs, so they reach the shell as they were typed, in quotes: $(call typed,DATA)
+quoted = '$(subst ','\'',$(1))'
+typed  = $(call quoted,$(value $(1)))
 OUT    ?= artifacts
 ARCHS  ?= plain34 resnet34 se_resnet34
-RECIPE ?= $(if $(DATA),scratch,quick)
-RUN    ?= $(if $(DATA),$(basename $(notdir $(DATA:%/=%))),sample)
+RECIPE ?= $(if $(value DATA),scratch,quick)
+# A run is named after its photos, wherever one stands, as training.photos.dataset.run_name does it
+STEM   := -c 'import pathlib, sys; path = pathlib.Path(sys.argv[1]).resolve(); print(path.name if path.is_dir() else path.stem)'
+NAMED  = $(or $(value RUN),$(if $(value DATA),$(or $(shell $(PYTHON) $(STEM) $(call typed,DATA)),photos),sample))
 ARGS   ?=
 BENCH_SECONDS ?= 180
 # INT8 that loses too much is repaired, which takes minutes; the main job refuses it instead
@@ -23,6 +28,9 @@ CHOOSE = $(shell $(PYTHON) $(NEW_ENOUGH) 2>/dev/null && $(PYTHON) runtime/nvidia
 CHOSEN = $(eval CHOSEN := $(or $(filter-out auto,$(EXTRAS)),$(if $(ANEW),,$(firstword $(RECORD))),$(CHOOSE)))$(CHOSEN)
 INDEX  = $(or $(TORCH_INDEX),$(if $(ANEW),,$(word 2,$(RECORD))),$(if $(findstring -cu12,$(CHOSEN)),https://download.pytorch.org/whl/cu126))
 
+# Behind a command: on a terminal, what pip is at, on one line; Ctrl-C ends pip, too
+WATCHED = & pip=$$!; trap 'kill $$pip; exit 130' INT TERM; while [ -t 2 ] && kill -0 $$pip 2>/dev/null; do printf '\r\033[K%.78s' "$$(tail -n 1 .venv/setup.log)" >&2; sleep 1; done; [ ! -t 2 ] || printf '\r\033[K' >&2; wait $$pip
+
 # Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -32,34 +40,35 @@ unexport PYTHONDONTWRITEBYTECODE
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
-all: train export bench ## the main job: train, export, check, benchmark, choose (on drawn dishes unless DATA= is given)
+all: train export bench ## the main job: train, export, check, benchmark, choose      DATA= (else drawn dishes)
 
-setup: .venv/installed ## create .venv and install saji with everything that runs on this machine      EXTRAS= (auto: look again)
+setup: .venv/installed ## create .venv, install saji and all that runs on this machine      EXTRAS= (auto: look again)
 
 .PHONY: anew
 .venv/installed: pyproject.toml constraints.txt $(if $(ANEW),anew)
 	@$(PYTHON) $(NEW_ENOUGH) || { echo "saji needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 2; }
-	$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv
-	$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,dev]'$(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))), || { echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))"; exit 2; })
+	@printf '\n== Setup: saji with %s into .venv\n' '$(CHOSEN)' >&2
+	@$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv
+	@$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }
 	@echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
-	$(PY) -m training --recipe $(RECIPE) $(if $(DATA),--data $(DATA)) --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)
+	@$(PY) -m training --recipe $(RECIPE) $(if $(value DATA),--data $(call typed,DATA)) --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(ARCHS) $(ARGS)
 
 export: .venv/installed ## checkpoints -> checked ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
-	$(PY) -m export --run $(RUN) --out $(OUT) --archs $(ARCHS) $(RECOVERY) $(ARGS)
+	@$(PY) -m export --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(ARCHS) $(RECOVERY) $(ARGS)
 
 bench: .venv/installed ## time all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
-	$(PY) runtime/bench.py --out $(OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
+	@$(PY) runtime/bench.py --out $(call typed,OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
-	$(PY) demo/app.py --out $(OUT) $(ARGS)
+	$(PY) demo/app.py --out $(call typed,OUT) $(ARGS)
 
 test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-examples: ## fetch the packages of the embedding examples, whose tests are skipped without them
+examples: ## fetch the packages of the embedding examples, for their tests
 	@command -v npm >/dev/null || { echo "npm is missing; install it with: sudo apt-get install -y nodejs npm"; exit 2; }
 	@for example in node browser; do npm install --prefix demo/embed/$$example --ignore-scripts --no-package-lock --no-audit --no-fund || exit 2; done
 
@@ -73,16 +82,16 @@ check: lint test ## lint, types and the fast tests
 verify: .venv/installed ## the long tests      ARGS=
 	$(PY) -m pytest -m slow $(ARGS)
 
-gpu-check: ## what only an NVIDIA GPU can settle, in ten minutes; installs nothing      ARGS=
+gpu-check: ## what only an NVIDIA GPU can settle, in ten minutes      ARGS=
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m lab gpu-check $(ARGS)
 
 readme: .venv/installed ## generate all tables and figures anew from the committed rows
 	$(PY) -m lab tables README.md CONTRIBUTING.md docs/*.md
 
 clean: ## remove caches; artifacts/ and .venv/ stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(OUT)/cache
+	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(call typed,OUT)/cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	@echo "kept: $(OUT)/ (trained models) and .venv/; remove them by hand when you mean it: rm -r $(OUT) .venv"
+	@printf 'kept: %s/ (trained models) and .venv/; to remove them, too: rm -r %s .venv\n' $(call typed,OUT) $(call quoted,$(call typed,OUT))
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { split($$2, part, "      "); wide = length($$2) > 60; printf "make %-9s %s%s%s\n", $$1, part[1], !part[2] ? "" : wide ? "\n               " : "   ", part[2] }' $(MAKEFILE_LIST)

@@ -3,7 +3,6 @@
 `python -m export diagnose MODEL [FILE]` says why a file answers otherwise than its checkpoint.
 """
 
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,19 +11,12 @@ from pathlib import Path
 from export import parity
 from export.settings import Foreign, Settings
 from export.triton_repository import write_models
-from runtime.candidate import Candidate, not_run_here
-from runtime.command_line import (
-    Parser,
-    add_flags,
-    add_gpu,
-    exit_with_one_sentence,
-    from_flags,
-    require_extra,
-    say,
-    wrapped,
-)
+from runtime.backends import BACKENDS, unavailable_because
+from runtime.candidate import VERDICTS, Candidate, not_run_here
+from runtime.command_line import Parser, add_flags, add_gpu, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import GateFailed, SajiError
 from runtime.receipt import Receipt
+from runtime.terminal import Advance, progress, say, stage, tell, tell_programs
 
 
 @dataclass(frozen=True)
@@ -62,19 +54,31 @@ def main() -> None:
         from_flags(Foreign(), typed),
     )
     if foreign.onnx:
-        from export.foreign import import_foreign
+        with stage("import", f"Import {foreign.onnx}: check it against itself", command.out):
+            from export.foreign import import_foreign
 
-        return _conclude("", [import_foreign(foreign, command.out, say, settings)], command, settings)
+            return _conclude("", [import_foreign(foreign, command.out, say, settings)], command, settings)
     run = _run_folder(command.out / "runs", command.run)
     archs = tuple(name.replace("/", "-") for name in command.archs) or tuple(
         sorted(path.parent.name for path in run.glob("*/checkpoint.pt"))
     )
     if not archs:
         raise SajiError(f"{run} holds no checkpoint; train first with: make train")
-    return _conclude(run.name, (_export(run / name, command, settings) for name in archs), command, settings)
+    with stage("export", f"Export of {run.name}: write the files, check each against its checkpoint", command.out):
+        steps = _steps(settings)
+        with progress("exporting", len(archs) * steps) as advance:
+            made = (_export(run / name, command, settings, advance, steps) for name in archs)
+            _conclude(run.name, made, command, settings)
 
 
-def _export(run: Path, command: Command, settings: Settings) -> Receipt:
+def _steps(settings: Settings) -> int:
+    """About how many lines tell of a network's export: a file that is written or a candidate that is checked each."""
+    here = [row for name, row in BACKENDS.items() if not unavailable_because(name)]
+    offers = [offer for row in here for offer in row.offers if offer.precision in ("fp32", *settings.wanted)]
+    return len(offers) + 6
+
+
+def _export(run: Path, command: Command, settings: Settings, advance: Advance, steps: int) -> Receipt:
     """The receipt of one checkpoint's export, which is made unless there is one that is up to date."""
     from export.model import Checkpoint, up_to_date, write_model
 
@@ -82,14 +86,15 @@ def _export(run: Path, command: Command, settings: Settings) -> Receipt:
     earlier = None if command.force else up_to_date(folder, source, settings)
     if earlier:
         say(f"{source.spec.architecture}: up to date in {folder}, --force to redo")
+        advance(steps)
         return earlier
-    return write_model(source, folder, settings, say, command.out / "cache")
+    return write_model(source, folder, settings, lambda line: advance(now=line), command.out / "cache")
 
 
 def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings: Settings) -> None:
     """Print the verdicts of each model folder as soon as it is made; raise GateFailed where one had to pass and failed.
 
-    The last line of stdout is JSON, with what failed and what was only refused.
+    In a pipe the last line of stdout is JSON, with what failed and what was only refused.
     """
     archs: list[str] = []
     failed: list[Candidate] = []
@@ -100,16 +105,19 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
         if command.triton:
             write_models(command.out / "models" / name, receipt, command.triton, say)
         checked = [candidate for candidate in candidates if candidate.verdict != "unchecked"]
-        print(f"\n{name}: {receipt.spec.name}\n{parity.table(checked)}")
+        counts = {verdict: sum(c.verdict == verdict for c in candidates) for verdict in VERDICTS}
+        tell(f"\n{receipt.spec.name}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items() if n)}")
+        if checked:
+            parity.show(checked, command.out / "models" / name / "parity.md")
         others = ((c.name, "; ".join(c.reasons)) for c in candidates if c.verdict == "unchecked")
-        print("\n".join(wrapped(line) for line in not_run_here(others)))
+        tell("\n".join(not_run_here(others)))
         for candidate in parity.failures(candidates):
             must_pass = parity.is_measure(candidate) or candidate.precision in settings.precisions
             (failed if must_pass else refused).append(candidate)
     for candidate in refused:
-        print(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")
+        tell(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")
     names = {"failed": [candidate.name for candidate in failed], "refused": [candidate.name for candidate in refused]}
-    print(json.dumps({"run": run, "archs": archs, **names}))
+    tell_programs({"run": run, "archs": archs, **names})
     if failed:
         raise GateFailed(
             f"parity failed for {', '.join(names['failed'])}; the others keep their verdicts, "

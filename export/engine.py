@@ -6,7 +6,6 @@ serves TensorRT 10.14, 11 and RTX. What was really built is read back from the p
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from runtime.backends.tensorrt.logger import collecting_logger
 from runtime.errors import SajiError, Unavailable
 from runtime.files import replacing, sha256_file
 from runtime.machine import machine
+from runtime.terminal import doing
 
 SOURCES = {"fp16": "model.fp16.onnx", "int8": "model.int8-trt.onnx"}  # what the engine of a precision is built from
 
@@ -301,8 +301,7 @@ def _check_options(trt: ModuleType, settings: Settings) -> None:
 
 
 def _progress_monitor(trt: ModuleType, name: str) -> Any:
-    """What the builder is at, on one line of the terminal; silent where stderr is no terminal."""
-    shown = sys.stderr.isatty()
+    """What the builder is at, beside the bar that shows the export's progress."""
 
     class Progress(trt.IProgressMonitor):  # type: ignore[name-defined, misc]  # the base class comes with the module
         def __init__(self) -> None:
@@ -313,12 +312,10 @@ def _progress_monitor(trt: ModuleType, name: str) -> Any:
             self.steps[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if shown:
-                print(f"\r{name}: {phase} {step + 1}/{self.steps[phase]}\x1b[K", end="", file=sys.stderr, flush=True)
+            doing(f"{name}: {phase} {step + 1}/{self.steps[phase]}")
             return True  # go on
 
         def phase_finish(self, phase: str) -> None:
-            if shown and phase == next(iter(self.steps)):
-                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            pass
 
     return Progress()

@@ -1,11 +1,8 @@
 """The trained module as portable files: `model.onnx` (uint8 NHWC in, logits out) and `model.pt2`."""
 
-import contextlib
 import io
 import json
-import logging
 import math
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +15,7 @@ from torch import nn
 from runtime.errors import GateFailed
 from runtime.files import replacing
 from runtime.spec import ModelSpec
+from runtime.terminal import quiet
 
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
@@ -34,7 +32,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
     `module` maps uint8 `[N, S, S, 3]` RGB to float32 logits `[N, C]`. Raises GateFailed when the exporter's file
     breaks the contract.
     """
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             _example(spec),
@@ -149,24 +147,10 @@ def operators(path: Path) -> dict[str, int]:
 
 def export_pt2(module: nn.Module, spec: ModelSpec, path: Path) -> None:
     """Write the PyTorch program (`torch.export`) with the spec beside it: runs without our classes, bit-equal."""
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.export.export(module.eval(), _example(spec), dynamic_shapes=DYNAMIC)
     # Through memory: on a full disk PyTorch's own writer ends the whole process
     archive = io.BytesIO()
     torch.export.save(program, archive, extra_files={"spec": spec.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(archive.getbuffer())
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The exporter reports its steps on stdout and logs hints about its internals; neither is for our user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -10,6 +10,7 @@ from runtime.evaluation import ValidationSet
 from runtime.gate import Gate, GateResult, growth
 from runtime.markdown import markdown
 from runtime.spec import ModelSpec
+from runtime.terminal import show_table
 
 _HEADER = (
     "candidate",
@@ -74,6 +75,12 @@ def is_measure(candidate: Candidate) -> bool:
 def table(candidates: list[Candidate]) -> str:
     """The verdicts as a Markdown table."""
     return markdown(_HEADER, map(_row, candidates), "l", padded=True)
+
+
+def show(candidates: list[Candidate], report: Path) -> None:
+    """Those that may be served, and file checks that did not pass, as a terminal has room for; `report` has all."""
+    chosen = [candidate for candidate in candidates if candidate.servable or candidate.verdict != "pass"]
+    show_table(_HEADER, map(_row, chosen), "l", ("verdict", "accuracy", "flipped", "logit shift"), report)
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:

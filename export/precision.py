@@ -1,11 +1,7 @@
 """Lower precisions of one trained module: FP16 by casting the network, INT8 by calibrating on training photos."""
 
-import contextlib
 import copy
-import io
-import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from export.graph import LAYERS, OPSET, OUTPUT, layer_facts, save_onnx
 from runtime.errors import missing_extra
 from runtime.gate import GATES
 from runtime.spec import ModelSpec
+from runtime.terminal import quiet
 from training.network.classifier import PhotoClassifier
 
 # Accuracy recovery aims at this share of the gate's bound, since training photos are fitted and others may shift a
@@ -67,7 +64,7 @@ def quantise(
     bits, where two of 255 × 127 do not fit; of our networks this hurts those with depthwise convolutions.
     """
     model = onnx.load(fp32)
-    with _quiet():
+    with quiet():
         try:
             import nncf
         except ImportError:
@@ -212,12 +209,3 @@ def _halve(model: onnx.ModelProto) -> None:
     del graph.node[:], graph.value_info[:]  # value_info holds the old types; shape inference finds the new ones
     graph.node.extend([*nodes[:first], down, *nodes[first:], up])
     model.opset_import[0].version = FP16_QDQ_OPSET
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep NNCF's progress bars off stdout, where results go, and its hints about CUDA off the terminal."""
-    for name in ("nncf", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else io.StringIO()):
-        yield

@@ -12,6 +12,7 @@ from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.doctor import doctor
 from runtime.errors import GateFailed, SajiError
 from runtime.receipt import Receipt
+from runtime.terminal import tell
 
 
 def main() -> None:
@@ -49,10 +50,10 @@ def _selftest(arguments: argparse.Namespace) -> None:
             engine = candidate.open(folder)
             largest = golden.check(engine, folder, receipt.spec, candidate, (golden.PICTURE, golden.PHOTO))
             engine.close()
-            print(f"right: {candidate.name} (a probability differs by at most {largest:.4f})")
+            tell(f"right: {candidate.name} (a probability differs by at most {largest:.4f})")
         except SajiError as error:
             failed += 1
-            print(f"wrong: {candidate.name}: {error}")
+            tell(f"wrong: {candidate.name}: {error}")
     if failed:
         raise GateFailed(f"{failed} of {len(passed)} candidates do not answer the golden picture as they should")
 

@@ -108,20 +108,24 @@ def candidates_in(architecture: str, folder: Path, facts: Mapping[str, BuildFact
 
 
 def not_run_here(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each reason why candidates cannot be checked on this machine, from their names and reasons.
+    """Why candidates cannot be checked on this machine, from their names and reasons: one line for all that need a GPU,
+    and one for each reason of the others.
 
     A backend of which several are meant is named alone, whatever the architectures.
     """
-    by_reason: dict[str, dict[str, set[str]]] = {}
+    meant: dict[str, dict[str, set[str]]] = {}
+    without_gpu = set()
     for name, reason in reasons:
         backend, _, how = name.partition(" · ")[2].partition(" · ")
-        by_reason.setdefault(reason, {}).setdefault(backend, set()).add(how)
+        if backend in BACKENDS and BACKENDS[backend].gpu:
+            without_gpu.add(reason)
+            reason = ""
+        meant.setdefault(reason, {}).setdefault(backend, set()).add(how)
     lines = []
-    for reason, backends in by_reason.items():
-        named = (
-            f"{backend} {next(iter(how))}".strip() if len(how) == 1 else backend for backend, how in backends.items()
-        )
-        lines.append(f"not run here: {', '.join(named)}: {reason}")
+    for reason, backends in meant.items():
+        names = ", ".join(f"{name} {min(how)}".strip() if len(how) == 1 else name for name, how in backends.items())
+        several = "each needs a GPU that it can use, see python -m runtime doctor"
+        lines.append(f"not run here: {names}: {reason or (several if len(without_gpu) > 1 else min(without_gpu))}")
     return lines
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from runtime.errors import SajiError, Unavailable, missing_extra
 from runtime.nvidia import NoSuchGpu, use
+from runtime.terminal import say as say
 
 Record = TypeVar("Record")
 
@@ -107,17 +108,6 @@ def _as_typed(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def wrapped(line: str) -> str:
-    """A line of prose for a terminal of 80 columns; paths and names stay whole, so that they can be copied."""
-    how = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(line, 80, subsequent_indent="  ", **how)  # type: ignore[arg-type]
-
-
-def say(line: str) -> None:
-    """Tell progress on stderr; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def require_extra(extra: str, *modules: str) -> None:
     """End the command line with the install line when a module of an extra is missing; nothing is imported.
 
@@ -139,7 +129,7 @@ def exit_with_one_sentence(main: Callable[[], None]) -> None:
     try:
         main()
     except SajiError as error:
-        sys.exit(_one_sentence(str(error), error.exit_status))
+        sys.exit(_one_sentence("; ".join([str(error), *_notes(error)]), error.exit_status))
     except KeyboardInterrupt:
         sys.exit(_one_sentence("stopped by Ctrl-C; finished files are kept", 130))
     except BrokenPipeError:
@@ -147,9 +137,15 @@ def exit_with_one_sentence(main: Callable[[], None]) -> None:
         sys.exit(141)
     except OSError as error:  # read-only folder, full disk, missing file: the system's words name the cause
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(_one_sentence(f"{error.strerror or error}{where}; check the path, its permissions and free space", 2))
+        what = f"{error.strerror or error}{where}; check the path, its permissions and free space"
+        sys.exit(_one_sentence("; ".join([what, *_notes(error)]), 2))
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was noted on an error on its way: see `runtime.terminal.stage`."""
+    return getattr(error, "__notes__", [])
 
 
 def _one_sentence(sentence: str, status: int) -> int:
-    print(f"saji: {sentence}", file=sys.stderr)
+    say(f"saji: {sentence}")
     return status

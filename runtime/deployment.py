@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from runtime.candidate import VERDICTS, Candidate, not_run_here
-from runtime.command_line import wrapped
 from runtime.errors import BadModel
 from runtime.files import as_record, read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
@@ -115,8 +114,8 @@ class Deployment:
         same = earlier.policy == policy and sha256_json(earlier.inputs) == sha256_json(inputs)
         return earlier if same and earlier.machine == machine() else None
 
-    def summary(self) -> str:
-        """In words: what was not run here and what the gate refused, by reason, then the choice and its reason."""
+    def not_passed(self) -> str:
+        """In words: what was not run here and what the gate refused, by reason."""
         because = [(entry.cause, entry.candidate, entry.reason.partition(": ")[2]) for entry in self.rejected]
         lines = not_run_here((name, reason) for cause, name, reason in because if cause == "unchecked")
         refused: dict[str, list[str]] = {}
@@ -124,5 +123,4 @@ class Deployment:
             if cause == "fail":
                 refused.setdefault(reason, []).append(name)
         lines += [f"refused: {', '.join(names)}: {reason}" for reason, names in refused.items()]
-        lines += ["", f"choice: {self.choice.name}", f"reason: {self.reason}", "open the demo: make demo"]
-        return "\n".join(wrapped(line) for line in lines)
+        return "\n".join(lines)

@@ -22,6 +22,7 @@ from runtime.machine import cgroup_limits, machine
 from runtime.nvidia import Driver, Here, choose, driver, extra_of, refusal, serving
 from runtime.nvidia import here as nvidia_here
 from runtime.probes import probe
+from runtime.terminal import tell
 
 # What a processor's number formats are good for, on x86 and on ARM
 GOOD_FOR = {
@@ -94,7 +95,7 @@ def doctor(as_json: bool) -> None:
         report = {"ready": ready, "backends": backends, "findings": [dataclasses.asdict(fault) for fault in faults]}
         print(json.dumps({**report, "facts": dataclasses.asdict(facts)}, ensure_ascii=False, indent=2))
     else:
-        print("\n".join(lines(facts, backends, faults)))
+        tell("\n".join(lines(facts, backends, faults)))
     if not ready:
         raise GateFailed(f"no backend runs here; install the smallest with: {install_line('cpu')}")
 

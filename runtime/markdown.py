@@ -10,8 +10,15 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], align: str = "
     so that the columns stand below each other on a terminal, too.
     """
     rows = [list(head), *map(list, lines)]
-    widths = [max(len(row[i]) for row in rows) if padded else 0 for i in range(len(head))]
+    widths = [max(3, *(len(row[i]) for row in rows)) if padded else 0 for i in range(len(head))]
     sides = align.ljust(len(head), align[-1])
-    dashes = ["-" * (width or 3) + (":" if side == "r" else "") for side, width in zip(sides, widths, strict=False)]
-    text = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
+    dashes = [
+        "-" * ((width or 3) - (padded and side == "r")) + (":" if side == "r" else "")
+        for side, width in zip(sides, widths, strict=False)
+    ]
+    text = [f"| {' | '.join(map(_beside, row, widths, sides))} |" for row in rows]
     return "\n".join([text[0], f"| {' | '.join(dashes)} |", *text[1:]])
+
+
+def _beside(cell: str, width: int, side: str) -> str:
+    return cell.ljust(width) if side == "l" else cell.rjust(width)

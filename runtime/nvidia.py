@@ -12,8 +12,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -351,7 +353,9 @@ def _main(flags: list[str]) -> None:
             choice = Choice("cpu,openvino", sentence=f"the GPU was not found out ({error}); installs cpu,openvino")
         print(choice.extras)
         if choice.sentence:
-            print(choice.sentence, file=sys.stderr)
+            wide = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(choice.sentence)
+            how = {"break_long_words": False, "break_on_hyphens": False}
+            print(textwrap.fill(choice.sentence, wide, subsequent_indent="  ", **how), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from runtime.deployment import Deployment
 from runtime.errors import BadModel, GateFailed, SajiError, install_line
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
+from runtime.terminal import tell
 
 
 def add_to(verbs: Any) -> None:
@@ -28,7 +29,10 @@ def add_to(verbs: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the description of a model. Raises GateFailed when a file is not what its receipt says."""
     description = describe(arguments.model)
-    print(json.dumps(description, ensure_ascii=False, indent=2) if arguments.json else "\n".join(lines(description)))
+    if arguments.json:
+        print(json.dumps(description, ensure_ascii=False, indent=2))
+    else:
+        tell("\n".join(lines(description)))
     changed = [file["name"] for file in description["files"] if file["receipt"] not in ("same", "none")]
     if changed:
         raise GateFailed(f"{', '.join(changed)}: not as in the receipt, so not served; export the model again")

@@ -4,7 +4,6 @@ A model folder's receipt has those of the machine that exported it. What another
 in `verdicts/`, a file for each kind, until the folder is exported again.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from runtime.evaluation import ValidationSet
 from runtime.files import read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
 from runtime.receipt import Receipt
+from runtime.terminal import say
 
 SCHEMA_VERSION = 1
 
@@ -53,7 +53,7 @@ def judged_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candida
     if not photos.is_file():
         alone = f"its verdict {why}, and {folder} has no validation.npz to judge it here by; copy the folder whole"
         return replace(candidate, verdict="unchecked", reasons=candidate.reasons or (alone,))
-    print(f"saji: judging {candidate.name} anew on this machine: its verdict {why}", file=sys.stderr)
+    say(f"saji: judging {candidate.name} anew on this machine: its verdict {why}")
     fresh = check_candidate(candidate, folder, ValidationSet.load(photos), receipt.spec)
     keep(folder, receipt, [fresh])
     return fresh

@@ -226,31 +226,21 @@ def made(*settings: str) -> list[str]:
 
 
 @needs_make
-@pytest.mark.parametrize("name", ["my photos", "photos (1)", "Ani's photos", "fish & chips", "a;b"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="make hands a name with a space or a sign of the shell on in pieces (issue 21)",
-    raises=AssertionError,
-)
+@pytest.mark.parametrize("name", ["my photos", "photos (1)", "Ani's photos", 'a "b" $HOME', "[fish] & chips;", "café"])
 def test_make_takes_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
-    data = str(tmp_path / name)
-    arguments = made(f"DATA={data}")
-    assert arguments[arguments.index("--data") + 1] == data
-    run = arguments[arguments.index("--run") + 1]
-    assert run and not run.startswith("--"), arguments
+    data, out = str(tmp_path / name), str(tmp_path / f"out of {name}")
+    arguments = made(f"DATA={data}", f"OUT={out}")
+    given = {flag: arguments[arguments.index(flag) + 1] for flag in ("--data", "--run", "--out")}
+    assert given == {"--data": data, "--run": name, "--out": out}
+    arguments = made(f"DATA={data}", f"RUN={name} 2")
+    assert arguments[arguments.index("--run") + 1] == f"{name} 2"
 
 
 @needs_make
 @pytest.mark.parametrize("data", [".", "./", ".."])
-@pytest.mark.xfail(
-    strict=True,
-    reason="make leaves the name of the run empty for the folder that one stands in (issue 21)",
-    raises=AssertionError,
-)
 def test_make_names_the_run_of_the_folder_that_one_stands_in(data: str) -> None:
     arguments = made(f"DATA={data}")
-    at = arguments.index("--run") if "--run" in arguments else None
-    assert at is None or arguments[at + 1].strip("./") not in ("", "--out", "--archs"), arguments
+    assert arguments[arguments.index("--run") + 1] == (ROOT / data).resolve().name
 
 
 @needs_make

@@ -222,11 +222,16 @@ def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, said.getvalue()
 
 
+NAMES = ["old · resnet18", "bare · resnet18"]
+
+
 def test_runs_are_compared(compared: tuple[Path, str], outcome: Outcome) -> None:
     out, said = compared
     *lines, last = said.splitlines()
-    assert [row[0] for row in rows_of("\n".join(lines), "network")] == ["old · resnet18", "bare · resnet18"]
-    assert "| setting |" not in said  # both are of one recipe
+    assert [row[0] for row in rows_of((out / "comparison.md").read_text("utf-8"), "network")] == NAMES
+    assert all(any(line.startswith(f"| {name}") for line in lines) for name in NAMES)
+    assert f"all of it: {out / 'comparison.md'}" in said
+    assert "| setting |" not in (out / "comparison.md").read_text("utf-8")  # both are of one recipe
     networks = json.loads(last)["networks"]
     assert [(n["run"], n["accuracy"]) for n in networks] == [(r, outcome.record()["accuracy"]) for r in ("old", "bare")]
     assert (np.asarray(Image.open(out / "comparison.png").convert("L")) < 250).mean() > 0.005

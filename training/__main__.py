@@ -1,16 +1,16 @@
 """`python -m training`: photos → checkpoints, one per architecture; its verbs look at photos and at what came out."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra, say
+from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
 from runtime.files import write_json
 from runtime.nvidia import use
+from runtime.terminal import say, stage, tell, tell_programs
 from training.recipe import Recipe, load_recipe, names
 
 if TYPE_CHECKING:  # they bring PyTorch, which takes seconds to import
@@ -66,6 +66,12 @@ def train(arguments: Sequence[str]) -> None:
     command, recipe = _read(arguments)
     require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
     command = replace(_on_one_gpu(command), archs=tuple(name.replace("/", "-") for name in command.archs))  # of timm
+    title = f"Training of {', '.join(command.archs)} on {command.data or 'drawn dishes'}, recipe {recipe.name}"
+    with stage("train", title, command.out):
+        _train(command, recipe)
+
+
+def _train(command: Command, recipe: Recipe) -> None:
     from training.network import architectures
     from training.outcome.report import write_report
     from training.photos.dataset import load_data, run_name
@@ -93,7 +99,7 @@ def train(arguments: Sequence[str]) -> None:
     if any(changed):
         write_report(run)
         say(f"report: {run / 'report.md'}")
-    print(json.dumps({"run": run.name, "out": str(command.out), "archs": command.archs}))
+    tell_programs({"run": run.name, "out": str(command.out), "archs": command.archs})
 
 
 def _on_one_gpu(command: Command) -> Command:
@@ -128,12 +134,12 @@ def _train_one(architecture: str, data: "Data", recipe: Recipe, command: Command
         figures = fit(data, folder)
         if not figures:  # one of several processes, and not the first
             return False
-        print(figures.in_words(architecture, folder / "checkpoint.pt"))
+        tell(figures.in_words(architecture, folder / "checkpoint.pt"))
         spec = load_checkpoint(folder / "checkpoint.pt")[1]
     if again := k > 0 and spec.validation.get("held_out", {}).get("how") != f"{k} folds":
         say(f"{architecture}: training {k} more networks, each without one of {k} folds; {_cost(folder, data, k)}")
         spec = settle_by_folds(folder, of_folds(architecture, data, recipe, k, folder, fit))
-    print(f"{architecture}: {in_words(spec)}")
+    tell(f"{architecture}: {in_words(spec)}")
     return not done or again
 
 

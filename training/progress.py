@@ -1,21 +1,16 @@
 """Work on many photos: one thread per core, behind a progress bar on a terminal."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from runtime.environment import usable_cores
+from runtime.terminal import track
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # items, what is done with them, their number
 
 
-def bar(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    """Yield the items behind a progress bar on stderr; silent where stderr is no terminal."""
-    return track(items, what, total, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+bar: Progress = track
 
 
 def silent(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:

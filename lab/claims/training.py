@@ -74,9 +74,10 @@ def _ours(data: Data, recipe: Recipe, steps: int, out: Path, device: str) -> flo
     import lightning as L
 
     from runtime.evaluation import ValidationSet
+    from runtime.terminal import quiet
     from training.run.batches import Batches, TrainPhotos
     from training.run.fitting import Fitting
-    from training.run.train import quieten, resolve_device
+    from training.run.train import resolve_device
 
     class Clock(L.Callback):
         def on_train_batch_start(
@@ -88,26 +89,26 @@ def _ours(data: Data, recipe: Recipe, steps: int, out: Path, device: str) -> flo
         def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
             self.seconds = _now(device) - self.started
 
-    quieten()
     none = ValidationSet(np.empty((0, 1, 1, 3), np.uint8), np.empty(0, np.int64), ())
     batches = Batches(TrainPhotos(data, recipe, out / "cache"), none, none, recipe, start=0)
     clock = Clock()
     accelerator, precision = resolve_device(device, recipe.precision)
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        precision=precision,  # type: ignore[arg-type]  # a str from our table, a Literal there
-        devices=1,
-        limit_val_batches=0,
-        max_steps=steps + 2,
-        max_epochs=1,
-        use_distributed_sampler=False,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Fitting("resnet34", len(data.classes), recipe), datamodule=batches)
+    with quiet():
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            precision=precision,  # type: ignore[arg-type]  # a str from our table, a Literal there
+            devices=1,
+            limit_val_batches=0,
+            max_steps=steps + 2,
+            max_epochs=1,
+            use_distributed_sampler=False,
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Fitting("resnet34", len(data.classes), recipe), datamodule=batches)
     return float(clock.seconds)
 
 

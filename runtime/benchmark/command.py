@@ -1,7 +1,7 @@
 """`python -m runtime bench`: measure every candidate, print the table, choose what is served (`deployment.json`)."""
 
 import argparse
-import json
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from runtime import environment
 from runtime.benchmark.rows import Row, append_rows, read_rows
 from runtime.benchmark.run import BenchmarkRun, Options, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
-from runtime.benchmark.table import comparison, draw, table
+from runtime.benchmark.table import comparison, draw, show, table
 from runtime.choice import Policy, choose
-from runtime.command_line import Parser, add_flags, add_gpu, from_flags, say
+from runtime.command_line import Parser, add_flags, add_gpu, from_flags
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, SajiError, Unavailable
+from runtime.files import replacing
 from runtime.preprocess import decode
+from runtime.terminal import say, stage, tell, tell_programs
 
 _DESCRIPTION = (
     "Measure every candidate that passed parity, each in its own process, and choose what is served. "
@@ -48,7 +50,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, write rows and the choice; the last line of stdout is JSON."""
+    """Measure, write rows and the choice; in a pipe the last line of stdout is JSON."""
     options = from_flags(Options(), arguments)
     policy = replace(from_flags(Policy(), arguments), batch=min(options.batch))
     flags = {name: asdict(from_flags(s.flags, arguments)) for name, s in SCENARIOS.items() if s.flags}
@@ -57,11 +59,13 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if options.photo:
         decode(options.photo)  # a photo that cannot be read is said now, not by every candidate
-    benchmark = BenchmarkRun(
-        options, receipts_in(options.out / "models", [name.replace("/", "-") for name in options.archs]), flags
-    )
-    path = options.out / "deployment.json"
-    inputs = benchmark.inputs()
+    receipts = receipts_in(options.out / "models", [name.replace("/", "-") for name in options.archs])
+    with stage("bench", "Benchmark: time all candidates, choose what is served", options.out):
+        _choose(BenchmarkRun(options, receipts, flags), policy)
+
+
+def _choose(benchmark: BenchmarkRun, policy: Policy) -> None:
+    options, path, inputs = benchmark.options, benchmark.options.out / "deployment.json", benchmark.inputs()
     anew = options.force or options.rows  # rows in a file of their own are what is asked for
     deployment, served = None if anew else Deployment.up_to_date(path, policy.values(), inputs), ""
     if deployment:
@@ -75,9 +79,33 @@ def run(arguments: argparse.Namespace) -> None:
         if not (served := _chosen_among_more(path, inputs)):
             deployment.write(path)
     choice = deployment.choice
-    print(f"fastest of these: {choice.name}\n{served}" if served else deployment.summary())
+    tell(deployment.not_passed())
+    tell(f"fastest of these: {choice.name}\n{served}" if served else _last_screen(deployment, benchmark))
     to = None if served else str(path)
-    print(json.dumps({"choice": choice.name, "milliseconds": choice.milliseconds, "deployment": to}))
+    tell_programs({"choice": choice.name, "milliseconds": choice.milliseconds, "deployment": to})
+
+
+def _last_screen(deployment: Deployment, benchmark: BenchmarkRun) -> str:
+    """What was made, what is served and why, and what to type next."""
+    out, receipts = benchmark.options.out, benchmark.receipts
+    data = next(iter(receipts.values())).spec.data
+    of = f"{len(deployment.fallbacks) + 1} ways to run {len(receipts)} model{'s' if len(receipts) > 1 else ''}"
+    there = "" if out == Path("artifacts") else f" OUT={shlex.quote(str(out))}"
+    own = "train export bench" if data.get("drawn") else "bench BENCH_SECONDS=180"
+    then = "learn photos of your own, a folder for each class" if data.get("drawn") else "measure longer, for sure"
+    own += " DATA=photos RECIPE=transfer" if data.get("drawn") else ""
+    return f"""
+made: {", ".join(receipts)} in {out / "models"}, {of} that may be served
+choice: {deployment.choice.name}
+reason: {deployment.reason}
+
+next:
+  make demo{there}
+      open the page that serves the choice
+  make {own}{there}
+      {then}
+  .venv/bin/python -m runtime classify PHOTO --model {shlex.quote(str(out / "deployment.json"))}
+      classify photos, or a folder of them"""
 
 
 def _chosen_among_more(path: Path, inputs: dict[str, Any]) -> str:
@@ -99,8 +127,10 @@ def _publish(rows: list[Row], options: Options) -> None:
     if not rows:
         return
     append_rows(options.rows or options.out / "bench.jsonl", rows)
-    print(table(rows))
-    picture = options.out / "bench.svg"
+    page, picture = options.out / "bench.md", options.out / "bench.svg"
+    with replacing(page) as temporary:
+        temporary.write_text(table(rows) + "\n", encoding="utf-8", errors="replace")
+    show(rows, page)
     try:
         draw(rows, picture)
         say(f"accuracy against latency: {picture}")
@@ -113,5 +143,5 @@ def _compare(before: Path, after: Path) -> None:
         if not path.is_file():
             raise SajiError(f"{path} does not exist; --compare takes two files of rows, such as artifacts/bench.jsonl")
     rows = comparison(read_rows(before), read_rows(after))
-    print(rows)
-    print(json.dumps({"before": str(before), "after": str(after), "compared": len(rows.splitlines()) - 2}))
+    tell(rows)
+    tell_programs({"before": str(before), "after": str(after), "compared": len(rows.splitlines()) - 2})

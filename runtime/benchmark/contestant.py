@@ -19,6 +19,7 @@ from runtime.candidate import Candidate
 from runtime.classifier import Prediction
 from runtime.errors import SajiError
 from runtime.files import as_record
+from runtime.terminal import library_output, progress, track
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 5  # fewer tell no pair apart, see runtime.speed_ratio.compared
@@ -59,7 +60,7 @@ class Contestant:
             command = [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder.resolve())]
             self.process = subprocess.Popen(
                 [*command, json.dumps(settings)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=library_output(), text=True, cwd=ROOT,
             )  # fmt: skip
         return self.process
 
@@ -123,21 +124,24 @@ def run_rounds(
     """
     for contestant in contestants:
         contestant.start()
-    ready = [contestant for contestant in contestants if _warmed_up(contestant, loads, say)]
+    opened = track(contestants, "opening the engines", len(contestants))
+    ready = [contestant for contestant in opened if _warmed_up(contestant, loads, say)]
     order = [(contestant, load) for contestant in ready for load in loads]
     each = min(ROUND_SECONDS, seconds / max(1, ROUNDS * len(order)))
     lots, started, finished = random.Random(seed), time.perf_counter(), 0
-    while order and (finished < ROUNDS or time.perf_counter() - started < seconds):
-        lots.shuffle(order)
-        for contestant, load in order:
-            if contestant in ready:
-                try:
-                    contestant.measurements[load].append(contestant.measure(*load, each))
-                except SajiError as error:
-                    ready = _without(contestant, ready, error, say)
-        order = [(contestant, load) for contestant, load in order if contestant in ready]
-        finished += 1
-        say(f"round {finished}: {len(order)} measurements, {time.perf_counter() - started:.0f} of {seconds:.0f} s")
+    rounds = max(ROUNDS, seconds / max(each * len(order), 1e-9))  # about
+    with progress("measuring in interleaved rounds", rounds) as advance:
+        while order and (finished < ROUNDS or time.perf_counter() - started < seconds):
+            lots.shuffle(order)
+            for contestant, load in order:
+                if contestant in ready:
+                    try:
+                        contestant.measurements[load].append(contestant.measure(*load, each))
+                    except SajiError as error:
+                        ready = _without(contestant, ready, error, say)
+                advance(1 / len(order))
+            order = [(contestant, load) for contestant, load in order if contestant in ready]
+            finished += 1
     return ready
 
 

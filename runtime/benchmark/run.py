@@ -20,6 +20,7 @@ from runtime.errors import SajiError
 from runtime.files import left_by_programs, sha256_file, sha256_modules
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile, samples_needed
+from runtime.terminal import track
 from runtime.verdicts import keep, of_here
 
 Say = Callable[[str], None]
@@ -152,8 +153,8 @@ class BenchmarkRun:
 
     def _start_cold(self, contestants: Sequence[Contestant], say: Say) -> None:
         for number in range(1, self.options.cold_starts + 1):
-            say(f"cold start {number} of {self.options.cold_starts}: {len(contestants)} processes, one after another")
-            for contestant in contestants:
+            what = f"cold start {number} of {self.options.cold_starts}, one process after another"
+            for contestant in track(contestants, what, len(contestants)):
                 try:
                     contestant.cold_start()
                 except SajiError as error:  # what the rounds measured stands
@@ -208,7 +209,7 @@ def check_here(contestants: Sequence[Contestant], receipts: dict[str, Receipt], 
     checked: dict[Any, Candidate] = {}  # threads and streams change the order of sums, which no gate is as narrow as
     for folder in {contestant.folder for contestant in contestants}:
         checked |= of_here(folder, receipts[folder.name])
-    for contestant in contestants:
+    for contestant in track(contestants, "checking on this machine", len(contestants)):
         candidate = contestant.candidate
         if not candidate.servable:
             continue

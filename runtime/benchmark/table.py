@@ -12,32 +12,47 @@ from runtime.evaluation import with_interval
 from runtime.files import replacing
 from runtime.markdown import markdown
 from runtime.speed_ratio import compared
+from runtime.terminal import show_table
 
 # What must be the same for two figures to be of the same thing; the commit is what a comparison is about
 _SAME = {"file": "sha256", "processor": "machine_cpu", "cores": "machine_cores", "versions": "versions"}
 
+_FIRST = ("ms", "accuracy", "photos/s", "peak MiB", "cold start s")  # on a terminal
 _TORCH = {False: "pytorch", True: "pytorch-cuda"}  # by whether it runs on a GPU
 
 
 def table(rows: Sequence[Row]) -> str:
     """One line per candidate and batch, fastest first, with the conditions below; a table for each scenario."""
-    by_scenario: dict[str, list[Row]] = {}
+    blocks = []
+    for group in _by_scenario(rows):
+        blocks += [markdown(*_cells(group)), conditions(group)]
+        if unstable := [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in group if row.get("causes")]:
+            blocks.append(f"Unstable, likely because: {' · '.join(unstable)}.")
+    return "\n\n".join(blocks)
+
+
+def show(rows: Sequence[Row], full: Path) -> None:
+    """The tables as a terminal has room for them; all of them are in the file `full`."""
+    for group in _by_scenario(rows):
+        several = len({row["batch"] for row in group}) > 1
+        show_table(*_cells(group), [*(["batch"] if several else []), *_FIRST], full)
+
+
+def _by_scenario(rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        by_scenario.setdefault(row["scenario"], []).append(row)
-    return "\n\n".join(_of_one_scenario(group) for group in by_scenario.values())
+        groups.setdefault(row["scenario"], []).append(row)
+    return list(groups.values())
 
 
-def _of_one_scenario(rows: list[Row]) -> str:
+def _cells(rows: list[Row]) -> tuple[list[str], list[list[str]], str]:
+    """Head, lines and alignment of the table of one scenario."""
     scenario = SCENARIOS.get(rows[0]["scenario"], SCENARIOS["single-stream"])  # rows of version 0.1 describe it instead
     rows = sorted(rows, key=lambda row: (row["batch"], scenario.slowness(row)))
     middle = scenario.columns(rows) if scenario.columns else _latency_columns(rows)
     columns: list[Column] = [("candidate", lambda row: row["candidate"]), *middle, *_about(rows)]
     align = "".join("l" if title in ("candidate", "parity") else "r" for title, _ in columns)
-    lines = ([cell(row) for _, cell in columns] for row in rows)
-    blocks = [markdown([title for title, _ in columns], lines, align), conditions(rows)]
-    if unstable := [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in rows if row.get("causes")]:
-        blocks.append(f"Unstable, likely because: {' · '.join(unstable)}.")
-    return "\n\n".join(blocks)
+    return [title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows], align
 
 
 def _latency_columns(rows: list[Row]) -> list[Column]:

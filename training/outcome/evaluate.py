@@ -3,7 +3,6 @@
 Photos whose label is no class of the model count as "none of these": they are to be rejected, not to be classified.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from runtime.evaluation import calibration_error
 from runtime.files import sha256_file
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec, Rejection
+from runtime.terminal import tell, tell_programs
 from training.photos.photo_set import Photo, read_photo_set, spoken
 from training.progress import Progress, bar, in_threads, silent
 from training.run.records import Interval, Share, rounded
@@ -102,10 +102,10 @@ def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
     problems += notes
     answers = answer(logits, spec, photos, bar)
     evaluation, strangers = evaluated(spec, answers.logits, answers.labels), _strangers(spec, photos)
-    print(described(evaluation, strangers, answers.unreadable, problems))
+    tell(described(evaluation, strangers, answers.unreadable, problems))
     request = {"checkpoint": str(checkpoint), "data": str(source), "split": split}
     rest = {"seen": seen, "none_of_these": strangers, "unreadable": answers.unreadable, "problems": problems}
-    print(json.dumps({**request, **evaluation.record(), **rest}, ensure_ascii=False))
+    tell_programs({**request, **evaluation.record(), **rest})
 
 
 def _chosen(source: Path, split: str | None) -> tuple[list[Photo], list[str]]:

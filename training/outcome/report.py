@@ -1,15 +1,14 @@
 """What came out of training runs, for people: `report.md` and its figures in a run's folder, and runs compared."""
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from runtime.command_line import say
 from runtime.errors import SajiError
 from runtime.files import replacing
+from runtime.terminal import say, show_table, tell_programs
 from training.outcome import figures
 from training.outcome.summary import Outcome, differences, finished, read_outcome
 from training.photos.findings_page import markdown, plain
@@ -55,15 +54,21 @@ def write_report(run: Path) -> list[Outcome]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The networks as a Markdown table with its notes; runs are named where there are several."""
-    several = len({outcome.run for outcome in outcomes}) > 1
-    rows = [_row(outcome, outcome.name if several else outcome.network) for outcome in outcomes]
-    return "\n\n".join(filter(None, [markdown(_HEADER, rows), _NOTES, _compared(outcomes, several)]))
+    return "\n\n".join(filter(None, [markdown(_HEADER, _rows(outcomes)), _NOTES, _compared(outcomes)]))
 
 
-def _compared(outcomes: Sequence[Outcome], several: bool) -> str:
+def _rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    return [_row(outcome, outcome.name if _several(outcomes) else outcome.network) for outcome in outcomes]
+
+
+def _several(outcomes: Sequence[Outcome]) -> bool:
+    return len({outcome.run for outcome in outcomes}) > 1
+
+
+def _compared(outcomes: Sequence[Outcome]) -> str:
     """Each pair of networks that answered the same photos."""
     head = "first against second", "difference of validation accuracy (95 % interval)", "p (Holm)"
-    rows = []
+    rows, several = [], _several(outcomes)
     for pair in differences(outcomes):
         names = " against ".join(each.name if several else each.network for each in (pair.first, pair.second))
         low, high = pair.interval
@@ -212,10 +217,15 @@ def report(names: Sequence[str], out: Path) -> None:
     for run in runs:
         outcomes += write_report(run)
         say(f"report: {run / 'report.md'}")
-    print(table(outcomes))
+    full = runs[0] / "report.md"
     if len(runs) > 1:
-        print(f"\n{settings(outcomes)}".rstrip())
+        full = out / "comparison.md"
+        with replacing(full) as temporary:
+            text = "\n\n".join(filter(None, [table(outcomes), settings(outcomes)])) + "\n"
+            temporary.write_text(text, encoding="utf-8", errors="replace")
         figures.write(figures.comparison, outcomes, out / "comparison.png")
         say(f"comparison: {out / 'comparison.png'}")
+    first = "accuracy on photos that chose nothing", "accuracy on the validation photos"
+    show_table(_HEADER, _rows(outcomes), "lr", first, full)
     networks = [outcome.record() for outcome in outcomes]
-    print(json.dumps({"reports": [str(run / "report.md") for run in runs], "networks": networks}))
+    tell_programs({"reports": [str(run / "report.md") for run in runs], "networks": networks})

@@ -14,6 +14,7 @@ from runtime.evaluation import ValidationSet
 from runtime.files import replacing_folder, write_json
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
+from runtime.terminal import tell
 from training.photos.findings import PERHAPS, Scene, collect, examine, find_scenes, leaks
 from training.photos.findings_page import contact_sheet, describe, faults, page
 from training.photos.photo_set import Photo, PhotoSet, read_photo_set
@@ -121,7 +122,10 @@ def check(source: Path, out: Path, strict: bool, as_json: bool) -> None:
         (temporary / "data.md").write_text(page(findings), encoding="utf-8")
         if findings.groups:
             contact_sheet(findings).save(temporary / "duplicates.png")
-    print(json.dumps(asdict(findings)) if as_json else f"{describe(findings)}\nreport: {folder / 'data.md'}")
+    if as_json:
+        print(json.dumps(asdict(findings)))
+    else:
+        tell(f"{describe(findings)}\nreport: {folder / 'data.md'}")
     if strict and (wrong := faults(findings)):
         raise GateFailed(f"{source} is not clean ({', '.join(wrong)}); see {folder / 'data.md'}")
 

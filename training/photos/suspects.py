@@ -14,7 +14,6 @@ only the search for neighbours below, for a library that brings pandas (results/
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 from runtime.files import replacing
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
+from runtime.terminal import say, tell, tell_programs
 from training.network import architectures
 from training.photos.dataset import load_data, run_name
 from training.photos.features import Backbone
@@ -155,5 +155,6 @@ def suspects(source: Path, architecture: str, k: int, seed: int, out: Path) -> N
     write(ranked, folder)
     for suspect in ranked[:LISTED]:
         path, label, confidence, other, likeness, distance = suspect.row
-        print(f"{path}: {label} {confidence}, {other} {likeness}, distance {distance}")
-    print(json.dumps({"suspects": str(folder / "suspects.csv"), "photos": len(ranked)}))
+        tell(f"{path}: {label} {confidence}, {other} {likeness}, distance {distance}")
+    say(f"all of them: {folder / 'suspects.csv'}, the first as pictures beside it")
+    tell_programs({"suspects": str(folder / "suspects.csv"), "photos": len(ranked)})

@@ -2,8 +2,8 @@
 
 import os
 import shutil
-import sys
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic
@@ -13,8 +13,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
-from runtime.command_line import say
 from runtime.files import replacing
+from runtime.terminal import progress
 from training.run.records import NAN, Epoch, GradientNorm, Row, write_csv
 
 AT_STAKE = 10  # seconds of training that a kill may cost: epochs shorter than that are kept together
@@ -43,13 +43,30 @@ class Recorder(Callback, Generic[Row]):
 
 
 class History(Recorder[Epoch]):
-    """One row an epoch, for `history.csv`, and one line an epoch where there is no progress bar."""
+    """One row an epoch, for `history.csv`; a progress bar, and in a pipe one line an epoch."""
 
     kind = Epoch
 
     def __init__(self, architecture: str, epochs: int) -> None:
         super().__init__()
         self.architecture, self.epochs = architecture, epochs
+        self.bar = ExitStack()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Begin the bar, over all epochs that are left."""
+        batches = int(trainer.num_training_batches) * (self.epochs - trainer.current_epoch)
+        silent = nullcontext(lambda steps=1, now="": None)  # in all processes but the first
+        self.advance = self.bar.enter_context(
+            progress(f"training {self.architecture}", batches) if trainer.is_global_zero else silent
+        )
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Take the bar away."""
+        self.bar.close()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -64,6 +81,7 @@ class History(Recorder[Epoch]):
         if trainer.is_last_batch and module.device.type == "cuda":  # the host runs ahead of it
             torch.cuda.synchronize(module.device)
         self.seconds = time.perf_counter() - self.started
+        self.advance()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep the epoch's row (validation has run by now)."""
@@ -79,11 +97,10 @@ class History(Recorder[Epoch]):
             photos_per_second=round(self.photos / self.seconds, 1),
         )
         self.rows.append(row)
-        if not sys.stderr.isatty() and trainer.is_global_zero:
-            say(
-                f"{self.architecture} epoch {row.epoch}/{self.epochs}: loss {row.train_loss:.3f}, validation accuracy "
-                f"{row.val_accuracy:.3f}, {row.photos_per_second:.0f} photos/s"
-            )
+        if trainer.is_global_zero:
+            more = f"loss {row.train_loss:.3f}, {row.photos_per_second:.0f} photos/s"
+            epoch = f"{self.architecture} epoch {row.epoch}/{self.epochs}"
+            self.advance(0, f"{epoch}: validation accuracy {row.val_accuracy:.3f}, {more}")
 
 
 class Gradients(Recorder[GradientNorm]):

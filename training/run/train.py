@@ -2,11 +2,8 @@
 
 import functools
 import json
-import logging
 import os
-import sys
 import tomllib
-import warnings
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,17 +12,17 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from runtime.backends.pytorch import why_no_gpu
-from runtime.command_line import say
 from runtime.environment import versions
 from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
 from runtime.nvidia import driver
 from runtime.spec import Geometry, ModelSpec
+from runtime.terminal import quiet, say
 from training.network.classifier import load_checkpoint, reference_logits, save_checkpoint
 from training.photos import seen
 from training.photos.dataset import calibration_set, validation_set
@@ -59,6 +56,7 @@ STATE_VERSION = 4
 SAME = 32  # validation photos that a written checkpoint is tried on: a whole batch, whose sums are rounded alike
 
 
+@quiet()
 def train(
     architecture: str, data: Data, recipe: Recipe, folder: Path, cache: Path, place: Place, progress: Progress = silent
 ) -> Validation | None:
@@ -69,7 +67,6 @@ def train(
     raises KeyboardInterrupt. Gives what the released epoch does; None in all but the first of several processes. Raises
     SajiError on a loss that is not finite.
     """
-    quieten()
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     geometry = Geometry.for_size(recipe.image_size)
     folder = folder.resolve()
@@ -176,8 +173,6 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
         callbacks = [*callbacks, EMAWeightAveraging(decay=recipe.ema_decay)]
     if recipe.patience:
         callbacks = [*callbacks, Patience(recipe.patience)]
-    if sys.stderr.isatty():
-        callbacks = [*callbacks, RichProgressBar(console_kwargs={"stderr": True})]
     return L.Trainer(
         accelerator=accelerator,
         precision=precision,  # type: ignore[arg-type]  # a str from our table, a Literal there
@@ -189,7 +184,7 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
         log_every_n_steps=10,
         deterministic=recipe.deterministic,
         use_distributed_sampler=False,  # ours knows the process it is in
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,  # History has one of ours
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
@@ -280,11 +275,3 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
 @functools.cache
 def _say_once(line: str) -> None:
     say(line)
-
-
-def quieten() -> None:
-    """Silence Lightning's hints (worker counts, tips); errors and our own lines stay."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
