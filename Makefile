@@ -2,7 +2,11 @@
 OUT    ?= artifacts
 ARCHS  ?= plain34 resnet34 se_resnet34
 RECIPE ?= $(if $(DATA),scratch,quick)
-RUN    ?= $(if $(DATA),$(basename $(notdir $(DATA:%/=%))),sample)
+# As one word of the shell, whatever is in it
+quoted = '$(subst ','\'',$(1))'
+# Called like the photos: the folder's name, or the listing's without its suffix
+NAMED  = $(shell cd $(call quoted,$(DATA)) 2>/dev/null && basename "$$PWD" || basename $(call quoted,$(basename $(DATA))))
+RUN    ?= $(if $(DATA),$(NAMED),sample)
 ARGS   ?=
 BENCH_SECONDS ?= 180
 # INT8 that loses too much is repaired, which takes minutes; the main job refuses it instead
@@ -45,16 +49,16 @@ setup: .venv/installed ## create .venv and install saji with everything that run
 	@echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
-	$(PY) -m training --recipe $(RECIPE) $(if $(DATA),--data $(DATA)) --run $(RUN) --out $(OUT) --archs $(ARCHS) $(ARGS)
+	$(PY) -m training --recipe $(RECIPE) $(if $(DATA),--data $(call quoted,$(DATA))) --run $(call quoted,$(RUN)) --out $(call quoted,$(OUT)) --archs $(ARCHS) $(ARGS)
 
 export: .venv/installed ## checkpoints -> checked ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
-	$(PY) -m export --run $(RUN) --out $(OUT) --archs $(ARCHS) $(RECOVERY) $(ARGS)
+	$(PY) -m export --run $(call quoted,$(RUN)) --out $(call quoted,$(OUT)) --archs $(ARCHS) $(RECOVERY) $(ARGS)
 
 bench: .venv/installed ## time all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
-	$(PY) runtime/bench.py --out $(OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
+	$(PY) runtime/bench.py --out $(call quoted,$(OUT)) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
-	$(PY) demo/app.py --out $(OUT) $(ARGS)
+	$(PY) demo/app.py --out $(call quoted,$(OUT)) $(ARGS)
 
 test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
@@ -80,7 +84,7 @@ readme: .venv/installed ## generate all tables and figures anew from the committ
 	$(PY) -m lab tables README.md CONTRIBUTING.md docs/*.md
 
 clean: ## remove caches; artifacts/ and .venv/ stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(OUT)/cache
+	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(call quoted,$(OUT)/cache)
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo "kept: $(OUT)/ (trained models) and .venv/; remove them by hand when you mean it: rm -r $(OUT) .venv"
 

@@ -226,12 +226,7 @@ def made(*settings: str) -> list[str]:
 
 
 @needs_make
-@pytest.mark.parametrize("name", ["my photos", "photos (1)", "Ani's photos", "fish & chips", "a;b"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="make hands a name with a space or a sign of the shell on in pieces (issue 21)",
-    raises=AssertionError,
-)
+@pytest.mark.parametrize("name", ["my photos", "photos (1)", "Ani's photos", "fish & chips", "a;b", '"[é]"'])
 def test_make_takes_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
     data = str(tmp_path / name)
     arguments = made(f"DATA={data}")
@@ -242,11 +237,6 @@ def test_make_takes_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
 
 @needs_make
 @pytest.mark.parametrize("data", [".", "./", ".."])
-@pytest.mark.xfail(
-    strict=True,
-    reason="make leaves the name of the run empty for the folder that one stands in (issue 21)",
-    raises=AssertionError,
-)
 def test_make_names_the_run_of_the_folder_that_one_stands_in(data: str) -> None:
     arguments = made(f"DATA={data}")
     at = arguments.index("--run") if "--run" in arguments else None
