@@ -222,7 +222,8 @@ def layers_of(trt: ModuleType, network: Any) -> list[tuple[str, str, str, float]
 def _format(trt: ModuleType, layer: Any, made_by: dict[str, Any]) -> str:
     """A layer's number format: INT8 where Q/DQ pairs wrap all its inputs, which TensorRT fuses into one kernel."""
     formats = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16", trt.int8: "int8"}
-    kinds = [_origin(trt, layer.get_input(i), made_by) for i in range(layer.num_inputs)]
+    inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+    kinds = [_origin(trt, tensor, made_by) for tensor in inputs if tensor is not None]  # None: one that may be left out
     if _multiply_adds(trt, layer) and trt.int8 in kinds and set(kinds[:2]) != {trt.int8}:
         kinds = [layer.get_output(0).dtype]  # only half quantised: it computes in the type it gives
     kind = kinds[0] if kinds else layer.get_output(0).dtype

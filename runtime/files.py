@@ -16,6 +16,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from runtime.errors import BadModel
 
 Record = TypeVar("Record")
+# Beside what is hidden by a dot: of macOS, Windows, NAS by Synology and QNAP, Linux, Picasa
+_LEFT = frozenset(("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler"))
+_LEFT |= {"system volume information", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"}
+_LEFT |= {"lost+found", "picasa.ini", "@__thumb"}
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)  # what reading a record raises where it is damaged
 
 
@@ -43,7 +47,7 @@ def sha256_json(value: Any) -> str:
 
 def left_by_programs(name: str) -> bool:
     """Whether a folder or file of this name is what other programs leave beside photos: hidden, thumbnails, a bin."""
-    return name.startswith((".", "@", "#", "$")) or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+    return name.startswith(".") or name.lower() in _LEFT
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Geometry only; the arithmetic (cast, mean, std) is the first layer of every expo
 """
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import io
@@ -21,7 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
-from runtime.errors import BadPhoto, SajiError, TooManyPixels, Unavailable
+from runtime.colours import Unshown, to_srgb, told_colours
+from runtime.errors import BadPhoto, SajiError, TooManyPixels
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
@@ -52,6 +52,7 @@ class Bounds:
 ANY_PHOTO = Bounds()
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_NO_WHITE = "of which it is not told what is white; save it as 8 or 16 bits a colour"
 _ORIENTATION, _SHORT = 0x0112, 3  # the tag's number and its type's
 # What turns a photo of that orientation upright (EXIF 2.32, tag 274)
 _TURNS = {
@@ -112,7 +113,7 @@ def decode(
             raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, version)
+        return _upright_rgb(source, version, told_colours(source))
     name = "the file" if isinstance(source, bytes) else Path(getattr(source, "name", source)).name  # type: ignore
     try:
         with _PILLOW_IS_QUIET, _file(source) as file, _opened(file, bounds.formats) as image:
@@ -120,9 +121,11 @@ def decode(
                 raise Image.DecompressionBombError
             if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
                 _draft(image, shorter_side)
-            return _upright_rgb(image, version)
+            return _upright_rgb(_as_shown(image), version, told_colours(image, file))
     except SajiError:
         raise
+    except Unshown as why:
+        raise BadPhoto(f"{name} {why}") from None
     except UnidentifiedImageError:
         with _file(source) as file:
             raise BadPhoto(f"{name} {_why_unidentified(file)}") from None
@@ -180,6 +183,9 @@ def _why_unidentified(file: BinaryIO) -> str:
         return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"
     if brand == "HEIC" and not importlib.util.find_spec("pillow_heif"):
         return "is a HEIC photo, as iPhones take them; to read those type: pip install pillow-heif"
+    file.seek(0)
+    if file.read(4) in (b"II*\0", b"MM\0*"):
+        return "is a TIFF of a kind that Pillow cannot read; save it as a PNG, or with 8 bits a colour"
     return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
 
 
@@ -190,19 +196,52 @@ def _draft(image: ImageFile.ImageFile, shorter_side: int) -> None:
         image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
 
 
-def _upright_rgb(image: Image.Image, version: int) -> Image.Image:
+def _as_shown(image: Image.Image) -> Image.Image:
+    """A picture just opened as viewers show its beginning, in what Pillow leaves to its caller. Raises Unshown."""
+    tile = getattr(image, "tile", None)
+    if image.mode == "F":
+        raise Unshown(f"is of floating-point numbers, {_NO_WHITE}")
+    if image.format == "TIFF":
+        return _tiff_as_shown(image)
+    if image.format == "PNG" and image.info.get("default_image"):  # of an APNG: what stands in where nothing moves
+        image.seek(1)
+    elif image.format == "PNG" and image.mode == "L" and tile and isinstance(image.info.get("transparency"), int):
+        bits = int(str(tile[0].args).partition(";")[2] or 8)  # the transparent grey is told in samples of so many bits
+        image.info["transparency"] *= 255 // (2**bits - 1)
+    elif image.format == "GIF" and tile and (box := tile[0].extents) and box != (0, 0, *image.size):
+        frame = image.convert("RGBA").crop(box)  # around it the GIF's ground is not shown
+        image = Image.new("RGBA", image.size)
+        image.paste(frame, box)
+    return image
+
+
+def _tiff_as_shown(image: Any) -> Image.Image:
+    """A TIFF's first page by what its tags say of the samples (TIFF 6.0, section 8 and 19)."""
+    bits, signed = max(image.tag_v2.get(258, (1,))), 2 in image.tag_v2.get(339, ())
+    if signed or bits > 16:
+        raise Unshown(f"is of {'signed' * signed or f'{bits}-bit'} numbers, {_NO_WHITE}")
+    if bits == 16 and image.tag_v2.get(284) == 2 and len(image.getbands()) > 1:
+        raise Unshown("keeps 16-bit colours one after the other, which Pillow misreads; save it as 16-bit PNG")
+    if not image.mode.startswith("I;16") or (bits == 16 and image.tag_v2.get(262) != 0):
+        return image
+    samples = np.asarray(image).astype(np.uint32) * 0xFFFF // (2**bits - 1)
+    found = Image.fromarray((0xFFFF - samples if image.tag_v2.get(262) == 0 else samples).astype(np.uint16))
+    found.info = image.info
+    return found
+
+
+def _upright_rgb(image: Image.Image, version: int, profile: bytes | None) -> Image.Image:
+    image.load()  # first: Pillow turns a TIFF as it loads it, and then its orientation is gone
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-    profile = image.info.get("icc_profile") if version > 1 else None
-    grey = image.mode in ("L", "LA", "La") or image.mode.startswith("I")
-    rgb = _rgb(image)
-    transform = _to_srgb(profile, "CMYK" if image.mode == "CMYK" else "L" if grey else "RGB") if profile else None
-    if transform is None:
+    rgb, opacity = _rgb(image)
+    if profile and version > 1:
+        rgb = to_srgb(image, rgb, profile)
+    if opacity is None:
         return rgb
-    # On all pixels that were decoded, though fewer are left after resizing: where colours are clipped, resizing first
-    # would give others, up to 33/255 apart. Draft decoding leaves few.
-    return transform.apply(image if image.mode == "CMYK" else rgb.convert("L") if grey else rgb)
+    rgb.putalpha(opacity)
+    return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -234,40 +273,17 @@ def _orientation_in(block: bytes) -> int | None:
     return None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB in its own colour space, transparency on white."""
+def _rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Any mode as 8-bit RGB in its own colour space, and how opaque it is, mode "L", None where it is so everywhere."""
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16-bit samples ("I": of a PGM), which Pillow's own conversion clips to white
-        return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        samples = np.asarray(image)
+        opacity = None if clear is None else Image.fromarray(np.where(samples == clear, 0, 255).astype(np.uint8))
+        return Image.fromarray((samples.clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB"), opacity
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or clear is not None:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-@functools.lru_cache(maxsize=16)  # a camera writes the same profile into each photo; a transform takes 5 ms to build
-def _to_srgb(profile: bytes, mode: str) -> Any:
-    """The ImageCmsTransform from an embedded profile to sRGB, by perceptual intent; None leaves the colours alone.
-
-    They are left alone where the profile is broken, is for another `mode` ("RGB", "L" or "CMYK"), or is sRGB under
-    whatever name: one that moves no colour by more than 2/255.
-    """
-    from PIL import ImageCms
-
-    try:
-        srgb = ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB")  # type: ignore[arg-type]
-    except ImportError:
-        raise Unavailable(
-            "this Pillow cannot convert colour profiles (no LittleCMS); type: pip install --force-reinstall pillow"
-        ) from None
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
-    if mode == "CMYK":
-        return transform
-    steps = np.linspace(0, 255, 16).astype(np.uint8)
-    probe = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(16, -1, 3)).convert(mode)
-    moved = np.asarray(transform.apply(probe), int) - np.asarray(probe.convert("RGB"), int)
-    return transform if np.abs(moved).max() > 2 else None
+        return image.convert("RGB"), image.getchannel("A")
+    return image.convert("RGB"), None
 
 
 def decode_for(source: Source, geometry: Geometry, bounds: Bounds = ANY_PHOTO) -> Image.Image:

@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import ROOT, SHARED, needs_shared
+from gallery import picture as gallery_picture
+from gallery import png, saved, scene
 from PIL import Image
 from test_preprocess import P3, profile
 
@@ -207,6 +209,26 @@ def test_the_node_example_checks_itself_and_classifies_as_we_do(
     assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stdout
 
 
+def unusual(folder: Path) -> dict[str, Path]:
+    """A photo with transparency and one of 16 bits a colour."""
+    files = {"transparent.png": saved(gallery_picture("RGBA"), "PNG")}
+    files["deep.png"] = png(scene().astype(np.uint16) * 257, 2, 16)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in files}
+
+
+def test_the_node_example_gives_transparency_and_16_bits_the_same_pixels(both: Path, tmp_path: Path) -> None:
+    node = shutil.which("node") or pytest.skip("Node is not installed: apt-get install nodejs npm")
+    photos = list(unusual(tmp_path).values())
+    done = example(node, installed("node") / "classify.mjs", both, *photos)
+    assert done.returncode == 0, done.stderr
+    with runtime.load(both) as classifier:
+        for line, photo in zip(done.stdout.splitlines(), photos, strict=True):
+            _, label, probability, _ = line.split("\t")
+            assert float(probability) == pytest.approx(classifier(photo).probabilities[label], abs=BOUND), photo.name
+
+
 @pytest.fixture(scope="module")
 def site(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The browser example on a plain file server: the page, its packages and two model folders."""
@@ -260,6 +282,21 @@ def test_the_page_classifies_a_photo_itself_and_says_how_long_it_took(
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_label("Pick a photo").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no"})
     assert "did not work" in answer(page, "did not work")
+
+
+def test_the_page_gives_transparency_and_16_bits_the_same_pixels(
+    site: str, page: Any, both: Path, tmp_path: Path
+) -> None:
+    page.goto(f"{site}?precision=fp32")
+    answer(page, "Ready")
+    with runtime.load(both) as classifier:
+        for photo in unusual(tmp_path).values():
+            page.evaluate("document.getElementById('answer').textContent = ''")
+            page.get_by_label("Pick a photo").set_input_files(photo)
+            answer(page, "model ")
+            label, probability = page.locator("#classes li").first.inner_text().removesuffix(" %").rsplit(": ", 1)
+            ours = classifier(photo).probabilities[label.replace(" ", "_")]
+            assert float(probability) / 100 == pytest.approx(ours, abs=BOUND), photo.name
 
 
 def test_the_page_says_what_is_missing(site: str, page: Any) -> None:

@@ -519,3 +519,16 @@ def test_pooling_does_not_hide_that_a_convolution_is_int8(trt, model: Path) -> N
     network = parse(trt, builder, logger, model / SOURCES["int8"])
     share = {kind for _, name, kind, macs in layers_of(trt, network) if name == "CONVOLUTION" and macs}
     assert share == {"int8"}
+
+
+def test_an_input_that_is_left_out_has_no_number_format() -> None:
+    """As of ShuffleNet's slices, where TensorRT gives None for it."""
+    names = SimpleNamespace(float32="fp32", float16="fp16", bfloat16="bf16", int8="int8")
+    names.LayerType = SimpleNamespace(CONSTANT=0, CONVOLUTION=1, MATRIX_MULTIPLY=2, POOLING=3, DEQUANTIZE=4, SLICE=5)
+    tensor, kind = SimpleNamespace(name="x", dtype="fp16", shape=(1,)), SimpleNamespace(name="SLICE")
+    names.LayerType.SLICE = kind
+    inputs, output = [tensor, None, None], SimpleNamespace(name="y", dtype="fp16", shape=(1,))
+    layer = SimpleNamespace(name="cut", type=kind, num_inputs=3, num_outputs=1, get_input=inputs.__getitem__)
+    layer.get_output = lambda index: output
+    network = SimpleNamespace(num_layers=1, get_layer=lambda index: layer)
+    assert [found[:3] for found in layers_of(names, network)] == [("cut", "SLICE", "fp16")]

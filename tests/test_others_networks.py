@@ -258,3 +258,13 @@ def test_every_fold_trains_and_validates_every_class_or_says_that_it_cannot(seed
         return
     for part in parts:
         assert set(data.labels[part.train]) == set(data.labels[part.val]) == {0, 1, 2, 3}
+
+
+def test_networks_that_ask_for_the_version_of_their_layers_are_read_back(tmp_path: Path) -> None:
+    """As MNASNet does, which is trained and could not be exported without."""
+    classifier = house.room("classifier")
+    model = classifier.PhotoClassifier("mnasnet0_5", 2).eval()
+    spec = house.ModelSpec("mnasnet0_5", "mnasnet0_5", ("a", "b"), house.Geometry.for_size(32))
+    classifier.save_checkpoint(tmp_path / "checkpoint.pt", model, spec)
+    found, _ = classifier.load_checkpoint(tmp_path / "checkpoint.pt")
+    assert all(map(np.array_equal, found.state_dict().values(), model.state_dict().values()))

@@ -116,11 +116,19 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
         raise BadModel(f"{path} was trained with a recipe that cannot be right ({error}); train again") from None
     model = PhotoClassifier(spec.architecture, len(spec.classes), recipe, apart=weights.get("apart"))
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(_with_versions(weights, model))
     except RuntimeError as error:
         what = " ".join(str(error).split())[:120]
         raise BadModel(f"{path} has weights that do not fit {spec.architecture} ({what}…)") from None
     return model.eval(), spec
+
+
+def _with_versions(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Weights as the model's own `state_dict` would give them: with its layers' versions, which MNASNet asks for."""
+    versioned = model.state_dict()
+    versioned.clear()
+    versioned.update(weights)
+    return versioned
 
 
 def complete(folder: Path) -> bool:

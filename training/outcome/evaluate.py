@@ -116,7 +116,7 @@ def _chosen(source: Path, split: str | None) -> tuple[list[Photo], list[str]]:
         raise SajiError(
             f"{source} has no photo of the split {split!r} (there: {splits}); leave --split out to take all"
         )
-    return chosen, list(listed.problems)
+    return chosen, [*listed.problems, *listed.notes]
 
 
 def _unseen(checkpoint: Path, photos: list[Photo]) -> tuple[list[Photo], int | str, list[str]]:

@@ -174,6 +174,7 @@ class Findings:
     unreadable: list[str] = field(default_factory=list)
     suspicious: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     leaks: dict[str, "Kind"] = field(default_factory=dict)
     perhaps: list[str] = field(default_factory=list)
     two_labels: list[list[str]] = field(default_factory=list)
@@ -220,6 +221,7 @@ def collect(
         unreadable=[f"{name}: {fact.unreadable}" for name, fact in of_file.items() if fact.unreadable],
         suspicious={name: list(fact.suspicious) for name, fact in of_file.items() if fact.suspicious},
         problems=list(listed.problems),
+        notes=list(listed.notes),
         leaks={names[i]: kind for i, kind in leaking.items() if kind != PERHAPS},
         perhaps=[names[i] for i, kind in leaking.items() if kind == PERHAPS],
         two_labels=two_labels,

@@ -33,7 +33,7 @@ def describe(findings: Findings) -> str:
     per_class = ", ".join(f"{name} {c['train']}+{c['val']}" for name, c in findings.per_class.items())
     used = findings.used
     lines = [f"{used['train']} to train on + {used['val']} to validate ({per_class})"]
-    lines += findings.seen
+    lines += [*findings.seen, *findings.notes]
     if used["test"]:
         lines.append(f"{used['test']} photos of a test split are kept apart, to measure the accuracy")
     if _imbalance(findings) >= IMBALANCE:
@@ -64,6 +64,7 @@ def page(findings: Findings) -> str:
     parts = [
         f"# {findings.source}",
         f"{findings.listed} photos are listed, {sum(findings.used.values())} can be read.",
+        *findings.notes,
         markdown(["class", *sides], rows),
         f"The largest class has {_imbalance(findings):.1f} times the photos of the smallest.",
         *(_section("Seen before", findings.seen) if findings.seen else []),

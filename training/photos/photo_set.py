@@ -5,6 +5,8 @@ import io
 import os
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +29,12 @@ class Photo:
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """The photos that a source lists, and what was wrong with it, one sentence an item."""
+    """The photos that a source lists; in a sentence each, what is wrong with it, and what is only to be known."""
 
     source: Path
     photos: tuple[Photo, ...]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_photo_set(source: Path) -> PhotoSet:
@@ -45,6 +48,8 @@ def read_photo_set(source: Path) -> PhotoSet:
         raise SajiError(f"{source} does not exist; DATA is a folder with one folder per class, or a CSV")
     if source.is_file():
         photo_set = _read_csv(source)
+    elif not source.is_dir():
+        raise SajiError(f"{source} is no file and no folder; DATA is a folder with one folder per class, or a CSV")
     elif (source / "labels.csv").is_file():
         photo_set = _read_csv(source / "labels.csv")
     else:
@@ -72,34 +77,78 @@ def spoken(label: str) -> str:
 
 
 def _read_folders(root: Path) -> PhotoSet:
-    photos, problems = [], []
-    splits = {child: _SPLITS[child.name.lower()] for child in _folders(root) if child.name.lower() in _SPLITS}
+    photos, problems, walk = [], [], _Walk()
+    splits = _splits(folders := walk.folders(root))
     roots: dict[Path, str | None] = {**splits} if splits else {root: None}
     for folder, split in roots.items():
-        for class_folder in _folders(folder):
-            files = [file for file in sorted(class_folder.rglob("*")) if _is_photo(file, class_folder)]
+        for class_folder in walk.folders(folder):
+            files = sorted(walk.photos(class_folder))
             photos += [Photo(file, class_folder.name, split) for file in files]
             if not files:
                 problems.append(f"class folder {class_folder.name} is empty")
-        stray = sum(_is_photo(file, folder) for file in folder.iterdir())
+        stray = sum(walk.is_photo(file) for file in folder.iterdir() if not file.is_dir())
         if stray:
-            problems.append(f"{stray} files directly in {folder.name}/ belong to no class and are ignored")
+            problems.append(f"{stray} files directly in {folder.resolve().name}/ belong to no class and are ignored")
+    if splits and "val" not in splits.values():
+        problems.append(f"there is no val/ in {root.resolve().name}: a part of train/ is kept to validate by")
     if splits:
-        ignored = [child.name for child in _folders(root) if child not in splits]
-        if "val" not in splits.values():
-            problems.append(f"there is no val/ in {root.name}: a part of train/ is kept to validate by")
+        ignored = [folder.name for folder in folders if folder not in splits]
         problems += [f"folder {name} stands beside train/ and val/ and is ignored" for name in ignored]
-    return PhotoSet(root, tuple(photos), tuple(problems))
+    elif taken := [folder.name for folder in folders if folder.name.lower() in _SPLITS]:
+        problems.append(f"{', '.join(taken)} is taken for a class: a split has train/ with a folder for each class")
+    return PhotoSet(root, tuple(photos), (*problems, *walk.problems), walk.notes())
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(child for child in root.iterdir() if child.is_dir() and not left_by_programs(child.name))
+def _splits(folders: Sequence[Path]) -> dict[Path, str]:
+    """The folders that are a split's; none where one is only called so, such as a class `train` beside `plane`."""
+    found = {folder: _SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLITS}
+    trains = any(split == "train" and _Walk().folders(folder) for folder, split in found.items())
+    return found if trains or len(found) == len(folders) else {}
 
 
-def _is_photo(file: Path, folder: Path) -> bool:
-    """Whether a file at any depth of a folder is a photo, or is to be called a broken one."""
-    passed_over = any(map(left_by_programs, file.relative_to(folder).parts)) or file.name.lower() in _LISTS
-    return file.is_file() and not passed_over
+class _Walk:
+    """Files and folders as a photo set has them; what was passed over is counted, and told at the end."""
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    def folders(self, root: Path) -> list[Path]:
+        """The folders in one, but those of other programs."""
+        return sorted(path for path in root.iterdir() if path.is_dir() and not self._passed_over(path))
+
+    def photos(self, folder: Path, read: set[Path] | None = None) -> Iterator[Path]:
+        """The photos at any depth of a folder; links are followed, but not to what was `read` or leads back here."""
+        if read is None:
+            read = {above.resolve() for above in folder.absolute().parents}
+        read.add(folder.resolve())
+        for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
+            if not path.is_dir():
+                if self.is_photo(path):
+                    yield path
+            elif path.resolve() in read:
+                self.problems.append(f"{path} is a link to a folder that is read already, and is ignored")
+            elif not self._passed_over(path):
+                yield from self.photos(path, read)
+
+    def is_photo(self, file: Path) -> bool:
+        """Whether a file is a photo, or is to be called a broken one."""
+        if left_by_programs(file.name) or file.name.lower() in _LISTS:
+            return False
+        if file.is_symlink() and not file.exists():
+            self.problems.append(f"{file} is a link to nothing")
+        return file.is_file()
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in a sentence."""
+        names = ", ".join(sorted(self.left_out))
+        files = sum(self.left_out.values())
+        return (f"{files} files in folders of other programs are left out: {names}",) if files else ()
+
+    def _passed_over(self, folder: Path) -> bool:
+        if passed := left_by_programs(folder.name):
+            self.left_out[folder.name] += sum(len(files) for _, _, files in os.walk(folder))
+        return passed
 
 
 def _read_csv(path: Path) -> PhotoSet:
@@ -108,10 +157,14 @@ def _read_csv(path: Path) -> PhotoSet:
     photos, bad_rows, padded = [], [], 0
     try:
         # newline=None: old spreadsheets end lines with a lone CR, which csv refuses
-        rows = csv.reader(io.StringIO(text, newline=None))
+        rows = csv.reader(io.StringIO(text, newline=None), delimiter=_delimiter(text))
         header = [name.strip().lower() for name in next(rows, [])]
+        if header and header[0].startswith("sep="):  # Excel's own line, which says the delimiter
+            header = [name.strip().lower() for name in next(rows, [])]
         if "filename" not in header or "label" not in header:
             raise SajiError(f"{path} has the columns {', '.join(header) or 'none'}; it needs filename,label[,split]")
+        if twice := [name for name in _COLUMNS if header.count(name) > 1]:
+            raise SajiError(f"{path} has the column {twice[0]} twice; leave one")
         for row in rows:
             photo = _read_row(path.parent, root, f"{path.name} line {rows.line_num}", header, row)
             if isinstance(photo, str):
@@ -135,15 +188,14 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
     """The row's photo, or what is wrong with the row. Raises SajiError when the whole file must not be used."""
     if not any(cell.strip() for cell in row):
         return f"{line} is blank"
-    if any(cell.strip() for cell in row[len(header) :]) or any("\n" in cell for cell in row):
+    cells = dict(zip(header, row, strict=False))
+    label, split = cells.get("label", "").strip(), cells.get("split", "").strip().lower()
+    file = _spelled_as_there(root, cells.get("filename", ""))
+    exists = os.path.isfile(root / file)  # noqa: PTH113  also where the name is longer than the file system allows
+    if any(cell.strip() for cell in row[len(header) :]) or ("\n" in "".join(row) and not exists):
         return f"{line} has more cells than the header, or a line break in one; look for an unquoted comma or a quote"
-    values = {name: cell.strip() for name, cell in zip(header, row, strict=False)}
-    file, label = values.get("filename", ""), values.get("label", "")
-    split = values.get("split", "").lower()
     if not file:
         return f"{line} has no filename"
-    if "\\" in file and not (root / file).exists():  # as Windows writes paths
-        file = file.replace("\\", "/")
     # By its letters: a photo that is a link into a cache stands where the link does
     if not Path(os.path.normpath(root / file)).is_relative_to(root):
         raise SajiError(f"{line} points outside its folder ({file}); keep the photos beside the CSV")
@@ -151,11 +203,22 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
         return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
     if split and split not in _SPLITS:
         raise SajiError(f"{line} has the split {split!r}; use train, val or test")
-    try:
-        exists = (root / file).is_file()
-    except OSError:  # such as a name that is longer than the file system allows
-        exists = False
     return Photo(folder / file, label, _SPLITS.get(split)) if exists else f"{line}: {file} does not exist"
+
+
+def _spelled_as_there(root: Path, cell: str) -> str:
+    """A file's name as the folder has it: with spaces around, Windows' backslashes, accents apart from letters."""
+    cells = [cell, cell.strip()]
+    cells += [each.replace("\\", "/") for each in cells]
+    cells += [unicodedata.normalize(form, each) for each in cells for form in ("NFC", "NFD")]
+    there = (each for each in cells if each.strip() and os.path.isfile(root / each))  # noqa: PTH113  never raises
+    return next(there, cells[3])
+
+
+def _delimiter(text: str) -> str:
+    """What parts the columns: what stands most often in the first line of comma, semicolon, tab and bar."""
+    first = text.lstrip().partition("\n")[0].lower()
+    return first[4:5] if first.startswith("sep=") and len(first) > 4 else max(",;\t|", key=first.count)
 
 
 def _text(path: Path) -> tuple[str, list[str]]:

@@ -57,13 +57,11 @@ def srgb(photo: Image.Image) -> Image.Image:
     profile = photo.info.get("icc_profile")
     if photo.mode.startswith("I"):  # 16 bits a pixel, which Pillow itself would clip to white
         photo = Image.fromarray((np.asarray(photo).clip(0, 0xFFFF) >> 8).astype(np.uint8))
-    if photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
-        photo = photo.convert("RGBA")
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-    rgb = photo.convert("RGB")
-    if not profile or photo.mode not in ("RGB", "RGBA"):
-        return rgb
-    return ImageCms.profileToProfile(rgb, io.BytesIO(profile), ImageCms.createProfile("sRGB")) or rgb
+    rgba = photo.convert("RGB" if photo.mode == "CMYK" else "RGBA").convert("RGBA")
+    rgb = rgba.convert("RGB")
+    if profile and photo.mode in ("RGB", "RGBA", "P"):
+        rgb = ImageCms.profileToProfile(rgb, io.BytesIO(profile), ImageCms.createProfile("sRGB")) or rgb
+    return Image.composite(rgb, Image.new("RGB", rgb.size, "white"), rgba.getchannel("A"))
 
 
 def check(model: Model, folder: Path, precision: str) -> None:

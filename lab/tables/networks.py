@@ -1,0 +1,34 @@
+"""The table of networks that were tried: what each engine's verdict is, and what was refused."""
+
+from lab.tables.markdown import Columns, by_columns, machine, versions
+from runtime.benchmark.rows import Row
+from training.network import architectures
+
+ENGINES = {"ONNX Runtime": "ort-cpu", "OpenVINO": "openvino"}
+
+
+def networks(rows: list[Row]) -> str:
+    """A line for each network, the last row of each; where no other engine passed a precision, its verdict is named."""
+    last = {row["architecture"]: row for row in rows}
+    columns: Columns = {
+        "network": "{architecture}",
+        "smallest size": lambda row: f"{row['image_size']} px" if row["image_size"] else "none",
+        "million parameters": lambda row: f"{row['parameters'] / 1e6:.1f}",
+        **{precision.upper(): _passed(precision) for precision in ("fp32", "fp16", "int8")},
+        "TensorRT-RTX builds": lambda row: "yes" if row["engines"] else "no",
+        "seconds": "{seconds:.0f}",
+        "refused": lambda row: row["refused"].replace("|", "\\|")[:160],
+    }
+    row = rows[-1]
+    count = f"{len(last)} networks of {len(architectures.names())} were tried, each at the smallest size that it takes"
+    condition = f"{count}; PyTorch and {versions(row, 'onnxruntime', 'openvino', 'torchvision')}; {machine(row)}."
+    return f"{by_columns((last[name] for name in sorted(last)), columns)}\n\n{condition}"
+
+
+def _passed(precision: str):
+    def cell(row: Row) -> str:
+        verdicts = {name: row["verdicts"].get(f"{backend} {precision}") for name, backend in ENGINES.items()}
+        told = [f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict and verdict != "unchecked"]
+        return ", ".join(told) or "–"
+
+    return cell

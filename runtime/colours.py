@@ -1,0 +1,141 @@
+"""Whose colours a photo's numbers are, and how they become those of sRGB."""
+
+import functools
+import io
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from runtime.errors import Unavailable
+
+# CICP (ITU-T H.273): primaries as x and y of red, green, blue and white, table 2; exponents of the curve, table 3,
+# where 0 is that of sRGB, for which browsers also take the curves of television
+_D65 = (0.3127, 0.3290)
+_SRGB = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *_D65)
+_PRIMARIES = {1: _SRGB, 9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, *_D65)}
+_PRIMARIES[12] = (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, *_D65)  # Display P3
+_EXPONENTS = {1: 0.0, 4: 2.2, 5: 2.8, 6: 0.0, 8: 1.0, 13: 0.0, 14: 0.0, 15: 0.0}
+_HDR = {16: "PQ", 18: "HLG"}
+_CODED = {"PNG": (b"\0\0\0\4cICP", ">BB"), "AVIF": (b"colrnclx", ">HH"), "HEIF": (b"colrnclx", ">HH")}
+_HEAD = 65_536  # bytes of a file in which its colours are looked for
+
+# Bradford: XYZ to the responses of the cones, and the white of ICC profiles (ICC.1:2022, annex E and 7.2.16)
+_CONES = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_D50 = np.array([0.9642, 1.0, 0.8249])
+
+
+class Unshown(ValueError):
+    """A photo whose samples say no colours; the message goes on after the file's name."""
+
+
+def told_colours(image: Image.Image, file: BinaryIO | None = None) -> bytes | None:
+    """The ICC profile of a picture just opened: the embedded one, or one made of what PNG or AVIF tell otherwise.
+
+    None where nothing is told, which means sRGB. Raises Unshown where the numbers are light of high dynamic range.
+    """
+    embedded, coded = image.info.get("icc_profile"), _coded(image, file) if file else None
+    if embedded and not (coded and image.format == "PNG"):  # PNG 3, 4.3: cICP comes first; in AVIF browsers take ICC
+        return embedded if embedded[16:20] == _space(image) else None
+    if coded:
+        if coded[1] in _HDR:
+            raise Unshown(f"is a photo of high dynamic range ({_HDR[coded[1]]}), which is not read; send it as a JPEG")
+        return made_profile(_PRIMARIES.get(coded[0], _SRGB), _EXPONENTS.get(coded[1], 0.0))
+    if image.format == "PNG" and image.info.get("gamma") and "srgb" not in image.info:
+        white_first = image.info.get("chromaticity", (*_D65, *_SRGB[:6]))
+        exponent = 1 / image.info["gamma"]
+        if "chromaticity" not in image.info and abs(exponent - 2.2) < 0.01:  # how sRGB was told before it had a chunk
+            return None
+        return made_profile((*white_first[2:], *white_first[:2]), exponent)
+    return None
+
+
+def _coded(image: Image.Image, file: BinaryIO) -> tuple[int, int] | None:
+    """CICP's numbers of the primaries and of the curve, where the file has them."""
+    mark, form = _CODED.get(image.format or "", (b"", ""))
+    if not mark:
+        return None
+    place = file.tell()
+    file.seek(0)
+    head = file.read(_HEAD)
+    file.seek(place)
+    start = head.find(mark) + len(mark)
+    return struct.unpack_from(form, head, start) if start >= len(mark) and start + 4 <= len(head) else None
+
+
+@functools.lru_cache(maxsize=16)
+def made_profile(corners: tuple[float, ...], exponent: float) -> bytes | None:
+    """An ICC profile (ICC.1:2022, matrix and curves) of primaries x, y of red, green, blue, white; exponent 0: sRGB's.
+
+    None where these are no colours that an eye or a profile knows.
+    """
+    kind, values = (0, [exponent]) if exponent else (3, [2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045])
+    try:
+        curve = struct.pack(f">4s4xH2x{len(values)}i", b"para", kind, *(round(value * 65536) for value in values))
+        xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in zip(*[iter(corners)] * 2, strict=True)])
+        light = xyz[:3].T * np.linalg.solve(xyz[:3].T, xyz[3])
+        adapted = np.linalg.solve(_CONES, np.diag(_CONES @ _D50 / (_CONES @ xyz[3])) @ _CONES) @ light
+        tags = {b"wtpt": _xyz(_D50)}
+        for name, column in zip((b"r", b"g", b"b"), adapted.T, strict=True):
+            tags |= {name + b"XYZ": _xyz(column), name + b"TRC": curve}
+    except (ArithmeticError, ValueError, struct.error, np.linalg.LinAlgError):
+        return None
+    return _profile_of(tags)
+
+
+def _profile_of(tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of these tags, each of a multiple of four bytes, for RGB."""
+    start, table, content = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, tag in tags.items():
+        table += struct.pack(">4sII", name, start + len(content), len(tag))
+        content += tag
+    kinds, white = (4 << 24, b"mntr", b"RGB ", b"XYZ ", b"acsp"), (round(value * 65536) for value in _D50)
+    return struct.pack(">I4xI4s4s4s12x4s28x3i48x", start + len(content), *kinds, *white) + table + content
+
+
+def _xyz(value: np.ndarray) -> bytes:
+    return struct.pack(">4s4x3i", b"XYZ ", *(round(float(each) * 65536) for each in value))
+
+
+def _space(image: Image.Image) -> bytes:
+    """What a profile for such a picture calls its colours (ICC.1:2022, table 19)."""
+    grey = image.mode in ("L", "LA", "La") or image.mode.startswith("I")
+    return b"CMYK" if image.mode == "CMYK" else b"GRAY" if grey else b"RGB "
+
+
+def to_srgb(image: Image.Image, rgb: Image.Image, profile: bytes) -> Image.Image:
+    """`rgb`, which is `image` as RGB in its own colours, with those of sRGB by the profile.
+
+    On all pixels that were decoded, though fewer are left after resizing: where colours are clipped, resizing first
+    would give others, up to 33/255 apart. Draft decoding leaves few.
+    """
+    mode = {b"CMYK": "CMYK", b"GRAY": "L"}.get(profile[16:20], "RGB")
+    transform = _transform(profile, mode)
+    return rgb if transform is None else transform.apply(image if mode == "CMYK" else rgb.convert(mode))
+
+
+@functools.lru_cache(maxsize=16)  # a camera writes the same profile into each photo; a transform takes 5 ms to build
+def _transform(profile: bytes, mode: str) -> Any:
+    """The ImageCmsTransform from an embedded profile to sRGB, by perceptual intent; None leaves the colours alone.
+
+    They are left alone where the profile is broken, or is sRGB under whatever name: one that moves no colour by more
+    than 2/255. `mode` is "RGB", "L" or "CMYK".
+    """
+    from PIL import ImageCms
+
+    try:
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, mode, "RGB")  # type: ignore[arg-type]
+    except ImportError:
+        raise Unavailable(
+            "this Pillow cannot convert colour profiles (no LittleCMS); type: pip install --force-reinstall pillow"
+        ) from None
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    if mode == "CMYK":
+        return transform
+    steps = np.linspace(0, 255, 16).astype(np.uint8)
+    probe = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(16, -1, 3)).convert(mode)
+    moved = np.asarray(transform.apply(probe), int) - np.asarray(probe.convert("RGB"), int)
+    return transform if np.abs(moved).max() > 2 else None

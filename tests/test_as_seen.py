@@ -1,0 +1,187 @@
+"""Photos have the pixels that a person sees: a browser's, or those that the file was made of."""
+
+import base64
+import io
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import gallery
+import house
+import numpy as np
+import pytest
+from gallery import exif, jpeg, picture, png_chunk, saved, scene, segment, tiff, turn, veil, with_segment
+from PIL import Image
+
+from runtime.errors import BadPhoto
+from runtime.preprocess import decode
+
+# What is between two decoders: one step of rounding; two blends round it twice
+TOLERANCE = 2
+SHOW = """async files => Promise.all(files.map(async file => {
+  const image = new Image()
+  image.src = `data:image/jpeg;base64,${file}`
+  await image.decode()
+  const size = {width: image.naturalWidth, height: image.naturalHeight}
+  const canvas = Object.assign(document.createElement('canvas'), size)
+  const context = canvas.getContext('2d')
+  context.fillStyle = 'white'
+  context.fillRect(0, 0, canvas.width, canvas.height)
+  context.drawImage(image, 0, 0)
+  const data = context.getImageData(0, 0, canvas.width, canvas.height).data
+  return [canvas.height, canvas.width, btoa(Array.from(data, value => String.fromCharCode(value)).join(''))]
+}))"""
+
+
+def shown(page: Any, files: list[bytes]) -> list[np.ndarray]:
+    """Each photo as the browser draws it on white, uint8 `[H, W, 3]`."""
+    answers = page.evaluate(SHOW, [base64.b64encode(file).decode() for file in files])
+    return [np.frombuffer(base64.b64decode(d), np.uint8).reshape(h, w, 4)[..., :3] for h, w, d in answers]
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any) -> Any:
+    return browser.new_page()
+
+
+GALLERIES: dict[str, Callable[[], dict[str, bytes]]] = {
+    "JPEG": gallery.jpegs,
+    "PNG": lambda: gallery.pngs(interlaced=False),
+    "interlaced PNG": lambda: gallery.pngs(interlaced=True),
+    "colours": gallery.colours_told,
+    "others": gallery.others,
+}
+
+
+@pytest.mark.parametrize("name", GALLERIES)
+def test_photos_have_the_pixels_that_a_browser_shows(name: str, page: Any) -> None:
+    files = GALLERIES[name]()
+    for kind, theirs in zip(files, shown(page, list(files.values())), strict=True):
+        ours = np.asarray(decode(files[kind]), int)
+        assert ours.shape == theirs.shape, kind
+        assert np.abs(ours - theirs).max() <= TOLERANCE, kind
+
+
+def on_white(colours: np.ndarray) -> np.ndarray:
+    part = veil()[..., None] / 255
+    return part * colours + 255 * (1 - part)
+
+
+def tiffs() -> dict[str, tuple[bytes, np.ndarray]]:
+    """TIFFs, which no browser shows, with what they are made of: `[H, W, 1 or 3]`."""
+    rgb, grey, opacity = scene(), np.asarray(picture("L"))[..., None], veil()[..., None]
+    deep = {name: each.astype(np.uint16) * 257 for name, each in (("rgb", rgb), ("grey", grey), ("opacity", opacity))}
+    inks = np.concatenate([255 - rgb, 0 * opacity], 2)
+    dimmed = (rgb * (opacity / 255)).round().astype(np.uint8)
+    kinds = {"colours": (tiff(rgb, 2), rgb), "planes": (tiff(rgb, 2, planes=2), rgb), "inks": (tiff(inks, 5), rgb)}
+    kinds |= {"white is 0": (tiff(255 - grey, 0), grey), "white is 0, 16 bits": (tiff(65535 - deep["grey"], 0), grey)}
+    for order in "<>":
+        kinds |= {f"16 bits {order}": (tiff(deep["rgb"], 2, order), rgb)}
+        kinds |= {f"16-bit grey {order}": (tiff(deep["grey"], 1, order), grey)}
+        kinds |= {f"16-bit inks {order}": (tiff(inks.astype(np.uint16) * 257, 5, order), rgb)}
+        both = np.concatenate([deep["rgb"], deep["opacity"]], 2)
+        kinds |= {f"16-bit RGBA {order}": (tiff(both, 2, order, extra=2), on_white(rgb))}
+    kinds |= {"RGBA": (tiff(np.concatenate([rgb, opacity], 2), 2, extra=2), on_white(rgb))}
+    kinds |= {"RGBA, multiplied": (tiff(np.concatenate([dimmed, opacity], 2), 2, extra=1), on_white(rgb))}
+    kinds |= {"grey and alpha": (tiff(np.concatenate([grey, opacity], 2), 1, extra=2), on_white(grey))}
+    kinds |= {f"orientation {o}": (tiff(rgb, 2, orientation=o), turned) for o, turned in upright(rgb).items()}
+    for packing in ("jpeg", "tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        kinds |= {
+            packing: (
+                saved(picture(), "TIFF", compression=packing, **({"quality": 98} if packing == "jpeg" else {})),
+                rgb,
+            )
+        }
+    pages = saved(picture(), "TIFF", save_all=True, append_images=[picture().rotate(180)])
+    inked = saved(picture("CMYK"), "TIFF", compression="jpeg", quality=98)
+    return kinds | {"pages": (pages, rgb), "JPEG of inks": (inked, rgb)}
+
+
+def upright(lying: np.ndarray) -> dict[int, np.ndarray]:
+    """By orientation, what a picture kept so is (TIFF 6.0, tag 274)."""
+    turned = np.swapaxes(lying, 0, 1)
+    return {1: lying, 2: lying[:, ::-1], 3: lying[::-1, ::-1], 4: lying[::-1]} | {
+        5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]
+    }  # fmt: skip
+
+
+def hidden() -> dict[str, tuple[bytes, np.ndarray]]:
+    """What a browser does not show, or otherwise: Chromium takes some numbers of AVIF for those of television."""
+    moving = {"save_all": True, "append_images": [picture().rotate(180)], "subsampling": "4:4:4"}
+    kinds = {"AVIF, transparent": (saved(picture("RGBA"), "AVIF", quality=98, subsampling="4:4:4"), on_white(scene()))}
+    kinds |= {"AVIF that moves": (saved(picture(), "AVIF", quality=98, **moving), scene())}
+    deep = np.asarray(picture("L"), np.uint16)[..., None] * 257
+    kinds |= {"PGM of 16 bits": (b"P5 48 32 65535\n" + deep.astype(">u2").tobytes(), deep >> 8)}
+    kinds |= {"PGM of 10 bits": (b"P5 48 32 1023\n" + (deep >> 6).astype(">u2").tobytes(), deep >> 8)}
+    return kinds | {f"{kind}, {mode}": (saved(picture(mode), kind), on_white(scene()) if mode == "RGBA" else scene())
+                    for kind in ("JPEG2000", "TGA") for mode in ("RGB", "RGBA")}  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [tiffs, hidden])
+def test_photos_that_no_browser_shows_have_the_pixels_that_they_were_made_of(kinds: Callable) -> None:
+    for kind, (file, truth) in kinds().items():
+        ours = np.asarray(decode(file), float)
+        assert ours.shape[:2] == truth.shape[:2], kind
+        difference = np.abs(ours - truth)
+        assert difference.max() <= 8 and difference.mean() <= 1.5, kind  # of JPEG and AVIF; the others are exact
+
+
+# A browser leaves these lying; whoever wrote them meant the photo to be turned, and other viewers turn it
+MEANT = {
+    "a long number": jpeg(exif=exif(turn(6, kind=4))),
+    "a long number, big endian": jpeg(exif=exif(turn(6, ">", kind=4), order=">")),
+    "a signed number": jpeg(exif=exif((0x0112, 8, 1, b"\6\0"))),
+    "two numbers": jpeg(exif=exif(turn(6, count=2))),
+    "XMP": with_segment(jpeg(), segment(0xE1, gallery.XMP % b'tiff:Orientation="6"')),
+    "WebP": saved(picture(), "WEBP", lossless=True, exif=exif(turn(6))),
+}
+
+
+@pytest.mark.parametrize("kind", MEANT)
+def test_an_orientation_told_otherwise_than_a_browser_expects_it_turns_the_photo(kind: str) -> None:
+    assert decode(MEANT[kind]).size == gallery.SIZE[::-1]
+
+
+grey = np.asarray(picture("L"))[..., None]
+REFUSED = {
+    "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),
+    "TIFF of coloured fractions": (tiff((scene() / 255).astype(np.float32), 2), "of a kind that Pillow cannot read"),
+    "TIFF of signed numbers": (tiff(grey.astype(np.int16) * 128, 1), "signed numbers"),
+    "TIFF of 32 bits": (tiff(grey.astype(np.uint32) << 24, 1), "32-bit numbers"),
+    "TIFF of deep planes": (tiff(scene().astype(np.uint16) * 257, 2, planes=2), "one after the other"),
+    "PFM": (b"Pf 48 32 -1.0\n" + (grey / 255).astype("<f4").tobytes(), "floating-point"),
+    "PNG of high dynamic range": (gallery.png(scene(), 2, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))), "(PQ)"),
+    "AVIF of high dynamic range": (gallery.said_in_avif(9, 18), "(HLG)"),
+    "an icon": (saved(picture("RGBA"), "ICO"), "no picture that can be read"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_samples_that_say_no_colours_are_one_sentence(kind: str) -> None:
+    with pytest.raises(BadPhoto, match=r"^the file (is|keeps) ") as refusal:
+        decode(REFUSED[kind][0])
+    assert REFUSED[kind][1] in str(refusal.value)
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("corner", [0, 1, 2**31 - 1])
+def test_colours_that_do_not_exist_damage_no_photo(gamma: int, corner: int) -> None:
+    told = png_chunk(b"gAMA", struct.pack(">I", gamma)) + png_chunk(b"cHRM", struct.pack(">8I", *[corner] * 8))
+    assert decode(gallery.png(scene(), 2, 8, told)).size == gallery.SIZE
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "16-bit", "16-bit RGBA", "wide", "wide RGBA"])
+def test_the_python_example_gives_the_same_pixels(kind: str) -> None:
+    deep = np.concatenate([scene(), veil()[..., None]], 2).astype(np.uint16) * 257
+    wide = {"icc_profile": gallery.profile(**gallery.P3)} if "wide" in kind else {}
+    files = {"16-bit": gallery.png(deep[..., :3], 2, 16), "16-bit RGBA": gallery.png(deep, 6, 16)}
+    file = files.get(kind) or saved(picture(kind.removeprefix("wide").strip() or "RGB"), "PNG", **wide)
+    example = house.module_at(house.EMBEDDING_EXAMPLE).srgb(Image.open(io.BytesIO(file)))
+    assert np.abs(np.asarray(example, int) - np.asarray(decode(file))).max() <= TOLERANCE
+
+
+def test_a_picture_that_is_open_already_has_the_same_pixels(tmp_path: Any) -> None:
+    for orientation in (3, 6):
+        (tmp_path / "photo.tif").write_bytes(tiff(scene(), 2, orientation=orientation))
+        with Image.open(tmp_path / "photo.tif") as opened:
+            assert np.array_equal(decode(opened), decode(tmp_path / "photo.tif"))

@@ -1,0 +1,207 @@
+"""Folders and listings as people have them: every way to write the same photos gives the same photos."""
+
+import csv
+import os
+import tempfile
+import unicodedata
+from pathlib import Path
+
+import house
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from runtime.files import left_by_programs
+from training.photos.photo_set import Photo, read_photo_set
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def listed(root: Path) -> list[tuple[str, str, str | None]]:
+    """Each photo's path in the folder, class and split."""
+    found = read_photo_set(root).photos
+    return sorted((os.path.relpath(p.path, root), p.label, p.split) for p in found)
+
+
+# Whatever a file system and a spreadsheet take: no slash, no NUL, no return (which spreadsheets read as a line's end)
+NAMES = st.text(st.characters(exclude_characters="/\0\r\\", exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+LINES = st.text(st.sampled_from("ab \n,;\t|\"'"), max_size=9)
+LABELS = st.one_of(
+    st.sampled_from(
+        ["007", "7", "1e3", "NA", "nan", "None", "null", "true", "-", "=1+1", "train", "a,b", 'said "x"', "é"]
+    ),
+    st.text(st.characters(categories=("Lu", "Ll", "Nd", "Po", "Sm")), min_size=1, max_size=8),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    names=st.lists(
+        st.one_of(NAMES, LINES), min_size=1, max_size=4, unique_by=lambda n: unicodedata.normalize("NFC", n)
+    ),
+    label=LABELS,
+    delimiter=st.sampled_from(",;\t|"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    form=st.sampled_from(["NFC", "NFD"]),
+)
+@example(names=["two\nlines"], label="x", delimiter=",", end="\n", encoding="utf-8", form="NFC")
+@example(names=[" spaced "], label="x", delimiter=";", end="\n", encoding="utf-8", form="NFC")
+@example(names=["crème"], label="brûlée", delimiter="\t", end="\r\n", encoding="utf-16", form="NFD")
+def test_a_listing_is_read_however_it_was_written(
+    names: list[str], label: str, delimiter: str, end: str, encoding: str, form: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root, files = Path(folder), [f"{name}.jpg" for name in names if not name.startswith(".")]
+        touch(root, *(unicodedata.normalize("NFC", file) for file in files))
+        with open(root / "labels.csv", "w", newline="", encoding=encoding) as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
+            writer.writerows([["filename", "label"], *([unicodedata.normalize(form, each), label] for each in files)])
+        if files:
+            found = read_photo_set(root).photos
+            assert {photo.label for photo in found} == {label.strip()}
+            assert sorted(p.path.name for p in found) == sorted(unicodedata.normalize("NFC", each) for each in files)
+
+
+@pytest.mark.parametrize("start", ["sep=;\n", "sep=;\r\n", "SEP=;\n", "\n"])
+def test_excels_line_about_the_delimiter_is_no_header(start: str, tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    text = f"{start if start.strip() else ''}filename;label;split\na.jpg;x;train\nb.jpg;y, or z;val\n"
+    (tmp_path / "labels.csv").write_text(text, newline="")
+    assert listed(tmp_path) == [("a.jpg", "x", "train"), ("b.jpg", "y, or z", "val")]
+
+
+@pytest.mark.parametrize(
+    "path", [r"ant\0.jpg", r".\ant\0.jpg", "ant//0.jpg", "./ant/0.jpg", "ant/../ant/0.jpg", " ant/0.jpg "]
+)
+def test_a_path_is_found_however_it_is_spelled(path: str, tmp_path: Path) -> None:
+    touch(tmp_path, "ant/0.jpg")
+    (tmp_path / "labels.csv").write_text(f"filename,label\n{path},x\n")
+    assert listed(tmp_path) == [("ant/0.jpg", "x", None)]
+
+
+@pytest.mark.parametrize("path", [r"..\other.jpg", "../other.jpg", "/etc/passwd", r"a\..\..\other.jpg"])
+def test_a_path_out_of_the_folder_is_refused_however_it_is_spelled(path: str, tmp_path: Path) -> None:
+    touch(tmp_path, "other.jpg", "set/0.jpg")
+    (tmp_path / "set" / "labels.csv").write_text(f"filename,label\n0.jpg,y\n{path},x\n")
+    with pytest.raises(house.SajiError, match="points outside its folder"):
+        read_photo_set(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "path", [r"C:\photos\0.jpg", r"\\server\share\0.jpg", "n" * 300, "a\\" + "n" * 300, "https://x.org/0.jpg"]
+)
+def test_a_path_that_leads_to_nothing_is_a_fault_of_its_line(path: str, tmp_path: Path) -> None:
+    touch(tmp_path, "0.jpg")
+    (tmp_path / "labels.csv").write_text(f"filename,label\n0.jpg,y\n{path},x\n")
+    try:
+        found = read_photo_set(tmp_path)
+    except house.SajiError as refusal:
+        assert "points outside its folder" in str(refusal)
+    else:
+        assert len(found.photos) == 1 and "line 3" in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"filename,label,label\n0.jpg,x,y\n", "column label twice"),
+        ("filename,label\n0.jpg,cr\xe8me\n".encode("cp1252"), "no UTF-8 text"),
+        ("filename,label\n0.jpg,x\n".encode("utf-16-le"), "no UTF-8 text"),
+        ("filename,label\n0.jpg,x\n".encode("utf-32"), "no UTF-8 text"),
+        (b"0.jpg,x\n", "it needs filename,label"),
+        (b"sep=;\n", "it needs filename,label"),
+        (b"", "it needs filename,label"),
+        (b"PK\3\4" + bytes(40), "no UTF-8 text"),
+    ],
+)
+def test_a_listing_that_would_be_guessed_at_is_one_sentence(content: bytes, words: str, tmp_path: Path) -> None:
+    touch(tmp_path, "0.jpg")
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(house.SajiError, match=words):
+        read_photo_set(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_is_no_photo_set(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(house.SajiError, match="no file and no folder"):
+        read_photo_set(tmp_path / "pipe")
+
+
+# What stands in the folder, and what is read of it: a class for each photo
+SETS = {
+    "a class called train": (["train/0.jpg", "plane/0.jpg", "car/0.jpg"], {"train", "plane", "car"}),
+    "a class called test": (["test/0.jpg", "control/0.jpg"], {"test", "control"}),
+    "a class called like a split, in a split": (
+        ["train/test/0.jpg", "train/ant/0.jpg", "val/ant/0.jpg"],
+        {"test", "ant"},
+    ),
+    "folders in classes": (["ant/red/small/0.jpg", "bee/0.jpg"], {"ant", "bee"}),
+    "train and test": (["train/ant/0.jpg", "test/bee/0.jpg"], {"ant", "bee"}),
+    "Training and Validation": (["Training/ant/0.jpg", "Validation/ant/0.jpg"], {"ant"}),
+    "names like a tool's": (["#1/0.jpg", "@home/0.jpg", "$100/0.jpg"], {"#1", "@home", "$100"}),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_classes_and_splits_are_told_apart(name: str, tmp_path: Path) -> None:
+    files, classes = SETS[name]
+    assert {label for _, label, _ in listed(touch(tmp_path, *files))} == classes
+
+
+def test_photos_alone_in_train_and_val_have_no_class(tmp_path: Path) -> None:
+    with pytest.raises(house.SajiError, match="holds no labelled photo"):
+        read_photo_set(touch(tmp_path, "train/0.jpg", "val/0.jpg"))
+
+
+def test_a_class_that_is_called_like_a_split_is_told(tmp_path: Path) -> None:
+    found = read_photo_set(touch(tmp_path, "test/0.jpg", "control/0.jpg"))
+    assert found.problems == ("test is taken for a class: a split has train/ with a folder for each class",)
+
+
+@pytest.mark.parametrize(
+    "name", ["#1.jpg", "@home.jpg", "$5.jpg", "~0.jpg", "a'b\".jpg", "[0].jpg", "two\nlines.jpg", "*.jpg"]
+)
+def test_a_photo_may_be_called_anything(name: str, tmp_path: Path) -> None:
+    assert listed(touch(tmp_path, f"ant/{name}")) == [(f"ant/{name}", "ant", None)]
+
+
+@pytest.mark.parametrize("folder", [".git", "@eaDir", "__MACOSX", ".ipynb_checkpoints", "#recycle", "lost+found"])
+def test_what_is_left_out_is_counted_and_no_fault(folder: str, tmp_path: Path) -> None:
+    touch(tmp_path, "ant/0.jpg", f"ant/{folder}/1.jpg", f"ant/{folder}/deep/2.jpg", "ant/.DS_Store", "ant/Thumbs.db")
+    found = read_photo_set(tmp_path)
+    assert len(found.photos) == 1 and not found.problems and left_by_programs(folder)
+    assert found.notes == (f"2 files in folders of other programs are left out: {folder}",)
+
+
+def test_links_are_followed_and_loops_are_told(tmp_path: Path) -> None:
+    elsewhere = touch(tmp_path / "elsewhere", "0.jpg", "deep/1.jpg")
+    root = touch(tmp_path / "set", "ant/own.jpg")
+    (root / "ant" / "more").symlink_to(elsewhere)
+    (root / "ant" / "again").symlink_to(root / "ant")
+    (root / "ant" / "more again").symlink_to(elsewhere)
+    (root / "ant" / "up").symlink_to(root)
+    (root / "ant" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (root / "ant" / "itself.jpg").symlink_to("itself.jpg")
+    (root / "bee").symlink_to(elsewhere)
+    found = read_photo_set(root)
+    names = sorted((os.path.relpath(p.path, root), p.label) for p in found.photos)
+    assert names == [
+        ("ant/more/0.jpg", "ant"), ("ant/more/deep/1.jpg", "ant"), ("ant/own.jpg", "ant"),
+        ("bee/0.jpg", "bee"), ("bee/deep/1.jpg", "bee"),
+    ]  # fmt: skip
+    said = "\n".join(found.problems)
+    assert said.count("a link to a folder that is read already") == 3 and said.count("a link to nothing") == 2
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(touch(tmp_path / "dishes", "train/ant/0.jpg", "train/stray.jpg"))
+    found = read_photo_set(Path())
+    assert "files directly in train/" in found.problems[0] and "no val/ in dishes" in found.problems[1]
+    assert found.photos == (Photo(Path("train/ant/0.jpg"), "ant", "train"),)
