@@ -166,7 +166,7 @@ def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, s
 def test_the_examples_use_none_of_our_python_and_are_short() -> None:
     for file in ("python/classify.py", "node/classify.mjs", "browser/index.html"):
         text = (EMBED / file).read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 90, file
+        assert len(text.splitlines()) <= 100, file  # with the rules of three answers
         assert not any(
             f"{word} {stage}" in text for word in ("import", "from") for stage in ("runtime", "export", "training")
         )

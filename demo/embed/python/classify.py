@@ -41,15 +41,13 @@ class Model:
 
     def answer(self, probabilities: np.ndarray) -> str:
         """What the spec's rules make of them: a name, "not sure", or the class for nothing of the kind."""
-        classes, guard, rejection = self.spec["classes"], self.spec.get("guard"), self.spec["rejection"]
-        if guard and probabilities[classes.index(guard["absent"])] > 1 - guard["presence"]:
-            return guard["absent"]
-        top = probabilities.argmax()
-        if guard and classes[top] in (guard["absent"], guard["unnamed"]):
-            return "not sure"
-        if rejection and rejection["rule"] == "max_probability" and probabilities[top] < rejection["threshold"]:
-            return "not sure"  # the rule "energy" needs the logits
-        return classes[top]
+        guard = self.spec.get("guard") or {"absent": "", "unnamed": "", "presence": 0}
+        rule = self.spec["rejection"] or {"rule": "", "threshold": 0}
+        most, label = probabilities.max(), self.spec["classes"][probabilities.argmax()]
+        if label == guard["absent"] and most > 1 - guard["presence"]:
+            return label
+        unsure = rule["rule"] == "max_probability" and most < rule["threshold"]  # "energy" needs the logits
+        return "not sure" if unsure or label in (guard["absent"], guard["unnamed"]) else label
 
 
 def srgb(photo: Image.Image) -> Image.Image:
