@@ -40,15 +40,16 @@ def main() -> None:
             raise missing_extra(library, "demo")
     from demo.service.queue import Serving
 
-    path = arguments.deployment or to_serve(arguments.out, arguments.serve)
+    def chosen() -> Path:
+        return arguments.deployment or to_serve(arguments.out, arguments.serve)
 
     def open_classifier(path: Path) -> Classifier:
         return load(path, threads=arguments.threads, streams=arguments.workers)
 
     host = _host(arguments)
     with (
-        Serving(path, open_classifier, limits, arguments.workers, arguments.batch) as serving,
-        listen(host, arguments.port) as listener,
+        listen(host, arguments.port) as listener,  # first: a port that is taken is told before anything takes time
+        Serving(chosen(), open_classifier, limits, arguments.workers, arguments.batch) as serving,
         tempfile.TemporaryDirectory(prefix="saji-demo-", ignore_cleanup_errors=True) as uploads,
     ):
         # Uploads are somebody's photos: they go with this process, and no other user's demo shares the folder

@@ -1,6 +1,7 @@
 """Which deployment `make demo` serves: one of the user's own photos, else the starter, which is made when missing."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,12 +40,12 @@ def _drawn(path: Path) -> bool:
 
 def _make_starter(out: Path) -> None:
     say("nothing of your own is chosen yet: making the starter, which takes a minute, once")
+    here = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     for module, *more in (
         ("training", "starter"),
         ("export", "--run", "starter", "--precisions", "fp32"),
         ("runtime", "bench", "--seconds", "3"),
     ):
-        if subprocess.run(
-            [sys.executable, "-m", module, *more, "--out", str(out)], stdout=subprocess.DEVNULL
-        ).returncode:
+        command = [sys.executable, "-m", module, *more, "--out", str(out)]
+        if subprocess.run(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": here}).returncode:
             raise SajiError("the starter could not be made, see above; or choose a model of yours: make DATA=my_dishes")
