@@ -17,9 +17,10 @@ from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from demo.service.network import Way, addresses, everywhere, invite, new_token
 from demo.starter import to_serve
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, add_gpu, exit_with_one_sentence, say, wrapped
+from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
+from runtime.terminal import say
 
 if TYPE_CHECKING:
     from demo.service.queue import Serving
@@ -117,7 +118,7 @@ def _certificate(way: Way, folder: Path) -> Path:
         "itself and no authority vouches for it; go on where it shows the SHA-256 fingerprint "
         f"{certificate.fingerprint[:23]}…"
     )
-    say(wrapped(warning))
+    say(warning)
     return certificate.file
 
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runtime.command_line import say
 from runtime.deployment import Deployment
 from runtime.errors import SajiError
 from runtime.receipt import Receipt
+from runtime.terminal import say
 
 
 def to_serve(out: Path, asked: str) -> Path:

@@ -24,6 +24,7 @@ from runtime.files import left_by_programs
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile
 from runtime.spec import NAMED, UNKNOWN, ModelSpec
+from runtime.terminal import say
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -280,4 +281,4 @@ class _Counter:
     def say(self, sentence: str) -> None:
         """Print a sentence on a line of its own."""
         self.clear()
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence)

@@ -354,8 +354,8 @@ def _main(flags: list[str]) -> None:
         print(choice.extras)
         if choice.sentence:
             wide = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(choice.sentence)
-            how = {"break_long_words": False, "break_on_hyphens": False}
-            print(textwrap.fill(choice.sentence, wide, subsequent_indent="  ", **how), file=sys.stderr)
+            lines = textwrap.wrap(choice.sentence, wide, subsequent_indent="  ", break_long_words=False)
+            print("\n".join(lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def lines(description: dict[str, Any]) -> Iterator[str]:
         yield f"choice: {description['choice']}\nreason: {description['reason']}\n"
     yield from _spec_lines(description["model"], description["spec"])
     yield "\nfiles"
-    outcomes = {"same": ", as in the receipt", "differs": ", NOT the file of the receipt", "missing": ", MISSING"}
+    outcomes = {"same": ", unchanged", "differs": ", NOT the file of the receipt", "missing": ", MISSING"}
     for file in description["files"]:
         digest = f"  sha256 {file['sha256'][:12]}…{outcomes[file['receipt']]}" if "sha256" in file else ""
         yield f"  {file['name']:32} {file['bytes'] / 1e6:8.1f} MB{digest}"

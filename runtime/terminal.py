@@ -274,7 +274,11 @@ def library_output() -> int | None:
 @contextlib.contextmanager
 def _lent(number: int, stream: TextIO, log: int, redirect: Callable[[TextIO], Any]) -> Iterator[None]:
     """Let a standard stream be the libraries', while `_ours` keeps what it was."""
-    text = {"encoding": getattr(stream, "encoding", None) or "utf-8", "errors": "backslashreplace"}
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def text_to(file: int) -> TextIO:
+        return os.fdopen(os.dup(file), "w", buffering=1, encoding=encoding, errors="backslashreplace")
+
     stream.flush()
     with contextlib.ExitStack() as undo:
         undo.callback(_ours.pop, number)
@@ -286,10 +290,10 @@ def _lent(number: int, stream: TextIO, log: int, redirect: Callable[[TextIO], An
             undo.callback(os.close, before)
             undo.callback(os.dup2, before, number)
             own = _number_of(stream) == number
-            _ours[number] = undo.enter_context(open(os.dup(before), "w", buffering=1, **text)) if own else stream
+            _ours[number] = undo.enter_context(text_to(before)) if own else stream
             os.dup2(log, number)
         # A logging handler that is made meanwhile keeps this stream, so it is never closed
-        undo.enter_context(redirect(open(os.dup(log), "w", buffering=1, **text)))  # noqa: SIM115
+        undo.enter_context(redirect(text_to(log)))
         yield
 
 

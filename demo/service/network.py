@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import psutil
 
-from runtime.command_line import say, wrapped
+from runtime.terminal import say
 
 # Addresses for documentation (RFC 5737, RFC 3849): connecting a UDP socket chooses the way there, and sends nothing
 FAR = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
@@ -54,13 +54,13 @@ def invite(way: Way, secret: bool) -> None:
     shown = sys.stderr.isatty()
     say(f"on a phone in this network, scan the code or open: {way.address if secret and not shown else way.link}")
     if shown and (sys.stderr.encoding or "").lower().startswith("utf"):
-        say(in_blocks(way.link))
+        print(in_blocks(way.link), file=sys.stderr, flush=True)
     others = [*way.hosts[1:], "127.0.0.1"]
     say(f"the same link works with {', '.join(others)} in place of {way.hosts[0]}")
     if ipaddress.ip_address(way.hosts[0]).is_global:
-        say(wrapped(f"saji: {way.hosts[0]} is a public address: whoever gets the link may come in from anywhere"))
+        say(f"saji: {way.hosts[0]} is a public address: whoever gets the link may come in from anywhere")
     if way.scheme == "http":
-        say(wrapped("saji: without --https this network can read what is sent, and a phone's live camera stays off"))
+        say("saji: without --https this network can read what is sent, and a phone's live camera stays off")
 
 
 def everywhere() -> str:
