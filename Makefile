@@ -3,7 +3,8 @@
 quoted = '$(subst ','\'',$(1))'
 typed  = $(call quoted,$(value $(1)))
 OUT    ?= artifacts
-ARCHS  ?= plain34 resnet34 se_resnet34
+# What a recipe is for: two networks for the first minutes, the one with weights, the comparison that saji grew from
+ARCHS  ?= $(if $(filter quick,$(RECIPE)),resnet18 resnet34,$(if $(filter transfer,$(RECIPE)),efficientnet_lite0,plain34 resnet34 se_resnet34))
 RECIPE ?= $(if $(value DATA),scratch,quick)
 # A run is named after its photos, wherever one stands, as training.photos.dataset.run_name does it
 STEM   := -c 'import pathlib, sys; path = pathlib.Path(sys.argv[1]).resolve(); print(path.name if path.is_dir() else path.stem)'

@@ -50,14 +50,14 @@ def test_make_ends_with_table_choice_reason_and_the_line_for_the_demo(out: Path)
 
 
 @needs_bf16
-def test_make_takes_less_than_8_minutes(out: Path) -> None:
-    assert float((out / "seconds").read_text(encoding="utf-8")) < 480
+def test_make_takes_less_than_5_minutes(out: Path) -> None:
+    assert float((out / "seconds").read_text(encoding="utf-8")) < 300
 
 
 def test_the_quick_recipe_learns_the_drawn_dishes(out: Path) -> None:
     found = {folder.name: Receipt.read(folder).spec.validation["accuracy"] for folder in (out / "models").iterdir()}
-    assert set(found) == {"plain34", "resnet34", "se_resnet34"}
-    assert min(found.values()) >= 0.90, found
+    assert set(found) == {"resnet18", "resnet34"}
+    assert min(found.values()) >= 0.95, found
 
 
 def test_the_choice_answers_right_on_its_examples(out: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_second_make_redoes_nothing(out: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in ("checkpoint.pt", "model.json")}
     done = made(out)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr.count("up to date") == 7  # three networks trained, three exported, one race
+    assert done.stderr.count("up to date") == 5  # two networks trained, two exported, one race
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 

@@ -102,6 +102,11 @@ def test_the_size_that_a_file_leaves_open_is_told(sides: str, tmp_path: Path) ->
         assert classifier.logits(np.zeros((2, 24, 24, 3), np.uint8)).shape == (2, 4)
 
 
+def test_a_network_that_works_out_its_widths_with_tensors_is_tried_like_others() -> None:
+    architectures = house.room("architectures")
+    assert architectures.smallest_size("regnet_x_400mf", 2, house.room("recipe").Recipe()) == 8
+
+
 def test_a_size_that_nobody_tells_is_asked_for(tmp_path: Path) -> None:
     said = bring(network(tmp_path / "open.onnx", photo="float[batch, 3, height, width] photo"))
     assert said.refused and "--size" in said.last, said
