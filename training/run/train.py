@@ -101,9 +101,8 @@ def train(
             folder / "checkpoint.pt", fitting.model, spec, seen.record(data, before, recipe.epoch_is_chosen)
         )
         _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], logits[:SAME])
-        if not interrupted:
-            for file in (kept.best, kept.last):
-                file.unlink(missing_ok=True)
+        for file in () if interrupted else (kept.best, kept.last):
+            file.unlink(missing_ok=True)
     trainer.strategy.barrier()
     if interrupted:
         raise KeyboardInterrupt
