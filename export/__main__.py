@@ -114,7 +114,7 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
         for candidate in parity.failures(candidates):
             must_pass = parity.is_measure(candidate) or candidate.precision in settings.precisions
             (failed if must_pass else refused).append(candidate)
-    for candidate in refused:
+    for candidate in (*failed, *refused):
         tell(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")
     names = {"failed": [candidate.name for candidate in failed], "refused": [candidate.name for candidate in refused]}
     tell_programs({"run": run, "archs": archs, **names})
