@@ -52,7 +52,7 @@ def test_no_photo_has_a_say_in_the_temperature_that_it_is_scored_at() -> None:
 def test_the_threshold_is_the_highest_that_keeps_the_share(values: list[float], share: float) -> None:
     scores = np.array(values)
     threshold = threshold_keeping(scores, share)
-    assert (scores >= threshold).mean() >= share
+    assert (scores >= threshold).mean() >= share - 1e-9  # a share of 0.5 and a hair asks for no photo more
     # one photo more may go only where that would break the promise
     assert (scores > threshold).sum() - 1 < share * len(scores)
 
