@@ -57,6 +57,24 @@ def test_the_threshold_is_the_highest_that_keeps_the_share(values: list[float], 
     assert (scores > threshold).sum() - 1 < share * len(scores)
 
 
+@pytest.mark.parametrize(("photos", "share", "kept"), [(20, 0.95, 19), (60, 0.95, 57), (100, 0.9, 90), (10, 0.7, 7)])
+def test_a_share_that_is_a_whole_number_of_photos_keeps_just_these(photos: int, share: float, kept: int) -> None:
+    scores = np.arange(photos)
+    assert (scores >= threshold_keeping(scores, share)).sum() == kept
+
+
+def test_no_temperature_is_below_a_twentieth_or_above_twenty() -> None:
+    logits = np.eye(4)[np.arange(400) % 4]
+    for scale, labels, bound in ((1e5, np.arange(400) % 3, 20), (1e-5, np.arange(400) % 4, 0.05)):
+        assert fitted_temperature(scale * logits, labels) == pytest.approx(bound, rel=0.001)
+
+
+def test_where_no_photo_is_left_to_fit_the_temperature_is_1() -> None:
+    logits, labels = calibrated(50)
+    spec = settled(ModelSpec("x", "y", tuple("abcd")), 4 * logits, labels, fit=False)
+    assert spec.temperature == 1 and "calibration" not in spec.validation and spec.rejection
+
+
 def test_settled_reports_calibration_out_of_sample_and_keeps_right_photos() -> None:
     logits, labels = calibrated(400)
     spec = settled(ModelSpec("x", "y", tuple("abcd"), validation={"accuracy": 0.5}), 4 * logits, labels)
@@ -66,7 +84,8 @@ def test_settled_reports_calibration_out_of_sample_and_keeps_right_photos() -> N
     scaled = 4 * logits / cross_fitted(4 * logits, labels)[:, None]
     assert found["ece_after"] == round(calibration_error(scaled, labels), 4) < found["ece_before"] / 2
     right = logits.argmax(1) == labels
-    assert KEPT <= spec.sure(4 * logits[right]).mean() < KEPT + 0.02
+    assert KEPT == 0.95 <= spec.sure(4 * logits[right]).mean() < 0.97, "the share that is promised, in figures"
+    assert found["folds"] == 5 and found["temperature"] == round(spec.temperature, 4) != spec.temperature
     assert spec.sure(4 * logits[~right]).mean() < 0.9, "wrong answers are less sure than right ones"
 
 
