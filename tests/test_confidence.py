@@ -69,6 +69,12 @@ def test_no_temperature_is_below_a_twentieth_or_above_twenty() -> None:
         assert fitted_temperature(scale * logits, labels) == pytest.approx(bound, rel=0.001)
 
 
+def test_no_photo_fits_no_temperature_and_one_does() -> None:
+    assert fitted_temperature(np.zeros((0, 4)), np.zeros(0, int)) == 1
+    assert fitted_temperature(9.0 * np.eye(4)[:1], np.zeros(1, int)) != 1
+    assert cross_fitted(9.0 * np.eye(4)[:2], np.zeros(2, int), np.zeros(2, int)).tolist() == [1, 1], "of one scene"
+
+
 def test_where_no_photo_is_left_to_fit_the_temperature_is_1() -> None:
     logits, labels = calibrated(50)
     spec = settled(ModelSpec("x", "y", tuple("abcd")), 4 * logits, labels, fit=False)
