@@ -87,7 +87,7 @@ def test_networks_are_a_table_from_the_first_row_on() -> None:
     assert "1.5" in networks([row]) and "ONNX Runtime: pass, OpenVINO: fail" in networks([row])
     text = networks([row, refused, {**row, "seconds": 5.0}])
     assert text.index("| a |") < text.index("| b |") and text.count("| b |") == 1 and "no \\| such size" in text
-    assert "2 networks of" in text
+    assert "2 networks were tried" in text
 
 
 def change(before: str, after: str, outcome: str | None, worker: str = "normal") -> list[Any]:

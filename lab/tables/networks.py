@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from lab.tables.markdown import Columns, by_columns, machine, versions
 from runtime.benchmark.rows import Row
-from training.network import architectures
 
 ENGINES = {"ONNX Runtime": "ort-cpu", "OpenVINO": "openvino"}
 
@@ -22,7 +21,7 @@ def networks(rows: list[Row]) -> str:
         "refused": lambda row: row["refused"].replace("|", "\\|")[:160],
     }
     row = rows[-1]
-    count = f"{len(last)} networks of {len(architectures.names())} were tried, each at the smallest size that it takes"
+    count = f"{len(last)} networks were tried so far, each at the smallest size that it takes"
     libraries = versions(row, "torch", "torchvision", "onnxruntime", "openvino")
     condition = f"{count}; {libraries}; {machine(row)}."
     return f"{by_columns((last[name] for name in sorted(last)), columns)}\n\n{condition}"
