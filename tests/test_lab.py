@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,3 +74,43 @@ def test_an_interval_from_some_photos_is_held_against_the_others() -> None:
     hits, own = np.arange(400) % 10 > 0, np.arange(100)
     assert contains(hits, np.arange(400), own)
     assert not contains(np.where(np.arange(400) < 100, hits, False), np.arange(400), own)
+
+
+def test_networks_are_a_table_from_the_first_row_on() -> None:
+    from lab.tables.networks import networks
+
+    row = {"architecture": "b", "image_size": 8, "parameters": 1_500_000, "seconds": 9.6, "engines": [], "refused": ""}
+    row |= {"verdicts": {"ort-cpu fp32": "pass", "openvino fp32": "fail", "ort-cpu int8": "unchecked"}}
+    row |= {"machine_cores": 2, "machine_cpu": "X", "machine_cpu_features": ["avx2"]}
+    row |= {"versions": {"onnxruntime": "1", "openvino": "2", "torch": "4", "torchvision": "3"}}
+    refused = {**row, "architecture": "a", "image_size": None, "verdicts": {}, "refused": "training: no | such size"}
+    assert "1.5" in networks([row]) and "ONNX Runtime: pass, OpenVINO: fail" in networks([row])
+    text = networks([row, refused, {**row, "seconds": 5.0}])
+    assert text.index("| a |") < text.index("| b |") and text.count("| b |") == 1 and "no \\| such size" in text
+    assert "2 networks were tried" in text
+
+
+def change(before: str, after: str, outcome: str | None, worker: str = "normal") -> list[Any]:
+    """An outcome as cosmic-ray dumps it."""
+    diff = f"--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-    {before}\n+    {after}\n"
+    return [{}, outcome and {"worker_outcome": worker, "test_outcome": outcome, "diff": diff}]
+
+
+def test_a_mutation_score_leaves_out_what_no_test_can_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lab import mutation
+
+    judged = [{"line": "a = 1", "change": "a = 2", "reason": "a is not read"}]
+    monkeypatch.setattr(mutation, "equivalents", lambda module: judged)
+    work = [change("a = 1", "a = 2", "survived"), change("b = 1", "b = 2", "survived"), change("c", "d", None)]
+    work += [change("c = 1", "c = 2", "killed")] * 3 + [[{}, {"worker_outcome": "skipped", "test_outcome": None}]]
+    row = mutation.row_of("x.py", [], work)
+    assert (row["mutants"], row["tried"], row["score"]) == (6, 5, 0.75)
+    assert row["survivors"] == [{"line": "b = 1", "change": "b = 2"}] and row["equivalent"] == judged
+
+
+def test_each_module_whose_lines_decide_has_tests_that_import_it() -> None:
+    from lab import mutation
+
+    assert {"runtime/choice.py", "runtime/gate.py", "export/parity.py"} <= set(mutation.all_modules())
+    assert mutation.tests_of("training/run/confidence.py") == ["tests/test_confidence.py"]
+    assert "tests/test_preprocess.py" in mutation.tests_of("runtime/colours.py"), "by what imports it"

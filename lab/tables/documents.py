@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from lab.tables import capacity, claims, gate, load, study
+from lab.tables import capacity, claims, gate, load, networks, study
 from lab.tables.tree import tree
 from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import best, table
@@ -47,6 +47,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "healthy": gate.healthy,
     "bounds": gate.bounds,
     "embedded": gate.embedded,
+    "networks": networks.networks,
     "capacity": capacity.table,
     "bottleneck": capacity.bottleneck,
     "capacity_check": capacity.check,

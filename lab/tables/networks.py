@@ -1,14 +1,15 @@
 """The table of networks that were tried: what each engine's verdict is, and what was refused."""
 
+from collections.abc import Callable
+
 from lab.tables.markdown import Columns, by_columns, machine, versions
 from runtime.benchmark.rows import Row
-from training.network import architectures
 
 ENGINES = {"ONNX Runtime": "ort-cpu", "OpenVINO": "openvino"}
 
 
 def networks(rows: list[Row]) -> str:
-    """A line for each network, the last row of each; where no other engine passed a precision, its verdict is named."""
+    """A line for each network, by its last row, with the verdicts of the engines that could be asked."""
     last = {row["architecture"]: row for row in rows}
     columns: Columns = {
         "network": "{architecture}",
@@ -20,12 +21,13 @@ def networks(rows: list[Row]) -> str:
         "refused": lambda row: row["refused"].replace("|", "\\|")[:160],
     }
     row = rows[-1]
-    count = f"{len(last)} networks of {len(architectures.names())} were tried, each at the smallest size that it takes"
-    condition = f"{count}; PyTorch and {versions(row, 'onnxruntime', 'openvino', 'torchvision')}; {machine(row)}."
+    count = f"{len(last)} networks were tried so far, each at the smallest size that it takes"
+    libraries = versions(row, "torch", "torchvision", "onnxruntime", "openvino")
+    condition = f"{count}; {libraries}; {machine(row)}."
     return f"{by_columns((last[name] for name in sorted(last)), columns)}\n\n{condition}"
 
 
-def _passed(precision: str):
+def _passed(precision: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         verdicts = {name: row["verdicts"].get(f"{backend} {precision}") for name, backend in ENGINES.items()}
         told = [f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict and verdict != "unchecked"]

@@ -1,0 +1,163 @@
+"""Do the tests notice when a line that decides is wrong? Each such line is changed by cosmic-ray, one change at a time.
+
+The tests are those files that import the module, but for tests that train a network or open a browser. A change is made
+in a copy of the checkout, in artifacts/mutation/; what was interrupted goes on where it was, and a module is begun anew
+where it or its tests have changed. A change that no test notices and that no test can, because nothing that is promised
+differs, is listed with its reason in lab/mutation.toml.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runtime.benchmark.rows import Row
+from runtime.command_line import say
+from runtime.errors import Unavailable
+from runtime.files import sha256_file, sha256_json
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 300.0  # seconds that the tests may take with a change; some changes never end
+# Of the ways to change an operator one or two each: its opposite, and for a comparison its bound
+_OPERATORS = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul Pow_Mul LShift_RShift RShift_LShift BitAnd_BitOr"
+_COMPARISONS = "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is"
+_SPARED = [
+    f"core/Replace{kind}Operator_(?!{wanted.replace(' ', '$|')}$)"
+    for kind, wanted in (("Binary", _OPERATORS), ("Comparison", _COMPARISONS))
+]
+SLOW = ("model", "run", "browser", "page")  # fixtures of tests that take minutes
+_DECIDE = ("export/parity.py", "export/precision.py", "training/photos/split.py", "training/run/confidence.py")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which modules."""
+    parser.add_argument("modules", nargs="*", help="such as runtime/choice.py; by default all that decide")
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    """A row for each module."""
+    if not importlib.util.find_spec("cosmic_ray"):
+        raise Unavailable("cosmic-ray is not installed; type: .venv/bin/pip install -e '.[mutation]'")
+    for module in arguments.modules or [*all_modules()]:
+        yield tried(module)
+
+
+def all_modules() -> Iterator[str]:
+    """What decides whether an answer is right: runtime without the benchmark's tables, and some of the other stages."""
+    for path in sorted((ROOT / "runtime").rglob("*.py")):
+        if path.stat().st_size and path.name != "table.py":
+            yield path.relative_to(ROOT).as_posix()
+    yield from _DECIDE
+
+
+def tests_of(module: str) -> list[str]:
+    """The test files that import a module, or else those of the modules that do."""
+    package, name = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".").rpartition(".")[::2]
+    imports = re.compile(rf"from {package} import [^\n]*\b{name}\b|\b{package}\.{name}\b")
+
+    def importing(folder: str, pattern: str) -> list[str]:
+        files = sorted((ROOT / folder).rglob(pattern))
+        return [f.relative_to(ROOT).as_posix() for f in files if imports.search(f.read_text(encoding="utf-8"))]
+
+    own = importing("tests", "test_*.py")
+    return own or sorted({test for each in importing("runtime", "*.py") if each != module for test in tests_of(each)})
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """As a plugin of pytest: leave out the tests that take minutes."""
+    items[:] = [item for item in items if not set(SLOW) & set(getattr(item, "fixturenames", ()))]
+
+
+def tried(module: str) -> Row:
+    """Make every change, or those that are left, and count what the tests noticed."""
+    tests = tests_of(module)
+    if not tests:
+        raise Unavailable(f"no test imports {module}; name another module")
+    folder = ROOT / "artifacts" / "mutation" / module.removesuffix(".py").replace("/", ".")
+    session = _prepared(folder, module, tests)
+    say(f"{module}: {', '.join(tests)}")
+    _cosmic_ray(folder / "checkout", "exec", folder / "settings.toml", session)
+    dumped = _cosmic_ray(folder / "checkout", "dump", session).splitlines()
+    return row_of(module, tests, [json.loads(line) for line in dumped if line.strip()])
+
+
+def row_of(module: str, tests: list[str], work: list[Any]) -> Row:
+    """The score: of the changes that some test could notice, the share that one did; the survivors by their lines."""
+    judged = {(each["line"], each["change"]): each["reason"] for each in equivalents(module)}
+    survived, done = [], 0
+    work = [(item, result) for item, result in work if not result or result["worker_outcome"] != "skipped"]
+    for _, result in work:
+        done += result is not None
+        if result and result["test_outcome"] == "survived":
+            survived.append(_change(result["diff"]))
+    left = [change for change in survived if change not in judged]
+    count = done - (len(survived) - len(left))
+    return {
+        "experiment": "mutation",
+        "module": module,
+        "tests": tests,
+        "mutants": len(work),
+        "tried": done,
+        "score": round(1 - len(left) / count, 4) if count else None,
+        "survivors": [{"line": line, "change": change} for line, change in left],
+        "equivalent": [{"line": line, "change": change, "reason": judged[line, change]}
+                       for line, change in survived if (line, change) in judged],
+    }  # fmt: skip
+
+
+def equivalents(module: str) -> list[dict[str, str]]:
+    """The changes of a module that no test can notice, each with its line, what it becomes, and the reason."""
+    text = (ROOT / "lab" / "mutation.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text).get("equivalent", {}).get(module, [])
+
+
+def _change(diff: str) -> tuple[str, str]:
+    """The line that was changed and what it became, without its indentation."""
+    before = [line[1:].strip() for line in diff.splitlines() if line.startswith("-") and not line.startswith("---")]
+    after = [line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")]
+    return " ".join(before), " ".join(after)
+
+
+def _prepared(folder: Path, module: str, tests: list[str]) -> Path:
+    """The session's file beside a copy of the checkout, made anew where the module or its tests have changed."""
+    state = sha256_json({name: sha256_file(ROOT / name) for name in (module, *tests)})
+    mark, session = folder / "state", folder / "session.sqlite"
+    if mark.is_file() and mark.read_text() == state:
+        return session
+    shutil.rmtree(folder, ignore_errors=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in filter(None, names.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "checkout" / name)
+    how = "-x -q -n 0 -p no:cacheprovider --hypothesis-seed=0 -p lab.mutation"
+    pytest = f"{sys.executable} -m pytest {how} {' '.join(tests)}"
+    settings = {"module-path": module, "timeout": LIMIT, "excluded-modules": [], "test-command": pytest}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    lines += ["[cosmic-ray.distributor]", 'name = "local"', "[cosmic-ray.filters.operators-filter]"]
+    text = "\n".join(["[cosmic-ray]", *lines, f"exclude-operators = {json.dumps(_SPARED)}", ""])
+    (folder / "settings.toml").write_text(text, encoding="utf-8")
+    _cosmic_ray(folder / "checkout", "baseline", folder / "settings.toml")
+    _cosmic_ray(folder / "checkout", "init", folder / "settings.toml", session)
+    _cosmic_ray(folder / "checkout", session, folder / "settings.toml", program="tools.filters.operators_filter")
+    mark.write_text(state)
+    return session
+
+
+def _cosmic_ray(checkout: Path, *words: str | Path, program: str = "cli") -> str:
+    """What a command of cosmic-ray prints. Raises Unavailable where it fails: the baseline, where tests fail."""
+    line = [sys.executable, "-m", f"cosmic_ray.{program}", *map(str, words)]
+    done = subprocess.run(line, cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["without a word"]
+        raise Unavailable(f"cosmic-ray {words[0]} failed ({said[-1][:200]}); run the tests of the module first")
+    return done.stdout
