@@ -3,6 +3,7 @@
 None of them runs code, reaches outside its folder, waits for ever, or is served as something that it is not.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -402,3 +403,22 @@ def test_a_strangers_class_name_does_not_steer_the_terminal(name: str, verb: str
     )
     assert said.status == 0 or said.refused, said
     assert all(letter.isprintable() for letter in (said.out + said.err).replace("\n", "").replace("\t", "")), said
+
+
+@pytest.mark.parametrize(
+    ("called", "harmless"),
+    [
+        *((f"torch.ops.aten.{name}", True) for name in ("mul.Tensor", "sym_size.int")),
+        *((f"_operator.{name}", True) for name in ("mul", "floordiv", "ge")),  # on sizes, as attention has them
+        *((f"_operator.{name}", False) for name in ("call", "attrgetter", "methodcaller", "pow", "mul.__self__.eval")),
+        *((name, False) for name in ("os.system", "torch.load", "torch.ops.load_library", "builtins.eval")),
+    ],
+)
+def test_a_program_calls_operators_and_arithmetic_on_sizes_only(called: str, harmless: bool, tmp_path: Path) -> None:
+    from runtime.backends.pytorch import require_no_code
+
+    graph = {"graph_module": {"graph": {"nodes": [{"target": called}]}}}
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("archive/models/model.json", json.dumps(graph))
+    with contextlib.nullcontext() if harmless else refused(BadModel):
+        require_no_code(tmp_path / "model.pt2")
