@@ -128,7 +128,7 @@ def decode(
         raise BadPhoto(f"{name} {why}") from None
     except UnidentifiedImageError:
         with _file(source) as file:
-            raise BadPhoto(f"{name} {_why_unidentified(file)}") from None
+            raise BadPhoto(f"{name} {_why_unidentified(file, bounds.formats)}") from None
     except Image.DecompressionBombError:
         megapixels = f"{min(bounds.max_pixels, MAX_PIXELS) / 1e6:g} megapixels"
         raise TooManyPixels(f"{name} has more than {megapixels}; send a smaller copy") from None
@@ -177,14 +177,14 @@ def _brand(file: BinaryIO) -> str:
     return "AVIF" if b"avif" in brands else "HEIC" if brands & {b"heic", b"heix", b"hevc", b"mif1"} else ""
 
 
-def _why_unidentified(file: BinaryIO) -> str:
+def _why_unidentified(file: BinaryIO, formats: Sequence[str]) -> str:
     brand = _brand(file)
     if brand == "AVIF" and not features.check("avif"):
         return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"
     if brand == "HEIC" and not importlib.util.find_spec("pillow_heif"):
         return "is a HEIC photo, as iPhones take them; to read those type: pip install pillow-heif"
     file.seek(0)
-    if file.read(4) in (b"II*\0", b"MM\0*"):
+    if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*"):
         return "is a TIFF of a kind that Pillow cannot read; save it as a PNG, or with 8 bits a colour"
     return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
 
