@@ -64,7 +64,7 @@ bench: .venv/installed ## time all candidates, choose what is served      ARCHS=
 	@$(PY) runtime/bench.py --out $(call typed,OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
-	$(PY) demo/app.py --out $(call typed,OUT) $(ARGS)
+	$(PY) demo/app.py --serve auto --out $(call typed,OUT) $(ARGS)
 
 test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

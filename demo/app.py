@@ -159,8 +159,10 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
     add("--deployment", type=Path, help="the choice to serve, looked at again each second (OUT/deployment.json)")
-    what = "the starter, or your own choice (your own, and before that the starter)"
-    add("--serve", choices=["starter", "own"], default="", help=what)
+    what = (
+        "your own choice, the starter, or auto as make demo: the starter while there is none of your own photos (own)"
+    )
+    add("--serve", choices=["own", "starter", "auto"], default="own", help=what)
     add("--host", help="address to listen on; :: or 0.0.0.0 lets the network in (127.0.0.1)")
     add("--port", type=int, default=7860, help="port to listen on; 0 takes a free one (7860)")
     add("--lan", action="store_true", help="let phones of this network in, by a link with a token, also as a QR code")

@@ -13,15 +13,16 @@ from runtime.terminal import say
 
 
 def to_serve(out: Path, asked: str) -> Path:
-    """The deployment to serve below `out`: one of the user's own photos, else the starter, which is made if missing.
+    """The deployment to serve below `out`, as `asked`: "own", the "starter", which is made when missing, or "auto".
 
-    Drawn dishes are served where there is no starter yet, or when `asked` for as "own". Raises SajiError where the
-    starter cannot be made.
+    That is one's own if it is of real photos or there is no starter, else the starter. A service asks for its own, so
+    that it ends where that is missing instead of serving something else. Raises SajiError where the starter cannot be
+    made.
     """
     own, starter = out / "deployment.json", out / "starter" / "deployment.json"
     drawn = own.is_file() and _drawn(own)
-    if asked == "own" or (not asked and own.is_file() and not (drawn and starter.is_file())):
-        if drawn:
+    if asked == "own" or (asked == "auto" and own.is_file() and not (drawn and starter.is_file())):
+        if drawn and asked == "auto":
             say("serving a network of drawn dishes; for real photos: make demo ARGS='--serve starter'")
         return own
     if not starter.is_file():

@@ -312,7 +312,7 @@ def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("command", [[str(ROOT / "demo" / "app.py")], ["-m", "demo"]])
 def test_nothing_trained_is_one_sentence_with_the_command(command: list[str], tmp_path: Path) -> None:
-    process = start(*command, "--serve", "own", cwd=tmp_path)
+    process = start(*command, cwd=tmp_path)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (2, "")
     assert err.count("\n") == 1 and "artifacts/deployment.json" in err and "make train export bench" in err

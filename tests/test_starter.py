@@ -262,14 +262,14 @@ def test_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     made: list[Path] = []
     monkeypatch.setattr(serving, "_make_starter", made.append)
     ours = tmp_path / "starter" / "deployment.json"
-    assert serving.to_serve(tmp_path, "") == ours and made == [tmp_path / "starter"], "nothing there: it is made"
+    assert serving.to_serve(tmp_path, "auto") == ours and made == [tmp_path / "starter"], "nothing there: it is made"
     own = deployed(tmp_path, drawn=False, monkeypatch=monkeypatch)
-    assert serving.to_serve(tmp_path, "") == own, "the user's own photos come first"
+    assert serving.to_serve(tmp_path, "auto") == own, "the user's own photos come first"
     deployed(tmp_path, drawn=True, monkeypatch=monkeypatch)
-    assert serving.to_serve(tmp_path, "") == own and "--serve starter" in capsys.readouterr().err
+    assert serving.to_serve(tmp_path, "auto") == own and "--serve starter" in capsys.readouterr().err
     ours.parent.mkdir()
     ours.write_text("{}")
-    assert serving.to_serve(tmp_path, "") == ours, "drawn dishes do not displace it"
+    assert serving.to_serve(tmp_path, "auto") == ours, "drawn dishes do not displace it"
     assert "--serve own" in capsys.readouterr().err
     assert serving.to_serve(tmp_path, "own") == own and serving.to_serve(tmp_path, "starter") == ours
     assert len(made) == 1
