@@ -17,9 +17,10 @@ from export.graph import export_onnx
 from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
 from export.settings import Settings
 from runtime.benchmark.rows import Row
-from runtime.command_line import add_flags, from_flags, say
+from runtime.command_line import add_flags, from_flags
 from runtime.files import sha256_file
 from runtime.spec import Geometry, ModelSpec
+from runtime.terminal import say
 from training.network.classifier import PhotoClassifier
 
 

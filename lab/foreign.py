@@ -28,10 +28,10 @@ from lab.tables.gate import SHIFT_OF
 from runtime.backends import open_backend
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate
-from runtime.command_line import say
 from runtime.gate import GATES, apply_gate
 from runtime.preprocess import pixels
 from runtime.spec import Geometry, ModelSpec
+from runtime.terminal import say
 from training.network.architectures import IMAGENET_MEAN, IMAGENET_STD
 from training.network.classifier import Normalise, reference_logits
 from training.photos.drawn import write_sample

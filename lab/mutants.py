@@ -27,10 +27,10 @@ from lab.tables.gate import SHIFT_OF, kind
 from runtime.backends import BuildFacts
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate, run_all
-from runtime.command_line import say
 from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
 from runtime.spec import ModelSpec
+from runtime.terminal import say
 from training.network.classifier import Normalise, PhotoClassifier, load_checkpoint, reference_logits
 
 Logits = Callable[[np.ndarray], np.ndarray]

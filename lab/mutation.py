@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.benchmark.rows import Row
-from runtime.command_line import say
 from runtime.errors import Unavailable
 from runtime.files import sha256_file, sha256_json
+from runtime.terminal import say
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300.0  # seconds that the tests may take with a change; some changes never end

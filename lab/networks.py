@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from runtime.benchmark.rows import Row, read_rows
-from runtime.command_line import say
 from runtime.receipt import Receipt
+from runtime.terminal import say
 from training.network import architectures
 from training.photos.drawn import write_sample
 from training.recipe import DEFAULTS

@@ -23,11 +23,11 @@ import torch
 from lab.coverage import contains
 from lab.tables.study import SEEDS
 from runtime.benchmark.rows import Row, read_rows
-from runtime.command_line import say
 from runtime.environment import usable_cores
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, accuracy, calibration_error, wilson_interval
 from runtime.spec import ModelSpec
+from runtime.terminal import say
 from training.network.classifier import finished, load_checkpoint, reference_logits
 from training.photos.dataset import Data, load_data
 from training.photos.split import folds

@@ -16,11 +16,11 @@ from sklearn.metrics import roc_auc_score
 
 from lab.tables.study import unseen as table
 from runtime.benchmark.rows import Row, read_rows
-from runtime.command_line import say
 from runtime.errors import SajiError
 from runtime.evaluation import accuracy
 from runtime.preprocess import pixels
 from runtime.spec import RULES, Geometry
+from runtime.terminal import say
 from training.network import architectures
 from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_logits
 from training.photos.dataset import Data, load_data, run_name

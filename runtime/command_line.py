@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from runtime.errors import SajiError, Unavailable, missing_extra
 from runtime.nvidia import NoSuchGpu, use
-from runtime.terminal import say as say
+from runtime.terminal import say
 
 Record = TypeVar("Record")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.benchmark.rows import Row
-from runtime.command_line import say
 from runtime.errors import SajiError
+from runtime.terminal import say
 
 WALL = "wall"  # as a measure: seconds of the whole process
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from lab.gpu_check import engines, machine, serving, training, workers
 from lab.gpu_check.step import KEPT, Outcome, Place, Step, run
 from runtime.benchmark.rows import Row
-from runtime.command_line import say
 from runtime.errors import GateFailed, SajiError
+from runtime.terminal import say
 
 # The most valuable first, each with the seconds after which it is stopped
 STEPS = (

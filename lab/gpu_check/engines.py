@@ -18,10 +18,10 @@ from lab.gpu_check.step import Place
 from runtime.backends import Backend, BuildFacts
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate
-from runtime.command_line import say
 from runtime.errors import SajiError, Unavailable
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
+from runtime.terminal import say
 
 BATCHES = (1, 32)
 MEASURED_SECONDS = 30.0  # of all candidates of one network together

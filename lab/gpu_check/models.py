@@ -9,10 +9,10 @@ import numpy as np
 
 from runtime.backends import BACKENDS, BuildFacts
 from runtime.candidate import Candidate, candidates_in
-from runtime.command_line import say
 from runtime.errors import Unavailable
 from runtime.golden import FILE
 from runtime.receipt import Receipt, file_facts
+from runtime.terminal import say
 
 if TYPE_CHECKING:  # they bring PyTorch
     from export.model import Checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 from lab.gpu_check.machine import require_torch_gpu
 from lab.gpu_check.step import ROOT, Place
 from runtime.benchmark.rows import Row
-from runtime.command_line import say
 from runtime.errors import SajiError
+from runtime.terminal import say
 
 PER_CLASS, BATCH, STEPS = 120, 32, 12  # drawn pictures; photos a step; timed steps
 RESUMED_SIZE, EPOCHS = 64, 4
