@@ -40,7 +40,7 @@ def _drawn(path: Path) -> bool:
 
 
 def _make_starter(out: Path) -> None:
-    say("nothing of your own is chosen yet: making the starter, which takes a minute, once")
+    say("making the starter, once, which takes a minute")
     here = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     for module, *more in (
         ("training", "starter"),

@@ -203,13 +203,14 @@ def test_what_passed_on_single_photos_passes_in_batches(candidate: str, model: P
             assert judgement.verdict == "pass", (batch, judgement)
 
 
-TIMES = 1000  # 120 MB of photos: what a process has resident of its libraries differs by 20 MB from start to start
+TIMES = 1_000  # 120 MB of photos: what a process has resident of its libraries differs by 20 MB from start to start
 
 
 def test_peak_memory_is_the_engines_and_not_the_validation_sets(out: Path, tmp_path: Path) -> None:
     photos = out / "models" / "resnet18" / "validation.npz"
     few = ValidationSet.load(photos)
-    many = replace(few, **{name: np.concatenate([getattr(few, name)] * TIMES) for name in ("images", "labels", "logits")})
+    arrays = {name: np.concatenate([getattr(few, name)] * TIMES) for name in ("images", "labels", "logits")}
+    many = replace(few, **arrays)
     photos.unlink()
     replace(many, names=few.names * TIMES).save(photos)
     said = race(out, "--force", "--candidates", "ort-cpu", "--rows", tmp_path / "rows.jsonl")
