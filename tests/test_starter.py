@@ -19,7 +19,7 @@ from test_demo import colour_classifier
 import runtime
 from demo import starter as serving
 from demo.page.frame import facts_of
-from demo.page.markup import dish_names
+from demo.page.markup import dish_names, headline
 from demo.page.tabs.classify import note_on
 from demo.service.api import Answers
 from demo.service.queue import Result
@@ -230,8 +230,13 @@ def test_the_page_says_the_three_answers_in_both_languages(classifier: Classifie
     labels = {"named": "pizza", "unknown": "other food", "absent": "no food"}
     said = {answer: note_on(prediction(answer, labels[answer]), classifier, "en") for answer in ANSWERS}
     assert "Looks like <b>pizza</b>" in said["named"]
-    assert "none that I know by name" in said["unknown"] and "make DATA=" in said["unknown"]
-    assert "I see no food here" in said["absent"]
+    assert "Teach me yours" in said["unknown"] and "make DATA=" in said["unknown"] and "notice" not in said["absent"]
+    head = {answer: headline(classifier, prediction(answer, labels[answer]), "en") for answer in ANSWERS}
+    assert head == {
+        "named": "pizza, 90%",
+        "unknown": "Food, but none that I know by name",
+        "absent": "I see no food here",
+    }
     assert "Tampaknya <b>piza</b>" in note_on(prediction("named", "pizza"), classifier, "id")
     assert dish_names(classifier, "id")["fig"] == "buah ara" and dish_names(classifier, "en")["fig"] == "fig"
     assert "2 dishes: pizza, fig" in facts_of(classifier, "en"), "what is no name is none of the dishes"

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from demo.page import camera, uploads
-from demo.page.markup import dish_names, machine, refused, rejected
+from demo.page.markup import dish_names, headline, machine, refused, rejected
 from demo.page.texts import label, language_of, say, script
 from demo.page.work import AS_SENT, QUIET, ask, counted_place
 from demo.service.api import Answers
@@ -26,6 +26,7 @@ from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, SajiError
 from runtime.heatmap import Heatmap
+from runtime.spec import ABSENT
 
 SIDE = 720  # pixels of the longer side of a heat map's picture
 # Gradio's example buttons hold a picture alone: a screen reader would call each one "button"
@@ -93,8 +94,10 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
         except Problem as problem:  # an empty box rather than the browser's broken picture
             return None, {}, refused(problem, language)
         [prediction], names = result.predictions, dish_names(result.classifier, language)
-        probabilities = {names[name]: value for name, value in prediction.probabilities.items()}
-        return gr.skip(), probabilities, note_on(prediction, result.classifier, language)
+        said: Any = {names[name]: value for name, value in prediction.probabilities.items()}
+        if result.classifier.spec.guard and not prediction.sure:  # the likeliest class is not what is answered
+            said = headline(result.classifier, prediction, language)
+        return gr.skip(), said, note_on(prediction, result.classifier, language)
 
     async def classify(photo: gr.FileData) -> dict[str, Any]:
         """Name the dish on a photo; the probabilities of all classes by label, most likely first."""
@@ -188,6 +191,8 @@ def note_on(prediction: Prediction, classifier: Classifier, language: str) -> st
     parts = " + ".join(f"{say(language, part)}&nbsp;{spent:.1f}" for part, spent in prediction.milliseconds.items())
     total = sum(prediction.milliseconds.values())
     time = f'<p class="time"><b>{total:.1f} ms</b><span class="quiet">= {parts}</span></p>'
+    if prediction.answer == ABSENT:
+        return time
     if classifier.spec.guard:
         dish = dish_names(classifier, language)[prediction.label]
         return f'<p class="notice">{say(language, f"guarded_{prediction.answer}", dish=escape(dish))}</p>{time}'
