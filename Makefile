@@ -30,7 +30,7 @@ CHOSEN = $(eval CHOSEN := $(or $(filter-out auto,$(EXTRAS)),$(if $(ANEW),,$(firs
 INDEX  = $(or $(TORCH_INDEX),$(if $(ANEW),,$(word 2,$(RECORD))),$(if $(findstring -cu12,$(CHOSEN)),https://download.pytorch.org/whl/cu126))
 
 # Behind a command: on a terminal, what pip is at, on one line; Ctrl-C ends pip, too
-WATCHED = & pip=$$!; trap 'kill $$pip; exit 130' INT TERM; while [ -t 2 ] && kill -0 $$pip 2>/dev/null; do printf '\r\033[K%.78s' "$$(tail -n 1 .venv/setup.log)" >&2; sleep 1; done; [ ! -t 2 ] || printf '\r\033[K' >&2; wait $$pip
+WATCHED = & pip=$$!; trap 'kill $$pip; exit 130' INT TERM; while [ -t 2 ] && kill -0 $$pip 2>/dev/null; do printf '\r\033[K%.78s' "$$(grep -v ^WARNING .venv/setup.log | tail -n 1)" >&2; sleep 1; done; [ ! -t 2 ] || printf '\r\033[K' >&2; wait $$pip
 
 # Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
 unexport PYTHONDONTWRITEBYTECODE
