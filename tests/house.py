@@ -4,6 +4,8 @@ A command is asked in this process (`here`, quick) or in one of its own (`proces
 """
 
 import contextlib
+import functools
+import http.server
 import importlib.util
 import io
 import json
@@ -11,6 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import ROOT
 from PIL import Image
 
@@ -58,7 +63,8 @@ ROOMS = {
     "folds": "training.photos.split",
     "recipe": "training.recipe",
 }
-EMBEDDING_EXAMPLE = ROOT / "demo" / "embed" / "python" / "classify.py"
+EMBED = ROOT / "demo" / "embed"
+EMBEDDING_EXAMPLE = EMBED / "python" / "classify.py"
 
 
 @dataclass(frozen=True)
@@ -182,3 +188,26 @@ def drawn(seed: int, size: tuple[int, int] = (96, 80), path: Path | None = None)
         return picture
     picture.save(path)
     return path
+
+
+def embedding_example(name: str) -> Path:
+    """The example's folder with its packages; skipped with a reason where they are not."""
+    folder = EMBED / name
+    if not (folder / "node_modules" / ".package-lock.json").is_file():
+        pytest.skip(f"the packages of demo/embed/{name} are not installed: make examples")
+    return folder
+
+
+@contextlib.contextmanager
+def browser_example(model: Path, **others: Path) -> Iterator[str]:
+    """The address of the browser example on a plain file server: the page, its packages, this model and others."""
+    example = embedding_example("browser")
+    with tempfile.TemporaryDirectory() as site:
+        shutil.copy(example / "index.html", site)
+        for name, folder in {"node_modules": example / "node_modules", "model": model, **others}.items():
+            (Path(site) / name).symlink_to(folder)
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+            server.shutdown()

@@ -1,20 +1,18 @@
 """Embedding: the model with its geometry inside answers as ours does, and the examples need none of our Python."""
 
-import functools
-import http.server
 import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import house
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, SHARED, needs_shared
+from conftest import SHARED, needs_shared
 from gallery import picture as gallery_picture
 from gallery import png, saved, scene
 from PIL import Image
@@ -40,8 +38,6 @@ from runtime.receipt import Receipt
 from runtime.spec import Geometry
 from training.photos.drawn import DISHES, draw_dish
 from training.photos.photo_set import read_photo_set
-
-EMBED = ROOT / "demo" / "embed"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +144,7 @@ def spoilt(model: Path, folder: Path) -> Path:
 
 
 def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, sample: Path, tmp_path: Path) -> None:
-    script, photo = EMBED / "python" / "classify.py", next((sample / "rendang").glob("*.jpg"))
+    script, photo = house.EMBED / "python" / "classify.py", next((sample / "rendang").glob("*.jpg"))
     done = example(sys.executable, script, model, photo, "--check", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("right: golden.") == 2, done.stderr
     wide = tmp_path / "wide.jpg"  # as an iPhone's: its colours are Display P3
@@ -165,7 +161,7 @@ def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, s
 
 def test_the_examples_use_none_of_our_python_and_are_short() -> None:
     for file in ("python/classify.py", "node/classify.mjs", "browser/index.html"):
-        text = (EMBED / file).read_text(encoding="utf-8")
+        text = (house.EMBED / file).read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 100, file  # with the rules of three answers
         assert not any(
             f"{word} {stage}" in text for word in ("import", "from") for stage in ("runtime", "export", "training")
@@ -181,14 +177,6 @@ def both(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def installed(name: str) -> Path:
-    """The example's folder with its packages; skipped with a reason where they are not."""
-    folder = EMBED / name
-    if not (folder / "node_modules" / ".package-lock.json").is_file():
-        pytest.skip(f"the packages of demo/embed/{name} are not installed: make examples")
-    return folder
-
-
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_node_example_checks_itself_and_classifies_as_we_do(
     precision: str, both: Path, sample: Path, tmp_path: Path
@@ -196,7 +184,7 @@ def test_the_node_example_checks_itself_and_classifies_as_we_do(
     node, flags = shutil.which("node"), ["--int8"] if precision == "int8" else []
     if not node:
         pytest.skip("Node is not installed: apt-get install nodejs npm")
-    script, photo = installed("node") / "classify.mjs", next((sample / "rendang").glob("*.jpg"))
+    script, photo = house.embedding_example("node") / "classify.mjs", next((sample / "rendang").glob("*.jpg"))
     done = example(node, script, both, photo, "--check", *flags)
     assert done.returncode == 0 and done.stdout.count("right: golden.") == 2, done.stdout + done.stderr
     spec = Receipt.read(both).spec
@@ -221,7 +209,7 @@ def unusual(folder: Path) -> dict[str, Path]:
 def test_the_node_example_gives_transparency_and_16_bits_the_same_pixels(both: Path, tmp_path: Path) -> None:
     node = shutil.which("node") or pytest.skip("Node is not installed: apt-get install nodejs npm")
     photos = list(unusual(tmp_path).values())
-    done = example(node, installed("node") / "classify.mjs", both, *photos)
+    done = example(node, house.embedding_example("node") / "classify.mjs", both, *photos)
     assert done.returncode == 0, done.stderr
     with runtime.load(both) as classifier:
         for line, photo in zip(done.stdout.splitlines(), photos, strict=True):
@@ -231,18 +219,8 @@ def test_the_node_example_gives_transparency_and_16_bits_the_same_pixels(both: P
 
 @pytest.fixture(scope="module")
 def site(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The browser example on a plain file server: the page, its packages and two model folders."""
-    folder = tmp_path_factory.mktemp("site")
-    example_folder = installed("browser")
-    shutil.copy(example_folder / "index.html", folder)
-    (folder / "node_modules").symlink_to(example_folder / "node_modules")
-    (folder / "model").symlink_to(both)
-    spoilt(both, folder / "spoilt")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
+    with house.browser_example(both, spoilt=spoilt(both, tmp_path_factory.mktemp("site") / "spoilt")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +255,10 @@ def test_the_page_classifies_a_photo_itself_and_says_how_long_it_took(
     page.on("request", lambda request: asked.append(request.url))
     page.get_by_label("Pick a photo").set_input_files(photo)
     said = answer(page, "model ")
-    assert said.startswith(f"{ours.label.replace('_', ' ')}: {100 * ours.probability:.0f}"[:-2]) and " ms" in said
+    assert said.startswith(f"{ours.label if ours.sure else 'not sure'} (decoding ".replace("_", " ")) and said.endswith(
+        " ms)"
+    )
+    assert page.locator("#classes li").first.inner_text().startswith(f"{ours.label.replace('_', ' ')}: ")
     assert page.locator("#classes li").count() == 5 and not asked  # the photo does not leave the page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_label("Pick a photo").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no"})

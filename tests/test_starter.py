@@ -7,13 +7,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import house
 import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT
 from test_demo import colour_classifier
 
 import runtime
@@ -135,9 +135,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_probabilities_are_imagenets_summed(written: Path) -> None:
+@pytest.mark.parametrize("each", [1, pytest.param(40, marks=pytest.mark.slow)])
+def test_probabilities_are_imagenets_summed(each: int, written: Path) -> None:
     model, spec = load_checkpoint(written / "checkpoint.pt")
-    images = np.stack([pixels(draw_dish(dish, 7), spec.geometry) for dish in DISHES])
+    images = np.stack([pixels(draw_dish(dish, seed), spec.geometry) for dish in DISHES for seed in range(each)])
     network, _ = lite0_of_imagenet()
     with torch.inference_mode():
         photos = (torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5) - 1
@@ -206,13 +207,28 @@ def test_python_and_node_examples_give_the_answers_that_we_give(guarded: Path, s
     with runtime.load(guarded) as classifier:
         ours = [told(classifier.spec, classifier(photo)) for photo in photos]
     assert {"pizza", "not sure"} <= set(ours)
-    embed = ROOT / "demo" / "embed"
-    lines = [[sys.executable, embed / "python" / "classify.py"]]
-    if shutil.which("node") and (embed / "node" / "node_modules").is_dir():
-        lines.append([shutil.which("node"), embed / "node" / "classify.mjs"])
+    lines = [[sys.executable, house.EMBEDDING_EXAMPLE]]
+    if shutil.which("node") and (house.EMBED / "node" / "node_modules").is_dir():
+        lines.append([shutil.which("node"), house.EMBED / "node" / "classify.mjs"])
     for line in lines:
         done = subprocess.run([*line, guarded, *photos], capture_output=True, text=True, timeout=120)
         assert [row.split("\t")[1] for row in done.stdout.splitlines()] == ours, done.stderr
+
+
+def test_the_browser_example_gives_the_answers_that_we_give(guarded: Path, sample: Path, browser: Any) -> None:
+    photos = [next((sample / dish).glob("*.jpg")) for dish in DISHES]
+    with runtime.load(guarded) as classifier:
+        ours = [told(classifier.spec, classifier(photo)) for photo in photos]
+    page = browser.new_page()
+    with house.browser_example(guarded) as address:
+        page.goto(f"{address}?precision=fp32")
+        page.wait_for_selector("#photo:enabled")
+        for photo, answer in zip(photos, ours, strict=True):
+            page.evaluate("document.getElementById('answer').textContent = ''")
+            page.get_by_label("Pick a photo").set_input_files(photo)
+            page.wait_for_function("document.getElementById('answer').textContent.includes(' ms')")
+            assert page.inner_text("#answer").startswith(f"{answer} (decoding ")
+    page.close()
 
 
 def prediction(answer: str, label: str) -> Prediction:
