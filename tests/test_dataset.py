@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import house
 import numpy as np
 import pytest
 import torch
@@ -129,11 +130,17 @@ def test_a_class_whose_scenes_all_exceed_the_share_is_still_validated(tmp_path: 
 
 
 def test_a_class_of_one_scene_is_one_sentence(tmp_path: Path) -> None:
-    write_photos(tmp_path, "b", 4, 100)
-    write_photos(tmp_path, "a", 1)
-    (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
-    with pytest.raises(SajiError, match="no photo of a, as photos of one scene stay together"):
-        quick(tmp_path)
+    photos, out = tmp_path / "set", tmp_path / "out"
+    write_photos(photos, "b", 4, 100)
+    write_photos(photos, "a", 1)
+    (photos / "a" / "copy.png").write_bytes((photos / "a" / "0.png").read_bytes())
+    [sentence] = quick(photos).findings.one_sided
+    assert "validation side of the split has no photo of 'a', as photos of one scene stay together" in sentence
+    done = house.here("check", photos, "--out", out, "--json")
+    assert done.status == 0 and json.loads(done.out)["one_sided"] == [sentence]
+    assert sentence in (out / "data" / "set" / "data.md").read_text("utf-8")
+    assert "sides without a class: 1" in house.here("check", photos, "--out", out, "--strict").last
+    assert house.here("training", "--data", photos, "--out", out).last == f"saji: {sentence}"
 
 
 def test_a_given_split_that_leaks_is_reported(tmp_path: Path) -> None:
@@ -280,6 +287,16 @@ def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: P
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["training", "check", *map(str, arguments)])
     main()
+
+
+def test_names_are_text_in_the_page() -> None:
+    evil = "<img src=x> [a](javascript:b) `c`|d"
+    lists = {key: [evil] for key in ("unreadable", "problems", "perhaps", "notes", "one_sided")}
+    counts = {"train": 1, "val": 1, "test": 1}
+    told = Findings(source=evil, used=counts, per_class={evil: counts}, **lists)
+    for sign in ("<img", "[a]", "`c", "|d"):
+        left = page(told).replace("\\" + sign, "")
+        assert sign not in left
 
 
 @pytest.fixture()

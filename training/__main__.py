@@ -93,6 +93,8 @@ def _train(command: Command, recipe: Recipe) -> None:
     data = replace(data, findings=replace(data.findings, drawn=drawn))
     write_json(run / "data.json", asdict(data.findings))
     say(describe(data.findings))
+    if data.findings.one_sided:
+        raise SajiError(data.findings.one_sided[0])
     if command.folds:  # what cannot be cut is told before hours of training
         folds(data, command.folds, recipe.seed)
     changed = [_train_one(architecture, data, recipe, command, run) for architecture in command.archs]

@@ -39,7 +39,8 @@ def load_data(
     The photos of its test split, or the share of all photos that `test_share` holds back, are `test`. No photo
     validates that what training starts from, `before`, has seen (`split_unseen` has the exception).
     Looking for `look_alikes` takes about a minute per 1000 photos, unless the folder `cache` has what was found
-    before; without it only identical files are kept together. Raises SajiError where no training is possible.
+    before; without it only identical files are kept together. Raises SajiError where there are no two classes of two
+    photos each; a class that is missing on a side is one of the findings.
     """
     listed = source if isinstance(source, PhotoSet) else read_photo_set(source)
     facts = list(in_threads(examine, [photo.path for photo in listed.photos], "reading photos", progress))
@@ -58,7 +59,6 @@ def load_data(
     everything = np.arange(len(photos))
     bare = Data(photos, classes, labels, everything, everything[:0], hashes, scene_numbers(scenes, hashes))
     data, told = split_unseen(bare, validation_share, seed, before)
-    _require_both_sides(data)
     sides = ["train"] * len(photos) + ["test"] * (len(good) - len(photos))
     for index in data.val:
         sides[index] = "val"
@@ -69,7 +69,7 @@ def load_data(
     test = HeldBack(tuple(good[i][0] for i in clean), test_labels, scene_numbers(scenes, all_hashes)[clean])
     return replace(
         data,
-        findings=replace(findings, seen=told),
+        findings=replace(findings, seen=told, one_sided=_one_sided(data)),
         seen=seen_in(data, before),
         leaking=np.intersect1d(data.val, [i for i, kind in shown.items() if kind != PERHAPS]),
         test=unknown_to(before, test, [all_hashes[i] for i in clean]),
@@ -102,12 +102,15 @@ def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: Pho
             )
 
 
-def _require_both_sides(data: Data) -> None:
+def _one_sided(data: Data) -> list[str]:
+    """A sentence on each side of the split that a class is missing on."""
+    why = "" if given_split(data.photos) else ", as photos of one scene stay together"
+    sentences = []
     for side, indices in (("training", data.train), ("validation", data.val)):
         if missing := sorted(set(range(len(data.classes))) - set(data.labels[indices].tolist())):
-            names = ", ".join(data.classes[i] for i in missing)
-            why = "" if given_split(data.photos) else ", as photos of one scene stay together"
-            raise SajiError(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
+            names = ", ".join(repr(data.classes[i]) for i in missing)
+            sentences.append(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
+    return sentences
 
 
 def check(source: Path, out: Path, strict: bool, as_json: bool) -> None:

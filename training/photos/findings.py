@@ -163,8 +163,8 @@ class Findings:
     `used` and `per_class` count the readable photos of each side. `leaks` has the closest likeness of each held-out
     photo that an earlier side of the split shows too; `perhaps` names those that perhaps do. `two_labels` has the
     photos of each picture that has several. `seen` has a sentence on each file that training starts from and that saw
-    validation photos, or may have. `drawn` photos are saji's own sample. Without `look_alikes` only identical files
-    were looked for.
+    validation photos, or may have, `one_sided` one on each side of the split that a class is missing on. `drawn` photos
+    are saji's own sample. Without `look_alikes` only identical files were looked for.
     """
 
     source: str = ""
@@ -180,6 +180,7 @@ class Findings:
     two_labels: list[list[str]] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
+    one_sided: list[str] = field(default_factory=list)
     look_alikes: bool = True
     drawn: bool = False
 

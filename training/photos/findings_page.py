@@ -24,6 +24,7 @@ def faults(findings: Findings) -> list[str]:
         "pictures with two labels": len(findings.two_labels),
         "unreadable files": len(findings.unreadable),
         "faults in the listing": len(findings.problems),
+        "sides without a class": len(findings.one_sided),
     }
     return [f"{what}: {number}" for what, number in counts.items() if number]
 
@@ -33,7 +34,7 @@ def describe(findings: Findings) -> str:
     per_class = ", ".join(f"{name} {c['train']}+{c['val']}" for name, c in findings.per_class.items())
     used = findings.used
     lines = [f"{used['train']} to train on + {used['val']} to validate ({per_class})"]
-    lines += [*findings.seen, *findings.notes]
+    lines += [*findings.one_sided, *findings.seen, *findings.notes]
     if used["test"]:
         lines.append(f"{used['test']} photos of a test split are kept apart, to measure the accuracy")
     if _imbalance(findings) >= IMBALANCE:
@@ -62,9 +63,9 @@ def page(findings: Findings) -> str:
     rows = [[name, *(str(counts[side]) for side in sides)] for name, counts in findings.per_class.items()]
     groups = findings.groups
     parts = [
-        f"# {findings.source}",
+        f"# {plain(findings.source)}",
         f"{findings.listed} photos are listed, {sum(findings.used.values())} can be read.",
-        *findings.notes,
+        *map(plain, [*findings.notes, *findings.one_sided]),
         markdown(["class", *sides], rows),
         f"The largest class has {_imbalance(findings):.1f} times the photos of the smallest.",
         *(_section("Seen before", findings.seen) if findings.seen else []),
@@ -102,7 +103,7 @@ def _section(title: str, items: Sequence[str], sentence: str = "") -> list[str]:
 
 
 def _list(items: Sequence[str]) -> str:
-    return "\n".join(f"- {item}" for item in _first(items, 50))
+    return "\n".join(f"- {plain(item)}" for item in _first(items, 50))
 
 
 def _suspicious(findings: Findings) -> list[str]:
