@@ -42,6 +42,7 @@ VERBS = {
     "foreign": Verb("lab.foreign", "how closely other people's graphs agree with PyTorch", "results/foreign.jsonl"),
     "study": Verb("lab.study", "networks and recipes compared", "results/study.jsonl"),
     "networks": Verb("lab.networks", "every network of torchvision, tried", "results/networks.jsonl"),
+    "first-use": Verb("lab.first_use", "how long a newcomer waits", "results/first_use.jsonl"),
     "mutation": Verb("lab.mutation", "do the tests notice wrong lines?", "results/mutation.jsonl"),
     "unseen": Verb("lab.unseen", "does a classifier notice a class that it never saw?", "results/unseen.jsonl"),
     "coverage": Verb("lab.coverage", "does an interval hold for the next photos?", "results/coverage.jsonl"),

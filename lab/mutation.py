@@ -9,6 +9,7 @@ differs, is listed with its reason in lab/mutation.toml.
 import argparse
 import importlib.util
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -39,6 +40,7 @@ _DECIDE = ("export/parity.py", "export/precision.py", "training/photos/split.py"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which modules."""
     parser.add_argument("modules", nargs="*", help="such as runtime/choice.py; by default all that decide")
+    parser.add_argument("--most", type=int, help="changes of each module, drawn by chance; by default all")
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -46,7 +48,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     if not importlib.util.find_spec("cosmic_ray"):
         raise Unavailable("cosmic-ray is not installed; type: .venv/bin/pip install -e '.[mutation]'")
     for module in arguments.modules or [*all_modules()]:
-        yield tried(module)
+        yield tried(module, arguments.most)
 
 
 def all_modules() -> Iterator[str]:
@@ -75,17 +77,17 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     items[:] = [item for item in items if not set(SLOW) & set(getattr(item, "fixturenames", ()))]
 
 
-def tried(module: str) -> Row:
-    """Make every change, or those that are left, and count what the tests noticed."""
+def tried(module: str, most: int | None = None) -> Row:
+    """Make every change, or `most` of them, or those that are left, and count what the tests noticed."""
     tests = tests_of(module)
     if not tests:
         raise Unavailable(f"no test imports {module}; name another module")
     folder = ROOT / "artifacts" / "mutation" / module.removesuffix(".py").replace("/", ".")
-    session = _prepared(folder, module, tests)
+    session = _prepared(folder, module, tests, most)
     say(f"{module}: {', '.join(tests)}")
     _cosmic_ray(folder / "checkout", "exec", folder / "settings.toml", session)
     dumped = _cosmic_ray(folder / "checkout", "dump", session).splitlines()
-    return row_of(module, tests, [json.loads(line) for line in dumped if line.strip()])
+    return row_of(module, tests, [json.loads(line) for line in dumped if line.strip()]) | {"drawn": most is not None}
 
 
 def row_of(module: str, tests: list[str], work: list[Any]) -> Row:
@@ -125,9 +127,9 @@ def _change(diff: str) -> tuple[str, str]:
     return " ".join(before), " ".join(after)
 
 
-def _prepared(folder: Path, module: str, tests: list[str]) -> Path:
+def _prepared(folder: Path, module: str, tests: list[str], most: int | None) -> Path:
     """The session's file beside a copy of the checkout, made anew where the module or its tests have changed."""
-    state = sha256_json({name: sha256_file(ROOT / name) for name in (module, *tests)})
+    state = sha256_json({name: sha256_file(ROOT / name) for name in (module, *tests)} | {"most": most})
     mark, session = folder / "state", folder / "session.sqlite"
     if mark.is_file() and mark.read_text() == state:
         return session
@@ -149,8 +151,21 @@ def _prepared(folder: Path, module: str, tests: list[str]) -> Path:
     _cosmic_ray(folder / "checkout", "baseline", folder / "settings.toml")
     _cosmic_ray(folder / "checkout", "init", folder / "settings.toml", session)
     _cosmic_ray(folder / "checkout", session, folder / "settings.toml", program="tools.filters.operators_filter")
+    _draw(session, most)
     mark.write_text(state)
     return session
+
+
+def _draw(session: Path, most: int | None) -> None:
+    """Skip all but `most` changes; the same ones each time."""
+    from cosmic_ray.work_db import use_db
+    from cosmic_ray.work_item import WorkerOutcome, WorkResult
+
+    with use_db(session) as database:
+        items = sorted(database.pending_work_items, key=lambda item: repr(item.mutations))
+        random.Random(0).shuffle(items)
+        for item in items[most:] if most is not None else ():
+            database.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
 
 
 def _cosmic_ray(checkout: Path, *words: str | Path, program: str = "cli") -> str:
