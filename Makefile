@@ -11,8 +11,9 @@ STEM   := -c 'import pathlib, sys; path = pathlib.Path(sys.argv[1]).resolve(); p
 NAMED  = $(or $(value RUN),$(if $(value DATA),$(or $(shell $(PYTHON) $(STEM) $(call typed,DATA)),photos),sample))
 ARGS   ?=
 BENCH_SECONDS ?= 180
-# INT8 that loses too much is repaired, which takes minutes; the main job refuses it instead
+# INT8 that loses too much is repaired, which takes minutes; the main job refuses it instead. Nor does it time starts
 RECOVERY ?=
+COLD ?=
 PYTHON ?= python3
 PY     := .venv/bin/python
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -41,6 +42,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
+all: COLD = --cold-starts 0
 all: train export bench ## the main job: train, export, check, benchmark, choose      DATA= (else drawn dishes)
 
 setup: .venv/installed ## create .venv, install saji and all that runs on this machine      EXTRAS= (auto: look again)
@@ -61,7 +63,7 @@ export: .venv/installed ## checkpoints -> checked ONNX, PyTorch and TensorRT fil
 	@$(PY) -m export --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(ARCHS) $(RECOVERY) $(ARGS)
 
 bench: .venv/installed ## time all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
-	@$(PY) runtime/bench.py --out $(call typed,OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(ARGS)
+	@$(PY) runtime/bench.py --out $(call typed,OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(COLD) $(ARGS)
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
 	$(PY) demo/app.py --serve auto --out $(call typed,OUT) $(ARGS)
