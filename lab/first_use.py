@@ -1,7 +1,7 @@
 """How long a newcomer waits: the README's commands in a fresh clone of the last commit, each typed once, in this order.
 
-Wheels come from where pip finds them: `cached` says whether its cache had them. The page is there once it answers.
-With --data the photos of one's own are trained and exported as well.
+Set-up takes its wheels from where pip finds them, so its seconds are those of that place. The page is there once it
+answers. With --data photos of one's own are trained and exported as well.
 """
 
 import argparse

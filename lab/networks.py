@@ -11,10 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from runtime.benchmark.rows import Row, read_rows
 from runtime.receipt import Receipt
@@ -36,12 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for each network that has none yet."""
+    """A row for each network that has none yet, the smallest first."""
     done = {row["architecture"] for row in read_rows(arguments.rows)} if arguments.rows.is_file() else set()
-    for name in architectures.names():
+    for name in sorted(architectures.names(), key=parameters):
         if arguments.only in name and name not in done:
             with tempfile.TemporaryDirectory() as folder:
                 yield tried(name, Path(folder))
+
+
+def parameters(name: str) -> int:
+    """How many numbers the network learns, for two classes of photos of 224 px."""
+    network = architectures.without_numbers(name, KINDS, replace(DEFAULTS, image_size=224))
+    return sum(each.numel() for each in network.parameters())
 
 
 def tried(name: str, folder: Path) -> Row:
@@ -52,13 +57,11 @@ def tried(name: str, folder: Path) -> Row:
     (folder / "photos").mkdir()
     for dish in sorted(path for path in everything.iterdir() if path.is_dir())[:KINDS]:
         dish.rename(folder / "photos" / dish.name)
-    with torch.device("meta"):
-        parameters = sum(each.numel() for each in architectures.build(name, KINDS).parameters())
     return {
         "experiment": "networks",
         "architecture": name,
         "image_size": size,
-        "parameters": parameters,
+        "parameters": parameters(name),
         **_outcome(name, size, folder),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -71,6 +74,7 @@ def _outcome(name: str, size: int | None, folder: Path) -> dict[str, Any]:
     how = ["--batch-size", "8", "--precision", "fp32", "--validation-share", "0.5", "--learning-rate", RATE]
     for words in (["training", *learn, *how, *out], ["export", "--no-recover", *out]):
         if refused := _command(words):
+            refused = refused.replace(f"{folder}/", "")
             return {"refused": f"{words[0]}: {refused}", "verdicts": {}, "reasons": {}, "engines": []}
     receipt = Receipt.read(folder / "models" / name)
     judged = {f"{c.backend} {c.precision}": c for c in receipt.candidates if c.variant in ("", "as written")}

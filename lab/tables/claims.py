@@ -66,6 +66,17 @@ def tried(rows: list[Row]) -> str:
     return f"{by_columns(rows, columns)}\n\n{conditions}"
 
 
+def first_use(rows: list[Row]) -> str:
+    """How long each of the README's commands takes, by its last row."""
+    last = {row["step"]: row for row in rows}
+    columns: Columns = {
+        "typed": lambda row: row["step"] + (f" ({row['photos']} photos)" if "photos" in row else ""),
+        "seconds": "{seconds:.0f}",
+    }
+    row = rows[-1]
+    return f"{by_columns(last.values(), columns)}\n\n{machine(row)}; {versions(row, 'torch')}; commit {row['commit']}."
+
+
 def export_cost(rows: list[Row]) -> str:
     """What an export takes."""
     columns: Columns = {

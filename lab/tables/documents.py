@@ -41,6 +41,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "load": load.table,
     "page": load.page,
     "cost": claims.export_cost,
+    "first_use": claims.first_use,
     "engine_sizes": claims.engine_sizes,
     "mutants": gate.mutants,
     "faint": gate.faint,

@@ -279,7 +279,7 @@ def _refuses(name: str, classes: int, recipe: Recipe) -> str:
     """Why a step of training cannot be made; empty where it can."""
     size, batch = recipe.image_size, min(recipe.batch_size, 2)
     try:
-        network = _without_numbers(name, classes, recipe)
+        network = without_numbers(name, classes, recipe)
         with torch.device("meta"):
             logits = network.train()(torch.empty(batch, 3, size, size))
         return "" if logits.shape == (batch, classes) else f"it answers with {list(logits.shape)}"
@@ -289,7 +289,7 @@ def _refuses(name: str, classes: int, recipe: Recipe) -> str:
         return (" ".join(str(error).split()) or type(error).__name__)[:100]
 
 
-def _without_numbers(name: str, classes: int, recipe: Recipe) -> nn.Module:
+def without_numbers(name: str, classes: int, recipe: Recipe) -> nn.Module:
     """The network, of whose weights there are only the shapes."""
     try:
         with torch.device("meta"):
