@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from runtime.backends.base import Request
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import SajiError
-from runtime.preprocess import ANY_PHOTO, Bounds, Source, crop_box, decode, pixels
+from runtime.preprocess import crop_box
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
 
@@ -41,13 +41,8 @@ class Heat:
         heat = np.asarray(Image.fromarray(evidence).resize(size, Image.Resampling.BILINEAR))
         return heat / (heat.max() or 1)
 
-    def over(self, photo: Source, shorter_side: int | None = None, bounds: Bounds = ANY_PHOTO) -> Image.Image:
-        """The photo upright, mode "RGB", with the map over what the network saw of it; the rest is as it was.
-
-        As large as the photo; with `shorter_side` a JPEG may be smaller, see `runtime.preprocess.decode`. Raises
-        BadPhoto.
-        """
-        picture = decode(photo, shorter_side, self.geometry.version, bounds)
+    def over(self, picture: Image.Image) -> Image.Image:
+        """The photo, upright, mode "RGB", of any size, with the map over what the network saw of it."""
         left, top, right, bottom = (round(edge) for edge in crop_box(picture.size, self.geometry))
         grey = Image.fromarray((255 * self.heat).round().astype(np.uint8))
         grey = grey.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
@@ -89,7 +84,7 @@ class Heatmap:
         logits, maps = self._engine.session.run(["logits", "cam"], {"images": images})
         return logits, maps
 
-    def of(self, photo: Source, bounds: Bounds = ANY_PHOTO) -> Heat:
-        """The heat map of a photo, see `Heat`. Raises BadPhoto, TooManyPixels beyond the `bounds`."""
-        logits, maps = self.maps(pixels(photo, self.spec.geometry, bounds)[None])
+    def of(self, image: np.ndarray) -> Heat:
+        """The heat map of a preprocessed photo, uint8 `[size, size, 3]` RGB, see `Heat`."""
+        logits, maps = self.maps(image[None])
         return Heat(self.spec.classes[int(logits[0].argmax())], maps[0], self.spec.geometry)

@@ -37,6 +37,11 @@ SUFFIXES = frozenset((
     *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd"),
 ))  # fmt: skip
 
+# Of a progressive JPEG. Each makes the decoder walk all pixels again, so that a small file takes minutes ("Two Issues
+# with the JPEG Standard", libjpeg-turbo.org); encoders make about ten
+MAX_SCANS = 100
+_SCAN = b"\xff\xda"
+
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 FORMATS = (*_COMMON, "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD")
 
@@ -106,7 +111,8 @@ def decode(
     a JPEG may be decoded at the smallest DCT scale that leaves its shorter side at least that long. EXIF
     orientation is applied, transparency is laid on white, of an animation the first frame is taken, and the colours
     of an embedded profile are converted to sRGB (in preprocessing `version` 1 they were not; see runtime.spec).
-    Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `bounds` let in.
+    Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `bounds` let in,
+    MemoryError where decoding takes more than there is.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -119,6 +125,8 @@ def decode(
         with _PILLOW_IS_QUIET, _file(source) as file, _opened(file, bounds.formats) as image:
             if image.width * image.height > bounds.max_pixels:
                 raise Image.DecompressionBombError
+            if image.info.get("progressive") and _scans(file) > MAX_SCANS:
+                raise Unshown(f"has more than {MAX_SCANS} scans, as no camera makes them; save it anew")
             if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
                 _draft(image, shorter_side)
             return _upright_rgb(_as_shown(image), version, told_colours(image, file))
@@ -132,12 +140,21 @@ def decode(
     except Image.DecompressionBombError:
         megapixels = f"{min(bounds.max_pixels, MAX_PIXELS) / 1e6:g} megapixels"
         raise TooManyPixels(f"{name} has more than {megapixels}; send a smaller copy") from None
+    except MemoryError:
+        raise
     except OSError as error:
         if error.errno is not None:  # the file system, not the picture: missing, a folder, no permission
             raise BadPhoto(f"{name} cannot be opened: {error.strerror}") from None
-        raise BadPhoto(f"{name} is damaged ({error}); send a complete file") from None
+        raise _damaged(name, error) from None
     except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to, also RuntimeError
-        raise BadPhoto(f"{name} is damaged ({error}); send a complete file") from None
+        raise _damaged(name, error) from None
+
+
+def _damaged(name: str, error: Exception) -> Exception:
+    """BadPhoto, or MemoryError where the decoder says that it had too little."""
+    if "memory" in str(error).lower():
+        return MemoryError(str(error))
+    return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
 
 @contextlib.contextmanager
@@ -165,6 +182,17 @@ def _opened(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
             importlib.import_module("pillow_heif").register_heif_opener()
     file.seek(0)
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN and name not in _COMMON])
+
+
+def _scans(file: BinaryIO) -> int:
+    """How many scans a JPEG has, read in pieces; the decoder finds its place in the file again."""
+    place, last, count = file.tell(), b"", 0
+    file.seek(0)
+    while piece := file.read(2**20):
+        count += (last + piece).count(_SCAN)
+        last = piece[-1:]
+    file.seek(place)
+    return count
 
 
 def _brand(file: BinaryIO) -> str:
@@ -283,7 +311,7 @@ def _rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or clear is not None:
         image = image.convert("RGBA")
         return image.convert("RGB"), image.getchannel("A")
-    return image.convert("RGB"), None
+    return (image if image.mode == "RGB" else image.convert("RGB")), None  # which would copy it
 
 
 def decode_for(source: Source, geometry: Geometry, bounds: Bounds = ANY_PHOTO) -> Image.Image:

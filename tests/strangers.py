@@ -18,8 +18,7 @@ import numpy as np
 from conftest import PATIENCE
 from test_demo import GREEN, ROOT, SERVE, deployment, picture, start
 
-from runtime.preprocess import decode
-from runtime.spec import Geometry
+from runtime.spec import Geometry, ModelSpec
 
 META = {"_type": "gradio.FileData"}  # what Gradio's own clients send beside a path
 JSON = {"content-type": "application/json"}
@@ -115,8 +114,9 @@ def show_heat() -> None:
     from runtime import heatmap
 
     class Stub:
-        def of(self, photo: Any, bounds: Any) -> heatmap.Heat:
-            decode(photo, 32, bounds=bounds)
+        spec = ModelSpec("stub", "none", ("green_lalap",), Geometry.for_size(32))
+
+        def of(self, image: np.ndarray) -> heatmap.Heat:
             return heatmap.Heat("green_lalap", np.eye(4, dtype=np.float32), Geometry.for_size(32))
 
     heatmap.Heatmap.of_model = lambda folder: Stub()  # type: ignore[assignment, method-assign, return-value]

@@ -26,11 +26,11 @@ from export.graph import OPSET, save_onnx
 from export.heatmap import add_map, check_heatmap, linear_head, write_heatmap
 from runtime.backends import open_backend
 from runtime.candidate import run_all
-from runtime.errors import BadModel, BadPhoto, SajiError, TooManyPixels
+from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet
 from runtime.gate import GATES
 from runtime.heatmap import FILE, Heat, Heatmap
-from runtime.preprocess import Bounds, decode, pixels
+from runtime.preprocess import decode, pixels
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Geometry, ModelSpec
 
@@ -172,7 +172,7 @@ def test_the_receipt_lists_the_map_and_nothing_else_is_opened(model: Path, tmp_p
     for name in ("model.json", FILE):
         shutil.copy(model / name, tmp_path)
     photo = model / "golden.jpg"
-    assert Heatmap.of_model(tmp_path).of(photo).label in receipt.spec.classes
+    assert Heatmap.of_model(tmp_path).of(pixels(photo, receipt.spec.geometry)).label in receipt.spec.classes
     data = bytearray((tmp_path / FILE).read_bytes())
     data[len(data) // 2] ^= 1  # a bit of some weight
     (tmp_path / FILE).write_bytes(data)
@@ -234,7 +234,7 @@ def with_lamp(size: tuple[int, int], at: tuple[int, int], radius: int) -> Image.
 
 @pytest.mark.parametrize("at", [(30, 40), (130, 40), (40, 125), (120, 120)])
 def test_the_map_peaks_on_the_one_bright_object(at: tuple[int, int], brightness: Heatmap) -> None:
-    found = brightness.of(with_lamp((160, 160), at, 12))
+    found = brightness.of(pixels(with_lamp((160, 160), at, 12), brightness.spec.geometry))
     heat = found.heat
     assert found.label == "bright" and heat.shape == (32, 32) and heat.dtype == np.float32
     assert heat.min() >= 0 and heat.max() == pytest.approx(1)
@@ -253,7 +253,7 @@ def test_the_map_lies_on_the_upright_photo_and_outside_the_crop_nothing_changes(
     path = tmp_path / "portrait.png"
     upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=orientation)
     assert decode(path).size == upright.size
-    shown = brightness.of(path).over(path)
+    shown = brightness.of(pixels(path, brightness.spec.geometry)).over(decode(path))
     before, after = np.asarray(upright, int), np.asarray(shown, int)
     assert after.shape == (320, 180, 3)
     changed = np.argwhere((before != after).any(axis=2))
@@ -265,29 +265,9 @@ def test_the_map_lies_on_the_upright_photo_and_outside_the_crop_nothing_changes(
     assert np.hypot(row + 80 - 200, column + 10 - 150) < 14
 
 
-def test_what_is_no_picture_or_too_large_is_refused(brightness: Heatmap, tmp_path: Path) -> None:
-    with pytest.raises(BadPhoto):
-        brightness.of(b"no picture")
-    with_lamp((90, 60), (40, 30), 9).save(tmp_path / "photo.png")
-    heat = brightness.of(tmp_path / "photo.png")
-    for ask in (
-        lambda: brightness.of(tmp_path / "photo.png", Bounds(5000)),
-        lambda: heat.over(tmp_path / "photo.png", None, Bounds(5000)),
-    ):
-        with pytest.raises(TooManyPixels):
-            ask()
-
-
 def test_without_evidence_the_map_is_dark() -> None:
     heat = Heat("a", np.full((4, 4), -1, np.float32), Geometry(32, 32)).heat
     assert heat.shape == (32, 32) and not heat.any()
-
-
-def test_the_map_sees_the_pixels_that_the_classifier_sees(brightness: Heatmap, tmp_path: Path) -> None:
-    path = tmp_path / "photo.jpg"
-    with_lamp((640, 480), (300, 200), 60).save(path)
-    _, maps = brightness.maps(pixels(path, brightness.spec.geometry)[None])
-    np.testing.assert_array_equal(brightness.of(path).activation, maps[0])
 
 
 # In the demo

@@ -233,11 +233,13 @@ def test_browser_upload_reaches_the_model_with_our_pixels(page: Any, classifier:
 def test_browser_shows_the_heat_map_on_a_click_and_not_of_another_photo(
     page: Any, screenshots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    asked: list[np.ndarray] = []
 
     class Stub:
-        def of(self, photo: str, most_pixels: int) -> Heat:
-            asked.append(photo)
+        spec = ModelSpec("stub", "none", ("green_lalap",), Geometry.for_size(32))
+
+        def of(self, image: np.ndarray) -> Heat:
+            asked.append(image)
             return Heat("green_lalap", np.eye(4, dtype=np.float32), Geometry.for_size(32))
 
     monkeypatch.setattr("demo.page.tabs.classify._heatmap", lambda folder, since: Stub())

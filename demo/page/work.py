@@ -9,7 +9,7 @@ import gradio as gr
 
 from demo.page.markup import refused
 from demo.page.texts import language_of, say
-from demo.service.engine import Photo
+from demo.service.decoders import Photo
 from demo.service.monitoring import ERRORS
 from demo.service.problem import Problem, busy
 from demo.service.queue import Result, Serving

@@ -1,48 +1,21 @@
 """The engine that answers: a photo is read within the limits, then waits for its turn on an opened classifier."""
 
 import asyncio
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import PurePath
-from typing import BinaryIO
 
 import numpy as np
 
-from demo.service.limits import Limits
+from demo.service.decoders import Decoders, Photo
 from demo.service.monitoring import BATCH_SIZE, PART_SECONDS
-from demo.service.problem import Problem, too_large
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
-from runtime.errors import BadPhoto, TooManyPixels
-from runtime.preprocess import timed_pixels
 
 WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
-
-Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.page.uploads`
-
-
-@contextmanager
-def problems_of(photo: Photo, limits: Limits) -> Iterator[None]:
-    """Turns what is wrong with a photo that is read inside into a Problem.
-
-    422 when it is no picture, 413 when it has more pixels, or a file more bytes, than `limits` let in.
-    """
-    # Of a body the bytes were counted as they came in
-    if not isinstance(photo, bytes) and os.fstat(photo.fileno()).st_size > limits.bytes:
-        raise too_large(PurePath(photo.name).name, limits.bytes)
-    try:
-        yield
-    except TooManyPixels as error:
-        raise Problem(413, "too-many-pixels", str(error)) from None
-    except BadPhoto as error:
-        raise Problem(422, "not-a-picture", str(error)) from None
 
 
 @dataclass(eq=False)
@@ -69,11 +42,10 @@ class Engine:
         self._waiting: deque[_Job] = deque()
         self._taking = threading.Lock()
 
-    def answer(self, photo: Photo, limits: Limits, arrival: float) -> Prediction:
+    def answer(self, photo: Photo, decoders: Decoders, arrival: float) -> Prediction:
         """Name one photo in the thread of the caller; it came at `time.perf_counter()` `arrival`. Raises Problem."""
         PART_SECONDS.labels("wait").observe(time.perf_counter() - arrival)
-        with problems_of(photo, limits):
-            image, milliseconds = timed_pixels(photo, self.classifier.spec.geometry, limits.photo)
+        image, milliseconds = decoders.pixels(photo, self.classifier.spec.geometry)
         logits, seconds = self.run(image)
         milliseconds["inference"] = round(1000 * seconds, 3)
         for part, value in milliseconds.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import SajiError
+from runtime.machine import usable_cores
 from runtime.preprocess import FORMATS, Bounds
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF")  # what cameras, phones and the web make
@@ -25,6 +26,9 @@ class Limits:
     upload: int = _bound(256 * 2**20, "bytes of an upload to the page: a photo, a batch or a zip")
     json: int = _bound(256 * 2**10, "bytes of the JSON that the page sends with a click")
     held: int = _bound(256 * 2**20, "bytes of all the bodies that are held in memory at a time")
+    decoders: int = _bound(usable_cores(), "photos that are decoded at a time")
+    decode_seconds: int = _bound(10, "seconds that decoding a photo may take")
+    decode_memory: int = _bound(512, "MiB of memory that decoding a photo may take")
     queue: int = _bound(64, "requests that wait or are answered at a time")
     seconds: int = _bound(30, "seconds to send a request, and as many to wait for its answer")
     header_seconds: int = _bound(10, "seconds to send the headers of a request")

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from demo.service.engine import Engine, Photo
+from demo.service.decoders import Decoders, Photo
+from demo.service.engine import Engine
 from demo.service.limits import Limits
 from demo.service.monitoring import ENGINE, QUEUE_DEPTH, RELOADS
 from demo.service.problem import Problem, busy
@@ -59,6 +60,7 @@ class Serving(AbstractContextManager["Serving"]):
         self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + workers * batch, "photo")
         self._stamp = self._stamp_now()
         self.engine = self._open()
+        self.decoders = Decoders(limits)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -79,7 +81,7 @@ class Serving(AbstractContextManager["Serving"]):
         Raises Problem: 422 for what is no picture, 413 for too many pixels or bytes, 503 for an answer too late.
         """
         engine, now = self.engine, time.perf_counter()
-        results = await self.outcomes(engine, [partial(engine.answer, p, self.limits, now) for p in photos])
+        results = await self.outcomes(engine, [partial(engine.answer, p, self.decoders, now) for p in photos])
         for number, result in enumerate(results, 1):
             if isinstance(result, Problem) and len(results) > 1:
                 result.detail = f"photo {number} of {len(results)}: {result.detail}"
@@ -163,6 +165,7 @@ class Serving(AbstractContextManager["Serving"]):
     def close(self) -> None:
         """Finish what is being answered, then free the engine."""
         self._threads.shutdown()
+        self.decoders.close()
         self.engine.classifier.close()
 
     def __exit__(self, *_: object) -> None:

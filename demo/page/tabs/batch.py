@@ -20,13 +20,12 @@ from demo.page import uploads
 from demo.page.markup import dish_names, progress, table
 from demo.page.texts import label, refusal, say
 from demo.page.work import Turns
-from demo.service.engine import Photo
+from demo.service.decoders import Decoders, Photo
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Result, Serving
 from runtime.classifier import Classifier, Prediction
 from runtime.classify import COLUMNS, csv_line, csv_row, json_row, printable
-from runtime.preprocess import decode
 
 HEADS = ("file", "answer", "probability", "sure")
 TICK = 0.3  # seconds between two states of the page
@@ -134,7 +133,7 @@ async def _row(serving: Serving, name: str, photo: Photo) -> Row:
     [prediction] = (await _ask_patiently(serving, photo)).predictions
     if prediction.sure:
         return Row(name, prediction)
-    return Row(name, prediction, thumbnail=await asyncio.to_thread(thumbnail, photo, serving.limits))
+    return Row(name, prediction, thumbnail=await asyncio.to_thread(thumbnail, photo, serving.decoders))
 
 
 async def _ask_patiently(serving: Serving, photo: Photo) -> Result:
@@ -150,11 +149,10 @@ async def _ask_patiently(serving: Serving, photo: Photo) -> Result:
         await asyncio.sleep(PATIENCE)
 
 
-def thumbnail(photo: Photo, limits: Limits) -> bytes:
+def thumbnail(photo: Photo, decoders: Decoders) -> bytes:
     """A small JPEG of a photo, upright."""
-    small, encoded = decode(photo, THUMBNAIL, bounds=limits.photo), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(encoded, "JPEG")
+    encoded = io.BytesIO()
+    decoders.picture(photo, THUMBNAIL).save(encoded, "JPEG")
     return encoded.getvalue()
 
 

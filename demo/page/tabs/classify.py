@@ -18,8 +18,8 @@ from demo.page.markup import dish_names, headline, machine, refused, rejected
 from demo.page.texts import label, language_of, say, script
 from demo.page.work import AS_SENT, QUIET, ask, counted_place
 from demo.service.api import Answers
-from demo.service.engine import Engine, Photo, problems_of
-from demo.service.limits import Limits
+from demo.service.decoders import Decoders, Photo
+from demo.service.engine import Engine
 from demo.service.problem import Problem
 from demo.service.queue import Serving
 from runtime.classifier import Classifier, Prediction
@@ -148,22 +148,19 @@ async def look(serving: Serving, photo: Photo) -> HeatPicture:
     Raises Problem: 404 when the model has none, and as `serving.classify` for the photo and the waiting.
     """
     engine = serving.engine
-    work = partial(_look, engine, serving.path.parent, photo, serving.limits)
+    work = partial(_look, engine, serving.path.parent, photo, serving.decoders)
     (result,) = await serving.outcomes(engine, [work])
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-def _look(engine: Engine, out: Path, photo: Photo, limits: Limits) -> HeatPicture:
+def _look(engine: Engine, out: Path, photo: Photo, decoders: Decoders) -> HeatPicture:
     place = engine.deployment.place_of(engine.classifier.candidate)
     heatmap = _heatmap(out / place.folder if place else out, engine.since)
-    with problems_of(photo, limits):
-        heat = heatmap.of(photo, limits.photo)
-        picture = heat.over(photo, SIDE, limits.photo)
-    picture.thumbnail((SIDE, SIDE))
+    heat = heatmap.of(decoders.pixels(photo, heatmap.spec.geometry)[0])
     jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=85)
+    heat.over(decoders.picture(photo, SIDE)).save(jpeg, "JPEG", quality=85)
     return HeatPicture(heat.label, jpeg.getvalue())
 
 

@@ -1,0 +1,137 @@
+"""Photos are decoded in processes of their own, each ended where a photo takes too long or too much, or crashes it.
+
+What reads strangers' bytes are libraries in C, which nothing else stops: the service and its other visitors go on.
+"""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from demo.service import decoding
+from demo.service.limits import Limits
+from demo.service.problem import Problem, busy, too_large
+from runtime.spec import Geometry
+
+Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.page.uploads`
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPE_BYTES = 2**20  # so that a photo is handed over in a few pieces; Linux has 64 KiB
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # more would take memory, with nothing to do
+
+
+class Decoders:
+    """Up to `limits.decoders` processes, each started once there is a photo and none is free; close them at the end.
+
+    Everything raises Problem: 422 for what is no picture, 413 for what takes more bytes, pixels, memory or time than
+    the `limits` let a photo have.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        # None stands for a process that is yet to be started; the one that was used last is warm
+        self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        for _ in range(limits.decoders):
+            self._free.put(None)
+
+    def pixels(self, photo: Photo, geometry: Geometry) -> tuple[np.ndarray, dict[str, float]]:
+        """What a model sees, uint8 `[size, size, 3]` RGB, and the milliseconds that decode and geometry took."""
+        answer, image = self._ask(photo, {"geometry": decoding.as_text(geometry)}, geometry.size)
+        return image, answer["milliseconds"]
+
+    def picture(self, photo: Photo, side: int) -> Image.Image:
+        """The photo upright, mode "RGB", no side of it longer than `side`."""
+        return Image.fromarray(self._ask(photo, {"side": side}, side)[1])
+
+    def _ask(self, photo: Photo, order: dict[str, Any], side: int) -> tuple[dict[str, Any], np.ndarray]:
+        content, name = self._read(photo)
+        order |= {"name": name, "bounds": decoding.as_text(self._limits.photo)}
+        with self._process() as process:
+            answer, picture = process.ask(order, content, 3 * side * side)
+        if "refused" in answer:
+            raise Problem(*answer["refused"])
+        return answer, picture
+
+    def _read(self, photo: Photo) -> tuple[bytes, str]:
+        if isinstance(photo, bytes):  # they were counted as they came in
+            return photo, ""
+        name = PurePath(photo.name).name
+        photo.seek(0)
+        content = photo.read(self._limits.bytes + 1)
+        if len(content) > self._limits.bytes:
+            raise too_large(name, self._limits.bytes)
+        return content, name
+
+    @contextmanager
+    def _process(self) -> Iterator["_Process"]:
+        """A process that nobody else uses meanwhile. After any exception another one takes its place."""
+        process = self._free.get()
+        try:
+            if process is None or process.ended:
+                process = _Process(self._limits)
+            yield process
+        except BaseException:
+            if process:
+                process.close()
+            process = None
+            raise
+        finally:
+            self._free.put(process)
+
+    def close(self) -> None:
+        """End the processes; one that is still decoding has its deadline."""
+        for _ in range(self._limits.decoders):
+            with contextlib.suppress(queue.Empty):
+                if process := self._free.get_nowait():
+                    process.close()
+
+
+class _Process:
+    """A decoder as its service sees it. Raises Problem 503 where it cannot be started."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        bounds = map(str, (limits.decode_seconds, limits.decode_memory, limits.bytes))
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", decoding.__name__, *bounds],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | ONE_THREAD,
+                pipesize=PIPE_BYTES, start_new_session=True,  # Ctrl-C is for the service alone
+            )  # fmt: skip
+        except OSError:
+            raise busy(503, "no-decoder", "photos cannot be decoded at the moment; try again soon") from None
+
+    def ask(self, order: dict[str, Any], photo: bytes, most: int) -> tuple[dict[str, Any], np.ndarray]:
+        """The answer, and its picture of up to `most` bytes. Raises Problem where there is none."""
+        assert self._popen.stdin and self._popen.stdout
+        try:
+            decoding.write(self._popen.stdin, order, photo)
+            answer, content = decoding.read(self._popen.stdout, most)
+            return answer, np.frombuffer(content, np.uint8).reshape(answer["shape"])
+        except (OSError, ValueError, KeyError, TypeError):  # it ended, or is no longer itself
+            self._popen.kill()
+            name = order["name"] or "the file"
+            if self._popen.wait() == -getattr(signal, "SIGALRM", 0):
+                detail = f"{name} takes more than {self._limits.decode_seconds} s to decode; send a smaller copy"
+                raise Problem(413, "decodes-too-long", detail) from None
+            detail = f"{name} is damaged (it ends the program that decodes it); send a complete file"
+            raise Problem(422, "not-a-picture", detail) from None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended since it was last asked, as where the system is out of memory."""
+        return self._popen.poll() is not None
+
+    def close(self) -> None:
+        """End it, whatever it is at."""
+        self._popen.kill()
+        self._popen.communicate()
