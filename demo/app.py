@@ -89,7 +89,6 @@ def serve(serving: "Serving", listener: socket.socket, host: str, arguments: arg
         examples = shipped(serving.path, engine.deployment, engine.classifier)
     app = build_api(serving, arguments.top)
     mount(build(serving, arguments.top, examples, way.link if arguments.lan else ""), app, serving.limits)
-    log_as_json()
     # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -99,7 +98,8 @@ def serve(serving: "Serving", listener: socket.socket, host: str, arguments: arg
     say(f"serving {engine.classifier.candidate.name} on {way.address}")
     if arguments.lan:
         invite(way, secret=bool(arguments.token))
-    Server(app, serving.limits, way.token, hosts, certificate).run(sockets=[listener])
+    with log_as_json():
+        Server(app, serving.limits, way.token, hosts, certificate).run(sockets=[listener])
 
 
 def _way(host: str, port: int, arguments: argparse.Namespace) -> Way:

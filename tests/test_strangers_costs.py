@@ -109,7 +109,6 @@ def test_sessions_that_nobody_listens_to_take_no_memory(service: Service, client
     assert service.megabytes() - before < 5
 
 
-@not_yet("a line that a library prints stands in the log as it is")
 def test_every_line_of_the_log_is_json(service: Service, client: httpx.Client) -> None:
     uploaded = client.post("/gradio_api/upload", files={"files": ("a.png", photo(RED, "PNG"))}).json()[0]
     function = the_function(client, "heat map").index

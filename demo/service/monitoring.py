@@ -5,7 +5,11 @@ Nothing of a photo is in them, neither content nor name.
 
 import json
 import logging
+import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Histogram, Info
@@ -22,6 +26,10 @@ QUEUE_DEPTH = Gauge("saji_queue_depth", "Requests that are read, wait or are ans
 BATCH_SIZE = Histogram("saji_batch_size", "Photos that went through the engine together", buckets=(1, 2, 4, 8, 16, 32))
 ENGINE = Info("saji_engine", "What serves now")
 RELOADS = Counter("saji_reloads_total", "Deployments that were looked at again", ["outcome"])
+
+
+PIPE_BYTES = 2**20
+_PRINTED = logging.getLogger("printed")
 
 
 # By hand: python-json-logger needs a subclass as long as this one for our keys, their order and the traceback
@@ -41,9 +49,42 @@ class JsonLine(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_as_json() -> None:
-    """Send our own log and warnings of every library to stderr as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
+@contextmanager
+def log_as_json() -> Iterator[None]:
+    """Send our own log and warnings of every library to stderr as JSON lines, and whatever is printed, too.
+
+    What a library prints, in Python or in C, is a line's `event`, under the name of no logger.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = {number: os.dup(number) for number in (1, 2)}
+    printed, pipe = os.pipe()
+    with suppress(ImportError, OSError):  # so much may be printed before this process has a moment to read it
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w"))
     handler.setFormatter(JsonLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("saji").setLevel(logging.INFO)
+    for number in before:
+        os.dup2(pipe, number)
+    os.close(pipe)
+    reading = threading.Thread(target=_log_lines, args=(printed,), daemon=True)
+    reading.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, original in before.items():
+            os.dup2(original, number)
+            os.close(original)
+        reading.join(1)  # longer only where a process that was started meanwhile holds on to it
+
+
+def _log_lines(printed: int) -> None:
+    with os.fdopen(printed, encoding="utf-8", errors="backslashreplace") as lines:
+        for line in lines:
+            if line.strip():
+                _PRINTED.warning("%s", line.rstrip("\n"))
