@@ -54,6 +54,7 @@ COMMANDS = re.findall(r"^\| `python -m (\w+) ?(\w*)`", LISTED, re.MULTILINE)
 # Started by saji itself, in processes of their own
 WORKERS = {
     "runtime/benchmark/worker.py",
+    "demo/service/decoding.py",
     "runtime/nvidia.py",
     "runtime/probes.py",
     "lab/claims/workloads.py",

@@ -27,7 +27,7 @@ from runtime.deployment import Rejected
 from runtime.evaluation import ValidationSet
 from runtime.heatmap import Heat
 from runtime.receipt import Receipt
-from runtime.spec import Geometry, Rejection
+from runtime.spec import Geometry, ModelSpec, Rejection
 from training.photos.drawn import draw_dish
 
 MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
@@ -162,7 +162,8 @@ def deployed(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             yield server.address
         return
     made_up = Heat("red_rendang", np.eye(4, dtype=np.float32), Geometry.for_size(32))
-    stub = SimpleNamespace(of=lambda photo, most_pixels: made_up)
+    spec = ModelSpec("made up", "none", ("red_rendang",), made_up.geometry)
+    stub = SimpleNamespace(spec=spec, of=lambda image: made_up)
     monkeypatch.setattr("demo.page.tabs.classify._heatmap", lambda folder, since: stub)
     yield address
 

@@ -348,6 +348,19 @@ def test_a_request_that_waits_too_long_is_told_to_come_again(tmp_path: Path) -> 
         assert post(address).status_code == 200
 
 
+def test_a_service_whose_engine_answers_nobody_is_not_ready_until_it_does(tmp_path: Path) -> None:
+    def ready() -> int:
+        return httpx.get(f"{address}/readyz", timeout=PATIENCE).status_code
+
+    with held_service(tmp_path, replace(SMALL, seconds=1)) as (backend, _, address):
+        assert ready() == 200
+        refused(post(address), 503, "too-slow")
+        wait_until(lambda: ready() == 503)
+        refused(httpx.get(f"{address}/readyz"), 503, "stuck")
+        backend.free.set()
+        wait_until(lambda: ready() == 200)
+
+
 @pytest.mark.parametrize(("batch", "batches"), [(1, [1, 1, 1]), (4, [1, 2])])
 def test_only_what_waited_goes_through_together(tmp_path: Path, batch: int, batches: list[int]) -> None:
     with held_service(tmp_path, SMALL, batch=batch) as (backend, serving, address), ThreadPoolExecutor() as pool:

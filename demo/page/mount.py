@@ -3,19 +3,22 @@
 import json
 import re
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.page.camera import add_live
 from demo.page.texts import label
-from demo.page.uploads import opened
+from demo.page.uploads import Room, opened
 from demo.service.guard import UPLOAD
 from demo.service.limits import Limits
 from demo.service.problem import Problem
@@ -32,6 +35,7 @@ ROUTES = {
     "HEAD": re.compile("/"),
     "POST": re.compile(rf"{UPLOAD}|{CALL}/?|/gradio_api/(queue/join|run/predict|cancel|reset)/?"),
 }
+SESSIONS = 64  # that wait for somebody to listen, who comes within moments; and whose state Gradio keeps, of 60 KB each
 DEEP = 16  # levels of the page's JSON; it uses 6
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 
@@ -53,13 +57,18 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
     examples = sum(len(block.raw_samples or ()) for block in page.blocks.values() if isinstance(block, gr.Dataset))
-    door = Door(gradio, [number for number, function in page.fns.items() if function.fn], examples)
+    door = Door(gradio, page, examples)
+    room = Room(limits.uploads)
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-        await door(scope, receive, send)
-        if scope["path"] == UPLOAD:
-            _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.upload_seconds)
+        if scope["path"] != UPLOAD:
+            return await door(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "")
+        with room.taken(int(declared) if declared.isdigit() else limits.upload):
+            await door(scope, receive, send)
+        _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.upload_seconds)
 
+    gradio.state_holder.capacity = SESSIONS  # of 10,000; what has gone is made anew, as the page keeps nothing in it
     # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
     app.router.default = elsewhere
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
@@ -75,24 +84,25 @@ def _forget_broken_uploads(folder: Path, seconds: float) -> None:
 
 
 class Door:
-    """ASGI application in front of Gradio's.
+    """ASGI application in front of Gradio's `page`; `examples` says how many pictures there are to click."""
 
-    `functions` are the numbers of those that the page calls, `examples` says how many pictures there are to click.
-    """
-
-    def __init__(self, gradio: ASGIApp, functions: Collection[int], examples: int) -> None:
-        self._gradio, self._functions, self._examples = gradio, frozenset(functions), examples
+    def __init__(self, gradio: ASGIApp, page: gr.Blocks, examples: int) -> None:
+        self._gradio, self._examples = gradio, examples
+        self._functions = frozenset(number for number, function in page.fns.items() if function.fn)
+        self._calls = Calls(page)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through. Raises Problem, or HTTPException 404 for what the page does not use."""
         method, path = scope["method"], scope["path"]
         if method not in ROUTES or not ROUTES[method].fullmatch(path):
             raise HTTPException(404, "Not Found")
-        if method == "POST" and path != UPLOAD:
-            body = await Request(scope, receive).body()
-            self._check(path, _parsed(body))
-            receive = _replayed(body, receive)
-        await self._gradio(scope, receive, send)
+        if method != "POST" or path == UPLOAD:
+            with self._calls.heard(Request(scope).query_params.get("session_hash")):
+                return await self._gradio(scope, receive, send)
+        body = await Request(scope, receive).body()
+        self._check(path, _parsed(body))
+        await self._gradio(scope, _replayed(body, receive), send)
+        self._calls.forget()
 
     def _check(self, path: str, call: Any) -> None:
         if not isinstance(call, dict):
@@ -108,6 +118,34 @@ class Door:
             raise Problem(400, "json", "data is to be a list")
         if path.startswith(EXAMPLE) and not (len(data) == 1 and _is_whole(data[0]) and 0 <= data[0] < self._examples):
             raise Problem(404, "example", f"there are {self._examples} examples, numbered from 0")
+
+
+class Calls:
+    """Whose answers somebody listens to. Gradio (6.31) keeps those of 2,000 others, which may be pictures."""
+
+    def __init__(self, page: gr.Blocks) -> None:
+        self._queue = page._queue
+        self._listening: Counter[str] = Counter()
+
+    @contextmanager
+    def heard(self, session: str | None) -> Iterator[None]:
+        """While somebody listens to a session, if it is one."""
+        self._listening[session or ""] += 1
+        try:
+            yield
+        finally:
+            self._listening[session or ""] -= 1
+            self._listening += Counter()  # without those at 0
+
+    def forget(self) -> None:
+        """Drop the oldest sessions that nobody listens to, where they are more than SESSIONS."""
+        answers = self._queue.pending_messages_per_session
+        alone = [session for session in answers if session not in self._listening]
+        for session in alone[: max(0, len(alone) - SESSIONS)]:
+            del answers[session]
+            for name in self._queue.pending_event_ids_session.pop(session, ()):
+                if call := self._queue.event_ids_to_events.pop(name, None):
+                    call.alive = False  # Gradio then sends it nothing more
 
 
 def _is_whole(value: Any) -> bool:

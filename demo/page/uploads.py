@@ -9,14 +9,14 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, BinaryIO
 
 from gradio.utils import get_upload_folder
 
 from demo.service.limits import Limits
-from demo.service.problem import Problem, too_large
+from demo.service.problem import Problem, busy, too_large
 
 # Of what is no regular file, opening would wait for its other end, and a link may have been put there since
 OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -26,6 +26,31 @@ ENCRYPTED = 0x1  # a flag of an entry
 PIECE = 2**16  # bytes
 # The others inflate without a bound on what comes out of one read
 INFLATED_IN_PIECES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class Room:
+    """Room for `most` bytes of uploads in Gradio's upload folder: those that it keeps, and those on their way."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._coming = most, 0
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Room for an upload of so many bytes while it comes. Raises Problem 429 where there is none."""
+        if self._kept() + self._coming + size > self._most:
+            raise busy(429, "uploads-full", "there is no room for more uploads; older ones go within the hour")
+        self._coming += size
+        try:
+            yield
+        finally:
+            self._coming -= size
+
+    def _kept(self) -> int:
+        size = 0
+        for file in Path(get_upload_folder()).glob("*/*"):  # what is on its way has no folder of its own yet
+            with suppress(OSError):  # it has just been deleted
+                size += file.lstat().st_size
+        return size
 
 
 @contextmanager

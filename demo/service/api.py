@@ -175,11 +175,13 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="A model is loaded and warm", responses=_problems(503))
+@router.get("/readyz", summary="A model is loaded, warm, and answers", responses=_problems(503))
 async def readyz(request: Request) -> dict[str, str]:
-    """For a load balancer; refused as soon as the service is stopping. Needs no token."""
+    """For a load balancer; refused while the engine answers nobody, and when stopping. Needs no token."""
     if request.app.state.stopping.is_set():
         raise Problem(503, "stopping", "the service is stopping; ask another instance")
+    if request.app.state.serving.stuck:
+        raise Problem(503, "stuck", "no photo has been answered for too long; ask another instance")
     return {"status": "ready"}
 
 

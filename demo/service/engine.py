@@ -38,6 +38,7 @@ class Engine:
         self.classifier, self.deployment, self.sha256 = classifier, deployment, sha256
         self.since = datetime.now(UTC)
         self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
+        self.moved = 0.0  # when a photo was done last, or began where there was none; by time.monotonic()
         self._batch, self._free = batch, threading.Semaphore(workers)
         self._waiting: deque[_Job] = deque()
         self._taking = threading.Lock()

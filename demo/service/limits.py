@@ -24,6 +24,7 @@ class Limits:
     photos: int = _bound(16, "photos of a request")
     batch: int = _bound(200, "photos of a batch on the page")
     upload: int = _bound(256 * 2**20, "bytes of an upload to the page: a photo, a batch or a zip")
+    uploads: int = _bound(2**30, "bytes of all uploads that the page keeps, each for an hour")
     json: int = _bound(256 * 2**10, "bytes of the JSON that the page sends with a click")
     held: int = _bound(256 * 2**20, "bytes of all the bodies that are held in memory at a time")
     decoders: int = _bound(usable_cores(), "photos that are decoded at a time")

@@ -94,7 +94,11 @@ class Serving(AbstractContextManager["Serving"]):
 
         Raises Problem 503 when it takes too long.
         """
+        if not engine.requests:
+            engine.moved = time.monotonic()
         futures = [self._threads.submit(work) for work in works]
+        for future in futures:
+            future.add_done_callback(lambda _: setattr(engine, "moved", time.monotonic()))
         done = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         engine.requests.add(done)
         done.add_done_callback(engine.requests.discard)
@@ -105,6 +109,12 @@ class Serving(AbstractContextManager["Serving"]):
                 future.cancel()  # what has begun cannot be stopped, and holds the engine until it ends
             seconds = self.limits.seconds
             raise busy(503, "too-slow", f"no answer within {seconds} s, so many are waiting; try again soon") from None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether photos are being answered, and for as long as a request may take none was."""
+        engine = self.engine
+        return bool(engine.requests) and time.monotonic() - engine.moved > self.limits.seconds
 
     def look_again(self) -> None:
         """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
