@@ -45,7 +45,7 @@ def _make_starter(out: Path) -> None:
     for module, *more in (
         ("training", "starter"),
         ("export", "--run", "starter", "--precisions", "fp32"),
-        ("runtime", "bench", "--seconds", "3"),
+        ("runtime", "bench", "--seconds", "3", "--cold-starts", "0"),
     ):
         command = [sys.executable, "-m", module, *more, "--out", str(out)]
         if subprocess.run(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": here}).returncode:

@@ -26,7 +26,10 @@ def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable
     """
     written = []
     for candidate in receipt.candidates:
-        if candidate.backend in _SERVED and candidate.servable and candidate.verdict == "pass":
+        triton = _SERVED.get(candidate.backend)
+        if triton and triton.backend == "onnxruntime" and candidate.variant:
+            continue  # its backend of that name knows no CUDA graphs: the folder would be the plain one by another name
+        if triton and candidate.servable and candidate.verdict == "pass":
             receipt.verify(folder, candidate.file)
             parts = (candidate.architecture, candidate.backend, candidate.precision, *candidate.variant.lower().split())
             name = "-".join(parts)

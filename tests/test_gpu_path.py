@@ -189,6 +189,27 @@ class TestOneListForThreeShapes:
             assert answer.label == answers[1].label
             assert all(abs(first[name] - value) < 0.02 for name, value in answer.probabilities.items())
 
+    @fault(1)
+    @pytest.mark.parametrize("variant", ["", CAPTURED])
+    def test_eight_clients_get_the_answers_of_their_own_photos(
+        self, gpu: Exported, variant: str, sample: Path, tmp_path: Path
+    ) -> None:
+        from demo.service.limits import Limits
+        from demo.service.queue import Serving
+
+        encoded = [path.read_bytes() for path in sorted(sample.rglob("*.jpg"))[::7][:8]]
+        path = self.served(gpu, variant, tmp_path)
+        with runtime.load(path) as classifier:
+            alone = [classifier(photo).probabilities for photo in encoded]
+
+        async def ask(serving: Serving) -> list[Any]:
+            return await asyncio.gather(*(serving.classify([photo]) for photo in encoded * 3))
+
+        with Serving(path, runtime.load, Limits()) as serving:
+            answers = asyncio.run(ask(serving))
+        assert [answer.predictions[0].probabilities for answer in answers] == alone * 3
+        assert len({str(probabilities) for probabilities in alone}) == len(encoded)
+
     def test_triton_gets_a_folder_a_variant(self, gpu: Exported, tmp_path: Path) -> None:
         from export.triton_repository import write_models
 
@@ -236,9 +257,57 @@ MACHINES_AND_ENGINES = {
     "rtx5090": {"tensorrt", "tensorrt-rtx"},
     "two": {"tensorrt", "tensorrt-rtx"},
     "small": {"tensorrt"},  # INT8 alone fits, and RTX does not tell that its engine is INT8
+    "cuda12": {"tensorrt", "tensorrt-rtx"},
     "old-driver": set(),
+    "ancient": set(),
     "none": set(),
 }
+# What `make` installs there
+EXTRAS = dict.fromkeys(MACHINES_AND_ENGINES, "gpu,openvino,tensorrt,tensorrt-rtx")
+EXTRAS |= dict.fromkeys(("cuda12", "old-driver"), "gpu-cu12,openvino,tensorrt-cu12,tensorrt-rtx-cu12")
+EXTRAS |= {"h100": "gpu,openvino,tensorrt", **dict.fromkeys(("ancient", "none"), "cpu,openvino,tensorrt-rtx")}
+# Why no engine of a kind passed, in words of the sentence
+WITHOUT = {"old-driver": "535.54.03", "ancient": "470.256.02", "none": "no CUDA GPU", "small": "memory", "h100": "SM90"}
+
+
+@pytest.mark.parametrize("name", MACHINES_AND_ENGINES)
+def test_set_up_installs_what_the_machine_is_served_by(name: str) -> None:
+    asked = [sys.executable, "runtime/nvidia.py", "--extras"]
+    done = subprocess.run(asked, cwd=ROOT, env=environment(name), capture_output=True, text=True)
+    assert done.stdout.strip() == EXTRAS[name], done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "h100" else pytest.param(name, marks=pytest.mark.slow) for name in MACHINES_AND_ENGINES]
+)
+def test_what_is_right_on_each_machine_is_chosen_and_served(name: str, run: Path, model: Path, tmp_path: Path) -> None:
+    """An engine where one passed and takes the shortest, by durations that are stated here; else the portable file."""
+    folder, path = tmp_path / "models" / "resnet18", tmp_path / "deployment.json"
+    with installed(name) as twin:
+        receipt = export(run, model, folder, [], ("fp16", "int8"))
+        engines = [c for c in receipt.candidates if "tensorrt" in c.backend and c.verdict == "pass"]
+        portable = next(c for c in receipt.candidates if c.backend == "ort-cpu" and c.servable)
+        assert {candidate.backend for candidate in engines} == MACHINES_AND_ENGINES[name]
+        told = " ".join([*receipt.skipped, *(reason for c in receipt.candidates for reason in c.reasons)])
+        assert WITHOUT.get(name, "") in told
+        known = ValidationSet.load(folder / "validation.npz")
+        for fastest in (*engines, portable):
+            places = [place(c, receipt, "models/resnet18", 1 if c == fastest else 5) for c in (*engines, portable)]
+            choose(places, [], Policy(), machine(), {}).write(path)
+            with runtime.load(path) as classifier:
+                assert classifier.candidate == fastest and not classifier.passed_over
+                room = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.5}[fastest.precision] * np.abs(known.logits).max()
+                assert np.abs(classifier.logits(known.images) - known.logits).max() < room, fastest.name
+        twin.require_no_misuse()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rtx4090", "t4"])
+def test_the_fast_tests_pass_where_tensorrt_works(name: str) -> None:
+    files = [f"tests/test_{what}.py" for what in ("runtime", "engines", "threads", "triton")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, env=environment(name), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.slow

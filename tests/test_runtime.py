@@ -40,6 +40,11 @@ def servable_here(model: Path) -> list[Candidate]:
     return [c for c in Receipt.read(model).candidates if c.verdict == "pass" and c.servable]
 
 
+def first_of(backend: str, model: Path) -> Candidate:
+    """The first that a backend may serve here; not each has FP32."""
+    return next(candidate for candidate in servable_here(model) if candidate.backend == backend)
+
+
 def test_import_runtime_loads_neither_torch_nor_gradio() -> None:
     code = "import sys, runtime; sys.exit(bool({'torch', 'gradio', 'onnxruntime', 'openvino'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -60,18 +65,19 @@ def test_gpu_candidates_pass_parity(backend: str, model: Path) -> None:
     if reason:
         pytest.skip(reason)
     judged = [c for c in Receipt.read(model).candidates if c.backend == backend]
-    assert judged and all(c.verdict == "pass" for c in judged)
+    told = [c for c in judged if c.verdict != "inconclusive"]  # RTX may not tell that an engine is INT8
+    assert told and all(c.verdict == "pass" for c in told)
 
 
 @pytest.mark.parametrize("backend", HERE)
 def test_engines_agree_and_take_any_batch(backend: str, model: Path) -> None:
-    validation = ValidationSet.load(model / "validation.npz")
-    offer = BACKENDS[backend].offers[0]
-    engine = open_backend(backend, model / offer.file, offer.precision, threads=1)
+    validation, candidate = ValidationSet.load(model / "validation.npz"), first_of(backend, model)
+    engine = candidate.open(model, threads=1)
     one, many = engine.run(validation.images[:1]), engine.run(validation.images[:7])
+    room = 1e-3 if candidate.precision == "fp32" else 0.02 * np.abs(validation.logits).max()
     assert one.dtype == np.float32 and many.shape == (7, 5)
-    assert np.allclose(many[:1], one, atol=1e-4) and np.allclose(many, validation.logits[:7], atol=1e-3)
-    assert engine.precision_share() == {"fp32": 1.0}
+    assert np.allclose(many[:1], one, atol=room / 10) and np.allclose(many, validation.logits[:7], atol=room)
+    assert all(kind.startswith(candidate.precision) for kind in engine.precision_share())
     engine.close()
 
 
@@ -319,9 +325,8 @@ def test_a_cold_start_that_fails_costs_no_measurement(model: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("backend", HERE)
 def test_streams_answer_as_one_stream_does(backend: str, model: Path) -> None:
-    images = ValidationSet.load(model / "validation.npz").images[:6]
-    file = BACKENDS[backend].offers[0].file
-    one, two = (open_backend(backend, model / file, "fp32", threads=1, streams=n) for n in (1, 2))
+    images, candidate = ValidationSet.load(model / "validation.npz").images[:6], first_of(backend, model)
+    one, two = (candidate.open(model, threads=1, streams=n) for n in (1, 2))
     with ThreadPoolExecutor(2) as callers:
         answers = np.concatenate([*callers.map(two.run, (images[:3], images[3:]))])
     assert np.allclose(answers, one.run(images), atol=1e-4)

@@ -58,9 +58,11 @@ def test_plans_of_enterprise_tensorrt_go_in_and_those_of_rtx_stay_out(definition
         (copy / file).write_bytes(b"plan")
     judged = tuple(Candidate("resnet18", file, backend, "fp16", verdict="pass") for backend, file in plans.items())
     failed = Candidate("resnet18", "engines/tensorrt.int8.engine", "tensorrt", "int8", verdict="fail")
+    # Triton's backend for ONNX has no setting for CUDA graphs
+    captured = Candidate("resnet18", plans["tensorrt"], "ort-cuda", "fp32", "CUDA graph", verdict="pass")
     engines = {plans["tensorrt"]: {"profile": [1, 4, 16]}}
     facts = file_facts(copy, list(plans.values()))
-    told = replace(receipt, candidates=(*judged, failed), engines=engines, files=facts)
+    told = replace(receipt, candidates=(*judged, failed, captured), engines=engines, files=facts)
     assert write_models(copy, told, tmp_path / "models", lambda line: None) == ["resnet18-tensorrt-fp16"]
     parsed = read(definitions, tmp_path / "models" / "resnet18-tensorrt-fp16" / "config.pbtxt")
     assert (parsed.backend, parsed.default_model_filename, parsed.max_batch_size) == ("tensorrt", "model.plan", 16)

@@ -200,6 +200,10 @@ class TestDriver:
             for file in (ROOT / package).rglob("*.py"):
                 assert not re.search("saji_twin|SAJI_TWIN|tests.twin", file.read_text(encoding="utf-8")), file
 
+    def test_no_figure_of_it_is_a_row(self) -> None:
+        for file in (ROOT / "results").glob("*.jsonl"):
+            assert "twin of" not in file.read_text(encoding="utf-8"), file
+
 
 def test_names_and_numbers_are_those_of_the_real_binding(cuda: Cuda) -> None:
     doubled = {name: value for name, value in vars(cuda.runtime).items() if name.startswith(("cuda", "getLocal"))}

@@ -70,6 +70,9 @@ _ORT_CUDA = tuple(
     for variant in ("", "CUDA graph")
 )
 _ORT = ("onnxruntime", "onnxruntime-gpu")  # which of them is there serves both providers
+# Wheels for CUDA 13 or 12, by what the driver serves
+_TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+_RTX = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
 
 
 def _engines(backend: str) -> tuple[Offer, ...]:
@@ -85,9 +88,9 @@ BACKENDS: dict[str, Row] = {
     "pytorch-cuda": Row("pytorch.PyTorchCuda", "train", ("torch",), _PYTORCH_CUDA, gpu=True),
     "ort-cuda": Row("onnxruntime.OnnxRuntimeCuda", "gpu", _ORT, _ORT_CUDA, gpu=True,
                     provider="CUDAExecutionProvider", triton=Triton("onnxruntime", "model.onnx", "KIND_GPU")),
-    "tensorrt": Row("tensorrt.engine.TensorRt", "tensorrt", ("tensorrt", "tensorrt-cu13"), _engines("tensorrt"),
+    "tensorrt": Row("tensorrt.engine.TensorRt", "tensorrt", _TENSORRT, _engines("tensorrt"),
                     gpu=True, triton=Triton("tensorrt", "model.plan", "KIND_GPU")),
-    "tensorrt-rtx": Row("tensorrt.engine.TensorRt", "tensorrt-rtx", ("tensorrt-rtx-cu13",), _engines("tensorrt-rtx"),
+    "tensorrt-rtx": Row("tensorrt.engine.TensorRt", "tensorrt-rtx", _RTX, _engines("tensorrt-rtx"),
                         gpu=True),
 }  # fmt: skip
 

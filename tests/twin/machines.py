@@ -19,6 +19,7 @@ CACHING = ("runtime", "export", "demo", "training", "lab")  # packages of ours, 
 TENSORRT_10 = {"tensorrt-cu13": "10.14.1.48.post1", "tensorrt": "10.14.1.48.post1"}
 TENSORRT_11 = {"tensorrt-cu13": "11.4.0.106", "tensorrt": "11.4.0.106"}
 RTX = {"tensorrt-rtx-cu13": "1.7.1.116"}
+FOR_CUDA_12 = {"tensorrt-cu12": "11.4.0.106", "tensorrt-rtx-cu12": "1.7.1.116"}
 COMMON = {"cuda-bindings": "13.5.0", "nvidia-ml-py": "13.590.44"}
 
 
@@ -67,7 +68,9 @@ MACHINES = {
     "h100": Machine((H100,)),
     "rtx5090": Machine((RTX_5090,)),
     "two": Machine((T4, RTX_4090)),  # the slower one first on the bus: CUDA's device 0 is not nvidia-smi's
-    "old-driver": Machine((RTX_4090,), driver="535.54.03", cuda="12.2"),
+    "old-driver": Machine((RTX_4090,), driver="535.54.03", cuda="12.2"),  # for the packages that are installed
+    "cuda12": Machine((RTX_4090,), "535.54.03", "12.2", toolkit="12.9", installed={**FOR_CUDA_12, **COMMON}),
+    "ancient": Machine((RTX_4090,), driver="470.256.02", cuda="11.4"),
     "small": Machine((replace(RTX_4090, memory_mib=16),)),  # a GPU that runs out of memory
     "none": Machine(driver="", cuda=""),
 }
