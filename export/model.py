@@ -257,8 +257,13 @@ def _photos_of(run: Path) -> Path | None:
 
 
 def _write_examples(folder: Path, validation: ValidationSet, spec: ModelSpec) -> None:
-    """One picture per class to show in a demo: the validation photo that the checkpoint is surest of, as it sees it."""
+    """One picture per class to show in a demo: the validation photo that the checkpoint is surest of, as it sees it.
+
+    Serving crops what it shows, so around that stands what is cropped: the picture's own edge, mirrored.
+    """
     assert validation.logits is not None
+    edge = spec.geometry.resize - spec.geometry.size
+    around = (edge // 2, edge - edge // 2)
     probabilities = spec.probabilities(validation.logits)
     folder.mkdir()
     for label, name in enumerate(spec.classes):
@@ -266,4 +271,5 @@ def _write_examples(folder: Path, validation: ValidationSet, spec: ModelSpec) ->
         if len(of_class):
             best = of_class[probabilities[of_class, label].argmax()]
             safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-            Image.fromarray(validation.images[best]).save(folder / f"{label:03d}_{safe}.png")
+            framed = np.pad(validation.images[best], (around, around, (0, 0)), "symmetric")
+            Image.fromarray(framed).save(folder / f"{label:03d}_{safe}.png")

@@ -195,7 +195,11 @@ def test_every_verdict_carries_the_bounds_it_was_given_by(model: Path, run: Path
 
 
 def test_examples_are_one_picture_per_class(model: Path) -> None:
-    assert len(list((model / "examples").glob("*.png"))) == 5
+    spec, validation = Receipt.read(model).spec, ValidationSet.load(model / "validation.npz")
+    seen = [pixels(picture, spec.geometry) for picture in sorted((model / "examples").glob("*.png"))]
+    assert len(seen) == 5
+    for label, image in enumerate(seen):  # what is served sees what the checkpoint saw
+        assert any((image == known).all() for known in validation.images[validation.labels == label])
 
 
 def test_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
