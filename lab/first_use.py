@@ -15,10 +15,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from runtime.benchmark.rows import Row
 from runtime.errors import SajiError
+from runtime.preprocess import SUFFIXES
 from runtime.terminal import say
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,30 +32,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is typed beside `make demo` and `make`."""
     parser.add_argument("--data", type=Path, help="photos of one's own, for make train export DATA=")
     parser.add_argument("--tests", action="store_true", help="make test, too")
+    parser.add_argument("--only", default="", metavar="TEXT", help="steps with this in their name; set-up always")
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for each step."""
-    data = arguments.data.resolve() if arguments.data else None
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "saji"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        yield _step("make setup", lambda: _make(clone, "setup"))
-        yield _step("make demo, until the page is there", lambda: _page(clone))
-        yield _step("make demo again", lambda: _page(clone))
-        yield _step("make", lambda: _make(clone))
-        yield _step("make again, nothing changed", lambda: _make(clone))
-        for what, file in CHANGED.items():
-            with (clone / file).open("a") as code:
-                code.write("# changed\n")
-            yield _step(f"make, the code of the {what} changed", lambda: _make(clone))
-        if data:
-            words = ["train", "export", f"DATA={data}", "RECIPE=transfer", "RUN=own"]
-            yield _step("make train export DATA= RECIPE=transfer", lambda: _make(clone, *words)) | {
-                "photos": sum(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in data.rglob("*"))
-            }
-        if arguments.tests:
-            yield _step("make test", lambda: _make(clone, "test"))
+        for number, (name, action) in enumerate(_steps(clone, arguments)):
+            if number == 0 or arguments.only in name:
+                yield _step(name, action)
+
+
+def _steps(clone: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "make setup", lambda: _make(clone, "setup")
+    yield "make demo, until the page is there", lambda: _page(clone)
+    yield "make demo again", lambda: _page(clone)
+    yield "make", lambda: _make(clone)
+    yield "make again, nothing changed", lambda: _make(clone)
+    for what, file in CHANGED.items():
+        yield f"make, the code of the {what} changed", partial(_changed, clone, file)
+    if arguments.data:
+        data = arguments.data.resolve()
+        count = sum(path.suffix.lower() in SUFFIXES for path in data.rglob("*"))
+        words = ["train", "export", f"DATA={data}", "RECIPE=transfer", "RUN=own"]
+        yield f"make train export DATA= RECIPE=transfer, {count} photos", lambda: _make(clone, *words)
+    if arguments.tests:
+        yield "make test", lambda: _make(clone, "test")
+
+
+def _changed(clone: Path, file: str) -> None:
+    with (clone / file).open("a") as code:
+        code.write("# changed\n")
+    _make(clone)
 
 
 def _step(name: str, action: Callable[[], None]) -> Row:
