@@ -34,7 +34,8 @@ def test_every_file_that_passed_and_triton_runs_is_a_model(definitions, model: P
     receipt = Receipt.read(model)
     names = write_models(model, receipt, tmp_path, lambda line: None)
     passed = {c.precision for c in receipt.candidates if c.backend == "ort-cpu" and c.servable and c.verdict == "pass"}
-    assert "fp32" in passed and set(names) == {f"resnet18-ort-cpu-{precision}" for precision in passed}
+    portable = {name for name in names if "tensorrt" not in name}  # whose plans are there where there is a GPU
+    assert "fp32" in passed and portable == {f"resnet18-ort-cpu-{precision}" for precision in passed}
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     parsed = read(definitions, tmp_path / "resnet18-ort-cpu-fp32" / "config.pbtxt")
     (given,), (result,) = parsed.input, parsed.output
