@@ -119,8 +119,8 @@ class _Process:
             return answer, np.frombuffer(content, np.uint8).reshape(answer["shape"])
         except (OSError, ValueError, KeyError, TypeError):  # it ended, or is no longer itself
             self._popen.kill()
-            name = order["name"] or "the file"
-            if self._popen.wait() == -getattr(signal, "SIGALRM", 0):
+            name, status = order["name"] or "the file", self._popen.wait()
+            if hasattr(signal, "SIGALRM") and status == -signal.SIGALRM:
                 detail = f"{name} takes more than {self._limits.decode_seconds} s to decode; send a smaller copy"
                 raise Problem(413, "decodes-too-long", detail) from None
             detail = f"{name} is damaged (it ends the program that decodes it); send a complete file"
