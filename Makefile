@@ -38,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup train export bench demo test examples lint check verify mutation gpu-check readme clean help
+.PHONY: all setup train export bench demo test examples lint check verify mutation torture gpu-check readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
@@ -88,6 +88,9 @@ verify: .venv/installed ## the long tests      ARGS=
 mutation: .venv/installed ## do the tests notice wrong lines? hours, resumable      ARGS=runtime/choice.py
 	@$(PY) -c 'import cosmic_ray' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
 	$(PY) -m lab mutation $(ARGS)
+
+torture: .venv/installed ## thousands of seeded attempts to break it, resumable      ARGS=pictures
+	@$(PY) -m lab torture $(ARGS)
 
 gpu-check: ## what only an NVIDIA GPU can settle, in ten minutes      ARGS=
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m lab gpu-check $(ARGS)
