@@ -30,7 +30,7 @@ CHANGED = {"export": "export/parity.py", "benchmark": "runtime/benchmark/scenari
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is typed beside `make demo` and `make`."""
-    parser.add_argument("--data", type=Path, help="photos of one's own, for make train export DATA=")
+    parser.add_argument("--data", type=Path, help="photos of one's own, for make train DATA= and make export DATA=")
     parser.add_argument("--tests", action="store_true", help="make test, too")
     parser.add_argument("--only", default="", metavar="TEXT", help="steps with this in their name; set-up always")
 
@@ -56,8 +56,9 @@ def _steps(clone: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, Ca
     if arguments.data:
         data = arguments.data.resolve()
         count = sum(path.suffix.lower() in SUFFIXES for path in data.rglob("*"))
-        words = ["train", "export", f"DATA={data}", "RECIPE=transfer", "RUN=own"]
-        yield f"make train export DATA= RECIPE=transfer, {count} photos", lambda: _make(clone, *words)
+        for stage in ("train", "export"):
+            words = [stage, f"DATA={data}", "RECIPE=transfer", "RUN=own"]
+            yield f"make {stage} DATA= RECIPE=transfer, {count} photos", partial(_make, clone, *words)
     if arguments.tests:
         yield "make test", lambda: _make(clone, "test")
 

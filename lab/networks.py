@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1800  # seconds of each command
 _SILENT = ("pass", "unchecked")  # the reasons of the latter are the machine's
 EPOCHS, RATE = "30", "5e-4"  # fewer leave batch norm's statistics, and a higher rate SqueezeNet, with one answer to all
+BATCH = 8
+HEAVY, HEAVY_BATCH = 50_000_000, 32  # above so many parameters a step takes seconds, whatever the size of its batch
 PHOTOS, KINDS = 64, 2  # of a dish, of which half validate; dishes
 
 
@@ -71,7 +73,8 @@ def _outcome(name: str, size: int | None, folder: Path) -> dict[str, Any]:
     """Train and export; the verdicts by backend and precision, with the reasons of those that did not pass."""
     out = ["--run", "own", "--out", str(folder)]
     learn = ["--data", str(folder / "photos"), "--archs", name, "--image-size", str(size), "--epochs", EPOCHS]
-    how = ["--batch-size", "8", "--precision", "fp32", "--validation-share", "0.5", "--learning-rate", RATE]
+    batch = HEAVY_BATCH if parameters(name) > HEAVY else BATCH
+    how = ["--batch-size", str(batch), "--precision", "fp32", "--validation-share", "0.5", "--learning-rate", RATE]
     for words in (["training", *learn, *how, *out], ["export", "--no-recover", *out]):
         if refused := _command(words):
             refused = refused.replace(f"{folder}/", "")
