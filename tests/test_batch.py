@@ -20,13 +20,13 @@ from test_demo import BLUE, GREEN, RED, colour_classifier, picture, running, ser
 from test_page import open_tab, opened
 from test_service import SMALL, Held, photo
 
-from demo.page.tabs.batch import Batch, Row, as_csv, as_json, counts, table_of, unsure_of
+from demo.page.tabs.batch import Batch, Row, as_csv, as_json, counts, summary_of, table_of, unsure_of
 from demo.page.uploads import Archive
 from demo.page.work import PLACES, Turns
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving
-from runtime.spec import Rejection
+from runtime.spec import Guard, Rejection
 
 GREY = (90, 90, 90)
 LIMITS = replace(SMALL, batch=6, upload=1_000_000)
@@ -86,6 +86,19 @@ def test_only_what_the_model_is_not_sure_of_becomes_a_picture(serving: Serving, 
     sure, unsure = rows_of(serving, picture(tmp_path / "red.png", RED), picture(tmp_path / "grey.png", GREY))
     assert sure.thumbnail == b"" and unsure.thumbnail.startswith(b"\xff\xd8")
     assert counts([sure, unsure]) == {"red_rendang": 1}
+
+
+def test_a_photo_without_food_is_not_told_as_a_doubtful_one(tmp_path: Path) -> None:
+    guard = Guard(absent="blue_nasi_kerabu", unnamed="green_lalap", presence=0.5)
+    classifier = colour_classifier(**UNSURE, guard=guard)
+    with serving_of(classifier, tmp_path, LIMITS) as serving:
+        absent, unnamed = rows_of(serving, picture(tmp_path / "a.png", BLUE), picture(tmp_path / "b.png", GREEN))
+    assert not absent.thumbnail and unnamed.thumbnail
+    table = table_of([absent, unnamed], classifier, "en")
+    assert "I see no food here" in table and "Food, but none that I know by name" in table
+    assert "lalap" not in table and table.count("otherwise") == 1
+    told = summary_of([absent, unnamed], classifier, "en")
+    assert "I see no food here 1" in told and "not sure 1" in told and "not read" not in told
 
 
 def test_csv_and_json_hold_every_photo_and_csv_no_formula(serving: Serving, tmp_path: Path) -> None:

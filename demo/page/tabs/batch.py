@@ -17,7 +17,7 @@ import gradio as gr
 from markupsafe import Markup, escape
 
 from demo.page import uploads
-from demo.page.markup import dish_names, progress, table
+from demo.page.markup import dish_names, headline, progress, table
 from demo.page.texts import label, refusal, say
 from demo.page.work import Turns
 from demo.service.decoders import Decoders, Photo
@@ -26,6 +26,7 @@ from demo.service.problem import Problem
 from demo.service.queue import Result, Serving
 from runtime.classifier import Classifier, Prediction
 from runtime.classify import COLUMNS, csv_line, csv_row, json_row, printable
+from runtime.spec import ABSENT, UNKNOWN
 
 HEADS = ("file", "answer", "probability", "sure")
 TICK = 0.3  # seconds between two states of the page
@@ -65,7 +66,7 @@ def build(serving: Serving) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """What a file shows, or why it cannot be read; `thumbnail` is a small JPEG of a photo that is not sure."""
+    """What a file shows, or why it cannot be read; `thumbnail` is a small JPEG of a photo that got no name."""
 
     name: str
     prediction: Prediction | None = None
@@ -131,7 +132,7 @@ def _unpacked(archive: uploads.Archive, entry: ZipInfo) -> AbstractContextManage
 
 async def _row(serving: Serving, name: str, photo: Photo) -> Row:
     [prediction] = (await _ask_patiently(serving, photo)).predictions
-    if prediction.sure:
+    if prediction.answer != UNKNOWN:
         return Row(name, prediction)
     return Row(name, prediction, thumbnail=await asyncio.to_thread(thumbnail, photo, serving.decoders))
 
@@ -187,29 +188,32 @@ def _stacked(*parts: str) -> str:
 
 def table_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """A line for each photo, as HTML."""
-    names = dish_names(classifier, language)
-    return table([say(language, head) for head in HEADS], [_cells(row, names, language) for row in rows], cards=True)
+    cells = [_cells(row, classifier, language) for row in rows]
+    return table([say(language, head) for head in HEADS], cells, cards=True)
 
 
-def _cells(row: Row, names: dict[str, str], language: str) -> Sequence[object]:
-    name = printable(row.name)
+def _cells(row: Row, classifier: Classifier, language: str) -> Sequence[object]:
+    name, prediction = printable(row.name), row.prediction
     if row.problem:
         return name, Markup('<span class="unread">{}</span>').format(refusal(language, row.problem))
-    assert row.prediction
-    dish = names.get(row.prediction.label, row.prediction.label)
+    assert prediction
+    dish = dish_names(classifier, language)[prediction.label]
+    if classifier.spec.guard and not prediction.sure:
+        dish = headline(classifier, prediction, language)
     sure: object = say(language, "yes")
-    if not row.prediction.sure:
+    if prediction.answer == UNKNOWN:
         sure = Markup('<span class="otherwise">{}</span>').format(say(language, "no"))
-    return name, dish, f"{row.prediction.probability:.1%}", sure
+    return name, dish, f"{prediction.probability:.1%}", sure
 
 
 def summary_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """How many photos there are of each class, the most frequent first, unsure and unreadable, as HTML."""
     names = dish_names(classifier, language)
     facts = [f"{names.get(name, name)} {count}" for name, count in counts(rows).most_common()]
-    unsure = sum(bool(row.prediction and not row.prediction.sure) for row in rows)
-    unreadable = sum(row.problem is not None for row in rows)
-    facts += [f"{say(language, key)} {n}" for key, n in (("unsure", unsure), ("unreadable", unreadable)) if n]
+    answers = Counter(row.prediction.answer for row in rows if row.prediction)
+    unread = sum(row.problem is not None for row in rows)
+    others = {"briefly_absent": answers[ABSENT], "unsure": answers[UNKNOWN], "unreadable": unread}
+    facts += [f"{say(language, key)} {count}" for key, count in others.items() if count]
     chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return f'<p class="chips" role="status"><b>{say(language, "batch_done", count=len(rows))}</b>{chips}</p>'
 
@@ -228,13 +232,12 @@ def downloads_of(rows: Sequence[Row], classifier: Classifier, language: str) -> 
 
 def unsure_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
     """The photos that the model is not sure of, small, as HTML; empty where there are none."""
-    figures = "".join(_figure(row, dish_names(classifier, language), language) for row in rows if row.thumbnail)
+    figures = "".join(_figure(row, classifier, language) for row in rows if row.thumbnail)
     return f'<h2>{say(language, "unsure_ones")}</h2><div class="thumbnails">{figures}</div>' if figures else ""
 
 
-def _figure(row: Row, names: dict[str, str], language: str) -> str:
+def _figure(row: Row, classifier: Classifier, language: str) -> str:
     assert row.prediction
-    name, dish = escape(printable(row.name)), names.get(row.prediction.label, row.prediction.label)
-    perhaps = say(language, "perhaps", label=escape(dish), probability=row.prediction.probability)
+    name, perhaps = escape(printable(row.name)), escape(headline(classifier, row.prediction, language))
     picture = f'<img alt="{name}" src="data:image/jpeg;base64,{base64.b64encode(row.thumbnail).decode()}">'
     return f"<figure>{picture}<figcaption>{name}<br>{perhaps}</figcaption></figure>"
