@@ -23,7 +23,6 @@ from runtime.candidate import Candidate, run_all
 from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, compare
-from runtime.gate import GATES
 from runtime.preprocess import decode
 from runtime.receipt import Receipt
 
@@ -83,7 +82,7 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
         as_written = compare(logits, _answers(plain, folder, images), labels).shift
     difference = np.nan_to_num(answers) - logits
     worst = int(np.abs(difference - difference.mean(1, keepdims=True)).max(axis=1).argmax())
-    bound = GATES[candidate.precision].shift
+    bound = candidate.bounds.shift
     layers, first = _compared(folder, candidate, images[worst : worst + 1], bound)
     return Diagnosis(shift, mistake, layers, first, as_written, bound)
 

@@ -75,6 +75,11 @@ class Candidate:
         """What identifies a candidate, whatever its verdict."""
         return self.architecture, self.file, self.backend, self.precision, self.variant
 
+    @property
+    def bounds(self) -> Gate:
+        """Those that its verdict was given by, or would be."""
+        return self.gate or self.gate_of(GATES)
+
     def gate_of(self, gates: Mapping[str, Gate]) -> Gate:
         """The bounds that a table, such as GATES, has for its precision on its kind of device."""
         on_gpu = f"{self.precision}-gpu" if BACKENDS[self.backend].gpu else ""
@@ -151,9 +156,9 @@ def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSe
         return replace(candidate, verdict="inconclusive", reasons=(str(error),))
     except SajiError as error:
         return replace(candidate, verdict="fail", reasons=(str(error),))
-    gate = candidate.gate or candidate.gate_of(GATES)
     result, *in_batches = (
-        apply_gate(validation.logits, logits, validation.labels, gate, spec, validation.scenes) for logits in answers
+        apply_gate(validation.logits, logits, validation.labels, candidate.bounds, spec, validation.scenes)
+        for logits in answers
     )
     faults = (*candidate.faults, *otherwise)
     if result.verdict == "pass":

@@ -36,9 +36,11 @@ class Gate:
 # A row that ends in -gpu holds for GPUs, which have not been measured: its bounds are set from the precision's steps
 # with the room that 34 layers of rounding need. INT8's flip_margin is √2 times its worst_shift: by as much two logits
 # part that each move by the worst shift, independently of one another.
+ROOM = 3  # times the largest healthy shift
+ROOM_FOR_ROUNDING = 10  # times that of the network itself
 NOT_MEASURED = "not measured on a GPU"
 GATES = {
-    "fp32": Gate(5e-5, 2.5e-4, 0.001, 0.005, "3 × the largest healthy shift: sums of 24-bit significands reordered"),
+    "fp32": Gate(5e-5, 2.5e-4, 0.001, 0.005, f"{ROOM} × the largest healthy shift: sums of 24 bits reordered"),
     "fp16": Gate(0.02, 0.10, 0.10, 0.01, "significands of 11 bits"),
     "bf16": Gate(0.05, 0.25, 0.25, 0.015, "significands of 8 bits"),
     "int8": Gate(0.15, 0.50, 0.70, 0.02, "256 steps for each activation, calibrated"),
@@ -54,6 +56,20 @@ GATES = {
 MIN_PHOTOS = 30  # below this, not one flip still leaves 10 % flips possible (rule of three): no verdict
 TYPICAL_PHOTOS = 100  # of a validation set: `Gate.worst_shift` holds for the worst of so many
 SAME = 1e-6  # logits that move by less than this share of their size are all rounding, eight steps of FP32
+
+
+def widened(gate: Gate, rounding: float) -> Gate:
+    """FP32's gate for a network whose own answers move by `rounding`, a shift, from FP32 to FP64.
+
+    An engine, which sums in another order and folds batch norm into weights, moves them by a few times as much. Where
+    that is more than the bounds allow, a right file would be refused for how the network amplifies the last bit, as
+    batch norm over channels that hardly vary does. So the bounds grow with it, as far as FP16's.
+    """
+    factor = min(ROOM_FOR_ROUNDING * rounding, GATES["fp16"].shift) / gate.shift
+    if not factor > 1:
+        return gate
+    grown = {name: factor * getattr(gate, name) for name in ("shift", "worst_shift", "flip_margin")}
+    return dataclasses.replace(gate, **grown, source=f"{ROOM_FOR_ROUNDING} × its own rounding, {rounding:.1e}")
 
 
 @dataclass(frozen=True)

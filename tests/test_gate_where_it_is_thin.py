@@ -1,6 +1,7 @@
 """The gate where its figures are thin: no number, a class that no photo shows, very many classes or photos."""
 
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from house import GATES, apply_gate
 
-from runtime.gate import read_gates
+from runtime.gate import read_gates, widened
 
 PHOTOS = 142
 
@@ -114,6 +115,53 @@ def test_judging_many_photos_takes_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 50e6
+
+
+def test_fp32_has_room_for_what_rounding_moves_the_network_itself_and_no_more_than_fp16() -> None:
+    fp32 = GATES["fp32"]
+    assert widened(fp32, 1e-6) == widened(fp32, float("nan")) == fp32
+    wider = widened(fp32, 1e-4)
+    assert wider.shift == pytest.approx(1e-3) and "its own rounding" in wider.source
+    assert wider.worst_shift / fp32.worst_shift == pytest.approx(wider.shift / fp32.shift)
+    assert wider.accuracy_drop == fp32.accuracy_drop
+    assert widened(fp32, 1).shift == GATES["fp16"].shift
+
+
+def amplifying(run: Path, out: Path, times: float) -> Path:
+    """The run with weights that add and take off `times` what its photos have in common: exact, but for rounding."""
+    import torch
+
+    from export.model import Checkpoint
+    from training.network.classifier import save_checkpoint
+
+    source = Checkpoint(run)
+    head, taken = source.model.network.fc, list[torch.Tensor]()
+    with torch.no_grad(), head.register_forward_pre_hook(lambda _, features: taken.append(features[0])):
+        source.reference(source.validation.images)
+    features = torch.cat(taken).double()
+    common = features.mean(0)
+    rows = torch.linalg.svd(features - common, full_matrices=False).Vh  # what tells photos apart
+    apart = common - rows.T @ (rows @ common)
+    with torch.no_grad():
+        head.weight[0] += (times * apart / apart.norm()).float()
+        head.bias[0] -= times * float(apart @ common / apart.norm())
+    new = shutil.copytree(run, out / "runs" / "amplifying" / run.name)
+    save_checkpoint(new / "checkpoint.pt", source.model, source.spec)
+    return new
+
+
+@pytest.mark.slow
+def test_a_right_file_of_a_network_that_amplifies_rounding_is_not_refused(run: Path, tmp_path: Path) -> None:
+    amplifying(run, tmp_path, 1e4)
+    line = ("--run", "amplifying", "--precisions", "fp32", "--out", tmp_path)
+    said = house.here("export", *line)
+    assert "once more, by a wider gate" in said.err, said
+    receipt = json.loads((tmp_path / "models" / "resnet18" / "model.json").read_text())
+    verdicts = {c["backend"]: (c["verdict"], c["gate"]["source"]) for c in receipt["candidates"] if c["servable"]}
+    assert verdicts["ort-cpu"][0] == "pass" and "its own rounding" in verdicts["ort-cpu"][1], verdicts
+    (tmp_path / "gates.toml").write_text("fp32.shift = 1e-6\n")
+    said = house.here("export", *line, "--gates", tmp_path / "gates.toml")
+    assert said.status == 1 and "once more" not in said.err, said
 
 
 @pytest.mark.slow

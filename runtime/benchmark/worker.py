@@ -24,7 +24,6 @@ from runtime.candidate import Candidate, check_candidate
 from runtime.classifier import Classifier, Prediction
 from runtime.errors import NotAsAsked, SajiError
 from runtime.evaluation import ValidationSet, compare
-from runtime.gate import GATES
 from runtime.receipt import Receipt
 
 PHOTOS = 64  # that an engine is fed in turn; all of them would count as its memory
@@ -79,7 +78,7 @@ class Worker:
             photos = self.bench.batch(batch)
             alone = np.concatenate([self.classifier.logits(photo[None]) for photo in photos])
             shift = compare(alone, self.classifier.logits(photos), np.zeros(batch, int)).worst_shift
-            if not shift <= self.classifier.candidate.gate_of(GATES).worst_shift:  # NaN, too
+            if not shift <= self.classifier.candidate.bounds.worst_shift:  # NaN, too
                 raise NotAsAsked(f"answers photos in batches of {batch} otherwise than one by one (shift {shift:.2g})")
 
     def classify(self, photo: str) -> Prediction:

@@ -1,5 +1,6 @@
 """The trained module: uint8 photos in, logits out; and the checkpoint file that carries it with its spec."""
 
+import copy
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from runtime.errors import BadModel, SajiError
+from runtime.evaluation import compare
 from runtime.files import replacing
 from runtime.spec import ModelSpec
 from training.network import architectures
@@ -154,10 +156,21 @@ def finished(
     return (model, spec) if same and recipe.same_settings(spec.recipe, files) else None
 
 
-def reference_logits(model: nn.Module, images: np.ndarray, batch: int = 32) -> np.ndarray:
+def reference_logits(
+    model: nn.Module, images: np.ndarray, batch: int = 32, precision: torch.dtype = torch.float32
+) -> np.ndarray:
     """The FP32 answer on the CPU that every candidate is held against; uint8 `[N, S, S, 3]` → float32 `[N, C]`."""
     images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
-    model = model.float().cpu().eval()  # plain FP32 arithmetic, whatever the training used
+    model = model.to("cpu", precision).eval()  # plain arithmetic, whatever the training used
     with torch.inference_mode():
         parts = [model(torch.from_numpy(images[i : i + batch])).numpy() for i in range(0, len(images), batch)]
     return np.concatenate(parts)
+
+
+def rounding(model: nn.Module, images: np.ndarray, logits: np.ndarray) -> float:
+    """How far FP32 alone moves the answers: the shift (`runtime.evaluation.Figures`) of FP64 from the logits.
+
+    `images` are uint8 `[N, S, S, 3]`, `logits` float32 `[N, C]` the model's own of them.
+    """
+    exact = reference_logits(copy.deepcopy(model), images, precision=torch.float64)
+    return compare(logits, exact, logits.argmax(1)).shift
