@@ -4,12 +4,13 @@
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from export import parity
 from export.settings import Foreign, Settings
+from export.side_by_side import exported
 from export.triton_repository import write_models
 from runtime.backends import BACKENDS, unavailable_because
 from runtime.candidate import VERDICTS, Candidate, not_run_here
@@ -67,7 +68,7 @@ def main() -> None:
     with stage("export", f"Export of {run.name}: write the files, check each against its checkpoint", command.out):
         steps = _steps(settings)
         with progress("exporting", len(archs) * steps) as advance:
-            made = (_export(run / name, command, settings, advance, steps) for name in archs)
+            made = _export([run / name for name in archs], command, settings, advance, steps)
             _conclude(run.name, made, command, settings)
 
 
@@ -78,17 +79,22 @@ def _steps(settings: Settings) -> int:
     return len(offers) + 6
 
 
-def _export(run: Path, command: Command, settings: Settings, advance: Advance, steps: int) -> Receipt:
-    """The receipt of one checkpoint's export, which is made unless there is one that is up to date."""
-    from export.model import Checkpoint, up_to_date, write_model
+def _export(
+    runs: Sequence[Path], command: Command, settings: Settings, advance: Advance, steps: int
+) -> Iterator[Receipt]:
+    """The receipt of each checkpoint's export, which is made unless there is one that is up to date."""
+    from export.model import Checkpoint, up_to_date
 
-    source, folder = Checkpoint(run), command.out / "models" / run.name
-    earlier = None if command.force else up_to_date(folder, source, settings)
-    if earlier:
-        say(f"{source.spec.architecture}: up to date in {folder}, --force to redo")
-        advance(steps)
-        return earlier
-    return write_model(source, folder, settings, lambda line: advance(now=line), command.out / "cache")
+    there = dict[Path, Receipt]()
+    for run in () if command.force else runs:
+        folder = command.out / "models" / run.name
+        if earlier := up_to_date(folder, Checkpoint(run), settings):
+            say(f"{run.name}: up to date in {folder}, --force to redo")
+            advance(steps)
+            there[run] = earlier
+    missing = [run for run in runs if run not in there]
+    made = exported(missing, command.out, settings, lambda line: advance(now=line))
+    yield from (there.get(run) or next(made) for run in runs)
 
 
 def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings: Settings) -> None:

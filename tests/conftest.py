@@ -1,5 +1,6 @@
 """What tests share: one tiny model, trained and exported once, and a browser."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -76,6 +77,8 @@ def model(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_model(Checkpoint(run), folder, Settings(recover=False), lambda line: None)
 
     exported = made_once(tmp_path_factory, "exported", make)
+    gc.collect()
+    gc.freeze()  # the libraries' million objects stay, and each opening of TensorRT would look at all of them again
     return Path(shutil.copytree(exported, run.parents[2] / "models" / "resnet18"))
 
 
