@@ -157,14 +157,21 @@ def _prepared(folder: Path, module: str, tests: list[str], most: int | None) -> 
 
 
 def _draw(session: Path, most: int | None) -> None:
-    """Skip all but `most` changes; the same ones each time."""
+    """Skip all but `most` changes, the same ones each time, and those of decorators, which decide nothing."""
     from cosmic_ray.work_db import use_db
     from cosmic_ray.work_item import WorkerOutcome, WorkResult
+
+    def decorates(item: Any) -> bool:
+        change = item.mutations[0]
+        line = (session.parent / "checkout" / change.module_path).read_text(encoding="utf-8").splitlines()
+        return line[change.start_pos[0] - 1].startswith("@")
 
     with use_db(session) as database:
         items = sorted(database.pending_work_items, key=lambda item: repr(item.mutations))
         random.Random(0).shuffle(items)
-        for item in items[most:] if most is not None else ():
+        items.sort(key=decorates)
+        wanted = sum(not decorates(item) for item in items)
+        for item in items[min(wanted, wanted if most is None else most) :]:
             database.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
 
 

@@ -98,4 +98,8 @@ def _command(words: Sequence[str]) -> str:
         return f"it takes longer than {LIMIT} s"
     if done.returncode < 0:
         return f"it was ended by signal {-done.returncode}"
-    return (done.stderr.strip().splitlines() or ["without a word"])[-1][:300] if done.returncode else ""
+    if not done.returncode:
+        return ""
+    told = [line for line in done.stderr.splitlines() if line.strip()]
+    said = [line for line in told if not line.startswith("what the libraries said")]
+    return (said or ["without a word"])[-1][:300]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import get_model
 
-from export.graph import check_contract, export_onnx, multiply_adds
+from export.graph import check_contract, export_onnx, export_pt2, multiply_adds
 from runtime.backends import open_backend
 from runtime.preprocess import fit
 from runtime.spec import Geometry, ModelSpec
@@ -51,6 +51,35 @@ def counted(network: torch.nn.Module, photo: np.ndarray) -> int:
     for hook in hooks:
         hook.remove()
     return total
+
+
+class NamedLikeOperators(torch.nn.Module):
+    """Names that operators have, as torchvision's Inception does, and products of both kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2d_1a = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, groups=1), torch.nn.BatchNorm2d(4))
+        self.linear = torch.nn.Linear(4, 6)
+        self.addmm = torch.nn.Parameter(torch.ones(6, 5))
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        tokens = self.linear(self.conv2d_1a(photos).flatten(2).mT)
+        mixed = torch.matmul(torch.matmul(tokens, tokens.mT), tokens)
+        return torch.addmm(self.addmm[0], mixed.mean(1), self.addmm)
+
+
+def test_a_pytorch_program_knows_its_layers_whatever_they_are_called(tmp_path: Path) -> None:
+    network = PhotoClassifier("resnet18", 5)
+    network.network = NamedLikeOperators()
+    spec = ModelSpec("named", "resnet18", tuple("abcde"), Geometry.for_size(8))
+    export_pt2(network.eval(), spec, tmp_path / "model.pt2")
+    engine = open_backend("pytorch", tmp_path / "model.pt2", "fp32")
+    kinds = {kind for _, kind, _ in engine.layers()}
+    macs = [macs for _, _, macs in engine.layers()]
+    engine.close()
+    tokens = 6 * 6
+    assert kinds == {"fp32"}
+    assert sorted(macs) == sorted([tokens * 4 * 27, tokens * 4 * 6, tokens**2 * 6, tokens**2 * 6, 6 * 5])
 
 
 @pytest.mark.slow

@@ -40,6 +40,9 @@ _FORMATS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": 
 _FORMATS |= {"float": "fp32", "c10::Half": "fp16", "c10::BFloat16": "bf16"}
 # The operators that end in a kernel; torch.compile also calls those of oneDNN, on CPUs
 _PRODUCTS = ("aten::convolution", "aten::addmm", "aten::mm", "aten::bmm", "mkldnn::_convolution_pointwise")
+# Operators of an exported graph, with the place of the weight, or of what stands for it, among what they take
+_WEIGHTS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "convolution": 1, "linear": 1, "mm": 1, "bmm": 1, "matmul": 1}
+_WEIGHTS |= {"addmm": 2, "baddbmm": 2}
 _TRIED = (1, 2)  # batches: torch.compile makes a program for one photo and a second one for all larger batches
 
 
@@ -161,9 +164,11 @@ class PyTorch(Backend):
     def _products(self) -> Iterator[tuple[str, Any, Any, float]]:
         """Name, output, weight and multiply-adds of each convolution and matrix product of the exported graph."""
         for node in self.program.graph.nodes:
-            if any(op in str(node.target) for op in ("conv2d", "convolution", "linear", "addmm", "matmul")):
-                out, weight = node.meta["val"], node.args[1].meta["val"]
-                macs = math.prod(int(n) for n in out.shape[1:]) * math.prod(int(n) for n in weight.shape[1:])
+            operator = node.target.__name__.partition(".")[0] if node.op == "call_function" else ""
+            if operator in _WEIGHTS:
+                out, weight = node.meta["val"], node.args[_WEIGHTS[operator]].meta["val"]
+                summed = weight.shape[-2:-1] if "mm" in operator or operator == "matmul" else weight.shape[1:]
+                macs = math.prod(int(n) for n in out.shape[1:]) * math.prod(int(n) for n in summed)
                 yield node.name, out, weight, macs
 
     def close(self) -> None:
