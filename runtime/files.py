@@ -6,7 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,16 @@ _LEFT = frozenset(("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.in
 _LEFT |= {"system volume information", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"}
 _LEFT |= {"lost+found", "picasa.ini", "@__thumb"}
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)  # what reading a record raises where it is damaged
+
+# And what reading a zip does, such as PyTorch's files are
+ZIP_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+
+
+def in_words(damage: Exception) -> str:
+    """What is wrong with a file, on a line; the error itself may hold all of the file."""
+    if isinstance(damage, UnicodeDecodeError):
+        return f"byte {damage.start} is no text"
+    return repr(damage)[:160]
 
 
 def sha256_file(path: Path) -> str:
@@ -111,7 +124,7 @@ def read_record(path: Path, kind: type[Record], version: int, advice: str) -> Re
         if schema == version:
             return as_record(kind, content, str(path))
     except DAMAGE as error:
-        raise BadModel(f"{path} is damaged ({error!r}); {advice}") from None
+        raise BadModel(f"{path} is damaged ({in_words(error)}); {advice}") from None
     raise BadModel(f"{path} has version {schema}, this saji reads {version}; {advice}")
 
 

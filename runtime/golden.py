@@ -15,7 +15,7 @@ import numpy as np
 from runtime.backends import Backend
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, NotAsAsked
-from runtime.files import DAMAGE, as_record, read_json, write_json
+from runtime.files import DAMAGE, as_record, in_words, read_json, write_json
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
 
@@ -57,7 +57,14 @@ class Golden:
         try:
             return as_record(cls, read_json(folder / FILE))
         except (OSError, *DAMAGE) as error:
-            raise BadModel(f"{folder / FILE} cannot be read ({error}); export the model again") from None
+            raise BadModel(f"{folder / FILE} cannot be read ({in_words(error)}); export the model again") from None
+
+    def expected(self, folder: Path, picture: str, candidate: Candidate) -> tuple[Answer, float]:
+        """The answer to a picture, and what `allowed` says. Raises BadModel where the file has none for it."""
+        try:
+            return self.pictures[picture], self.allowed(picture, candidate.backend, candidate.precision)
+        except KeyError as missing:
+            raise BadModel(f"{folder / FILE} says nothing of {missing}; export the model again") from None
 
     def allowed(self, picture: str, engine: str, precision: str) -> float:
         """The largest difference of a probability that is still right."""
@@ -79,14 +86,14 @@ def check(
     """
     golden, largest = Golden.read(folder), 0.0
     for picture in pictures:
-        answer, images = golden.pictures[picture], pixels(folder / picture, spec.geometry)[None]
+        answer, allowed = golden.expected(folder, picture, candidate)
+        images = pixels(folder / picture, spec.geometry)[None]
         if answer.pixels_sha256 and digest(images) != answer.pixels_sha256:
             raise NotAsAsked(
                 f"{folder / picture} becomes other pixels here than at export, so every answer may differ; "
                 "install the Pillow version of constraints.txt, or export again"
             )
         apart = difference(engine, images, answer, spec)
-        allowed = golden.allowed(picture, candidate.backend, candidate.precision)
         if not apart <= allowed:
             raise NotAsAsked(
                 f"{candidate.name} answers the golden picture otherwise than the checkpoint (in {picture} a "

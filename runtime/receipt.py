@@ -1,7 +1,8 @@
 """`model.json`, the receipt of an export: what is in the folder, where it comes from, and every verdict."""
 
+import hashlib
 import mmap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ class Receipt:
     engines: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    spec_sha256: str = ""  # of the spec as JSON: nothing else would notice another class name or temperature
 
     def write(self, folder: Path) -> None:
         """Write `model.json` atomically; call it last, when every file is complete."""
-        write_record(folder / "model.json", self, SCHEMA_VERSION)
+        write_record(folder / "model.json", replace(self, spec_sha256=_digest(self.spec)), SCHEMA_VERSION)
 
     @classmethod
     def read(cls, folder: Path) -> "Receipt":
@@ -45,7 +47,10 @@ class Receipt:
         path = folder / "model.json"
         if not path.is_file():
             raise BadModel(f"{folder} has no model.json; write it with: make export")
-        return read_record(path, cls, SCHEMA_VERSION, "export the model again")
+        receipt = read_record(path, cls, SCHEMA_VERSION, "export the model again")
+        if receipt.spec_sha256 not in ("", _digest(receipt.spec)):  # earlier versions wrote none
+            raise BadModel(f"{path} has another spec than the one that was exported; export the model again")
+        return receipt
 
     def verify(self, folder: Path, file: str) -> None:
         """Raise BadModel unless `file` is exactly what the receipt describes. Engines are code: check first."""
@@ -58,6 +63,10 @@ class Receipt:
             raise BadModel(f"{path} keeps weights in files that no receipt tells of; export the model again")
         if sha256_file(path) != self.files[file].sha256:
             raise BadModel(f"{path} is not the file that was checked (its sha256 differs); export the model again")
+
+
+def _digest(spec: ModelSpec) -> str:
+    return hashlib.sha256(spec.to_json().encode()).hexdigest()
 
 
 def _names_other_files(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from runtime.errors import BadModel
-from runtime.files import DAMAGE, as_record
+from runtime.files import DAMAGE, as_record, in_words
 
 SCHEMA_VERSIONS = (1, 2)  # 2 has a guard, without which its classes would be taken for names
 # What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
@@ -214,7 +214,7 @@ class ModelSpec:
 
 
 def _damaged(origin: str, error: Exception) -> BadModel:
-    return BadModel(f"{origin} carries a damaged saji spec ({error!r}); export the model again")
+    return BadModel(f"{origin} carries a damaged saji spec ({in_words(error)}); export the model again")
 
 
 def _faults(spec: ModelSpec) -> Iterator[str]:

@@ -216,17 +216,17 @@ def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts
     receipt = Receipt.read(model)
     bad = replace(receipt.candidates[2], verdict="fail", reasons=("shift 9 is above 1",))
     spoilt = replace(receipt, candidates=(*receipt.candidates[:2], bad, *receipt.candidates[3:]))
-    monkeypatch.setattr(exporting, "_export", lambda *args: spoilt)
+    monkeypatch.setattr(exporting, "_export", lambda *args: [spoilt])
     monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2])])
     low = replace(bad, precision="int8")  # tried by default, not asked for: refused, and the export goes on
     spared = replace(receipt, candidates=(*receipt.candidates[:2], low))
-    monkeypatch.setattr(exporting, "_export", lambda *args: spared)
+    monkeypatch.setattr(exporting, "_export", lambda *args: [spared])
     exporting.main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["refused"] == [low.name]
     monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2]), "--precisions", "int8"])
     with pytest.raises(GateFailed):
         exporting.main()
-    monkeypatch.setattr(exporting, "_export", lambda *args: spoilt)
+    monkeypatch.setattr(exporting, "_export", lambda *args: [spoilt])
     with pytest.raises(GateFailed, match="the others keep their verdicts") as error:
         exporting.main()
     assert error.value.exit_status == 1

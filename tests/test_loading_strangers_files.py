@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ import pytest
 from house import BadModel, Geometry, ModelSpec, Receipt, SajiError
 
 import runtime
+from demo.page.tabs.benchmark import runs
+from runtime.benchmark.rows import read_rows
+from training.network.classifier import load_checkpoint
 
 SPEC = ModelSpec("x", "resnet18", ("a", "b"), Geometry.for_size(8))
 
@@ -47,10 +51,10 @@ def sums(path: Path, spec: str = "") -> Path:
 
 @contextmanager
 def refused(*kinds: type[SajiError]) -> Iterator[None]:
-    """What happens inside is refused in one line."""
+    """What happens inside is refused in one line, and not one that holds a whole file."""
     with pytest.raises(kinds or SajiError) as error:
         yield
-    assert "\n" not in str(error.value) and len(str(error.value)) > 20
+    assert "\n" not in str(error.value) and 20 < len(str(error.value)) < 500
 
 
 # --- programs of PyTorch, which can hold code
@@ -303,6 +307,60 @@ def test_a_file_that_is_not_what_it_is_called_is_refused_in_one_sentence(content
     (copied / file).write_bytes(UNREADABLE[content])
     with refused():
         runtime.load(copied / ("deployment.json" if file == "deployment.json" else "models/resnet18")).close()
+
+
+# --- what a disk or a network does to a file: found by `python -m lab torture artefacts`
+
+
+def changed(path: Path, before: bytes, after: bytes) -> None:
+    """Put a copy with other bytes into the place of a file, which may be linked to by others."""
+    content = path.read_bytes()
+    assert before in content
+    path.unlink()
+    path.write_bytes(content.replace(before, after, 1))
+
+
+CHANGES = {
+    "a byte that is no text": ("models/resnet18/model.json", b'"spec"', b'"sp\xe5c"'),
+    "another class": ("models/resnet18/model.json", b'"bakso"', b'"bikso"'),
+    "another temperature": ("models/resnet18/model.json", b'"temperature": ', b'"temperature": 1'),
+    "another picture": ("models/resnet18/golden.json", b'"golden.png"', b'"golden.pnf"'),
+    "another engine": ("models/resnet18/golden.json", b'"ort-cpu"', b'"ort-cpv"'),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_byte_is_refused_in_one_short_sentence(change: str, copied: Path) -> None:
+    file, before, after = CHANGES[change]
+    changed(copied / file, before, after)
+    with refused():
+        runtime.load(copied / "models/resnet18").close()
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(run / "checkpoint.pt", tmp_path))
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1  # within a weight
+    copy.write_bytes(content)
+    with pytest.raises(BadModel, match="is damaged"):
+        load_checkpoint(copy)
+
+
+def test_a_bare_program_with_a_flipped_bit_is_refused(model: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(model / "model.pt2", tmp_path))
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+    with refused():
+        runtime.load(copy).close()
+
+
+@pytest.mark.parametrize("line", [b'{"experiment": "ben', b"\xff", b"[1]", b"1"])
+def test_a_row_that_was_cut_off_is_told_by_its_line(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bench.jsonl").write_bytes(b'{"experiment": "bench"}\n' + line)
+    with pytest.raises(SajiError, match=r"bench\.jsonl, line 2, is no row .*; remove that line"):
+        read_rows(tmp_path / "bench.jsonl")
+    assert runs(tmp_path / "bench.jsonl", tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize("file", [*FILES, "models/resnet18/golden.png", "models/resnet18/model.onnx"])

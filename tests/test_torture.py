@@ -1,5 +1,6 @@
 """`make torture`: seeded attempts, which go on where they were interrupted, and each campaign's first ten seconds."""
 
+import importlib
 import json
 import random
 from collections.abc import Iterator
@@ -55,3 +56,14 @@ def test_an_interrupted_campaign_goes_on_where_it_was(tmp_path: Path, monkeypatc
     assert json.loads((tmp_path / "dice.3.json").read_text())["next"] == 25
     row = run("dice", second, tmp_path, 3, range(40))
     assert len(second.thrown) == 15 and {**row, "seconds": 0} == {**whole, "seconds": 0}
+
+
+# The first attempts of each; all of them are in results/torture.jsonl
+FEW = {"pictures": 5000, "artefacts": 200}
+
+
+@pytest.mark.parametrize("name", ["pictures", pytest.param("artefacts", marks=pytest.mark.slow)])
+def test_the_first_attempts_find_nothing(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"lab.torture.{name}")
+    row = run(name, module, tmp_path, 0, range(FEW[name]))
+    assert not row["found"] and len(row["came"]) > 1 and sum(row["came"].values()) == FEW[name]

@@ -20,12 +20,12 @@ from typing import Protocol, cast
 from runtime.benchmark.rows import Row
 from runtime.errors import SajiError
 from runtime.files import write_json
-from runtime.terminal import say
+from runtime.terminal import quiet, say
 
 FOLDER = Path("artifacts/torture")
 SAVE_SECONDS = 10.0
 # In the order of `make torture`; a new one is a module and its name
-CAMPAIGNS: tuple[str, ...] = ()
+CAMPAIGNS: tuple[str, ...] = ("pictures", "artefacts")
 
 Attempt = Callable[[random.Random], str]
 
@@ -87,7 +87,8 @@ def run(name: str, campaign: Campaign, folder: Path, seed: int, numbers: range) 
     came, saved = Counter(record["came"]), time.monotonic()
     say(f"{name}: {numbers.stop - record['next']:,} attempts")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work, campaign.prepared(Path(work)) as attempt:
+    log = quiet(folder / f"{name}.log")  # what libraries say of what is broken
+    with log, tempfile.TemporaryDirectory() as work, campaign.prepared(Path(work)) as attempt:
         for number in range(record["next"], numbers.stop):
             try:
                 came[attempt(random.Random(f"{name} {seed} {number}"))] += 1

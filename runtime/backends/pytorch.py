@@ -21,6 +21,7 @@ import numpy as np
 
 from runtime.backends.base import Backend, Layer
 from runtime.errors import BadModel, Unavailable, anew_line, missing_extra
+from runtime.files import ZIP_DAMAGE
 from runtime.nvidia import driver, here, serving
 
 # The members of an archive that torch.export.save writes for a program of tensors
@@ -50,7 +51,10 @@ def spec_text(path: Path) -> str:
     """The spec in a `.pt2` file as JSON text, read without opening the program; empty where there is none."""
     with _archive(path) as archive:
         specs = [name for name in archive.namelist() if name.endswith("/extra/spec")]
-        return archive.read(specs[0]).decode(errors="replace") if specs else ""
+        try:
+            return archive.read(specs[0]).decode(errors="replace") if specs else ""
+        except ZIP_DAMAGE as error:
+            raise _no_program(path, str(error)[:80]) from None
 
 
 def require_no_code(path: Path) -> None:
@@ -68,7 +72,7 @@ def require_no_code(path: Path) -> None:
         for name in names:
             try:
                 danger = _danger_in(name, archive.read(name))
-            except (ValueError, RecursionError) as error:
+            except (KeyError, TypeError, RecursionError, *ZIP_DAMAGE) as error:
                 raise _no_program(path, f"{name}: {error}"[:120]) from None
             if danger:
                 raise _no_program(path, f"{danger}, which may run any code")
@@ -111,7 +115,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except ZIP_DAMAGE as error:
         raise _no_program(path, str(error)[:80]) from None
 
 

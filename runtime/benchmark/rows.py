@@ -12,6 +12,8 @@ from runtime import environment
 from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
 from runtime.benchmark.watch import causes_of
+from runtime.errors import SajiError
+from runtime.files import DAMAGE, in_words
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile
 
@@ -104,5 +106,12 @@ def append_rows(path: Path, rows: list[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a JSON lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Read a JSON lines file. Raises SajiError that names the line where one is damaged."""
+    return [_row(path, n, line) for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        return dict(json.loads(line))
+    except DAMAGE as error:
+        raise SajiError(f"{path}, line {number}, is no row ({in_words(error)}); remove that line") from None

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import compare
-from runtime.files import replacing
+from runtime.files import ZIP_DAMAGE, replacing
 from runtime.spec import ModelSpec
 from training.network import architectures
 from training.recipe import DEFAULTS, Recipe
@@ -105,12 +106,15 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
     if not path.is_file():
         raise BadModel(f"{path} does not exist; train first with: make train")
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch does not compare the checksums that it writes
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
         text, weights = content["spec"], content["weights"]
     except (KeyError, TypeError, IndexError):
         raise BadModel(f"{path} is no saji checkpoint (it has no spec); train one with: make train") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
-        raise BadModel(f"{path} is truncated or holds code instead of weights and was refused; train again") from None
+    except (pickle.UnpicklingError, *ZIP_DAMAGE):
+        raise BadModel(f"{path} is damaged, truncated or holds code instead of weights; train again") from None
     spec = ModelSpec.from_json(text, str(path))
     try:
         recipe = Recipe.from_record(spec.recipe)

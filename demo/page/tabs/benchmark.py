@@ -15,6 +15,8 @@ from demo.page.work import QUIET
 from demo.service.queue import Serving
 from runtime.benchmark.rows import Row, read_rows
 from runtime.benchmark.table import conditions, frontier
+from runtime.errors import SajiError
+from runtime.files import DAMAGE
 
 COMMITTED = Path(__file__).resolve().parents[3] / "results"  # only a checkout has it
 WIDTHS: list[str | int] = [260, 90, 130, 100, 80, 100, 190]  # pixels of the columns
@@ -62,7 +64,7 @@ class Run:
 def runs(local: Path, committed: Path = COMMITTED) -> dict[Run, list[Row]]:
     """The rows of each run, the last of each candidate; the newest first within a file.
 
-    First comes the local file, if there is one, then the committed ones.
+    First comes the local file, if there is one, then the committed ones. What is damaged is left out.
     """
     files = [local] if local.is_file() else []
     return {run: rows for file in [*files, *sorted(committed.glob("*.jsonl"))] for run, rows in _runs_in(file)}
@@ -70,9 +72,12 @@ def runs(local: Path, committed: Path = COMMITTED) -> dict[Run, list[Row]]:
 
 def _runs_in(file: Path) -> list[tuple[Run, list[Row]]]:
     by_run: dict[Run, dict[str, Row]] = {}
-    for row in read_rows(file):
-        if "samples" in row and row.get("accuracy") is not None:  # a candidate that was timed and checked
-            by_run.setdefault(Run.of(row, file), {})[row["candidate"]] = row
+    try:
+        for row in read_rows(file):
+            if "samples" in row and row.get("accuracy") is not None:  # a candidate that was timed and checked
+                by_run.setdefault(Run.of(row, file), {})[row["candidate"]] = row
+    except (SajiError, *DAMAGE):
+        return []
     pairs = [(run, list(rows.values())) for run, rows in by_run.items()]
     return sorted(pairs, key=lambda pair: pair[1][-1]["time"], reverse=True)
 
