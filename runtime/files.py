@@ -1,6 +1,8 @@
 """Artefacts on disk: written under a temporary name and renamed, so that nothing half-written is ever seen."""
 
+import ctypes
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -64,35 +66,73 @@ def left_by_programs(name: str) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
 
-    The last suffix is kept, because several libraries choose their format by it.
+    The last suffix is kept, because several libraries choose their format by it. Unless it need not be `durable`, as
+    what is written anew each epoch, either the old file or the whole new one is there after a loss of power, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        if durable:
+            _to_disk(temporary)
         os.replace(temporary, path)
+        if durable:
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it replaces `path` whole, otherwise it is removed."""
+    """Yield a temporary folder beside `path`; on success it replaces `path` whole, otherwise it is removed.
+
+    On Linux either is there at any moment; elsewhere for a moment neither is, and a kill then leaves the old one under
+    the temporary name with ".old" behind it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
-        old = temporary.with_name(temporary.name + ".old")
-        if path.exists():
+        for written in (*temporary.rglob("*"), temporary):
+            _to_disk(written)
+        if not path.exists():
+            os.replace(temporary, path)
+        elif not _exchanged(temporary, path):
+            old = temporary.with_name(temporary.name + ".old")
             os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
+            os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        _to_disk(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange the old one
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk: a rename may get there before what it names."""
+    if os.name == "nt" and path.is_dir():  # which Windows does not open
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two paths have changed places at once, by `renameat2` of Linux (man 2 rename)."""
+    try:
+        exchange = ctypes.CDLL(None).renameat2
+    except (OSError, TypeError, AttributeError):
+        return False
+    here, exchanging = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(exchange(here, os.fsencode(one), here, os.fsencode(other), exchanging) == 0)
 
 
 def read_json(path: Path) -> Any:

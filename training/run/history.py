@@ -177,7 +177,7 @@ class Kept(Checkpoint):
             self._link()
 
     def _link(self) -> None:
-        with replacing(self.best) as temporary:
+        with replacing(self.best, durable=False) as temporary:
             try:
                 os.link(self.last, temporary)
             except OSError:  # a file system without links
@@ -198,7 +198,7 @@ class AtomicFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write one checkpoint; a full disk is the system's OSError."""
-        with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        with replacing(Path(path), durable=False) as temporary, open(temporary, "wb") as file:
             torch.save(checkpoint, file)
 
 

@@ -1,0 +1,91 @@
+"""Files and folders are replaced whole, whenever the power goes and the process is killed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import files
+from runtime.files import replacing, replacing_folder, write_json
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Path]]:
+    """A disk that keeps of each file that is renamed nothing but what was synced before; the folders that were."""
+    synced: set[tuple[int, int]] = set()
+    folders: set[Path] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(descriptor: int) -> None:
+        fsync(descriptor)
+        facts = os.fstat(descriptor)
+        synced.add((facts.st_dev, facts.st_ino))
+        folders.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    def forgetting(source: Any, target: Any) -> None:
+        for path in (source, *Path(source).rglob("*")):
+            facts = Path(path).stat()
+            if Path(path).is_file() and (facts.st_dev, facts.st_ino) not in synced:
+                os.truncate(path, 0)
+        replace(source, target)
+        folders.discard(Path(target).parent)
+
+    monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", forgetting)
+    yield folders
+
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="what is synced is told by Linux")
+
+
+@on_linux
+def test_a_loss_of_power_leaves_a_whole_file(forgetful: set[Path], tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "a.json").read_text() and tmp_path in forgetful
+    with replacing(tmp_path / "a.json", durable=False) as temporary:
+        temporary.write_text("anew each epoch")
+    assert not (tmp_path / "a.json").read_text()  # the disk does forget
+
+
+@on_linux
+def test_a_loss_of_power_leaves_a_whole_folder(forgetful: set[Path], tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with replacing_folder(tmp_path / "model") as new:
+            (new / "engines").mkdir()
+            (new / "engines" / "a").write_text(text)
+        assert (tmp_path / "model" / "engines" / "a").read_text() == text and tmp_path in forgetful
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_whole_or_not_at_all(
+    exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
+    for text in ("old", "new"):
+        with replacing_folder(tmp_path / "model") as new:
+            (new / text).write_text(text)
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "model") as new:
+        (new / "third").write_text("")
+        raise KeyError
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/new"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux alone exchanges two names at once")
+def test_a_kill_at_any_moment_leaves_one_of_both_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replacing_folder(tmp_path / "model") as new:
+        (new / "old").write_text("")
+
+    def there(*_: Any, **__: Any) -> None:  # each step that changes a name, and the end
+        assert (tmp_path / "model").is_dir()
+
+    monkeypatch.setattr(os, "replace", there)
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **how: (there(), rmtree(*args, **how)))
+    with replacing_folder(tmp_path / "model") as new:
+        (new / "new").write_text("")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
