@@ -21,7 +21,7 @@ from demo.service.network import Way, addresses, everywhere, invite, new_token
 from demo.service.proxies import LOOPBACK, Network, networks_of
 from demo.starter import to_serve
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
+from runtime.command_line import Parser, add_gpu, add_require_signature, exit_with_one_sentence
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
 from runtime.terminal import say
@@ -103,7 +103,8 @@ def serve(
         signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
     if not way.token and not hosts.loopback_only:
         say("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN")
-    say(f"serving {engine.classifier.candidate.name} on {way.address}")
+    signed = f", signed by {engine.classifier.signer}," if engine.classifier.signer else ""
+    say(f"serving {engine.classifier.candidate.name}{signed} on {way.address}")
     if arguments.lan:
         invite(way, secret=bool(arguments.token))
     with log_as_json():
@@ -196,6 +197,7 @@ def _arguments() -> argparse.Namespace:
     token = os.environ.get("SAJI_TOKEN", "")
     add("--token", default=token, help="only who sends it comes in; better in the variable SAJI_TOKEN, unseen by ps")
     add_gpu(parser)
+    add_require_signature(parser)
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
     add("--workers", type=int, default=1, help="photos that the engine works on at a time (1)")
     add("--batch", type=int, default=1, help="waiting photos that go through together; the gate checked 1 (1)")

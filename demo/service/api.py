@@ -96,6 +96,7 @@ class Model(BaseModel):
     passed_over: list[str]
     classes: list[str]
     image_size: int
+    signed_by: str
     deployment_sha256: str
     since: str
     limits: dict[str, int]
@@ -165,6 +166,7 @@ async def model(request: Request) -> Model:
         passed_over=[without_folders(reason) for reason in classifier.passed_over],
         classes=list(classifier.spec.classes),
         image_size=classifier.spec.geometry.size,
+        signed_by=classifier.signer,
         deployment_sha256=engine.sha256,
         since=engine.since.isoformat(timespec="seconds"),
         limits=vars(serving.limits),
