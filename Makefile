@@ -38,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup train export bench demo test examples lint check verify mutation torture gpu-check readme clean help
+.PHONY: all setup train export bench demo test examples lint check verify mutation torture supply gpu-check readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
@@ -91,6 +91,10 @@ mutation: .venv/installed ## do the tests notice wrong lines? hours, resumable  
 
 torture: .venv/installed ## thousands of seeded attempts to break it, resumable      ARGS=pictures
 	@$(PY) -m lab torture $(ARGS)
+
+supply: .venv/installed ## what serving installs: by hashes, with licences and known weaknesses      ARGS=--lock
+	@$(PY) -c 'import cyclonedx_py, piplicenses, pip_audit' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[supply]'
+	@$(PY) -m lab supply $(ARGS)
 
 gpu-check: ## what only an NVIDIA GPU can settle, in ten minutes      ARGS=
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m lab gpu-check $(ARGS)

@@ -3,21 +3,25 @@
 import argparse
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from demo.service.network import Way, addresses, everywhere, invite, new_token
+from demo.service.proxies import LOOPBACK, Network, networks_of
 from demo.starter import to_serve
 from runtime.classifier import Classifier, load
-from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
+from runtime.command_line import Parser, add_gpu, add_require_signature, exit_with_one_sentence
 from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
 from runtime.terminal import say
@@ -25,6 +29,8 @@ from runtime.terminal import say
 if TYPE_CHECKING:
     from demo.service.queue import Serving
 
+STOPPED = 143  # the status of who ends by SIGTERM
+LEAVE_SECONDS = 5.0  # for engine and decoders to end, once all requests are answered or given up
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -36,6 +42,7 @@ def main() -> None:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
+    proxies = networks_of(arguments.trusted_proxy or LOOPBACK)
     for library in ("gradio", "prometheus_client", "segno", "cryptography"):
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
@@ -55,7 +62,7 @@ def main() -> None:
     ):
         # Uploads are somebody's photos: they go with this process, and no other user's demo shares the folder
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        serve(serving, listener, host, arguments)
+        serve(serving, listener, host, arguments, proxies)
 
 
 def _host(arguments: argparse.Namespace) -> str:
@@ -71,7 +78,9 @@ def _host(arguments: argparse.Namespace) -> str:
     return arguments.host or everywhere()
 
 
-def serve(serving: "Serving", listener: socket.socket, host: str, arguments: argparse.Namespace) -> None:
+def serve(
+    serving: "Serving", listener: socket.socket, host: str, arguments: argparse.Namespace, proxies: Sequence[Network]
+) -> None:
     """Serve page and API on `listener` until a signal stops it."""
     # Only now: it takes seconds, and what is wrong before should be said at once
     from demo.page.frame import build
@@ -89,17 +98,33 @@ def serve(serving: "Serving", listener: socket.socket, host: str, arguments: arg
         examples = shipped(serving.path, engine.deployment, engine.classifier)
     app = build_api(serving, arguments.top)
     mount(build(serving, arguments.top, examples, way.link if arguments.lan else ""), app, serving.limits)
-    # The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _leave)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
     if not way.token and not hosts.loopback_only:
         say("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN")
-    say(f"serving {engine.classifier.candidate.name} on {way.address}")
+    signed = f", signed by {engine.classifier.signer}," if engine.classifier.signer else ""
+    say(f"serving {engine.classifier.candidate.name}{signed} on {way.address}")
     if arguments.lan:
         invite(way, secret=bool(arguments.token))
     with log_as_json():
-        Server(app, serving.limits, way.token, hosts, certificate).run(sockets=[listener])
+        Server(app, serving.limits, way.token, hosts, certificate, proxies).run(sockets=[listener])
+
+
+def _leave(*_: object) -> NoReturn:
+    """The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays.
+
+    Who is at work is waited for, but an engine that hangs would be for ever.
+    """
+
+    def give_up() -> None:
+        shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+        os._exit(STOPPED)
+
+    late = threading.Timer(LEAVE_SECONDS, give_up)
+    late.daemon = True
+    late.start()
+    sys.exit(STOPPED)
 
 
 def _way(host: str, port: int, arguments: argparse.Namespace) -> Way:
@@ -172,6 +197,7 @@ def _arguments() -> argparse.Namespace:
     token = os.environ.get("SAJI_TOKEN", "")
     add("--token", default=token, help="only who sends it comes in; better in the variable SAJI_TOKEN, unseen by ps")
     add_gpu(parser)
+    add_require_signature(parser)
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
     add("--workers", type=int, default=1, help="photos that the engine works on at a time (1)")
     add("--batch", type=int, default=1, help="waiting photos that go through together; the gate checked 1 (1)")
@@ -188,6 +214,11 @@ def _arguments() -> argparse.Namespace:
         metavar="NAME",
         help="names that browsers reach the service by, beside the loopback names and --host; * for any",
     )
+    what = (
+        f"addresses or networks of proxies that are believed about whom they ask for ({' '.join(LOOPBACK)}): of "
+        "X-Forwarded-For the last that is no proxy is the visitor; of all others the header is ignored"
+    )
+    add("--trusted-proxy", nargs="+", action="extend", metavar="ADDRESS", help=what)
     return parser.parse_args()
 
 

@@ -12,6 +12,7 @@ from export import parity
 from export.settings import Foreign, Settings
 from export.side_by_side import exported
 from export.triton_repository import write_models
+from runtime import signature
 from runtime.backends import BACKENDS, unavailable_because
 from runtime.candidate import VERDICTS, Candidate, not_run_here
 from runtime.command_line import Parser, add_flags, add_gpu, exit_with_one_sentence, from_flags, require_extra
@@ -34,6 +35,8 @@ class Command:
     """Folder of all artefacts."""
     force: bool = False
     """Export again even when nothing has changed."""
+    sign: Path | None = None
+    """Sign each receipt, and by it every file, with this private key: a PEM file of Ed25519, not encrypted."""
 
 
 def main() -> None:
@@ -54,6 +57,8 @@ def main() -> None:
         from_flags(Settings(), typed),
         from_flags(Foreign(), typed),
     )
+    if command.sign:
+        signature.private_key(command.sign)  # what is wrong with it is told before minutes of work
     if foreign.onnx:
         with stage("import", f"Import {foreign.onnx}: check it against itself", command.out):
             from export.foreign import import_foreign
@@ -108,6 +113,9 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
     for receipt in receipts:
         name, candidates = receipt.spec.architecture, list(receipt.candidates)
         archs.append(name)
+        if command.sign:
+            signer = signature.sign(command.out / "models" / name / "model.json", command.sign)
+            say(f"{name}: signed by {signer}")
         if command.triton:
             write_models(command.out / "models" / name, receipt, command.triton, say)
         checked = [candidate for candidate in candidates if candidate.verdict != "unchecked"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import golden
+from runtime import golden, signature
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError, Unavailable
@@ -51,7 +51,7 @@ class Classifier:
     """A model ready to answer. Open one with `load`; use it as a context manager or call `close`.
 
     `candidate` says what serves (architecture, backend, precision) and `sha256` from which very file, `reason` why it
-    was chosen, `passed_over` which better choices could not be opened here.
+    was chosen, `passed_over` which better choices could not be opened here, `signer` whose key vouches for the folder.
     """
 
     def __init__(
@@ -62,8 +62,10 @@ class Classifier:
         reason: str = "",
         passed_over: Sequence[str] = (),
         sha256: str = "",
+        signer: str = "",
     ) -> None:
         self.spec, self.backend, self.candidate, self.sha256 = spec, backend, candidate, sha256
+        self.signer = signer
         self.reason, self.passed_over = reason, tuple(passed_over)
         self._closed = False
 
@@ -126,7 +128,14 @@ class Classifier:
         self.close()
 
 
-def load(path: str | Path, backend: str = "", precision: str = "", threads: int = 0, streams: int = 1) -> Classifier:
+def load(
+    path: str | Path,
+    backend: str = "",
+    precision: str = "",
+    threads: int = 0,
+    streams: int = 1,
+    require_signature: str | Path = "",
+) -> Classifier:
     """Open a classifier.
 
     `path` is a `deployment.json` (opens its choice, or with a printed reason the next in line; of those of `backend`
@@ -137,9 +146,14 @@ def load(path: str | Path, backend: str = "", precision: str = "", threads: int 
     Raises SajiError in one sentence when nothing can be opened.
 
     A folder of models is trusted: TensorRT engines are code. A `.pt2` that would run more than PyTorch's operators when
-    it is opened, by a pickle for example, is refused.
+    it is opened, by a pickle for example, is refused. With `require_signature`, a public key's PEM file, only a folder
+    that its owner signed is opened, whole and unchanged (`runtime.signature.Untrusted` else).
     """
-    path = Path(path)
+    with signature.requiring(require_signature):
+        return _loaded(Path(path), backend, precision, threads, streams)
+
+
+def _loaded(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
     if path.name == "model.json":
         path = path.parent
     if not path.exists():
@@ -149,6 +163,8 @@ def load(path: str | Path, backend: str = "", precision: str = "", threads: int 
     if path.suffix == ".json":
         return _from_deployment(path, backend, precision, threads, streams)
     if path.suffix in (".onnx", ".pt2") and path.is_file():  # a pipe would be waited for
+        if signature.required():
+            raise signature.Untrusted(f"{path} alone has no receipt that could be signed; give its folder")
         backend = backend or ("pytorch" if path.suffix == ".pt2" else "ort-cpu")
         return _from_file(path, backend, precision, threads, streams)
     raise SajiError(f"{path} is no model; give a deployment.json, a model folder or an .onnx file")
@@ -171,13 +187,15 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
         folder = path.parent / place.folder
         try:
             _require_pass(place.candidate)
-            receipt = Receipt.read(folder)
+            receipt, signer = _trusted(folder)
             receipt.verify(folder, place.candidate.file)
             if receipt.files[place.candidate.file].sha256 != place.sha256:
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
-            candidate = _passed_here(place.candidate, folder, receipt)
+            candidate = _passed_here(_of_receipt(place.candidate, receipt), folder, receipt)
             settings = threads or place.threads, max(streams, place.streams)
             engine = _opened(candidate, folder, receipt.spec, *settings)
+        except signature.Untrusted:
+            raise
         except SajiError as error:
             passed_over.append(f"{place.candidate.name}: {error}")
             print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)
@@ -187,12 +205,12 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
         )
         if passed_over:
             reason = f"next in line after {len(passed_over)} that cannot open here"
-        return Classifier(receipt.spec, engine, candidate, reason, passed_over, place.sha256)
+        return Classifier(receipt.spec, engine, candidate, reason, passed_over, place.sha256, signer)
     raise Unavailable(f"none of the {len(passed_over)} choices in {path} can be opened here; choose again: make bench")
 
 
 def _from_folder(folder: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
-    receipt = Receipt.read(folder)
+    receipt, signer = _trusted(folder)
     named = [c for c in receipt.candidates if (c.backend, c.precision) == (backend, precision) and c.servable]
     if not named:
         names = sorted({f"{c.backend} {c.precision}" for c in receipt.candidates if c.verdict == "pass" and c.servable})
@@ -201,7 +219,25 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
     candidate = _passed_here(named[0], folder, receipt)
     engine = _opened(candidate, folder, receipt.spec, threads, streams)
     sha256 = receipt.files[candidate.file].sha256
-    return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=sha256)
+    return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=sha256, signer=signer)
+
+
+def _trusted(folder: Path) -> tuple[Receipt, str]:
+    """A folder's receipt and its signer. Where a signature is required the whole folder has to be as it was signed."""
+    receipt, signer = Receipt.read_signed(folder)
+    if signature.required():
+        receipt.verify_whole(folder)
+    return receipt, signer
+
+
+def _of_receipt(candidate: Candidate, receipt: Receipt) -> Candidate:
+    """A deployment's candidate; as the receipt has it where a signature is required, for a deployment has none."""
+    if not signature.required():
+        return candidate
+    signed = [each for each in receipt.candidates if each.key() == candidate.key()]
+    if not signed:
+        raise signature.Untrusted(f"{candidate.name} is not in the signed receipt; choose again with: make bench")
+    return signed[0]
 
 
 def _passed_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candidate:

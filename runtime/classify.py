@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from runtime.classifier import Classifier, Prediction, load
-from runtime.command_line import add_gpu
+from runtime.command_line import add_gpu, add_require_signature
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
 from runtime.files import left_by_programs
@@ -60,6 +60,7 @@ def add_to(verbs: Any) -> None:
     )
     verb.add_argument("--output", type=Path, metavar="FILE", help=output)
     add_gpu(verb)
+    add_require_signature(verb)
     verb.set_defaults(run=_run)
 
 
@@ -84,7 +85,8 @@ def classify(places: list[str], model: Path, form: str = "", output: Path | None
     with ExitStack() as opened:
         classifier = opened.enter_context(load(model, threads=threads, streams=streams))
         file = opened.enter_context(RowFile(output, form, COLUMNS, classifier.served_by))
-        counter.say(f"{classifier.candidate.name}: {classifier.reason}")
+        signed = f", signed by {classifier.signer}" if classifier.signer else ""
+        counter.say(f"{classifier.candidate.name}: {classifier.reason}{signed}")
         write, photos = _writer(form, classifier.spec, file), Photos(places, counter.say, file)
         # Closed before the engine is, which its threads may still be using
         for photo, answer in opened.enter_context(closing(answers(classifier, photos))):

@@ -10,9 +10,11 @@ import sys
 import textwrap
 from collections.abc import Callable, Container
 from itertools import pairwise
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from runtime import signature
 from runtime.errors import SajiError, Unavailable, missing_extra
 from runtime.nvidia import NoSuchGpu, use
 from runtime.terminal import say
@@ -69,6 +71,20 @@ def add_gpu(parser: argparse._ActionsContainer) -> None:
     """The flag that names the one GPU to use."""
     words = "use this one of the visible GPUs, counted from 0 in the order of doctor, and no other (the first)"
     parser.add_argument("--gpu", type=int, action=_Use, metavar="N", default=argparse.SUPPRESS, help=words)
+
+
+class _Require(argparse.Action):
+    """`--require-signature KEY` takes effect as it is read, like `--gpu`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace, key: Any, *_: Any) -> None:
+        signature.require(key)
+
+
+def add_require_signature(parser: argparse._ActionsContainer) -> None:
+    """The flag that names the one key whose models are opened."""
+    words = "open only model folders that this public key (a PEM file) signed, whole and unchanged"
+    default = argparse.SUPPRESS
+    parser.add_argument("--require-signature", type=Path, action=_Require, metavar="KEY", default=default, help=words)
 
 
 def from_flags(defaults: Record, arguments: argparse.Namespace) -> Record:

@@ -139,8 +139,13 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError, in words, for whatever is none; OSError when it cannot be read."""
     if not path.is_file():  # a pipe or a device would be waited for
         raise ValueError("it is no regular file")
+    return parse_json(path.read_bytes())
+
+
+def parse_json(text: bytes) -> Any:
+    """The value that a JSON text stands for. Raises ValueError, in words, for whatever is none."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -156,10 +161,13 @@ def write_record(path: Path, record: Any, version: int) -> None:
     write_json(path, {"schema_version": version, **dataclasses.asdict(record)})
 
 
-def read_record(path: Path, kind: type[Record], version: int, advice: str) -> Record:
-    """The dataclass that `write_record` wrote. Raises BadModel, ending in `advice`, for another version or damage."""
+def read_record(path: Path, kind: type[Record], version: int, advice: str, text: bytes | None = None) -> Record:
+    """The dataclass that `write_record` wrote, of a file that was not read yet, or had the content `text`.
+
+    Raises BadModel, ending in `advice`, for another version or damage.
+    """
     try:
-        content = read_json(path)
+        content = read_json(path) if text is None else parse_json(text)
         schema = content.pop("schema_version")
         if schema == version:
             return as_record(kind, content, str(path))

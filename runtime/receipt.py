@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from runtime import signature
 from runtime.candidate import Candidate
 from runtime.errors import BadModel
 from runtime.files import read_record, sha256_file, write_record
 from runtime.spec import ModelSpec
 
 SCHEMA_VERSION = 1
+VERDICTS = "verdicts"  # the folder in which `runtime.verdicts` keeps what other machines found
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,36 @@ class Receipt:
     @classmethod
     def read(cls, folder: Path) -> "Receipt":
         """Read a model folder's receipt. Raises BadModel when it is missing, damaged or from another schema."""
+        return cls.read_signed(folder)[0]
+
+    @classmethod
+    def read_signed(cls, folder: Path) -> "tuple[Receipt, str]":
+        """The receipt, and the name of the key that signed it, see `runtime.signature`; empty where none did."""
         path = folder / "model.json"
         if not path.is_file():
             raise BadModel(f"{folder} has no model.json; write it with: make export")
-        receipt = read_record(path, cls, SCHEMA_VERSION, "export the model again")
+        content = path.read_bytes()
+        signer = signature.signer_of(path, content)
+        receipt = read_record(path, cls, SCHEMA_VERSION, "export the model again", content)
         if receipt.spec_sha256 not in ("", _digest(receipt.spec)):  # earlier versions wrote none
             raise BadModel(f"{path} has another spec than the one that was exported; export the model again")
-        return receipt
+        return receipt, signer
+
+    def verify_whole(self, folder: Path) -> None:
+        """Raise Untrusted unless the folder holds what the receipt lists, unchanged, and nothing else.
+
+        For who requires a signature: also pictures and photos decide what is served. What this machine found itself
+        (`verdicts/`) is then not read.
+        """
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        own = {"model.json", signature.FILE}
+        if others := sorted(name for name in found - own - set(self.files) if not name.startswith(f"{VERDICTS}/")):
+            raise signature.Untrusted(f"{folder} holds {others[0]}, which its signed receipt does not list; delete it")
+        for name in self.files:
+            try:
+                self.verify(folder, name)
+            except BadModel as error:
+                raise signature.Untrusted(str(error)) from None
 
     def verify(self, folder: Path, file: str) -> None:
         """Raise BadModel unless `file` is exactly what the receipt describes. Engines are code: check first."""

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from runtime import signature
 from runtime.candidate import Candidate
 from runtime.classifier import spec_of
+from runtime.command_line import add_require_signature
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, GateFailed, SajiError, install_line
 from runtime.receipt import Receipt
@@ -23,6 +25,7 @@ def add_to(verbs: Any) -> None:
     verb = verbs.add_parser("show", aliases=["inspect"], help="say what a model is, and check it by its receipt")
     verb.add_argument("model", type=Path, help="a model folder, a deployment.json or an .onnx file")
     verb.add_argument("--json", action="store_true", help="everything known, as one JSON object")
+    add_require_signature(verb)
     verb.set_defaults(run=run)
 
 
@@ -66,13 +69,16 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _of_folder(folder: Path, file: str = "model.onnx") -> dict[str, Any]:
-    receipt = Receipt.read(folder)
+    receipt, signer = Receipt.read_signed(folder)
+    if signature.required():
+        receipt.verify_whole(folder)
     file = file if file.endswith(".onnx") else "model.onnx"  # from which an engine or a PyTorch program was made
     operators = receipt.graph if file == "model.onnx" else {}  # known also where onnx is not installed
     graph = _graph(folder / file)
     graph.pop("spec", None)  # the receipt's is the same
     return {
         "model": str(folder),
+        "signed_by": signer,
         "spec": receipt.spec.record(),
         "files": [
             {"name": name, **dataclasses.asdict(facts), "receipt": _checked(receipt, folder, name)}
@@ -153,6 +159,10 @@ def lines(description: dict[str, Any]) -> Iterator[str]:
     if "choice" in description:
         yield f"choice: {description['choice']}\nreason: {description['reason']}\n"
     yield from _spec_lines(description["model"], description["spec"])
+    if "signed_by" in description:
+        trusted = ", the key that is required" if signature.required() else ", a key that nobody has required"
+        signer = description["signed_by"]
+        yield f"signed by {signer}{trusted}" if signer else "not signed: the receipt tells of changes, not of its maker"
     yield "\nfiles"
     outcomes = {"same": ", unchanged", "differs": ", NOT the file of the receipt", "missing": ", MISSING"}
     for file in description["files"]:

@@ -4,18 +4,19 @@ A model folder's receipt has those of the machine that exported it. What another
 in `verdicts/`, a file for each kind, until the folder is exported again.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runtime import environment
+from runtime import environment, signature
 from runtime.backends import BACKENDS, distributions, unavailable_because
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel
 from runtime.evaluation import ValidationSet
 from runtime.files import read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
-from runtime.receipt import Receipt
+from runtime.receipt import VERDICTS, Receipt
 from runtime.terminal import say
 
 SCHEMA_VERSION = 1
@@ -33,11 +34,10 @@ class Verdicts:
 def of_here(folder: Path, receipt: Receipt) -> dict[tuple[str, ...], Candidate]:
     """The candidates of a model folder with a verdict that holds here, by their key."""
     known = {candidate.key(): (candidate, receipt.versions) for candidate in receipt.candidates}
-    try:
-        kept = read_record(_file(folder), Verdicts, SCHEMA_VERSION, "it is taken anew")
-        known |= {candidate.key(): (candidate, kept.versions) for candidate in kept.candidates}
-    except BadModel:  # none yet, or damaged
-        pass
+    with contextlib.suppress(BadModel):  # none yet, or damaged
+        if not signature.required():  # nobody signed what lies beside the receipt
+            kept = read_record(_file(folder), Verdicts, SCHEMA_VERSION, "it is taken anew")
+            known |= {candidate.key(): (candidate, kept.versions) for candidate in kept.candidates}
     return {
         key: candidate
         for key, (candidate, versions) in known.items()
@@ -105,4 +105,4 @@ def _kind(of: Machine) -> tuple[str, str, str | None]:
 
 
 def _file(folder: Path) -> Path:
-    return folder / "verdicts" / f"{sha256_json(_kind(machine()))[:16]}.json"
+    return folder / VERDICTS / f"{sha256_json(_kind(machine()))[:16]}.json"

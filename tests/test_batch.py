@@ -298,7 +298,7 @@ def test_a_visitor_comes_between_two_photos_of_a_batch(tmp_path: Path) -> None:
         await asyncio.to_thread(backend.begun.acquire)  # the batch's first photo is on the engine
         visitor = asyncio.create_task(serving.classify([photo(GREEN)]))
         await asyncio.sleep(0.1)
-        in_queue = serving._taken
+        in_queue = serving._places.all
         backend.free.set()
         await visitor
         before = len(done)
@@ -331,7 +331,7 @@ def test_a_batch_waits_while_the_queue_is_full(tmp_path: Path, monkeypatch: pyte
 
 def test_only_a_few_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     async def crowd() -> None:
-        turns, order = Turns("batches"), list[int]()
+        turns, order = Turns("batches", LIMITS), list[int]()
 
         async def work(number: int) -> None:
             async with turns.take():

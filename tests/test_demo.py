@@ -112,8 +112,8 @@ def serving_of(classifier: Classifier, folder: Path, limits: Limits = LIMITS, **
 
 
 @contextmanager
-def running(serving: Any, page: Any = None, token: str = "") -> Iterator[str]:
-    """The address of a server of `serving`, with or without a page."""
+def running(serving: Any, page: Any = None, token: str = "", **options: Any) -> Iterator[str]:
+    """The address of a server of `serving`, with or without a page; `options` are those of Server."""
     from demo.service.api import Server, build_api
 
     api = build_api(serving)
@@ -121,7 +121,7 @@ def running(serving: Any, page: Any = None, token: str = "") -> Iterator[str]:
         from demo.page.mount import mount
 
         mount(page, api, serving.limits)
-    server = Server(api, serving.limits, token)
+    server = Server(api, serving.limits, token, **options)
     with app.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

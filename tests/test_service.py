@@ -300,12 +300,14 @@ class Held:
 
 
 @contextmanager
-def held_service(folder: Path, limits: Limits, **options: Any) -> Iterator[tuple[Held, Any, str]]:
+def held_service(
+    folder: Path, limits: Limits, server: dict[str, Any] | None = None, **options: Any
+) -> Iterator[tuple[Held, Any, str]]:
     backend = Held()
     backend.free.set()  # for the warm-up
     classifier = colour_classifier()
     classifier.backend = backend  # type: ignore[assignment]
-    with serving_of(classifier, folder, limits, **options) as serving, running(serving) as address:
+    with serving_of(classifier, folder, limits, **options) as serving, running(serving, **server or {}) as address:
         backend.batches.clear()
         backend.begun = threading.Semaphore(0)
         backend.free.clear()

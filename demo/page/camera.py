@@ -15,6 +15,7 @@ from demo.page.work import ask
 from demo.service.api import photos_of
 from demo.service.problem import Problem, problem_response
 from demo.service.queue import Serving
+from demo.service.shares import visitor_of
 
 LIVE = "/live"
 WORDS = ("live", "keep", "stop", "needs_https", "no_camera", "interrupted")  # Gradio fills in one of a text
@@ -50,7 +51,7 @@ async def _live(request: Request) -> JSONResponse:
     language = language_of(request)  # type: ignore[arg-type]  # it has headers
     try:
         [photo] = await photos_of(request, serving.limits)
-        result = await ask(serving, photo)
+        result = await ask(serving, photo, visitor_of(request.client))
     except Problem as problem:
         refused = problem_response(problem, request.scope)
         return JSONResponse({"says": refusal(language, problem)}, refused.status_code, dict(problem.headers or {}))

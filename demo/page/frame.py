@@ -9,6 +9,7 @@ import gradio as gr
 from demo.page.markup import dish_names
 from demo.page.tabs import about, batch, benchmark, classify, compare
 from demo.page.texts import label, language_of, say
+from demo.page.uploads import KEPT_SECONDS
 from demo.page.work import QUIET
 from demo.service.network import in_svg
 from demo.service.queue import Serving
@@ -18,7 +19,7 @@ from runtime.classifier import Classifier
 def build(serving: Serving, top: int = 5, examples: Sequence[Path] = (), link: str = "") -> gr.Blocks:
     """The page of `serving`; an answer shows `top` classes, `examples` are pictures to click, `link` lets phones in."""
     # Uploads are somebody's photos: Gradio forgets them after an hour (examples stay)
-    with gr.Blocks(title="saji", delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="saji", delete_cache=(600, KEPT_SECONDS)) as page:
         head = gr.HTML(head_of(serving.engine.classifier, "en"))
         facts = gr.HTML(facts_of(serving.engine.classifier, "en", link), elem_id="facts")
         with gr.Tab(label("classify")):

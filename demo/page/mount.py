@@ -22,6 +22,7 @@ from demo.page.uploads import Room, opened
 from demo.service.guard import UPLOAD
 from demo.service.limits import Limits
 from demo.service.problem import Problem
+from demo.service.shares import visitor_of
 
 FONT = ["system-ui", "sans-serif"]  # what the visitor's system has: no font is fetched
 PAGES = r"/|/config/?|/theme\.css|/gradio_api/theme\.css|/(assets|static|svelte)/.+|/favicon\.ico|/manifest\.json"
@@ -58,13 +59,15 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
     examples = sum(len(block.raw_samples or ()) for block in page.blocks.values() if isinstance(block, gr.Dataset))
     door = Door(gradio, page, examples)
-    room = Room(limits.uploads)
+    room = Room(limits)
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != UPLOAD:
+        if (scope["method"], scope["path"]) != ("POST", UPLOAD):
             return await door(scope, receive, send)
         declared = Headers(scope=scope).get("content-length", "")
-        with room.taken(int(declared) if declared.isdigit() else limits.upload):
+        if not declared.isdigit():
+            raise Problem(411, "no-length", "an upload has to say how long it is; send it with Content-Length")
+        with room.taken(int(declared), visitor_of(scope.get("client"))):
             await door(scope, receive, send)
         _forget_broken_uploads(Path(gradio.uploaded_file_dir), limits.upload_seconds)
 

@@ -3,13 +3,14 @@
 A zip is read entry by entry into memory: nothing of it is ever written anywhere.
 """
 
+import asyncio
 import io
 import os
 import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -17,9 +18,11 @@ from gradio.utils import get_upload_folder
 
 from demo.service.limits import Limits
 from demo.service.problem import Problem, busy, too_large
+from demo.service.shares import Holdings
 
 # Of what is no regular file, opening would wait for its other end, and a link may have been put there since
 OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+KEPT_SECONDS = 3600  # until Gradio forgets an upload
 DIRECTORY_BYTES = 2**20  # of a zip's table of contents: thousands of entries, and zipfile makes an object of each
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # what systems put beside photos, as they do hidden files
 ENCRYPTED = 0x1  # a flag of an entry
@@ -29,21 +32,29 @@ INFLATED_IN_PIECES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class Room:
-    """Room for `most` bytes of uploads in Gradio's upload folder: those that it keeps, and those on their way."""
+    """Room for `limits.uploads` bytes in Gradio's upload folder: those that it keeps, and those on their way."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._coming = most, 0
+    def __init__(self, limits: Limits) -> None:
+        self._most, self._coming = limits.uploads, 0
+        share = limits.share_of(limits.uploads, min(limits.upload, limits.uploads))
+        self._sent = Holdings("bytes of uploads, each for an hour and", share)
 
     @contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        """Room for an upload of so many bytes while it comes. Raises Problem 429 where there is none."""
+    def taken(self, size: int, visitor: str) -> Iterator[None]:
+        """Room for an upload of so many bytes while it comes. Raises Problem 429 where there is none, or of his none.
+
+        What came counts as his for as long as it is kept.
+        """
         if self._kept() + self._coming + size > self._most:
             raise busy(429, "uploads-full", "there is no room for more uploads; older ones go within the hour")
-        self._coming += size
-        try:
-            yield
-        finally:
-            self._coming -= size
+        with ExitStack() as his:
+            his.enter_context(self._sent.held(visitor, size))
+            self._coming += size
+            try:
+                yield
+            finally:
+                self._coming -= size
+            asyncio.get_running_loop().call_later(KEPT_SECONDS, his.pop_all().close)
 
     def _kept(self) -> int:
         size = 0

@@ -10,9 +10,11 @@ import gradio as gr
 from demo.page.markup import refused
 from demo.page.texts import language_of, say
 from demo.service.decoders import Photo
+from demo.service.limits import Limits
 from demo.service.monitoring import ERRORS
 from demo.service.problem import Problem, busy
 from demo.service.queue import Result, Serving
+from demo.service.shares import OWN, Holdings, visitor_of
 
 PLACES = 5  # whoever came after them would wait for minutes
 # Options of an event that shows what is there already
@@ -24,64 +26,61 @@ AS_SENT: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "co
 
 
 @contextmanager
-def counted_place(serving: Serving) -> Iterator[None]:
-    """A place of the queue; a Problem within it is counted."""
+def counted() -> Iterator[None]:
+    """A Problem within it is counted: Gradio answers with 200, whatever the page then shows."""
     try:
-        with serving.place():
-            yield
+        yield
     except Problem as problem:
         ERRORS.labels(problem.cause).inc()
         raise
 
 
-async def ask(serving: Serving, photo: Photo) -> Result:
-    """Classify a photo within a place of the queue. Raises Problem, which is counted."""
-    with counted_place(serving):
+async def ask(serving: Serving, photo: Photo, visitor: str) -> Result:
+    """Classify a photo of `visitor` within a place of the queue. Raises Problem."""
+    with serving.place(visitor):
         return await serving.classify([photo])
 
 
 class Turns:
-    """Whose turn it is with one kind of long work, such as "comparisons"; `visitors` have come and are not done."""
+    """Whose turn it is with one kind of long work, such as "comparisons"; `came` have come and are not done."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind, self.visitors = kind, 0
+    def __init__(self, kind: str, limits: Limits) -> None:
+        self.kind, self.came = kind, Holdings(kind, limits.share_of(PLACES))
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. Raises Problem 429 when PLACES have come before."""
-        if self.visitors >= PLACES:
-            raise busy(429, "busy", f"{self.visitors} {self.kind} are under way or waiting; try again in a minute")
-        self.visitors += 1
-        try:
+    async def take(self, visitor: str = OWN) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. Raises Problem 429 when PLACES have come before, or his share of them."""
+        if self.came.all >= PLACES:
+            raise busy(429, "busy", f"{PLACES} {self.kind} are under way or waiting; try again in a minute")
+        with self.came.held(visitor):
             async with self._lock:
                 yield
-        finally:
-            self.visitors -= 1
 
     def on_click(
         self,
         start: gr.Button,
         upload: gr.Image | gr.File,
         output: gr.HTML,
-        work: Callable[[Any, str], AsyncGenerator[str, None]],
+        work: Callable[[Any, str, str], AsyncGenerator[str, None]],
     ) -> None:
-        """At a click on `start`, wait for a turn and show each state of `work(upload, language)`, which is HTML.
+        """At a click on `start`, wait for a turn and show each state of `work(upload, language, visitor)`, as HTML.
 
         A Problem that it raises is shown as a sentence. When the visitor goes, the work is closed.
         """
 
         async def show(upload: Any, request: gr.Request) -> AsyncGenerator[str, None]:
-            language = language_of(request)
+            language, visitor = language_of(request), visitor_of(request.client)
             if not upload:
                 yield f'<p class="notice">{say(language, "no_photo")}</p>'
                 return
-            if self.visitors:
-                yield f'<p class="quiet" role="status">{say(language, "waiting", count=self.visitors)}</p>'
+            if self.came.all:
+                yield f'<p class="quiet" role="status">{say(language, "waiting", count=self.came.all)}</p>'
             try:
-                async with self.take(), aclosing(work(upload, language)) as states:
-                    async for state in states:
-                        yield state
+                with counted():
+                    async with self.take(visitor), aclosing(work(upload, language, visitor)) as states:
+                        async for state in states:
+                            yield state
             except Problem as problem:
                 yield refused(problem, language)
 

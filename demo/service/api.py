@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -22,8 +22,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from demo.service.connections import bounded
 from demo.service.guard import Guard, Hosts
 from demo.service.limits import Limits
-from demo.service.problem import PROBLEM_TYPE, Problem, problem_response
+from demo.service.problem import PROBLEM_TYPE, Problem, problem_response, without_folders
+from demo.service.proxies import LOOPBACK, Network, networks_of
 from demo.service.queue import Result, Serving
+from demo.service.shares import visitor_of
 from runtime.spec import Answer
 
 RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -94,6 +96,7 @@ class Model(BaseModel):
     passed_over: list[str]
     classes: list[str]
     image_size: int
+    signed_by: str
     deployment_sha256: str
     since: str
     limits: dict[str, int]
@@ -141,7 +144,7 @@ async def classify(
     """Send a photo as the body, or one or several as the files of a form: `curl -F photo=@photo.jpg`."""
     serving: Serving = request.app.state.serving
     photos = await photos_of(request, serving.limits)  # before it takes a place: a slow sender would hold it
-    with serving.place():
+    with serving.place(visitor_of(request.client)):
         result = await serving.classify(photos)
     return Answers.of(result, top or request.app.state.top)
 
@@ -160,9 +163,10 @@ async def model(request: Request) -> Model:
         verdict=candidate.verdict,
         accuracy=candidate.figures.accuracy if candidate.figures and not classifier.spec.published else None,
         reason=classifier.reason,
-        passed_over=list(classifier.passed_over),
+        passed_over=[without_folders(reason) for reason in classifier.passed_over],
         classes=list(classifier.spec.classes),
         image_size=classifier.spec.geometry.size,
+        signed_by=classifier.signer,
         deployment_sha256=engine.sha256,
         since=engine.since.isoformat(timespec="seconds"),
         limits=vars(serving.limits),
@@ -272,17 +276,28 @@ class Server(uvicorn.Server):
     """Serves `app` until a signal, then answers what it has accepted, however many pages are open."""
 
     def __init__(
-        self, app: FastAPI, limits: Limits, token: str = "", hosts: Hosts | None = None, pem: Path | None = None
+        self,
+        app: FastAPI,
+        limits: Limits,
+        token: str = "",
+        hosts: Hosts | None = None,
+        pem: Path | None = None,
+        proxies: Sequence[Network] = networks_of(LOOPBACK),
     ) -> None:
-        """With `pem`, a file with key and certificate, it serves over HTTPS."""
+        """With `pem`, a file with key and certificate, it serves over HTTPS.
+
+        `proxies` are believed about who asks, and by which scheme.
+        """
         self._stopping, self._head_seconds = app.state.stopping, limits.header_seconds
         super().__init__(
             uvicorn.Config(
                 Guard(app, limits, token, hosts),
-                http=bounded(limits),  # type: ignore[arg-type]  # called as the class that it stands for
+                http=bounded(limits, proxies),  # type: ignore[arg-type]  # called as the class that it stands for
                 log_config=None,  # ours: JSON lines
                 access_log=False,
                 server_header=False,
+                ws="none",
+                forwarded_allow_ips=[str(network) for network in proxies],
                 ssl_certfile=pem,
                 timeout_graceful_shutdown=2 * limits.seconds,  # what a request may take: to be sent, and to be answered
             )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from demo.service.limits import Limits
 from demo.service.monitoring import ERRORS
 from demo.service.problem import PROBLEM_TYPE, Problem, busy, document_of
+from demo.service.proxies import Network, is_in
+from demo.service.shares import OWN, visitor_of
 
 HEAD_BYTES = 64 * 2**10  # of request line and headers: eight times what nginx takes
 
@@ -19,21 +22,27 @@ HEAD_BYTES = 64 * 2**10  # of request line and headers: eight times what nginx t
 class Connection(HttpToolsProtocol):
     """A connection of uvicorn's that is refused when the head of its request is too long, or too long on its way.
 
-    Above `most` connections the one that has waited longest for a head is closed; where none waits, the newest is.
+    Above `most` connections the one that has waited longest for a head is closed; where none waits, the newest is. Of
+    those of one visitor, as many are a share; the `proxies` have none, for they bring others.
     """
 
-    def __init__(self, limits: Limits, most: int, *arguments: Any, **options: Any) -> None:
+    def __init__(self, limits: Limits, most: int, proxies: Sequence[Network], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._limits, self._most = limits, most
+        self._limits, self._most, self._share, self._proxies = limits, most, limits.share_of(most), proxies
         self._head_bytes, self._late = 0, None  # type: tuple[int, asyncio.TimerHandle | None]
+        self.visitor = OWN
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.visitor = OWN if is_in(self._proxies, self.client) else visitor_of(self.client)
         self._await_head()
-        if len(self.connections) > self._most:
-            waiting = [other for other in self.connections if isinstance(other, Connection) and other.waits_since]
-            longest = min(waiting, key=lambda other: other.waits_since)
-            longest.refuse(busy(503, "connections-full", "all connections are taken; try again soon"))
+        everybody = [other for other in self.connections if isinstance(other, Connection)]
+        his = [other for other in everybody if other.visitor == self.visitor and not other.transport.is_closing()]
+        if self.visitor != OWN and len(his) > self._share:
+            detail = f"one address may hold {self._share} connections at a time; close others, or try again soon"
+            _longest(his).refuse(busy(429, "your-share", detail))
+        elif len(self.connections) > self._most:
+            _longest(everybody).refuse(busy(503, "connections-full", "all connections are taken; try again soon"))
 
     @property
     def waits_since(self) -> float:
@@ -71,6 +80,11 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete and not self.transport.is_closing():
             self._await_head()
 
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what is no HTTP: uvicorn's is no problem document, and is not counted."""
+        self._head_bytes += 1  # something came
+        self.refuse(Problem(400, "no-http", "this is no HTTP request that can be read; send it by an HTTP client"))
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_in()
         super().connection_lost(exc)
@@ -92,9 +106,13 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded(limits: Limits) -> partial[Connection]:
+def _longest(connections: Sequence[Connection]) -> Connection:
+    return min((each for each in connections if each.waits_since), key=lambda each: each.waits_since)
+
+
+def bounded(limits: Limits, proxies: Sequence[Network] = ()) -> partial[Connection]:
     """What makes a Connection for uvicorn: at most `limits.connections`, and half of the files that may be open."""
-    return partial(Connection, limits, min(limits.connections, _open_files() // 2))
+    return partial(Connection, limits, min(limits.connections, _open_files() // 2), proxies)
 
 
 def _open_files() -> int:

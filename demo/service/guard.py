@@ -9,13 +9,15 @@ import uuid
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.service.limits import Limits
 from demo.service.monitoring import ERRORS, REQUEST_SECONDS, REQUESTS
-from demo.service.problem import Problem, busy, problem_response
+from demo.service.problem import Problem, busy, cause_of, problem_response
+from demo.service.shares import Holdings, visitor_of
 from demo.service.tokens import Token
 
 OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token, and asks by whatever name
@@ -103,7 +105,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, limits: Limits, token: str = "", hosts: Hosts | None = None) -> None:
         self.app, self.limits, self.token, self.hosts = app, limits, Token(token), hosts or Hosts()
-        self.held = 0  # bytes of bodies in memory
+        self.held = Holdings("bytes of photos on their way", limits.share_of(limits.held, limits.bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or answer it with a problem document."""
@@ -116,7 +118,7 @@ class Guard:
         started, headers = time.perf_counter(), Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
         scope["saji.request_id"] = request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
-        body = _Body(self, scope["path"], headers, receive)
+        body = _Body(self, scope, headers, receive)
         reply = _Reply(scope, body, send)
         try:
             answer = self._admit(scope, headers)
@@ -126,10 +128,11 @@ class Guard:
             reply.status = CLIENT_GONE
         except Exception as error:
             problem = body.problem or (error if isinstance(error, Problem) else None)
-            if problem is None:
+            # Gradio refuses within an answer that has begun, as to a session that is none; it has told why
+            if problem is None and not isinstance(error.__cause__, HTTPException):
                 log.exception("request failed", extra={"facts": {"request_id": scope["saji.request_id"]}})
                 problem = Problem(500, "failed", "the service failed at this request; its log says why")
-            if not reply.status:
+            if problem and not reply.status:
                 await problem_response(problem, scope)(scope, receive, reply.send)
         finally:
             body.release()
@@ -151,9 +154,10 @@ class Guard:
 class _Body:
     """A request's body as it comes in: cut when it is too large, takes too long, or comes too slowly."""
 
-    def __init__(self, guard: Guard, path: str, headers: Headers, receive: Receive) -> None:
-        limits = guard.limits
+    def __init__(self, guard: Guard, scope: Scope, headers: Headers, receive: Receive) -> None:
+        limits, path = guard.limits, scope["path"]
         self._guard, self._receive, self._is_upload = guard, receive, path == UPLOAD
+        self._visitor = visitor_of(scope.get("client"))
         self._most, self._seconds = limits.bytes, limits.seconds
         if self._is_upload:
             self._most, self._seconds = limits.upload, limits.upload_seconds
@@ -195,16 +199,18 @@ class _Body:
     def _count(self, came: int) -> None:
         self.taken += came
         if not self._is_upload:  # which goes to the disk as it comes
-            self._guard.held += came
+            self._guard.held.add(self._visitor, came)
         if self.taken > self._most:
             self.problem = self._too_large()
-        elif self._guard.held > self._guard.limits.held:
+        elif self._guard.held.all > self._guard.limits.held:
             self.problem = busy(503, "memory-full", "too many photos are on their way; try again soon")
+        else:
+            self.problem = self._guard.held.refusal(self._visitor)
 
     def release(self) -> None:
         """The request is over: its bytes are held no longer."""
         if not self._is_upload:
-            self._guard.held -= self.taken
+            self._guard.held.add(self._visitor, -self.taken)
 
     async def discard(self) -> None:
         """Read on for a moment: closed at once, a connection takes our answer with it while the client still sends."""
@@ -261,7 +267,7 @@ def _record(scope: Scope, status: int, taken: int, seconds: float) -> None:
         "bytes": taken,
         "milliseconds": round(1000 * seconds, 2),
     }
-    if "saji.cause" in scope:
-        facts["cause"] = scope["saji.cause"]
+    if status >= 400 and status != CLIENT_GONE:  # Gradio's own refusals leave no cause
+        facts["cause"] = scope.get("saji.cause") or cause_of(HTTPException(status))
         ERRORS.labels(facts["cause"]).inc()
     log.info("request", extra={"facts": facts})

@@ -35,6 +35,7 @@ class Limits:
     header_seconds: int = _bound(10, "seconds to send the headers of a request")
     rate: int = _bound(1_000, "bytes a second that a body comes with at least, after its first 5 s", "--min-rate")
     connections: int = _bound(256, "connections at a time; above it the one that waits longest is closed")
+    share: int = _bound(50, "percent of places, connections, bodies and uploads that one address may hold")
     all_formats: bool = False  # photos in every format that saji reads, not in those of PHOTO_FORMATS alone
 
     def __post_init__(self) -> None:
@@ -42,6 +43,10 @@ class Limits:
             if getattr(self, field.name) < 1:
                 value = getattr(self, field.name)
                 raise SajiError(f"{flag_of(field)} {value} lets nothing through; give 1 or more")
+
+    def share_of(self, most: int, least: int = 1) -> int:
+        """What one visitor may hold of `most` that all have together; `least` is what one request may be."""
+        return max(least, -(-most * self.share // 100))
 
     @property
     def photo(self) -> Bounds:

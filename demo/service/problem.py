@@ -1,5 +1,6 @@
 """A request that is refused is answered with one sentence, in a problem document (RFC 9457)."""
 
+import re
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
@@ -7,6 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 PROBLEM_TYPE = "application/problem+json"
+_FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\\/:;,()'\"\n]+[\\/])+")
 
 
 class Problem(HTTPException):
@@ -37,17 +39,23 @@ def document_of(error: HTTPException, request_id: str = "") -> dict[str, str | i
         "title": HTTPStatus(error.status_code).phrase,
         "status": error.status_code,
         "detail": error.detail,
-        "cause": _cause_of(error),
+        "cause": cause_of(error),
         "request_id": request_id,
     }
 
 
-def _cause_of(error: HTTPException) -> str:
+def cause_of(error: HTTPException) -> str:
+    """The word for programs, of what is no Problem that of its status: "not-found"."""
     return getattr(error, "cause", HTTPStatus(error.status_code).name.lower().replace("_", "-"))
 
 
 def problem_response(error: HTTPException, scope: Scope) -> JSONResponse:
     """The problem document of `error`; leaves its cause in `scope` for the log and the metrics."""
-    scope["saji.cause"] = _cause_of(error)
+    scope["saji.cause"] = cause_of(error)
     document = document_of(error, scope.get("saji.request_id", ""))
     return JSONResponse(document, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)
+
+
+def without_folders(text: str) -> str:
+    """What visitors are told of the reason for something: of a path on this machine the last part alone."""
+    return _FOLDERS.sub("", text)

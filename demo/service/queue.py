@@ -17,6 +17,7 @@ from demo.service.engine import Engine
 from demo.service.limits import Limits
 from demo.service.monitoring import ENGINE, QUEUE_DEPTH, RELOADS
 from demo.service.problem import Problem, busy
+from demo.service.shares import OWN, Holdings
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.errors import SajiError
@@ -55,7 +56,8 @@ class Serving(AbstractContextManager["Serving"]):
     ) -> None:
         self.path, self.limits = path, limits
         self._open_classifier, self._workers, self._batch = open_classifier, workers, batch
-        self._taken, self._reload_wanted = 0, False
+        self._places = Holdings("places of the queue", limits.share_of(limits.queue))
+        self._reload_wanted = False
         # Enough to decode on all cores while the engine is busy and its next batch waits
         self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + workers * batch, "photo")
         self._stamp = self._stamp_now()
@@ -63,17 +65,12 @@ class Serving(AbstractContextManager["Serving"]):
         self.decoders = Decoders(limits)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, held until the answer is sent. Raises Problem 429 when all are taken."""
-        if self._taken >= self.limits.queue:
+    def place(self, visitor: str = OWN) -> Iterator[None]:
+        """A place in the queue, held until the answer is sent. Raises Problem 429 when all are taken, or his share."""
+        if self._places.all >= self.limits.queue:
             raise busy(429, "queue-full", f"all {self.limits.queue} places of the queue are taken; try again soon")
-        self._taken += 1
-        QUEUE_DEPTH.inc()
-        try:
+        with self._places.held(visitor), QUEUE_DEPTH.track_inprogress():
             yield
-        finally:
-            self._taken -= 1
-            QUEUE_DEPTH.dec()
 
     async def classify(self, photos: Sequence[Photo]) -> Result:
         """Answer photos, each a path or encoded bytes, within a `place`.

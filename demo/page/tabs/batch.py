@@ -19,11 +19,12 @@ from markupsafe import Markup, escape
 from demo.page import uploads
 from demo.page.markup import dish_names, headline, progress, table
 from demo.page.texts import label, refusal, say
-from demo.page.work import Turns
+from demo.page.work import Turns, ask, counted
 from demo.service.decoders import Decoders, Photo
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Result, Serving
+from demo.service.shares import OWN
 from runtime.classifier import Classifier, Prediction
 from runtime.classify import COLUMNS, csv_line, csv_row, json_row, printable
 from runtime.spec import ABSENT, UNKNOWN
@@ -44,12 +45,12 @@ def build(serving: Serving) -> None:
             gr.HTML(f"<p>{label('batch_note')}</p>")
             start = gr.Button(label("batch_start"), variant="primary")
 
-    async def states(upload: Any, language: str) -> AsyncGenerator[str, None]:
+    async def states(upload: Any, language: str, visitor: str) -> AsyncGenerator[str, None]:
         """What the page shows, as HTML, every TICK and in the end. Raises Problem for a batch that is not begun."""
         rows: list[Row] = []
         shown_at = 0.0
         with await asyncio.to_thread(Batch, upload, serving.limits) as batch:
-            async with aclosing(batch.rows(serving)) as fresh:
+            async with aclosing(batch.rows(serving, visitor)) as fresh:
                 async for row in fresh:
                     rows.append(row)
                     if time.monotonic() - shown_at > TICK:
@@ -61,7 +62,7 @@ def build(serving: Serving) -> None:
         above = summary_of(rows, classifier, language) + downloads_of(rows, classifier, language)
         yield _stacked(above, table_of(rows, classifier, language), unsure_of(rows, classifier, language))
 
-    Turns("batches").on_click(start, files, gr.HTML(), states)
+    Turns("batches", serving.limits).on_click(start, files, gr.HTML(), states)
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,12 @@ class Batch(AbstractContextManager["Batch"]):
         for entry in archive.entries:
             yield _Source(f"{name}/{entry.filename}", partial(_unpacked, archive, entry))
 
-    async def rows(self, serving: Serving) -> AsyncGenerator[Row, None]:
+    async def rows(self, serving: Serving, visitor: str = OWN) -> AsyncGenerator[Row, None]:
         """A row for each photo as soon as it is there. One at a time is in the queue, so that others come between."""
         for source in self._sources:
             try:
-                with await asyncio.to_thread(source.open) as photo:
-                    row = await _row(serving, source.name, photo)
+                with counted(), await asyncio.to_thread(source.open) as photo:
+                    row = await _row(serving, source.name, photo, visitor)
             except Problem as problem:
                 row = Row(source.name, problem=problem)
             yield row
@@ -130,22 +131,21 @@ def _unpacked(archive: uploads.Archive, entry: ZipInfo) -> AbstractContextManage
     return nullcontext(archive.read(entry))
 
 
-async def _row(serving: Serving, name: str, photo: Photo) -> Row:
-    [prediction] = (await _ask_patiently(serving, photo)).predictions
+async def _row(serving: Serving, name: str, photo: Photo, visitor: str) -> Row:
+    [prediction] = (await _ask_patiently(serving, photo, visitor)).predictions
     if prediction.answer != UNKNOWN:
         return Row(name, prediction)
     return Row(name, prediction, thumbnail=await asyncio.to_thread(thumbnail, photo, serving.decoders))
 
 
-async def _ask_patiently(serving: Serving, photo: Photo) -> Result:
-    """As `Serving.classify`, but waiting while the queue is full: a batch has time."""
+async def _ask_patiently(serving: Serving, photo: Photo, visitor: str) -> Result:
+    """As `Serving.classify`, but waiting while the queue or a share of it is full: a batch has time."""
     end = time.monotonic() + serving.limits.seconds
     while True:
         try:
-            with serving.place():
-                return await serving.classify([photo])
+            return await ask(serving, photo, visitor)
         except Problem as problem:
-            if problem.cause != "queue-full" or time.monotonic() > end:
+            if problem.cause not in ("queue-full", "your-share") or time.monotonic() > end:
                 raise
         await asyncio.sleep(PATIENCE)
 

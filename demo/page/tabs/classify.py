@@ -16,12 +16,13 @@ import gradio as gr
 from demo.page import camera, uploads
 from demo.page.markup import dish_names, headline, machine, refused, rejected
 from demo.page.texts import label, language_of, say, script
-from demo.page.work import AS_SENT, QUIET, ask, counted_place
+from demo.page.work import AS_SENT, QUIET, ask, counted
 from demo.service.api import Answers
 from demo.service.decoders import Decoders, Photo
 from demo.service.engine import Engine
-from demo.service.problem import Problem
+from demo.service.problem import Problem, without_folders
 from demo.service.queue import Serving
+from demo.service.shares import visitor_of
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, SajiError
@@ -89,8 +90,8 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
             return gr.skip()
         language = language_of(request)
         try:
-            with uploads.opened(upload) as file:
-                result = await ask(serving, file)
+            with counted(), uploads.opened(upload) as file:
+                result = await ask(serving, file, visitor_of(request.client))
         except Problem as problem:  # an empty box rather than the browser's broken picture
             return None, {}, refused(problem, language)
         [prediction], names = result.predictions, dish_names(result.classifier, language)
@@ -99,11 +100,11 @@ def _connect(serving: Serving, photo: gr.Image, answer: gr.Label, note: gr.HTML)
             said = headline(result.classifier, prediction, language)
         return gr.skip(), said, note_on(prediction, result.classifier, language)
 
-    async def classify(photo: gr.FileData) -> dict[str, Any]:
+    async def classify(photo: gr.FileData, request: gr.Request) -> dict[str, Any]:
         """Name the dish on a photo; the probabilities of all classes by label, most likely first."""
         try:
-            with uploads.opened(photo) as file:  # the annotation is for clients; a dict comes
-                answers = Answers.of(await ask(serving, file))
+            with counted(), uploads.opened(photo) as file:  # the annotation is for clients; a dict comes
+                answers = Answers.of(await ask(serving, file, visitor_of(request.client)))
         except Problem as problem:
             raise gr.Error(f"{problem.detail}.", print_exception=False) from None
         return answers.answers[0].model_dump() | answers.model_dump(exclude={"answers"})
@@ -122,7 +123,7 @@ def _connect_heat(serving: Serving, photo: gr.Image, look_button: gr.Button, hea
         if upload is None:
             return _hint(say(language, "hint"))
         try:
-            with counted_place(serving), uploads.opened(upload) as file:
+            with counted(), serving.place(visitor_of(request.client)), uploads.opened(upload) as file:
                 picture = await look(serving, file)
         except Problem as problem:
             return refused(problem, language)
@@ -201,7 +202,7 @@ def note_on(prediction: Prediction, classifier: Classifier, language: str) -> st
 def why_of(classifier: Classifier, deployment: Deployment, language: str) -> str:
     """Why this candidate serves and each other does not, as HTML."""
     lines = [f"{classifier.candidate.name}: {classifier.reason or say(language, 'no_reason')}."]
-    lines += [say(language, "passed_over", reason=reason) for reason in classifier.passed_over]
+    lines += [say(language, "passed_over", reason=without_folders(reason)) for reason in classifier.passed_over]
     lines.append(say(language, "measured_on", machine=machine(deployment.machine, language)))
     paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return f'<div class="why">{paragraphs}{rejected(classifier, deployment, language)}</div>'

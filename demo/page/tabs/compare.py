@@ -21,6 +21,7 @@ from demo.page import uploads
 from demo.page.markup import dish_names, progress, table
 from demo.page.texts import label, say
 from demo.page.work import Turns, ask
+from demo.service.problem import without_folders
 from demo.service.queue import Serving
 from runtime.benchmark.contestant import Contestant
 from runtime.candidate import Candidate
@@ -49,10 +50,10 @@ def build(serving: Serving) -> None:
             gr.HTML(f"<p>{label('compare_note')}</p>")
             start = gr.Button(label("compare_start"), variant="primary")
 
-    async def states(upload: Any, language: str) -> AsyncGenerator[str, None]:
+    async def states(upload: Any, language: str, visitor: str) -> AsyncGenerator[str, None]:
         """The state after each row, as HTML. Raises Problem for what is no photo."""
         with uploads.opened(upload) as file:
-            result = await ask(serving, file)
+            result = await ask(serving, file, visitor)
             file.seek(0)
             encoded = await asyncio.to_thread(file.read)
         answer = result.predictions[0].label
@@ -64,7 +65,7 @@ def build(serving: Serving) -> None:
                 rows.append(row)
                 yield state_of(rows, len(contestants), answer, result.classifier, language)
 
-    Turns("comparisons").on_click(start, photo, gr.HTML(), states)
+    Turns("comparisons", serving.limits).on_click(start, photo, gr.HTML(), states)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def measure(contestant: Contestant, seconds: float, reference: Row | None = None
             milliseconds = statistics.median(contestant.measure("single-stream", 1, CALLS_SECONDS).samples)
     except SajiError as error:
         late = time.monotonic() - started >= seconds
-        reason = str(error).replace(str(contestant.folder), contestant.folder.name)  # no visitor needs our paths
+        reason = without_folders(str(error).replace(str(contestant.folder), contestant.folder.name))
         return replace(row, problem=f"no answer within {seconds:g} s" if late else reason)
     finally:
         contestant.close()

@@ -8,6 +8,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from runtime import signature
 from runtime.files import replacing
 
 
@@ -18,16 +19,17 @@ class RuntimeCache:
         """Give the cache of an earlier start, if there is one that fits, to a runtime configuration."""
         self.file, self.size = plan.with_name(f"{plan.name}.cache"), 0
         self.cache = settings.create_runtime_cache()
+        self.allowed = not signature.required()  # nobody signed it, and it is code
         with contextlib.suppress(OSError):
-            kept = self.file.read_bytes()
-            if self.cache.deserialize(kept):
+            kept = self.file.read_bytes() if self.allowed else b""
+            if kept and self.cache.deserialize(kept):
                 self.size = len(kept)
         settings.set_runtime_cache(self.cache)
 
     def keep(self) -> None:
         """Write the file anew where kernels were added, and where the folder can be written to."""
         content = memoryview(self.cache.serialize())
-        if content.nbytes > self.size:
+        if self.allowed and content.nbytes > self.size:
             with contextlib.suppress(OSError), replacing(self.file) as temporary:
                 temporary.write_bytes(content)
                 self.size = content.nbytes
