@@ -77,6 +77,20 @@ def first_use(rows: list[Row]) -> str:
     return f"{by_columns(last.values(), columns)}\n\n{machine(row)}; {versions(row, 'torch')}; commit {row['commit']}."
 
 
+def torture(rows: list[Row]) -> str:
+    """What came of the attempts of each campaign's last run."""
+    last = {row["campaign"]: row for row in rows}
+    columns: Columns = {
+        "campaign": "{campaign}",
+        "attempts": "{attempts:,}",
+        "what came of them": lambda row: ", ".join(f"{word} {count:,}" for word, count in row["came"].items()),
+        "found": lambda row: str(len(row["found"])),
+        "seconds": "{seconds:.0f}",
+    }
+    where = "; ".join(f"{name} of commit {row['commit']}, {row['time'][:10]}" for name, row in last.items())
+    return f"{by_columns(last.values(), columns)}\n\n{machine(rows[-1])}; {where}."
+
+
 def export_cost(rows: list[Row]) -> str:
     """What an export takes."""
     columns: Columns = {

@@ -42,6 +42,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "page": load.page,
     "cost": claims.export_cost,
     "first_use": claims.first_use,
+    "torture": claims.torture,
     "engine_sizes": claims.engine_sizes,
     "mutants": gate.mutants,
     "faint": gate.faint,
