@@ -85,10 +85,10 @@ class Candidate:
         on_gpu = f"{self.precision}-gpu" if BACKENDS[self.backend].gpu else ""
         return gates.get(on_gpu, gates[self.precision])
 
-    def open(self, folder: Path, threads: int = 0, streams: int = 1) -> Backend:
+    def open(self, folder: Path, threads: int = 0, streams: int = 1, sha256: str = "") -> Backend:
         """Open the candidate's file in the model folder `folder`; see `runtime.backends.open_backend`."""
         precision, facts = (self.precision, self.facts) if self.servable else ("fp32", None)
-        return open_backend(self.backend, folder / self.file, precision, self.variant, threads, facts, streams)
+        return open_backend(self.backend, folder / self.file, precision, self.variant, threads, facts, streams, sha256)
 
 
 def candidates_in(architecture: str, folder: Path, facts: Mapping[str, BuildFacts] | None = None) -> list[Candidate]:

@@ -193,7 +193,7 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
                 raise BadModel(f"{folder} was exported again since; choose again with: make bench")
             candidate = _passed_here(_of_receipt(place.candidate, receipt), folder, receipt)
             settings = threads or place.threads, max(streams, place.streams)
-            engine = _opened(candidate, folder, receipt.spec, *settings)
+            engine = _opened(candidate, folder, receipt, *settings)
         except signature.Untrusted:
             raise
         except SajiError as error:
@@ -217,7 +217,7 @@ def _from_folder(folder: Path, backend: str, precision: str, threads: int, strea
         raise SajiError(f"{folder} has no candidate {backend} {precision}; these passed: {', '.join(names) or 'none'}")
     receipt.verify(folder, named[0].file)
     candidate = _passed_here(named[0], folder, receipt)
-    engine = _opened(candidate, folder, receipt.spec, threads, streams)
+    engine = _opened(candidate, folder, receipt, threads, streams)
     sha256 = receipt.files[candidate.file].sha256
     return Classifier(receipt.spec, engine, candidate, "asked for by name", sha256=sha256, signer=signer)
 
@@ -255,11 +255,11 @@ def _require_pass(candidate: Candidate) -> None:
         raise SajiError(f"{candidate.name} is not served, its verdict is {candidate.verdict}: {why}")
 
 
-def _opened(candidate: Candidate, folder: Path, spec: ModelSpec, threads: int, streams: int) -> Backend:
+def _opened(candidate: Candidate, folder: Path, receipt: Receipt, threads: int, streams: int) -> Backend:
     """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
-    engine = candidate.open(folder, threads, streams)
+    engine = candidate.open(folder, threads, streams, receipt.files[candidate.file].sha256)
     try:
-        golden.check(engine, folder, spec, candidate)
+        golden.check(engine, folder, receipt.spec, candidate)
     except SajiError:
         engine.close()
         raise

@@ -57,12 +57,12 @@ class Heat:
 class Heatmap:
     """Gives the heat maps of a model. `of_model` opens the one of a model folder."""
 
-    def __init__(self, path: Path, spec: ModelSpec) -> None:
-        """Open a file as it is, without a receipt. Raises BadModel, or Unavailable without ONNX Runtime."""
+    def __init__(self, path: Path, spec: ModelSpec, sha256: str = "") -> None:
+        """Open a file, without a `sha256` as it is. Raises BadModel, or Unavailable without ONNX Runtime."""
         OnnxRuntime.check_available("ort-cpu")
         self.path, self.spec = path, spec
         # One thread: nobody waits for many maps, and the engine that serves needs the cores
-        self._engine = OnnxRuntime(Request("ort-cpu", path, threads=1))
+        self._engine = OnnxRuntime(Request("ort-cpu", path, threads=1, sha256=sha256))
 
     @classmethod
     def of_model(cls, folder: Path) -> "Heatmap":
@@ -77,7 +77,7 @@ class Heatmap:
             why = (refused + left_out + ["it was exported without; type: make export ARGS=--force"])[0]
             raise SajiError(f"{receipt.spec.name} has no heat map: {why}")
         receipt.verify(folder, FILE)
-        return cls(folder / FILE, receipt.spec)
+        return cls(folder / FILE, receipt.spec, receipt.files[FILE].sha256)
 
     def maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Preprocessed photos, uint8 `[N, size, size, 3]` RGB → logits float32 `[N, C]`, maps float32 `[N, h, w]`."""

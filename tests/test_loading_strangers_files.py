@@ -148,6 +148,29 @@ def test_our_own_program_opens(model: Path) -> None:
         assert classifier.logits(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 5)
 
 
+# --- what is opened is what was written, and what was checked
+
+
+def test_a_file_that_is_exchanged_after_its_check_is_not_opened(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write there could otherwise put another in its place between the two."""
+    verify = Receipt.verify
+
+    def verify_then_exchange(self: Receipt, folder: Path, file: str) -> None:
+        verify(self, folder, file)
+        (folder / file).unlink()
+        (folder / file).write_bytes(other[file])
+
+    pt2 = rewritten(model / "model.pt2", tmp_path / "other.pt2", lambda name, content: content)
+    other = {"model.onnx": sums(tmp_path / "other.onnx").read_bytes(), "model.pt2": pt2.read_bytes()}
+    monkeypatch.setattr(Receipt, "verify", verify_then_exchange)
+    for backend in ("ort-cpu", "openvino", "pytorch"):
+        folder = house.linked(model, tmp_path / backend)
+        with pytest.raises(BadModel, match="changed while it was opened"):
+            runtime.load(folder, backend)
+
+
 # --- weights outside of the file
 
 
@@ -479,4 +502,4 @@ def test_a_program_calls_operators_and_arithmetic_on_sizes_only(called: str, har
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("archive/models/model.json", json.dumps(graph))
     with contextlib.nullcontext() if harmless else refused(BadModel):
-        require_no_code(tmp_path / "model.pt2")
+        require_no_code(tmp_path / "model.pt2", (tmp_path / "model.pt2").read_bytes())

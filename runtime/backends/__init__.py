@@ -127,6 +127,7 @@ def open_backend(
     threads: int = 0,
     facts: BuildFacts | None = None,
     streams: int = 1,
+    sha256: str = "",
 ) -> Backend:
     """Open a model file and check provider and precision, or raise; the arguments are those of `base.Request`.
 
@@ -138,7 +139,9 @@ def open_backend(
         raise Unavailable(reason)
     if not path.is_file():
         raise SajiError(f"{path} does not exist; write it with: make export")
-    return _class_of(backend)(Request(backend, path, precision, variant, threads, facts or BuildFacts(), streams))
+    return _class_of(backend)(
+        Request(backend, path, precision, variant, threads, facts or BuildFacts(), streams, sha256)
+    )
 
 
 def _class_of(backend: str) -> type[Backend]:

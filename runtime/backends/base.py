@@ -1,5 +1,6 @@
 """What a backend is: the class that each engine's file derives, and the check of the precision that it really got."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import NotAsAsked, NotTold
+from runtime.errors import BadModel, NotAsAsked, NotTold
 
 # The last layer and the normalisation keep a higher precision on purpose; the rest must be as asked
 MINIMUM_SHARE = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.95, "int8": 0.95}
@@ -43,7 +44,8 @@ class Request:
     """What is to be opened, by which backend and how.
 
     `threads` are the processor threads of one call; 0 leaves the count to the engine, which takes all cores it may use.
-    `streams` are the calls from several threads that it should be ready to compute side by side.
+    `streams` are the calls from several threads that it should be ready to compute side by side. `sha256` is that of
+    the file, in hexadecimal digits, where it must be a certain one.
     """
 
     backend: str
@@ -53,6 +55,17 @@ class Request:
     threads: int = 0
     facts: BuildFacts = field(default_factory=BuildFacts)
     streams: int = 1
+    sha256: str = ""
+
+    def content(self) -> bytes:
+        """The file's bytes, read once: whoever opens these opens what was checked, whatever the path has become.
+
+        Raises BadModel where they do not have the `sha256`.
+        """
+        content = self.path.read_bytes()
+        if self.sha256 and hashlib.sha256(content).hexdigest() != self.sha256:
+            raise BadModel(f"{self.path} changed while it was opened (its sha256 differs); export the model again")
+        return content
 
 
 class Backend(ABC):

@@ -79,7 +79,8 @@ class OnnxRuntime(Backend):
         options.intra_op_num_threads = self.request.threads
         if self.provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        model: str | bytes = str(self.request.path)
+        # A file of a receipt has no weights beside it, which are found by its path
+        model = self.request.content() if self.request.sha256 else str(self.request.path)
         if not self.rewrite:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             model = _with_all_outputs(self.request.path)
@@ -93,6 +94,7 @@ class OnnxRuntime(Backend):
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
             why = str(error).splitlines()[0][:160]
             raise BadModel(f"{self.request.path} cannot be opened by ONNX Runtime ({why})") from None
+        session._model_bytes = None  # it would be kept for a fallback that we do not want
         if session.get_providers()[0] != self.provider:
             raise NotAsAsked(f"asked ONNX Runtime for {self.provider}, got {session.get_providers()[0]}")
         return session

@@ -42,7 +42,8 @@ class OpenVino(Backend):
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads * streams
         try:
-            self.model = openvino.Core().read_model(path)
+            # A file of a receipt has no weights beside it, which are found by its path
+            self.model = openvino.Core().read_model(self.request.content() if self.request.sha256 else path)
             self.compiled = openvino.Core().compile_model(self.model, "CPU", settings)
         except RuntimeError as error:
             why = next((line for line in reversed(str(error).splitlines()) if line.strip()), "without a word")

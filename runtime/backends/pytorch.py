@@ -15,7 +15,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -49,7 +49,7 @@ _TRIED = (1, 2)  # batches: torch.compile makes a program for one photo and a se
 
 def spec_text(path: Path) -> str:
     """The spec in a `.pt2` file as JSON text, read without opening the program; empty where there is none."""
-    with _archive(path) as archive:
+    with _archive(path, path) as archive:
         specs = [name for name in archive.namelist() if name.endswith("/extra/spec")]
         try:
             return archive.read(specs[0]).decode(errors="replace") if specs else ""
@@ -57,14 +57,14 @@ def spec_text(path: Path) -> str:
             raise _no_program(path, str(error)[:80]) from None
 
 
-def require_no_code(path: Path) -> None:
-    """Raise BadModel when opening a `.pt2` file could run more than the operators of PyTorch.
+def require_no_code(path: Path, content: bytes) -> None:
+    """Raise BadModel, by its path, when opening a `.pt2` file could run more than the operators of PyTorch.
 
     `torch.export.load` unpickles, takes any function that can be reached from `torch` by name for an operator, and
     evaluates the sizes of tensors as Python. A program that we wrote needs none of it: raw tensors, JSON, and one
     pickle, the example that it was traced with, which PyTorch's unpickler of plain tensors has to read.
     """
-    with _archive(path) as archive:
+    with _archive(path, io.BytesIO(content)) as archive:
         names = archive.namelist()
         strange = [name for name in names if not _HARMLESS.fullmatch(name)]
         if strange or len(set(names)) < len(names):
@@ -112,9 +112,9 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _archive(path: Path) -> zipfile.ZipFile:
+def _archive(path: Path, file: IO[bytes] | Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        return zipfile.ZipFile(file)
     except ZIP_DAMAGE as error:
         raise _no_program(path, str(error)[:80]) from None
 
@@ -143,9 +143,10 @@ class PyTorch(Backend):
         self.torch = torch
         if self.request.threads:
             torch.set_num_threads(self.request.threads)
-        require_no_code(self.request.path)
+        content = self.request.content()
+        require_no_code(self.request.path, content)
         try:
-            self.program = torch.export.load(self.request.path)
+            self.program = torch.export.load(io.BytesIO(content))
         except Exception as error:  # the loader's errors are of no common family
             raise _no_program(self.request.path, str(error)[:80]) from None
         module, last = self.program.module(), self.request.variant == "channels-last"

@@ -51,7 +51,7 @@ class TensorRt(Backend):
         self.runtime = trt.Runtime(self.logger)
         if facts.version_compatible:  # such a plan brings its own runtime, which is code as well
             self.runtime.engine_host_code_allowed = True
-        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        self.engine = self.runtime.deserialize_cuda_engine(self.request.content())
         if self.engine is None:
             raise BadModel(f"{path} was not built for {trt.__name__} {trt.__version__} and this GPU "
                            f"({self.logger.reason()}); build it here with: make export")  # fmt: skip
