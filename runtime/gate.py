@@ -36,6 +36,7 @@ class Gate:
 # A row that ends in -gpu holds for GPUs, which have not been measured: its bounds are set from the precision's steps
 # with the room that 34 layers of rounding need. INT8's flip_margin is √2 times its worst_shift: by as much two logits
 # part that each move by the worst shift, independently of one another.
+MOST = 1e9  # that a bound may be: beyond it, and at infinity, it would be none
 ROOM = 3  # times the largest healthy shift
 ROOM_FOR_ROUNDING = 10  # times that of the network itself
 NOT_MEASURED = "not measured on a GPU"
@@ -91,12 +92,13 @@ def read_gates(path: Path) -> dict[str, Gate]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         own = {(gate, bound): value for gate, values in content.items() for bound, value in values.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise SajiError(f"{path} cannot be read as gates ({error}); write for example: int8.shift = 0.2") from None
     gates = dict(GATES)
     own = {(f"{gate}-gpu", bound): value for (gate, bound), value in own.items() if f"{gate}-gpu" in gates} | own
     for (gate, bound), value in own.items():
-        if gate not in gates or bound not in bounds or isinstance(value, bool) or not isinstance(value, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+        if gate not in gates or bound not in bounds or not number:
             known = f"gates are {', '.join(GATES)}, their bounds {', '.join(bounds)}, each a number"
             raise SajiError(f"{path} sets {gate}.{bound} = {value!r}; {known}")
         gates[gate] = dataclasses.replace(gates[gate], **{bound: float(value)}, source=f"set in {path.name}")

@@ -321,6 +321,17 @@ def test_bench_compares_files_and_measures_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "damage", ['{"scenario', "\xff", "[1]", "7", '{"samples": [[1]]}', '{"samples": [[1]], "a": 1}']
+)
+def test_rows_that_are_damaged_are_refused_in_one_sentence(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(json.dumps(row("a", 1.0, 0.9)).encode() + b"\n" + damage.encode("latin-1") + b"\n")
+    with pytest.raises(SajiError, match=r"rows\.jsonl") as refusal:
+        command.side_by_side(file, file)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--compare", "gone.jsonl", "gone.jsonl"], "gone.jsonl does not exist"),

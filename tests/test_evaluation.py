@@ -162,7 +162,10 @@ def test_own_bounds_replace_those_of_the_table_and_say_so(tmp_path, reference: t
 
 @pytest.mark.parametrize(
     "text",
-    ["[int4]\nshift = 1", "[int8]\nshft = 1", "[int8]\nshift = 'a'", "shift = 1", "[int8", "[int8]\nshift = true"],
+    [
+        *("[int4]\nshift = 1", "[int8]\nshft = 1", "[int8]\nshift = 'a'", "shift = 1", "[int8", "[int8]\nshift = true"),
+        *("[int8]\nshift = inf", "[int8]\nshift = nan", f"[int8]\nshift = 1{'0' * 400}", "a = " + "[" * 10_000),
+    ],
 )
 def test_gates_that_do_not_exist_are_refused(tmp_path, text: str) -> None:
     (tmp_path / "own.toml").write_text(text)

@@ -117,14 +117,16 @@ def test_a_path_that_leads_to_nothing_is_a_fault_of_its_line(path: str, tmp_path
         (b"0.jpg,x\n", "it needs filename,label"),
         (b"sep=;\n", "it needs filename,label"),
         (b"", "it needs filename,label"),
+        (b'"filename,label\n' + b"0.jpg,x\n" * 999, "it needs filename,label"),
         (b"PK\3\4" + bytes(40), "no UTF-8 text"),
     ],
 )
 def test_a_listing_that_would_be_guessed_at_is_one_sentence(content: bytes, words: str, tmp_path: Path) -> None:
     touch(tmp_path, "0.jpg")
     (tmp_path / "labels.csv").write_bytes(content)
-    with pytest.raises(house.SajiError, match=words):
+    with pytest.raises(house.SajiError, match=words) as refusal:
         read_photo_set(tmp_path)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")

@@ -121,6 +121,10 @@ def test_recipes_load_and_unknown_ones_are_listed(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("epoch = 3\n")
     with pytest.raises(SajiError, match="epoch"):
         load_recipe(str(tmp_path / "mine.toml"))
+    for damage in (b"epochs = 3 # \xe5\n", b"epochs = " + b"[" * 10_000, b"epochs = 'three'"):
+        (tmp_path / "mine.toml").write_bytes(damage)
+        with pytest.raises(SajiError, match="is no recipe"):
+            load_recipe(str(tmp_path / "mine.toml"))
     with pytest.raises(SajiError, match="at least 1"):
         Recipe(epochs=0)
 

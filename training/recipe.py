@@ -160,6 +160,6 @@ def load_recipe(name: str) -> Recipe:
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Recipe(**{"name": path.stem, **values})
-    except (tomllib.TOMLDecodeError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # no text, no TOML, or values of no recipe
         every = ", ".join(field.name for field in fields(Recipe))
         raise SajiError(f"{path} is no recipe ({error}); its fields are {every}") from None

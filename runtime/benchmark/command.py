@@ -15,7 +15,7 @@ from runtime.choice import Policy, choose
 from runtime.command_line import Parser, add_flags, add_gpu, from_flags
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.files import replacing
+from runtime.files import DAMAGE, replacing
 from runtime.preprocess import decode
 from runtime.terminal import say, stage, tell, tell_programs
 
@@ -142,6 +142,14 @@ def _compare(before: Path, after: Path) -> None:
     for path in (before, after):
         if not path.is_file():
             raise SajiError(f"{path} does not exist; --compare takes two files of rows, such as artifacts/bench.jsonl")
-    rows = comparison(read_rows(before), read_rows(after))
+    rows = side_by_side(before, after)
     tell(rows)
     tell_programs({"before": str(before), "after": str(after), "compared": len(rows.splitlines()) - 2})
+
+
+def side_by_side(before: Path, after: Path) -> str:
+    """Two files of rows as a table. Raises SajiError where one holds something else."""
+    try:
+        return comparison(read_rows(before), read_rows(after))
+    except DAMAGE as error:
+        raise SajiError(f"{before} or {after} has rows that no benchmark wrote ({error!r}); name other files") from None

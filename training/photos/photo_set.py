@@ -162,7 +162,7 @@ def _read_csv(path: Path) -> PhotoSet:
         if header and header[0].startswith("sep="):  # Excel's own line, which says the delimiter
             header = [name.strip().lower() for name in next(rows, [])]
         if "filename" not in header or "label" not in header:
-            raise SajiError(f"{path} has the columns {', '.join(header) or 'none'}; it needs filename,label[,split]")
+            raise SajiError(f"{path} has the columns {_named(header) or 'none'}; it needs filename,label[,split]")
         if twice := [name for name in _COLUMNS if header.count(name) > 1]:
             raise SajiError(f"{path} has the column {twice[0]} twice; leave one")
         for row in rows:
@@ -175,13 +175,18 @@ def _read_csv(path: Path) -> PhotoSet:
     except csv.Error as error:
         raise SajiError(f"{path} is no CSV that can be read ({error}); look for an unclosed quote") from None
     if unknown := [name for name in header if name and name not in _COLUMNS]:
-        problems.append(f"{path.name} has columns that are not used: {', '.join(unknown)}")
+        problems.append(f"{path.name} has columns that are not used: {_named(unknown)}")
     if padded:
         problems.append(f"{path.name} has {padded} labels with spaces around them, which are dropped")
     if spaced := [photo.label for photo in photos if " " in photo.label]:
         names = ", ".join(map(repr, sorted(set(spaced))))
         problems.append(f"{path.name} has {len(spaced)} labels with spaces in them, which stay: {names}")
     return PhotoSet(path, tuple(photos), (*problems, *bad_rows))
+
+
+def _named(cells: Sequence[str]) -> str:
+    """Cells in a sentence: on one line and not all of them, for behind an unclosed quote a cell is the whole file."""
+    return " ".join(", ".join(cells).split())[:200]
 
 
 def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[str]) -> Photo | str:
@@ -198,7 +203,7 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
         return f"{line} has no filename"
     # By its letters: a photo that is a link into a cache stands where the link does
     if not Path(os.path.normpath(root / file)).is_relative_to(root):
-        raise SajiError(f"{line} points outside its folder ({file}); keep the photos beside the CSV")
+        raise SajiError(f"{line} points outside its folder ({_named([file])}); keep the photos beside the CSV")
     if not label:
         return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
     if split and split not in _SPLITS:
