@@ -6,13 +6,13 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import gallery
 import house
 import numpy as np
 import pytest
-from gallery import exif, jpeg, picture, png_chunk, saved, scene, segment, tiff, turn, veil, with_segment
 from PIL import Image
 
+from lab.torture import gallery
+from lab.torture.gallery import exif, jpeg, picture, png_chunk, saved, scene, segment, tiff, turn, veil, with_segment
 from runtime.errors import BadPhoto
 from runtime.preprocess import decode
 

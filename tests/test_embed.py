@@ -13,10 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import SHARED, needs_shared
-from gallery import picture as gallery_picture
-from gallery import png, saved, scene
 from PIL import Image
-from test_preprocess import P3, profile
 
 import runtime
 from export.geometry import (
@@ -30,6 +27,8 @@ from export.geometry import (
     write_with_geometry,
 )
 from lab.geometry import open_in_openvino
+from lab.torture.gallery import P3, png, profile, saved, scene
+from lab.torture.gallery import picture as gallery_picture
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
 from runtime.evaluation import ValidationSet

@@ -14,6 +14,7 @@ import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
+from lab.torture.gallery import P3, profile
 from runtime.errors import BadModel, BadPhoto
 from runtime.preprocess import MAX_PIXELS, SUFFIXES, decode, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
@@ -161,19 +162,6 @@ def test_the_crop_of_a_drawn_picture_is_bit_for_bit_what_it_was(mode: str) -> No
         drawn.putalpha(picture(150, 100).convert("L"))
     found = pixels(encoded(drawn, "TIFF" if mode == "CMYK" else "PNG"), GEOMETRY)
     assert hashlib.sha256(found.tobytes()).hexdigest()[:16] == GOLDEN[mode]
-
-
-P3 = {"rXYZ": (0.51512, 0.24120, -0.00105), "gXYZ": (0.29198, 0.69225, 0.04189), "bXYZ": (0.15710, 0.06657, 0.78407)}
-
-
-def profile(**primaries: tuple[float, float, float]) -> bytes:
-    """An ICC profile: that of sRGB with other primaries, each XYZ at the white D50."""
-    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    for i in range(struct.unpack(">I", content[128:132])[0]):
-        name, offset, _ = struct.unpack(">4sII", content[132 + 12 * i : 144 + 12 * i])
-        if xyz := primaries.get(name.decode()):
-            content[offset + 8 : offset + 20] = struct.pack(">3i", *(round(value * 65536) for value in xyz))
-    return bytes(content)
 
 
 def from_p3(colour: list[int]) -> np.ndarray:

@@ -9,8 +9,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from test_preprocess import P3, profile
+from PIL import Image, ImageCms
 
 SIZE = (48, 32)  # width, height: of several JPEG blocks, and no square, so that turning it shows
 
@@ -26,6 +25,19 @@ def scene() -> np.ndarray:
 def veil() -> np.ndarray:
     """How opaque a picture with transparency is: uint8 `[H, W]`, nothing at the left, all at the right."""
     return np.broadcast_to(np.linspace(0, 255, SIZE[0]).astype(np.uint8), SIZE[::-1])
+
+
+P3 = {"rXYZ": (0.51512, 0.24120, -0.00105), "gXYZ": (0.29198, 0.69225, 0.04189), "bXYZ": (0.15710, 0.06657, 0.78407)}
+
+
+def profile(**primaries: tuple[float, float, float]) -> bytes:
+    """An ICC profile: that of sRGB with other primaries, each XYZ at the white D50."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for i in range(struct.unpack(">I", content[128:132])[0]):
+        name, offset, _ = struct.unpack(">4sII", content[132 + 12 * i : 144 + 12 * i])
+        if xyz := primaries.get(name.decode()):
+            content[offset + 8 : offset + 20] = struct.pack(">3i", *(round(value * 65536) for value in xyz))
+    return bytes(content)
 
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -116,7 +128,8 @@ def tiff(samples: np.ndarray, photometric: int, order: str = "<", **tags: int | 
     names = {"extra": 338, "planes": 284, "colours": 320, "orientation": 274}
     height, width, channels = samples.shape
     planes = [samples[..., i] for i in range(channels)] if tags.get("planes") == 2 else [samples]
-    strips = [plane.astype(samples.dtype.newbyteorder(order)).tobytes() for plane in planes]
+    stored: Any = samples.dtype.newbyteorder(order)  # type: ignore[arg-type]  # "<" or ">"
+    strips = [plane.astype(stored).tobytes() for plane in planes]
     bits, form = 8 * samples.dtype.itemsize, 3 if samples.dtype.kind == "f" else 2 if samples.dtype.kind == "i" else 1
     starts = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
     entries = {256: width, 257: height, 258: [bits] * channels, 259: 1, 262: photometric, 273: starts, 277: channels}
@@ -219,8 +232,8 @@ def jpegs() -> dict[str, bytes]:
 
 def colours_told() -> dict[str, bytes]:
     """Photos that say whose colours they are, by ICC and otherwise."""
-    wide, kinds = {"icc_profile": profile(**P3)}, {}
-    kinds |= {"ICC in JPEG": jpeg(**wide), "ICC in PNG": saved(picture(), "PNG", **wide)}
+    wide: dict[str, Any] = {"icc_profile": profile(**P3)}
+    kinds = {"ICC in JPEG": jpeg(**wide), "ICC in PNG": saved(picture(), "PNG", **wide)}
     kinds |= {"ICC in WebP": saved(picture(), "WEBP", lossless=True, **wide)}
     kinds |= {"ICC in AVIF": saved(picture(), "AVIF", quality=95, speed=9, subsampling="4:4:4", **wide)}
     kinds |= {
@@ -247,7 +260,8 @@ def pngs(interlaced: bool) -> dict[str, bytes]:
     colours, grey, opacity = scene(), np.asarray(picture("L"))[..., None], veil()[..., None]
     table = np.random.default_rng(0).integers(0, 256, (16, 3), np.uint8).tobytes()
     deep = [each.astype(np.uint16) * 257 for each in (colours, grey, opacity)]
-    kinds = {f"grey {bits}": (grey >> (8 - bits), 0, bits, b"") for bits in (1, 2, 4, 8)}
+    kinds: dict[str, tuple[np.ndarray, int, int, bytes]] = {}
+    kinds |= {f"grey {bits}": (grey >> (8 - bits), 0, bits, b"") for bits in (1, 2, 4, 8)}
     kinds |= {f"palette {b}": (grey >> (8 - b), 3, b, png_chunk(b"PLTE", table[: 3 << b])) for b in (1, 2, 4)}
     clear = png_chunk(b"PLTE", table) + png_chunk(b"tRNS", bytes(range(0, 256, 16)))
     kinds |= {"palette with transparency": (grey >> 4, 3, 8, clear), "16-bit grey": (deep[1], 0, 16, b"")}
