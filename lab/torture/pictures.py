@@ -1,103 +1,99 @@
-"""Pictures of every format that saji reads, broken, to the processes that decode for the service.
+"""Odd pictures through the service's decoders: each becomes pixels or one sentence, within its seconds and its memory.
 
-Each is decoded, or refused with one of the answers that the API's document names; the process that decodes may end,
-which costs the photo alone. Found is anything else: an exception, a wrong shape, a path in an answer, time.
+They go through `demo.service.decoders`, a process that lives until a picture ends it: the next one has another, so that
+what crashes or hangs is known by its number, and 200,000 take a quarter of an hour.
 """
 
-import io
+import os
 import random
+import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from demo.service.decoders import Decoders
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from lab.torture.campaign import Attempt, Found
-from lab.torture.mutations import OF_PICTURES, mutated
+from lab.torture.odd_pictures import OddPictures
 from runtime.spec import Geometry
 
 ATTEMPTS = 200_000
-SECONDS = 2  # that decoding may take here: a real deadline would make every hang cost ten
-REFUSALS = {"not-a-picture", "too-many-pixels", "too-much-memory", "decodes-too-long", "too-large"}
-GEOMETRY = Geometry.for_size(32)
+LIMITS = Limits(decoders=1, all_formats=True)  # what the service does by default, of more formats than it takes
+GEOMETRIES = [Geometry(32, 36), Geometry(224, 256), Geometry(64, 64, interpolation="bicubic", decode="full")]
+GEOMETRIES += [Geometry(32, 36, version=1)]
+SIDES = (32, 1024)  # of pictures that the page shows
+LATE_SECONDS = 3.0  # beyond the deadline, for a decoder to be ended
+IDLE_MIB = 128  # that a decoder takes before its first picture, at most, with what it keeps of earlier ones
+CAUSES = {"not-a-picture", "too-many-pixels", "too-much-memory", "decodes-too-long"}
+TELLS_TOO_MUCH = re.compile(r"Traceback|0x[0-9a-f]{6}|(?<!\w)/(home|usr|work|tmp|opt|proc|var|etc)/")
 
 
 @contextmanager
 def prepared(folder: Path) -> Iterator[Attempt]:
-    """Two decoders: one as the service has it, one for every format."""
-    files = corpus()
-    limits = [Limits(decoders=1, decode_seconds=SECONDS, all_formats=all_formats) for all_formats in (False, True)]
-    with ExitStack() as stack:
-        decoders = [stack.enter_context(closing(Decoders(each))) for each in limits]
-
-        def attempt(chance: random.Random) -> str:
-            data = mutated(chance, chance.choice(files), OF_PICTURES)
-            return decoded(chance.choice(decoders), data)
-
-        yield attempt
-
-
-def decoded(decoders: Decoders, data: bytes) -> str:
-    """What becomes of a picture, in two words. Raises Found."""
-    started = time.monotonic()
+    """Decoders as the service has them."""
+    decoding = _Decoding()
     try:
-        image, _ = decoders.pixels(data, GEOMETRY)
-        came = "decoded"
-    except Problem as problem:
-        came = "the decoder ended" if "ends the program" in problem.detail else problem.cause
-        if problem.cause not in REFUSALS or "/" in problem.detail.replace("RGB/", ""):
-            raise Found(f"{problem.cause}: {problem.detail}", data) from None
-    except Exception as error:
-        raise Found(repr(error), data) from None
-    if came == "decoded" and (image.shape, image.dtype) != ((GEOMETRY.size, GEOMETRY.size, 3), np.uint8):
-        raise Found(f"a picture of {image.shape} {image.dtype}", data)
-    if (seconds := time.monotonic() - started) > SECONDS + 5:
-        raise Found(f"{came} after {seconds:.1f} s", data)
-    return came
+        yield decoding
+    finally:
+        decoding.decoders.close()
 
 
-def corpus() -> list[bytes]:
-    """Small pictures in every format that Pillow writes here, in the modes and with the extras that matter."""
-    y, x = np.mgrid[0:40, 0:56]
-    photo = Image.fromarray(np.stack([x * 4, y * 6, 255 - x * 2 - y], 2).astype(np.uint8))
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "a camera"
-    extras: dict[str, Any] = {"exif": exif.tobytes(), "icc_profile": _profile()}
-    files = []
+class _Decoding:
+    """An attempt: an odd picture, decoded."""
 
-    def add(kind: str, mode: str = "RGB", **options: Any) -> None:
-        encoded = io.BytesIO()
+    def __init__(self) -> None:
+        self.decoders, self._pictures = Decoders(LIMITS), OddPictures()
+
+    def __call__(self, chance: random.Random) -> str:
+        photo, started = self._pictures(chance), time.monotonic()
         try:
-            photo.convert(mode).save(encoded, kind, **options)
-        except (KeyError, OSError, ValueError):  # this Pillow does not write it
+            self._decode(chance, photo)
+            came = "decoded"
+        except Problem as problem:
+            came = answer_of(problem, photo)
+        if (seconds := time.monotonic() - started) > LIMITS.decode_seconds + LATE_SECONDS:
+            raise Found(f"took {seconds:.1f} s", photo)
+        if (mebibytes := _peak_memory()) > IDLE_MIB + LIMITS.decode_memory:
+            self.decoders.close()  # the next picture is not to be blamed for it
+            self.decoders = Decoders(LIMITS)
+            raise Found(f"its decoder held {mebibytes:.0f} MiB", photo)
+        return came
+
+    def _decode(self, chance: random.Random, photo: bytes) -> None:
+        geometry, side = chance.choice(GEOMETRIES), chance.choice(SIDES)
+        if chance.random() < 0.1:
+            picture = self.decoders.picture(photo, side)
+            if picture.mode != "RGB" or not 0 < max(picture.size) <= side:
+                raise Found(f"became {picture.mode} {picture.size}", photo)
             return
-        files.append(encoded.getvalue())
-
-    for mode in ("RGB", "L", "CMYK"):
-        for progressive in (False, True):
-            add("JPEG", mode, progressive=progressive, **extras)
-    for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):
-        add("PNG", mode, **extras)
-    add("PNG", save_all=True, append_images=[photo.rotate(90)])
-    add("WEBP", "RGBA", lossless=True)
-    add("WEBP", "RGBA", quality=60, **extras)
-    add("WEBP", "RGBA", save_all=True, append_images=[photo])
-    for compression in ("raw", "tiff_lzw", "tiff_deflate", "jpeg", "packbits"):
-        add("TIFF", compression=compression, **extras)
-    for mode in ("I;16", "F", "CMYK"):
-        add("TIFF", mode)
-    for kind in ("AVIF", "HEIF", "GIF", "BMP", "JPEG2000", "MPO", "PPM", "TGA", "ICO"):
-        add(kind)
-    return files
+        image, _ = self.decoders.pixels(photo, geometry)
+        if image.dtype != np.uint8 or image.shape != (geometry.size, geometry.size, 3):
+            raise Found(f"became {image.dtype} {list(image.shape)}", photo)
 
 
-def _profile() -> bytes:
-    from PIL import ImageCms
+def answer_of(problem: Problem, evidence: bytes) -> str:
+    """A refusal's cause. Raises Found where it is not among those that are documented, or no sentence for a visitor."""
+    if "ends the program" in problem.detail:
+        raise Found("its decoder crashed", evidence)
+    if problem.cause not in CAUSES or not is_sentence(problem.detail):
+        raise Found(f"was answered {problem.status_code} {problem.cause}: {problem.detail}", evidence)
+    return problem.cause
 
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+def is_sentence(detail: str) -> bool:
+    """Whether what a visitor is told is one line, and tells nothing of this machine."""
+    return len(detail) <= 300 and "\n" not in detail and not TELLS_TOO_MUCH.search(detail)
+
+
+def _peak_memory() -> float:
+    """MiB that the decoder has held at most; 0 where there is none, or no Linux."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    if not children.is_file():
+        return 0.0
+    statuses = [Path(f"/proc/{child}/status").read_text() for child in children.read_text().split()]
+    return max((int(status.partition("VmHWM:")[2].split()[0]) / 1024 for status in statuses if "VmHWM" in status),
+               default=0.0)  # fmt: skip
