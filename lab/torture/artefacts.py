@@ -1,171 +1,220 @@
-"""Bit flips and truncations in every artefact of a tiny network: refused in one sentence, or answered as before.
+"""Artefacts with a flipped bit or cut short, opened as commands do: refused in one sentence, or as good as before.
 
-Nothing may be executed, written or asked for meanwhile: Python tells an audit hook of each such event.
+Some files have nothing to be checked by, and answer otherwise when a digit in them is another (UNCHECKED): those are
+only to be read or refused. Nothing in any of them is run, and nothing outside of OUT is written: an audit hook of
+Python watches the process that opens them, and the folder that it runs in stays empty.
 """
 
-import io
+import importlib
 import json
+import os
 import random
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-import runtime
-from export.model import Checkpoint, write_model
-from export.settings import Settings
+from lab.torture.apart import Apart
 from lab.torture.campaign import Attempt, Found
-from runtime import bench
-from runtime.benchmark.rows import read_rows
 from runtime.errors import SajiError
-from runtime.evaluation import ValidationSet
-from runtime.files import write_json
-from runtime.preprocess import pixels
-from runtime.receipt import Receipt
-from runtime.spec import Geometry, ModelSpec
-from training.network.architectures import OURS, Architecture
-from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
-from training.photos.drawn import write_sample
 
-ATTEMPTS = 11_000
-TRUNCATIONS = 1_000 / ATTEMPTS
-NAME = "tiny_of_torture"
-# Events that opening a model never causes: see "Audit events" in Python's documentation
-_FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
-
-_watching = False
-_seen: list[str] = []
+ATTEMPTS = 12_000  # of which one in eleven cuts: more than 10,000 flips and 1,000 cuts
+CUTS = 1 / 11
+SECONDS = 60
+COMMITTED = Path(__file__).resolve().parents[2] / "results" / "sample.jsonl"  # rows as a benchmark writes them
+NEXT_IN_LINE = 1e-4  # that a probability of another engine may differ by
+ENGINE, ROWS = "engines/tensorrt.fp16.engine", "bench.jsonl"
+MODEL, RUN, PHOTO = "models/tiny", "runs/sample/tiny", "sample/rendang/rendang_000.jpg"
 
 
-def tiny_of_torture(classes: int) -> nn.Module:
-    """A network of 10,000 numbers, so that a flipped bit is likely to matter."""
-    layers = [nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 48, 3, stride=2), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, classes))
+# How commands open what is in OUT, each giving a JSON value that is the same as long as the file is
+
+
+def _served(file: str, out: Path, **how: Any) -> Any:
+    import runtime
+
+    with runtime.load(out / file, threads=1, **how) as classifier:
+        answer, passed_over = classifier(out / PHOTO), bool(classifier.passed_over)
+        return [passed_over, asdict(classifier.spec.geometry), answer.answer, answer.probabilities]
+
+
+def _checkpoint(out: Path) -> Any:
+    from training.network.classifier import load_checkpoint, reference_logits
+
+    model, spec = load_checkpoint(out / RUN / "checkpoint.pt")
+    return [spec.record(), reference_logits(model, _photos(out / MODEL)["images"][:2]).tolist()]
+
+
+def _photos(folder: Path) -> Any:
+    from runtime.evaluation import ValidationSet
+
+    return vars(ValidationSet.load(folder / "validation.npz"))
+
+
+def _judged(folder: str, out: Path) -> Any:
+    return {name: np.asarray(each).tolist() for name, each in _photos(out / folder).items()}
+
+
+def _engine(out: Path) -> Any:
+    """What stands before every engine, whose library is not everywhere."""
+    from runtime.receipt import Receipt
+
+    Receipt.read(out / MODEL).verify(out / MODEL, ENGINE)
+    return "the file of its receipt"
+
+
+def _history(out: Path) -> Any:
+    from training.run.records import Epoch, GradientNorm, read_csv
+
+    rows = [*read_csv(out / RUN / "history.csv", Epoch), *read_csv(out / RUN / "gradients.csv", GradientNorm)]
+    return [vars(row) for row in rows]
+
+
+def _bench(out: Path) -> Any:
+    from runtime.benchmark.command import side_by_side
+
+    return side_by_side(out / ROWS, out / ROWS)
+
+
+Open = Callable[[Path], Any]
+DOORS: dict[str, Open] = {
+    f"{MODEL}/model.onnx": partial(_served, MODEL),
+    f"{MODEL}/model.json": partial(_served, MODEL),
+    f"{MODEL}/golden.json": partial(_served, MODEL),
+    f"{MODEL}/golden.png": partial(_served, MODEL),
+    f"{MODEL}/model.pt2": partial(_served, MODEL, backend="pytorch"),
+    f"{MODEL}/model.pt2 alone": partial(_served, f"{MODEL}/model.pt2"),
+    f"{MODEL}/model.onnx alone": partial(_served, f"{MODEL}/model.onnx"),
+    f"{MODEL}/{ENGINE}": _engine,
+    f"{MODEL}/validation.npz": partial(_judged, MODEL),
+    f"{RUN}/validation.npz": partial(_judged, RUN),
+    f"{RUN}/checkpoint.pt": _checkpoint,
+    f"{RUN}/history.csv": _history,
+    f"{RUN}/gradients.csv": _history,
+    "deployment.json": partial(_served, "deployment.json"),
+    ROWS: _bench,
+}
+UNCHECKED = {f"{MODEL}/model.onnx alone", f"{RUN}/history.csv", f"{RUN}/gradients.csv", ROWS}
 
 
 @contextmanager
 def prepared(folder: Path) -> Iterator[Attempt]:
-    """All artefacts as the commands write them, and what each door answers while they are whole."""
-    OURS[NAME] = Architecture(tiny_of_torture)
-    photo = _made(folder)
-    doors = {path: door for path in sorted(folder.rglob("*")) if (door := _door(path, folder, photo))}
-    right = {path: door() for path, door in doors.items()}
-    sys.addaudithook(_watch)
-
-    def attempt(chance: random.Random) -> str:
-        path = chance.choice(list(doors))
-        whole = path.read_bytes()
-        broken = _broken(chance, whole)
-        path.write_bytes(broken)
-        try:
-            return _came(doors[path], right[path], path, broken)
-        finally:
-            path.write_bytes(whole)
-
+    """A tiny network's artefacts, and a process that opens them in an empty folder."""
+    pristine, empty = folder / "pristine", folder / "empty"
+    empty.mkdir()
+    make(pristine)
+    opening = Apart(opened, folder / "empty.log", SECONDS)
     try:
-        yield attempt
+        for door in DOORS:
+            opening(b"", door, str(pristine), str(pristine))
+        yield lambda chance: _attempt(chance, folder, opening)
     finally:
-        del OURS[NAME]
+        opening.close()
 
 
-def _came(door: Callable[[], Any], right: Any, path: Path, broken: bytes) -> str:
-    global _watching
-    _seen.clear()
+def make(out: Path) -> None:
+    """Artefacts of every kind: the tiny network's, an engine that no library would open, and a benchmark's rows."""
+    from lab.torture import tiny
+    from runtime.benchmark.rows import append_rows, read_rows
+    from runtime.receipt import Receipt, file_facts
+
+    tiny.train_and_export(out)
+    (out / MODEL / ENGINE).parent.mkdir()
+    (out / MODEL / ENGINE).write_bytes(random.Random(0).randbytes(20_000))
+    receipt = Receipt.read(out / MODEL)
+    replace(receipt, files=receipt.files | file_facts(out / MODEL, [ENGINE])).write(out / MODEL)
+    append_rows(out / ROWS, read_rows(COMMITTED)[:4])
+    for other in [out / "cache", *(path for path in (out / "sample").glob("*/*") if path != out / PHOTO)]:
+        shutil.rmtree(other) if other.is_dir() else other.unlink()  # each attempt has a copy of all
+
+
+def _attempt(chance: random.Random, folder: Path, opening: Apart) -> str:
+    door, out = chance.choice([*DOORS]), folder / "out"
+    name, cut = door.partition(" ")[0], chance.random() < CUTS
+    shutil.copytree(folder / "pristine", out)
     try:
-        _watching = True
-        with redirect_stderr(io.StringIO()):  # a deployment says what it passes over
-            answer = door()
+        content = damaged(chance, (out / name).read_bytes(), cut)
+        (out / name).write_bytes(content)
+        came = opening(content, door, str(out), str(folder / "pristine"))
+    finally:
+        shutil.rmtree(out)
+    if any((folder / "empty").iterdir()) or len([*folder.iterdir()]) > 3:
+        raise Found(f"opening {door} left something outside of OUT", content)
+    return f"{'cut' if cut else 'flipped'}: {came}"
+
+
+def damaged(chance: random.Random, content: bytes, cut: bool) -> bytes:
+    """With one bit flipped, or cut short."""
+    if cut:
+        return content[: chance.randrange(len(content))]
+    place = chance.randrange(len(content))
+    return content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
+
+
+# In the process that opens
+
+
+def opened(door: str, out: str, pristine: str) -> str:
+    """What came of opening by a door what is in the folder `out`. Raises Found; whatever else is raised is a fault."""
+    expected, watched = _expected(door, pristine), _watched()
+    watched.clear()
+    try:
+        answer = json.dumps(DOORS[door](Path(out)))
     except SajiError as error:
-        if len(str(error)) > 500 or "Traceback" in str(error):
-            raise Found(f"{path.name}: {error}", broken) from None
-        return f"{path.name}: refused"
-    except Exception as error:
-        raise Found(f"{path.name}: {error!r}", broken) from None
-    finally:
-        _watching = False
-    if _seen:
-        raise Found(f"{path.name}: {_seen[0]}", broken)
-    if answer != right:
-        raise Found(f"{path.name}: answers {answer!r:.120}, not {right!r:.120}", broken)
-    return f"{path.name}: the same answers"
+        if "\n" in str(error) or len(str(error)) < 20:
+            raise Found(f"{door} is refused without a sentence: {error!r}") from None
+        answer = ""
+    if strange := [f"{event} {what}" for event, what in watched if event != "open" or not _lies_in(out, what)]:
+        raise Found(f"opening {door} led to {strange[0]}")
+    if answer in ("", expected):
+        return "the same answer" if answer else "refused"
+    if door in UNCHECKED:
+        return "read otherwise"
+    if door == "deployment.json" and _by_the_next(json.loads(answer), json.loads(expected)):
+        return "the next in line"
+    raise Found(f"{door} answers otherwise: {answer[:200]}")
 
 
-def _broken(chance: random.Random, whole: bytes) -> bytes:
-    if chance.random() < TRUNCATIONS:
-        return whole[: chance.randrange(len(whole))]
-    place, bit = chance.randrange(len(whole)), 1 << chance.randrange(8)
-    return whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :]
+def _by_the_next(answer: list[Any], expected: list[Any]) -> bool:
+    """Whether a deployment passed over its choice, and what came next answers as an engine of that network does."""
+    (passed_over, *same, theirs), (_, *said, ours) = answer, expected
+    close = theirs.keys() == ours.keys() and all(abs(theirs[name] - ours[name]) < NEXT_IN_LINE for name in ours)
+    return passed_over and same == said and close
 
 
-def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _watching:
-        return
-    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-    # Where OUT is, and what a verdict is taken anew in
-    inside = writes and Path(str(arguments[0])).is_relative_to(tempfile.gettempdir())
-    if event in _FORBIDDEN or (writes and not inside):
-        _seen.append(f"{event} {arguments!r:.100}")
+@cache
+def _expected(door: str, pristine: str) -> str:
+    """The answer to what is whole; asked first, it also imports what opening needs."""
+    importlib.import_module("lab.torture.tiny")  # the architecture, by its name
+    return json.dumps(DOORS[door](Path(pristine)))
 
 
-def _made(folder: Path) -> np.ndarray:
-    """Checkpoint, files, receipt, history and deployment in `folder`; a photo's pixels, uint8 `[32, 32, 3]`."""
-    torch.manual_seed(0)
-    sample = write_sample(folder / "sample", 16, 48)
-    classes = tuple(sorted(path.name for path in sample.iterdir() if path.is_dir()))
-    # Its own answers stand for labels, so that all of them are right
-    spec = ModelSpec(NAME, NAME, classes, Geometry.for_size(32), validation={"accuracy": 1.0})
-    images = np.stack([pixels(file, spec.geometry) for file in sorted(sample.glob("*/*.jpg"))])
-    model, run = PhotoClassifier(NAME, len(classes)), folder / "runs" / "it" / NAME
-    run.mkdir(parents=True)
-    labels = reference_logits(model, images).argmax(1)
-    for name in ("validation", "calibration"):
-        ValidationSet(images, labels, tuple(map(str, range(len(images))))).save(run / f"{name}.npz")
-    write_json(run.parent / "data.json", {"drawn": True})
-    save_checkpoint(run / "checkpoint.pt", model, spec)
-    write_model(Checkpoint(run), folder / "models" / NAME, Settings(recover=False), lambda line: None)
-    before, sys.argv = sys.argv, ["bench", "--out", str(folder), "--seconds", "2", "--cold-starts", "0"]
-    try:
-        bench.main()
-    finally:
-        sys.argv = before
-    return images[0]
+# By Python's table of audit events
+RUNS = {"os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn"}
+RUNS |= {"socket.connect", "socket.bind", "pickle.find_class", "os.remove", "os.rename", "os.rmdir", "os.mkdir"}
+RUNS |= {"os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate", "shutil.rmtree"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def _door(path: Path, out: Path, photo: np.ndarray) -> Callable[[], Any] | None:
-    """What opens a file as the commands do, and what it says; None for what no command opens again."""
-    model = out / "models" / NAME
+def _lies_in(folder: str, file: str) -> bool:
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
 
-    def asked(where: Path, **how: str) -> Any:
-        with runtime.load(where, **how) as classifier:  # type: ignore[arg-type]
-            [prediction] = classifier.predict(photo[None])
-        return prediction.answer, json.dumps(prediction.probabilities)
 
-    def checkpoint() -> Any:
-        network, spec = load_checkpoint(path)
-        return spec, reference_logits(network, photo[None]).tobytes()
+@cache
+def _watched() -> list[tuple[str, str]]:
+    """What this process has run, changed, or opened to write since the list was cleared: events, and of what."""
+    events = list[tuple[str, str]]()
 
-    def judging() -> Any:
-        judged = ValidationSet.load(path)
-        return judged.images.tobytes(), judged.labels.tobytes(), judged.names
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in RUNS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
+            what = next(iter(arguments), "")
+            events.append((event, os.fsdecode(what) if isinstance(what, bytes) else str(what)))
 
-    if path.name == "deployment.json":
-        return lambda: asked(path)
-    if path.name == "checkpoint.pt":
-        return checkpoint
-    if path.suffix == ".npz":
-        return judging
-    if path.name == "bench.jsonl":
-        return lambda: len(read_rows(path))
-    if path.name == "model.pt2":
-        return lambda: asked(model, backend="pytorch")
-    if path.name == "model.int8.onnx" or path.suffix == ".engine":
-        return lambda: Receipt.read(model).verify(model, path.relative_to(model).as_posix())
-    if path in (model / "model.onnx", model / "model.json", model / "golden.json", model / "golden.png"):
-        return lambda: asked(model)
-    return None
+    sys.addaudithook(watch)
+    return events
