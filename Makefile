@@ -90,6 +90,7 @@ mutation: .venv/installed ## do the tests notice wrong lines? hours, resumable  
 	$(PY) -m lab mutation $(ARGS)
 
 torture: .venv/installed ## thousands of seeded attempts to break it, resumable      ARGS=pictures
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[torture]' || echo 'atheris cannot be installed here; the parsers are fed unguided'
 	@$(PY) -m lab torture $(ARGS)
 
 supply: .venv/installed ## what serving installs: by hashes, with licences and known weaknesses      ARGS=--lock

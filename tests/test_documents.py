@@ -60,6 +60,8 @@ WORKERS = {
     "lab/claims/workloads.py",
     "lab/load/measurements.py",
     "lab/load/plain_demo.py",
+    "lab/torture/far_away.py",
+    "lab/torture/guided.py",
 }
 
 

@@ -83,7 +83,14 @@ def torture(rows: list[Row]) -> str:
     columns: Columns = {
         "campaign": "{campaign}",
         "attempts": "{attempts:,}",
-        "what came of them": lambda row: ", ".join(f"{word} {count:,}" for word, count in row["came"].items()),
+        "what came of them": lambda row: (
+            ", ".join(f"{word} {count:,}" for word, count in row["came"].items())
+            + (
+                ", honest p99 {p99_ms} ms, in the calm {calm_p99_ms} ms".format(**row["honest"])
+                if "honest" in row
+                else ""
+            )
+        ),
         "found": lambda row: str(len(row["found"])),
         "seconds": "{seconds:.0f}",
     }

@@ -3,6 +3,8 @@
 A campaign is a module of this folder with `ATTEMPTS`, how many it makes, and `prepared(folder)`, a context manager that
 gives the attempt: a function of a random generator, which decides all that is done, to what came of it, in a word or
 two ("refused", "the same answer"). What ought not to have happened is raised as Found, and kept with its number.
+An attempt may be an object with `told`: what that gives in the end, figures of all attempts, is in the row, unless it
+raises Found.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from runtime.terminal import quiet, say
 FOLDER = Path("artifacts/torture")
 SAVE_SECONDS = 10.0
 # In the order of `make torture`; a new one is a module and its name
-CAMPAIGNS: tuple[str, ...] = ("pictures", "artefacts")
+CAMPAIGNS: tuple[str, ...] = ("pictures", "service", "http", "artefacts", "parsers")
 
 Attempt = Callable[[random.Random], str]
 
@@ -100,6 +102,11 @@ def run(name: str, campaign: Campaign, folder: Path, seed: int, numbers: range) 
                 record |= {"next": number + 1, "came": came, "seconds": record["seconds"] + now - saved}
                 write_json(state, record)
                 saved = now
+        figures: Row = {}
+        try:
+            figures = getattr(attempt, "told", dict)()
+        except Found as found:
+            record["found"].append({"number": None, "what": str(found)[:300]})
     state.unlink(missing_ok=True)
     return {
         "experiment": "torture",
@@ -107,6 +114,7 @@ def run(name: str, campaign: Campaign, folder: Path, seed: int, numbers: range) 
         "seed": seed,
         "attempts": len(numbers),
         "came": dict(sorted(came.items())),
+        **figures,
         "found": record["found"],
         "seconds": round(record["seconds"], 1),
     }
