@@ -92,7 +92,7 @@ mutation: .venv/installed ## do the tests notice wrong lines? hours, resumable  
 torture: .venv/installed ## thousands of seeded attempts to break it, resumable      ARGS=pictures
 	@$(PY) -m lab torture $(ARGS)
 
-supply: .venv/installed ## what serving installs: by hashes, with licences and known weaknesses      ARGS=--lock
+supply: .venv/installed ## what serving installs: hashes, licences, known weaknesses      ARGS=--lock
 	@$(PY) -c 'import cyclonedx_py, piplicenses, pip_audit' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[supply]'
 	@$(PY) -m lab supply $(ARGS)
 
