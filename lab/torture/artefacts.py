@@ -143,6 +143,8 @@ def _door(path: Path, out: Path, photo: np.ndarray) -> Callable[[], Any] | None:
 
     def asked(where: Path, **how: str) -> Any:
         with runtime.load(where, **how) as classifier:  # type: ignore[arg-type]
+            if classifier.passed_over:  # what was chosen is refused, and the next in line serves
+                raise SajiError(classifier.passed_over[0])
             [prediction] = classifier.predict(photo[None])
         return prediction.answer, json.dumps(prediction.probabilities)
 
