@@ -93,7 +93,7 @@ torture: .venv/installed ## thousands of seeded attempts to break it, resumable 
 	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[torture]' || echo 'atheris cannot be installed here; the parsers are fed unguided'
 	@$(PY) -m lab torture $(ARGS)
 
-supply: .venv/installed ## what serving installs: by hashes, with licences and known weaknesses      ARGS=--lock
+supply: .venv/installed ## what serving installs: hashes, licences, known weaknesses      ARGS=--lock
 	@$(PY) -c 'import cyclonedx_py, piplicenses, pip_audit' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[supply]'
 	@$(PY) -m lab supply $(ARGS)
 

@@ -37,7 +37,7 @@ class Receipt:
     engines: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
-    spec_sha256: str = ""  # of the spec as JSON: nothing else would notice another class name or temperature
+    spec_sha256: str = field(default="", compare=False)  # of its JSON: nothing else tells of another class name
 
     def write(self, folder: Path) -> None:
         """Write `model.json` atomically; call it last, when every file is complete."""

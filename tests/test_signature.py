@@ -173,6 +173,17 @@ def test_without_cryptography_a_signed_folder_opens_unless_a_key_is_required(
     assert Receipt.read_signed(folder)[1] == ""
 
 
+def test_export_signs_what_it_made_or_found_up_to_date(
+    folder: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = pytest.importorskip("export.__main__", reason="the extra export is not installed")
+    (folder / FILE).unlink()
+    receipt = dataclasses.replace(Receipt.read(folder), candidates=())
+    command = export.Command(out=folder.parents[1], sign=keys["maker"][0])
+    export._conclude("run", [receipt], command, export.Settings())
+    assert Receipt.read_signed(folder)[1] == maker(keys) and f"tiny: signed by {maker(keys)}" in capsys.readouterr().err
+
+
 # A whole model
 
 
