@@ -303,9 +303,9 @@ def spec_of(path: Path) -> ModelSpec:
             options = onnxruntime.SessionOptions()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            text = session.get_modelmeta().custom_metadata_map.get("spec", "")  # raises where one is no text
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
             raise BadModel(f"{path} is no ONNX model that opens ({str(error).splitlines()[0][:120]})") from None
-        text = session.get_modelmeta().custom_metadata_map.get("spec", "")
         if text:
             require_contract(session, path)
     if not text:

@@ -217,6 +217,13 @@ def test_weights_that_no_receipt_tells_of_are_not_served(state: str, model: Path
         runtime.load(folder).close()
 
 
+def test_a_spec_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = sums(tmp_path / "their.onnx")
+    file.write_bytes(file.read_bytes().replace(b'"architecture"', b'"\xacrchitecture"'))
+    with refused(BadModel):
+        runtime.load(file)
+
+
 # --- deployment.json
 
 Change = Callable[[dict[str, Any]], Any]
