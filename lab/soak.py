@@ -1,7 +1,8 @@
 """Does anything grow? The service under moderate load for half an hour, and every engine opened and closed 50 times.
 
 Memory, threads and open files are looked at now and then; each row has their slopes with 95 % intervals, from the means
-of ten parts, so that neighbouring samples do not count as independent.
+of ten parts, so that neighbouring samples do not count as independent. The service is forked from a process that has
+imported every library of saji's: what it takes as a whole is not what `python -m demo` takes, what it grows by is.
 """
 
 import argparse
@@ -22,11 +23,13 @@ from lab.torture.served import answers_of, asking, service, until
 from runtime.backends import BACKENDS, unavailable_because
 from runtime.benchmark.rows import Row
 from runtime.classifier import load
+from runtime.errors import SajiError
 
 PARTS, T_OF_PARTS = 10, 2.306  # Student's t for 95 % with two degrees of freedom less
 EACH_SECONDS = 2.0  # between two looks at the service
 PAUSE = 0.1  # seconds between two requests of a client
 WARM = 0.1  # of the time, at the beginning, is left out: caches fill
+LEAST_LOADS = 12
 FIGURES = ("memory_mib", "threads", "descriptors")
 
 Look = tuple[float, float, float]  # a value for each of FIGURES
@@ -39,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for each engine that runs here, and one for the service."""
+    """A row for each engine that runs here, and one for the service. Raises SajiError for too few loads."""
+    if arguments.loads < LEAST_LOADS:
+        raise SajiError(f"--loads {arguments.loads} are too few to tell a slope by; give {LEAST_LOADS} or more")
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), ())
         for backend in BACKENDS:
