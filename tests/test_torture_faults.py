@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @on_linux
-@pytest.mark.parametrize(("campaign", "number"), [(kills, 3), (disks, 4), (troubles, 1)])
+@pytest.mark.parametrize(("campaign", "number"), [(kills, 2), (disks, 3), (troubles, 1)])
 def test_the_first_attempts_find_nothing(campaign: Any, number: int, world: World) -> None:
     attempt = campaign.attempts(world)
     for seed in range(number):
@@ -189,9 +189,8 @@ def test_a_report_that_a_kill_left_out_is_written(tmp_path: Path) -> None:
 @on_linux
 def test_duplicates_are_looked_for_again_where_their_record_is_cut_off(world: World) -> None:
     with world.fresh("check") as place:
-        assert Running(COMMANDS["check"], place).wait() == 0
-        [record] = (place / "out" / "cache").glob("*.duplicates.json")
-        record.write_bytes(record.read_bytes()[:-9])
+        [found] = (world.folder / "after" / "check" / "cache").glob("*.duplicates.json")
+        (place / "out" / "cache" / found.name).write_bytes(found.read_bytes()[:-9])
         world.require_same_again("check", place)
 
 

@@ -90,7 +90,7 @@ def save_checkpoint(
     `seen` is the record of the photos that the model saw (`training.photos.seen`), which is too large for the spec.
     Files that stand `beside` it belong to it, see `require_own`.
     """
-    more = {"seen": dict(seen)} if seen else {}
+    more: dict[str, object] = {"seen": dict(seen)} if seen else {}
     more |= {"beside": {file.name: sha256_file(file) for file in beside}} if beside else {}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
