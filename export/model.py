@@ -33,7 +33,7 @@ from runtime.gate import Gate, no_logits, widened
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
-from training.network.classifier import load_checkpoint, reference_logits, rounding
+from training.network.classifier import load_checkpoint, reference_logits, require_own, rounding
 
 Say = Callable[[str], None]
 # The modules that decide what is written and how it is checked: an export by other code is not up to date
@@ -97,6 +97,7 @@ class Checkpoint(Source):
         self.run, self.file, self.photos = run, run / "checkpoint.pt", _photos_of(run)
         self.model, self.spec = load_checkpoint(self.file)
         self.inputs = {path.name: sha256_file(path) for path in sorted(run.glob("*.npz"))}
+        require_own(self.file, self.inputs)
 
     @functools.cached_property
     def validation(self) -> ValidationSet:  # type: ignore[override]  # always there, and costly: read when needed

@@ -46,6 +46,7 @@ VERBS = {
     "mutation": Verb("lab.mutation", "do the tests notice wrong lines?", "results/mutation.jsonl"),
     "torture": Verb("lab.torture.campaign", "thousands of attempts to break it", "results/torture.jsonl"),
     "supply": Verb("lab.supply", "what serving installs, and what is known of it", "results/supply.jsonl"),
+    "soak": Verb("lab.soak", "does anything grow in half an hour of load?", "results/soak.jsonl"),
     "unseen": Verb("lab.unseen", "does a classifier notice a class that it never saw?", "results/unseen.jsonl"),
     "coverage": Verb("lab.coverage", "does an interval hold for the next photos?", "results/coverage.jsonl"),
     "duplicates": Verb("lab.duplicates", "how well duplicates are found, and how the search grows"),

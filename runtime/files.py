@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from runtime.errors import BadModel
+from runtime.errors import BadModel, SajiError
 
 Record = TypeVar("Record")
 # Beside what is hidden by a dot: of macOS, Windows, NAS by Synology and QNAP, Linux, Picasa
@@ -72,7 +72,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     The last suffix is kept, because several libraries choose their format by it. Unless it need not be `durable`, as
     what is written anew each epoch, either the old file or the whole new one is there after a loss of power, too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -92,7 +92,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     On Linux either is there at any moment; elsewhere for a moment neither is, and a kill then leaves the old one under
     the temporary name with ".old" behind it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
@@ -104,11 +104,23 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         elif not _exchanged(temporary, path):
             old = temporary.with_name(temporary.name + ".old")
             os.replace(path, old)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                os.replace(old, path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange the old one
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it lies in; what is then written into it has a place after a loss of power, too."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _to_disk(folder.parent)
 
 
 def _to_disk(path: Path) -> None:
@@ -133,6 +145,31 @@ def _exchanged(one: Path, other: Path) -> bool:
         return False
     here, exchanging = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return bool(exchange(here, os.fsencode(one), here, os.fsencode(other), exchanging) == 0)
+
+
+@contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Keep a file or folder that exists to this process, until it ends in whatever way.
+
+    Raises SajiError where another one does it, `doing` in words. Windows, and file systems without locks, let all in.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SajiError(f"another process is {doing} {path}; wait for it to end, or name another place") from None
+    except OSError:  # no locks here
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:

@@ -4,10 +4,12 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import SajiError
+from runtime.files import alone, make_folder
 
 
 class RowFile:
@@ -24,20 +26,23 @@ class RowFile:
         self.header = ",".join(columns).encode() + b"\n"
         self.photos: set[str] = set()
         self.file: BinaryIO | None = None
+        self.opened = ExitStack()
 
     def __enter__(self) -> "RowFile":
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a+b")
-            whole = self._read(self.file)
-            self.file.truncate(whole)
-            if self.form == "csv" and not whole:
-                self.append(self.header.decode())
+            make_folder(self.path.parent)
+            with ExitStack() as opening:
+                self.file = opening.enter_context(open(self.path, "a+b"))
+                opening.enter_context(alone(self.path, "writing rows into"))
+                whole = self._read(self.file)
+                self.file.truncate(whole)
+                if self.form == "csv" and not whole:
+                    self.append(self.header.decode())
+                self.opened = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
+        self.opened.close()
 
     def __contains__(self, photo: object) -> bool:
         return isinstance(photo, str) and _as_text(photo) in self.photos

@@ -1,14 +1,16 @@
 """`python -m training`: photos → checkpoints, one per architecture; its verbs look at photos and at what came out."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
-from runtime.files import write_json
+from runtime.files import alone, make_folder, write_json
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
 from training.recipe import Recipe, load_recipe, names
@@ -97,11 +99,32 @@ def _train(command: Command, recipe: Recipe) -> None:
         raise SajiError(data.findings.one_sided[0])
     if command.folds:  # what cannot be cut is told before hours of training
         folds(data, command.folds, recipe.seed)
-    changed = [_train_one(architecture, data, recipe, command, run) for architecture in command.archs]
-    if any(changed):
+    changed = []
+    for architecture in command.archs:
+        with _alone(run / architecture):
+            changed.append(_train_one(architecture, data, recipe, command, run))
+    if any(changed) or (_first() and not _reported(run)):
         write_report(run)
         say(f"report: {run / 'report.md'}")
     tell_programs({"run": run.name, "out": str(command.out), "archs": command.archs})
+
+
+def _reported(run: Path) -> bool:
+    """Whether the report was written after every checkpoint of the run: a kill may have come in between."""
+    report = run / "report.md"
+    newest = max(file.stat().st_mtime_ns for file in run.glob("*/checkpoint.pt"))
+    return report.is_file() and report.stat().st_mtime_ns >= newest
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """A network's folder for one training at a time, whose first process keeps it for all that share the work."""
+    make_folder(folder)
+    return alone(folder, "training into") if _first() else nullcontext()
+
+
+def _first() -> bool:
+    """Whether this is the first of the processes that share the work, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK"))
 
 
 def _on_one_gpu(command: Command) -> Command:

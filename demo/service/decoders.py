@@ -26,6 +26,7 @@ Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.p
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPE_BYTES = 2**20  # so that a photo is handed over in a few pieces; Linux has 64 KiB
+ENDING_SECONDS = 0.5  # in which a decoder whose answer broke off has ended, or never will
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # more would take memory, with nothing to do
 
 
@@ -55,8 +56,12 @@ class Decoders:
     def _ask(self, photo: Photo, order: dict[str, Any], side: int) -> tuple[dict[str, Any], np.ndarray]:
         content, name = self._read(photo)
         order |= {"name": name, "bounds": decoding.as_text(self._limits.photo)}
-        with self._process() as process:
-            answer, picture = process.ask(order, content, 3 * side * side)
+        for _ in range(2):
+            with contextlib.suppress(_Killed), self._process() as process:
+                answer, picture = process.ask(order, content, 3 * side * side)
+                break
+        else:
+            raise _no_decoder()
         if "refused" in answer:
             raise Problem(*answer["refused"])
         return answer, picture
@@ -95,6 +100,14 @@ class Decoders:
                     process.close()
 
 
+class _Killed(Exception):
+    """A decoder was ended from outside, as by a system that is out of memory: the photo need not be the cause."""
+
+
+def _no_decoder() -> Problem:
+    return busy(503, "no-decoder", "photos cannot be decoded at the moment; try again soon")
+
+
 class _Process:
     """A decoder as its service sees it. Raises Problem 503 where it cannot be started."""
 
@@ -108,23 +121,33 @@ class _Process:
                 pipesize=PIPE_BYTES, start_new_session=True,  # Ctrl-C is for the service alone
             )  # fmt: skip
         except OSError:
-            raise busy(503, "no-decoder", "photos cannot be decoded at the moment; try again soon") from None
+            raise _no_decoder() from None
 
     def ask(self, order: dict[str, Any], photo: bytes, most: int) -> tuple[dict[str, Any], np.ndarray]:
-        """The answer, and its picture of up to `most` bytes. Raises Problem where there is none."""
+        """The answer, and its picture of up to `most` bytes. Raises Problem where there is none, or _Killed."""
         assert self._popen.stdin and self._popen.stdout
         try:
             decoding.write(self._popen.stdin, order, photo)
             answer, content = decoding.read(self._popen.stdout, most)
             return answer, np.frombuffer(content, np.uint8).reshape(answer["shape"])
         except (OSError, ValueError, KeyError, TypeError):  # it ended, or is no longer itself
-            self._popen.kill()
-            name, status = order["name"] or "the file", self._popen.wait()
+            name, status = order["name"] or "the file", self._ended_by_itself()
             if hasattr(signal, "SIGALRM") and status == -signal.SIGALRM:
                 detail = f"{name} takes more than {self._limits.decode_seconds} s to decode; send a smaller copy"
                 raise Problem(413, "decodes-too-long", detail) from None
             detail = f"{name} is damaged (it ends the program that decodes it); send a complete file"
             raise Problem(422, "not-a-picture", detail) from None
+
+    def _ended_by_itself(self) -> int:
+        """The exit status of one that is no longer of use. Raises _Killed."""
+        try:
+            status = self._popen.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            return self._popen.wait()
+        if hasattr(signal, "SIGKILL") and status == -signal.SIGKILL:
+            raise _Killed
+        return status
 
     @property
     def ended(self) -> bool:

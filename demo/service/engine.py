@@ -39,6 +39,7 @@ class Engine:
         self.since = datetime.now(UTC)
         self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
         self.moved = 0.0  # when a photo was done last, or began where there was none; by time.monotonic()
+        self.failing = False  # whether what it was asked last has failed
         self._batch, self._free = batch, threading.Semaphore(workers)
         self._waiting: deque[_Job] = deque()
         self._taking = threading.Lock()
@@ -75,10 +76,11 @@ class Engine:
         try:
             logits = self.classifier.logits(np.stack([job.image for job in jobs]))
         except Exception as error:  # for each of them to report
+            self.failing = True
             for job in jobs:
                 job.result.set_exception(error)
             return
-        seconds = time.perf_counter() - started
+        self.failing, seconds = False, time.perf_counter() - started
         BATCH_SIZE.observe(len(jobs))
         for job, row in zip(jobs, logits, strict=True):
             PART_SECONDS.labels("queue").observe(started - job.queued)

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,12 @@ POLL_SECONDS = 1.0
 log = logging.getLogger("saji.serving")
 
 T = TypeVar("T")
+
+
+def _note(engine: Engine, done: Future) -> None:
+    """Note that a photo is done, whatever came of it; one that was given up is not."""
+    if not done.cancelled():
+        engine.moved = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Serving(AbstractContextManager["Serving"]):
             engine.moved = time.monotonic()
         futures = [self._threads.submit(work) for work in works]
         for future in futures:
-            future.add_done_callback(lambda _: setattr(engine, "moved", time.monotonic()))
+            future.add_done_callback(partial(_note, engine))
         done = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         engine.requests.add(done)
         done.add_done_callback(engine.requests.discard)
@@ -109,26 +115,36 @@ class Serving(AbstractContextManager["Serving"]):
 
     @property
     def stuck(self) -> bool:
-        """Whether photos are being answered, and for as long as a request may take none was."""
+        """Whether the engine has failed at what it was asked last, or for as long as a request may take has answered
+        none of the photos that wait."""
         engine = self.engine
-        return bool(engine.requests) and time.monotonic() - engine.moved > self.limits.seconds
+        waits = bool(engine.requests) and time.monotonic() - engine.moved > self.limits.seconds
+        return waits or engine.failing
 
     def look_again(self) -> None:
         """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
         self._reload_wanted = True
 
     async def watch(self) -> None:
-        """Look for another deployment each second, for ever; whoever waits meanwhile is answered by the old one."""
+        """Look for another deployment each second, for ever; whoever waits meanwhile is answered by the old one.
+
+        An engine that has failed is asked again as well: nobody else may ask it while we are not ready.
+        """
+        trial: Future[None] | None = None
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if self._reload_wanted or self._stamp_now() != self._stamp:
+            if self.engine.failing and (trial is None or trial.done()):
+                trial = self._threads.submit(self.engine.warm)
+            # In a thread: a disk may be slow, or that of another machine
+            if self._reload_wanted or await asyncio.to_thread(self._stamp_now) != self._stamp:
                 await self.reload()
 
     async def reload(self) -> None:
         """Serve what the file says now, if it differs and opens; if not, the old one goes on and the log says why."""
-        wanted, self._reload_wanted, self._stamp = self._reload_wanted, False, self._stamp_now()
+        wanted, self._reload_wanted = self._reload_wanted, False
+        self._stamp = await asyncio.to_thread(self._stamp_now)
         try:
-            if not wanted and sha256_file(self.path) == self.engine.sha256:
+            if not wanted and await asyncio.to_thread(sha256_file, self.path) == self.engine.sha256:
                 return
             fresh = await asyncio.to_thread(self._open)
         except Exception as error:  # whatever is wrong with the new one, the old one serves

@@ -27,7 +27,7 @@ from runtime.terminal import quiet, say
 FOLDER = Path("artifacts/torture")
 SAVE_SECONDS = 10.0
 # In the order of `make torture`; a new one is a module and its name
-CAMPAIGNS: tuple[str, ...] = ("pictures", "service", "http", "artefacts", "parsers")
+CAMPAIGNS: tuple[str, ...] = ("pictures", "service", "http", "artefacts", "parsers", "kills", "disks", "troubles")
 
 Attempt = Callable[[random.Random], str]
 

@@ -1,6 +1,7 @@
 """Benchmark rows: flat JSON lines that carry their conditions."""
 
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
 from runtime.benchmark.watch import causes_of
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, in_words
+from runtime.files import DAMAGE, in_words, make_folder
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile
 
@@ -99,10 +100,26 @@ def per_round(row: Row) -> list[float]:
 
 
 def append_rows(path: Path, rows: list[Row]) -> None:
-    """Add rows to a JSON lines file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Add rows to a JSON lines file, all or none; a last one that is half-written, as by a kill, goes."""
+    make_folder(path.parent)
+    with open(path, "a+b", buffering=0) as file:
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        try:
+            json.loads(content[whole:] or b"{}")
+        except ValueError:
+            file.truncate(whole)
+            content = content[:whole]
+        ended = b"" if content.endswith(b"\n") or not content else b"\n"
+        left = memoryview(ended + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        try:
+            while left:  # a disk takes what it has room for
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(len(content))
+            raise
 
 
 def read_rows(path: Path) -> list[Row]:

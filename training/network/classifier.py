@@ -3,7 +3,7 @@
 import copy
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import nn
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import compare
-from runtime.files import ZIP_DAMAGE, replacing
+from runtime.files import ZIP_DAMAGE, replacing, sha256_file
 from runtime.spec import ModelSpec
 from training.network import architectures
 from training.recipe import DEFAULTS, Recipe
@@ -79,16 +79,34 @@ class PhotoClassifier(nn.Module):
 
 
 def save_checkpoint(
-    path: Path, model: PhotoClassifier, spec: ModelSpec, seen: Mapping[str, list[str]] | None = None
+    path: Path,
+    model: PhotoClassifier,
+    spec: ModelSpec,
+    seen: Mapping[str, list[str]] | None = None,
+    beside: Sequence[Path] = (),
 ) -> None:
     """Write `checkpoint.pt` atomically: the spec as JSON and contiguous CPU weights; loads with weights_only=True.
 
     `seen` is the record of the photos that the model saw (`training.photos.seen`), which is too large for the spec.
+    Files that stand `beside` it belong to it, see `require_own`.
     """
+    more: dict[str, object] = {"seen": dict(seen)} if seen else {}
+    more |= {"beside": {file.name: sha256_file(file) for file in beside}} if beside else {}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"spec": spec.to_json(), "weights": weights} | ({"seen": dict(seen)} if seen else {}), file)
+        torch.save({"spec": spec.to_json(), "weights": weights} | more, file)
+
+
+def require_own(path: Path, digests: Mapping[str, str]) -> None:
+    """Raise BadModel where files beside a checkpoint, a SHA-256 by each name, are those of another training.
+
+    They are written before it: a training that is cut off in between leaves them beside an earlier checkpoint.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    for name, digest in content.get("beside", {}).items():
+        if digests.get(name, digest) != digest:
+            raise BadModel(f"{path.with_name(name)} is of another training than {path}; train again")
 
 
 def replace_spec(path: Path, spec: ModelSpec) -> None:

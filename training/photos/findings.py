@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageStat
 
 from runtime.errors import BadPhoto, SajiError
-from runtime.files import sha256_file, sha256_json, write_json
+from runtime.files import DAMAGE, read_json, sha256_file, sha256_json, write_json
 from runtime.preprocess import decode
 from training.photos.photo_set import Photo, PhotoSet
 from training.progress import Progress
@@ -120,7 +119,8 @@ def _look_alikes(paths: list[Path], hashes: list[str], folder: Path | None, prog
     code = sha256_file(Path(duplicates.__file__))  # what another version of it found would not be found again
     file = folder / f"{sha256_json([code, hashes])[:16]}.duplicates.json" if folder else None
     if file and file.is_file():
-        return [duplicates.Pair(**pair) for pair in json.loads(file.read_text(encoding="utf-8"))]
+        with contextlib.suppress(*DAMAGE):
+            return [duplicates.Pair(**pair) for pair in read_json(file)]
     needed, place = len(paths) * TEMPORARY_BYTES, tempfile.gettempdir()
     if needed > (free := shutil.disk_usage(place).free):
         raise SajiError(

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import tomllib
+import zipfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,14 +92,15 @@ def train(
     if trainer.is_global_zero:
         logits = _released_logits(fitting, validation, kept)
         figures = _validation_figures(logits, data, history.rows, kept, recipe.release)
-        validation.save(folder / "validation.npz")
-        calibration.save(folder / "calibration.npz")
+        sets = folder / "validation.npz", folder / "calibration.npz"
+        for photos, file in zip((validation, calibration), sets, strict=True):
+            photos.save(file)
         history.write(folder / "history.csv")
         gradients.write(folder / "gradients.csv")  # the checkpoint comes last: its presence says the run is complete
         spec, test = _spec(architecture, data, recipe, folder, figures, before), of_test(fitting.model, data, geometry)
         spec = settle(folder, spec, of_validation(logits, data, recipe), test)
         known = seen.record(data, before, recipe.epoch_is_chosen)
-        save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, known)
+        save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, known, sets)
         _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], logits[:SAME])
         if not interrupted:
             kept.remove()
@@ -152,6 +154,9 @@ def saji_version() -> str:
 def _resumable(last: Path, identity: str) -> int:
     """How many epochs of this very run `last.ckpt` holds; 0 when there is none or it belongs to another run."""
     try:
+        with zipfile.ZipFile(last) as archive:  # it is not waited for until it is on the disk
+            if archive.testzip():
+                return 0
         content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
         return int(content["epoch"]) + 1 if content["identity"] == identity else 0
     except Exception:  # missing, damaged or of another version of Lightning: begin anew
