@@ -276,14 +276,25 @@ def _from_file(path: Path, backend: str, precision: str, threads: int, streams: 
         raise SajiError(f"{backend} computes in {', '.join(sorted(known))}, not in {precision!r}; name one of these")
     engine = open_backend(backend, path, precision or "fp32", threads=threads, streams=streams)
     candidate = Candidate(spec.architecture, path.name, backend, precision or "fp32")
-    if precision:
-        try:
+    try:
+        if precision:
             engine.precision_share()  # which not every engine checks as it opens
-        except SajiError:
-            engine.close()
-            raise
+        _require_answer(engine, path, spec)
+    except SajiError:
+        engine.close()
+        raise
     reason = "opened as a bare file, without a verdict"
     return Classifier(spec, engine, candidate, reason, sha256=sha256_file(path))
+
+
+def _require_answer(engine: Backend, path: Path, spec: ModelSpec) -> None:
+    """Raise BadModel where the first photo would: engines open files that they cannot compute."""
+    size = spec.geometry.size
+    try:
+        engine.run(np.zeros((1, size, size, 3), np.uint8))
+    except Exception as error:  # the engines' errors are of no common family
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise BadModel(f"{path} opens, but does not compute ({why}); export it again") from None
 
 
 def spec_of(path: Path) -> ModelSpec:
