@@ -175,12 +175,12 @@ def test_an_old_checkpoint_beside_what_a_killed_training_wrote_is_not_exported(w
 
 
 def test_a_report_that_a_kill_left_out_is_written(tmp_path: Path) -> None:
-    for name in ("report.md", "speck/checkpoint.pt"):
-        make(tmp_path / "speck")
+    for name in ("report.md", "tiny/checkpoint.pt"):
+        make(tmp_path / "tiny")
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, ns=(2, 2))
     assert training._reported(tmp_path)
-    os.utime(tmp_path / "speck/checkpoint.pt", ns=(3, 3))
+    os.utime(tmp_path / "tiny/checkpoint.pt", ns=(3, 3))
     assert not training._reported(tmp_path)
     (tmp_path / "report.md").unlink()
     assert not training._reported(tmp_path)

@@ -1,4 +1,4 @@
-"""A network of a few thousand weights, which `lab.torture.commands` trains and exports in seconds."""
+"""A network of a few thousand weights, which campaigns train and export in seconds."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from training.network.architectures import architecture
 
 
 @architecture()
-def speck(classes: int) -> nn.Module:
+def tiny(classes: int) -> nn.Module:
     """Two convolutions and a linear layer."""
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()),

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from torch import nn
-
 from export.model import Checkpoint, write_model
 from export.settings import Settings
+from lab.torture.network import tiny
 from runtime.choice import Policy, choose
 from runtime.deployment import Measured
 from runtime.receipt import Receipt
-from training.network.architectures import architecture
 from training.photos.dataset import load_data
 from training.photos.drawn import write_sample
 from training.recipe import Recipe
@@ -19,25 +17,11 @@ RECIPE = Recipe(image_size=32, epochs=20, batch_size=16, warmup_epochs=1, augmen
 PHOTOS = 12  # of each dish: half of them validate, and below 30 there is no verdict
 
 
-@architecture()
-def tiny(classes: int) -> nn.Module:
-    """Two convolutions and the average of their maps."""
-    layers = [
-        nn.Conv2d(3, 8, 3, 2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-    ]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, classes))
-
-
 def train_and_export(out: Path) -> None:
     """Fill a folder of artefacts: runs/sample/tiny, models/tiny, and a deployment.json that no benchmark has made."""
     data = load_data(write_sample(out / "sample", PHOTOS, 48), 0.5, 0, look_alikes=False)
     run, model = out / "runs" / "sample" / "tiny", out / "models" / "tiny"
-    train("tiny", data, RECIPE, run, out / "cache", Place("cpu"))
+    train(tiny.__name__, data, RECIPE, run, out / "cache", Place("cpu"))
     receipt = write_model(Checkpoint(run), model, Settings(precisions=("fp32",)), lambda line: None)
     places = [place(receipt, backend) for backend in ("ort-cpu", "openvino", "pytorch")]
     choose(places, [], Policy(), receipt.candidates[0].machine, {}).write(out / "deployment.json")
