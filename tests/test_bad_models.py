@@ -25,7 +25,7 @@ from runtime.errors import BadModel
 from runtime.evaluation import ValidationSet
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec
-from training.network.classifier import save_checkpoint
+from training.network.classifier import load_checkpoint, save_checkpoint
 
 SPEC = ModelSpec("x", "resnet18", ("a", "b"), Geometry.for_size(8))
 
@@ -94,7 +94,7 @@ def test_weights_outside_the_file_that_are_missing_or_elsewhere_are_refused(loca
 
 
 def test_a_judging_set_of_other_classes_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").symlink_to(run / "checkpoint.pt")
+    save_checkpoint(tmp_path / "checkpoint.pt", *load_checkpoint(run / "checkpoint.pt"))  # as earlier versions wrote it
     validation = ValidationSet.load(run / "validation.npz")
     replace(validation, labels=validation.labels + 3).save(tmp_path / "validation.npz")
     with pytest.raises(BadModel, match=r"validation\.npz is not of checkpoint\.pt \(32 px, 5 classes\)"):

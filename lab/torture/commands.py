@@ -29,7 +29,7 @@ from runtime.evaluation import ValidationSet
 from runtime.files import read_json, sha256_file, sha256_json
 from runtime.receipt import Receipt
 
-NETWORK, RUN = "tiny", "sample"
+NETWORK, RUN = "tiny", "tiny"
 BLOCK = 4096  # bytes that files on a disk in memory are made of
 SECONDS = 300  # after which a command hangs
 Prepare = Callable[[Path], None]  # called in the child, before its command begins, with a file for its trace
