@@ -122,7 +122,7 @@ class Engine:
     def _run_together(self, jobs: list[_Job]) -> None:
         classifier, started = self.classifier if self._answering < 2 else self._crowd, time.perf_counter()
         try:
-            logits = classifier.logits(np.stack([job.image for job in jobs]))
+            logits = classifier.logits(np.stack([job.image for job in jobs]) if len(jobs) > 1 else jobs[0].image[None])
         except Exception as error:  # for each of them to report
             self.failing = True
             for job in jobs:
