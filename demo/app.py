@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 STOPPED = 143  # the status of who ends by SIGTERM
 LEAVE_SECONDS = 5.0  # for engine and decoders to end, once all requests are answered or given up
+ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -40,6 +42,10 @@ def main() -> None:
     for name in ("top", "workers", "batch"):
         if getattr(arguments, name) < 1:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
+    if arguments.root_path and not ROOT_PATH.fullmatch(arguments.root_path):
+        raise SajiError(
+            f"--root-path {arguments.root_path} is no path of a page; give one like /saji, without a / behind"
+        )
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
     proxies = networks_of(arguments.trusted_proxy or LOOPBACK)
@@ -96,8 +102,9 @@ def serve(
         examples = pictures_in(arguments.examples)
     else:
         examples = shipped(serving.path, engine.deployment, engine.classifier)
-    app = build_api(serving, arguments.top)
-    mount(build(serving, arguments.top, examples, way.link if arguments.lan else ""), app, serving.limits)
+    app = build_api(serving, arguments.top, arguments.root_path)
+    page = build(serving, arguments.top, examples, way.link if arguments.lan else "")
+    mount(page, app, serving.limits, arguments.root_path)
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
@@ -219,6 +226,8 @@ def _arguments() -> argparse.Namespace:
         "X-Forwarded-For the last that is no proxy is the visitor; of all others the header is ignored"
     )
     add("--trusted-proxy", nargs="+", action="extend", metavar="ADDRESS", help=what)
+    what = "path such as /saji that visitors come below, where a proxy takes it away before it asks here"
+    add("--root-path", default="", metavar="PATH", help=what)
     return parser.parse_args()
 
 
