@@ -38,14 +38,14 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 def main() -> None:
     """Read the command line, open and warm the model, serve page and API until Ctrl-C."""
+    # The first process of a container gets no signal that it does not handle, and what comes now takes seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     arguments = _arguments()
     for name in ("top", "workers", "batch"):
         if getattr(arguments, name) < 1:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
     if arguments.root_path and not ROOT_PATH.fullmatch(arguments.root_path):
-        raise SajiError(
-            f"--root-path {arguments.root_path} is no path of a page; give one like /saji, without a / behind"
-        )
+        raise SajiError(f"--root-path {arguments.root_path} is no path; give one like /saji, without a / behind")
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
     proxies = networks_of(arguments.trusted_proxy or LOOPBACK)

@@ -156,10 +156,10 @@ def sending(address: str, start: bytes) -> Iterator[ssl.SSLSocket]:
     server = urlsplit(address)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection((server.hostname, server.port), PATIENCE) as plain:  # type: ignore[arg-type]
-        with context.wrap_socket(plain) as connection:
-            connection.sendall(start)
-            yield connection
+    plain = socket.create_connection((server.hostname or "", server.port or 0), PATIENCE)
+    with context.wrap_socket(plain) as connection:
+        connection.sendall(start)
+        yield connection
 
 
 SLOW = b"POST /saji/v1/classify HTTP/1.1\r\nHost: food.example\r\nContent-Length: 1000\r\n\r\nphoto"
