@@ -1,4 +1,4 @@
-"""The files of demo/containers say what docs/containers.md promises, and who is process 1 of a container ends on time."""
+"""The files of demo/containers say what docs/containers.md promises; process 1 of a container ends on time."""
 
 import re
 import signal
