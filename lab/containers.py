@@ -1,8 +1,8 @@
 """The images of demo/containers as they were built here: how large they are, and the service in one as it is deployed.
 
-Read-only, without capabilities, with 512 MiB, one core, and as process 1 without an init: photos of 20 MB and small ones
-are asked for while it runs, a decoder is killed, and it is stopped while it serves and while it opens the model. The
-engine of containers is `docker` or `podman`; --options are more of its `run`, where a machine needs them.
+Read-only, without capabilities, with 512 MiB, one core, and as process 1 without an init: small photos and some of 20 MB
+are sent, a decoder is killed, and it is stopped while it serves and while it opens the model. The engine of containers
+is `docker` or `podman`; --options are more of its `run`, where a machine needs them.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from lab.load.server import peak_memory_mib
 from runtime.benchmark.rows import Row
 from runtime.errors import SajiError, Unavailable
 
@@ -96,7 +97,7 @@ def _served(engine: list[str], run: list[str], port: int, arguments: argparse.Na
 
 
 def _asked(address: str, first: psutil.Process, photos: int) -> tuple[Counter[str], float]:
-    """How answers ended, and the most memory that all processes took together (proportional set size, MiB)."""
+    """How answers ended, and the sum of the most memory that each process took, decoders included, in MiB."""
     large, small = _noise(LARGE), _noise(SMALL)
     statuses, peak = Counter[str](), 0.0
     for number in range(photos):
@@ -111,9 +112,8 @@ def _asked(address: str, first: psutil.Process, photos: int) -> tuple[Counter[st
         except OSError as error:
             statuses[str(getattr(error, "code", "broken"))] += 1
         if number % 10 == 0:
-            sizes = [process.memory_full_info().pss for process in (first, *first.children(recursive=True))]
-            peak = max(peak, round(sum(sizes) / 2**20, 1))
-    return statuses, peak
+            peak = max(peak, sum(map(peak_memory_mib, (first, *first.children(recursive=True)))))
+    return statuses, round(peak, 1)
 
 
 def _noise(size: tuple[int, int]) -> bytes:
