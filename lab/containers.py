@@ -1,8 +1,8 @@
 """The images of demo/containers as they were built here: how large they are, and the service in one as it is deployed.
 
-Read-only, without capabilities, with 512 MiB, one core, and as process 1 without an init: small photos and some of 20 MB
-are sent, a decoder is killed, and it is stopped while it serves and while it opens the model. The engine of containers
-is `docker` or `podman`; --options are more of its `run`, where a machine needs them.
+Read-only, without capabilities, with 512 MiB, one core, and as process 1 without an init: small photos and some of
+20 MB are sent, a decoder is killed, and it is stopped while it serves and while it opens the model. The engine of
+containers is `docker` or `podman`; --options are more of its `run`, where a machine needs them.
 """
 
 import argparse

@@ -4,10 +4,15 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
+import house
 import pytest
 from conftest import ROOT
+
+from runtime.errors import SajiError, Unavailable
 
 FOLDER = ROOT / "demo" / "containers"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text(encoding="utf-8")
@@ -67,3 +72,20 @@ def test_compose_gives_flags_that_there_are(compose: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sys, "argv", ["demo", *compose["services"]["saji"]["command"]])
     assert _arguments().allow_host == ["saji"]
+
+
+@pytest.mark.parametrize("path", ["saji", "/saji/", "/", "http://food.example/saji", "/a b"])
+def test_what_is_no_root_path_is_refused_in_one_sentence(path: str) -> None:
+    said = house.here("demo", "--root-path", path)
+    assert said.refused and said.last.endswith(
+        f"--root-path {path} is no path; give one like /saji, without a / behind"
+    )
+
+
+def test_the_lab_says_what_is_missing(tmp_path: Path) -> None:
+    from lab.containers import measure
+
+    with pytest.raises(Unavailable, match="no-such-engine is not here; name another engine with --engine"):
+        list(measure(Namespace(engine="no-such-engine", out=tmp_path)))
+    with pytest.raises(SajiError, match="has no deployment.json to serve; give another folder with --out"):
+        list(measure(Namespace(engine=sys.executable, out=tmp_path)))
