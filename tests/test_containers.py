@@ -87,5 +87,5 @@ def test_the_lab_says_what_is_missing(tmp_path: Path) -> None:
 
     with pytest.raises(Unavailable, match="no-such-engine is not here; name another engine with --engine"):
         list(measure(Namespace(engine="no-such-engine", out=tmp_path)))
-    with pytest.raises(SajiError, match="has no deployment.json to serve; give another folder with --out"):
+    with pytest.raises(SajiError, match=r"has no deployment\.json to serve; give another folder with --out"):
         list(measure(Namespace(engine=sys.executable, out=tmp_path)))

@@ -124,8 +124,8 @@ def containers(rows: list[Row]) -> str:
         for what, key in (("served", "stop_serving"), ("opened the model", "stop_starting"))
     )
     text = (
-        "In {memory_limit_mib} MiB with {cores_limit} core it was ready after {ready_seconds:.1f} s. Of the photos, some "
-        "of 20 MB, were answered {answers}; its processes took at most {peak_memory_mib:.0f} MiB together, and "
+        "In {memory_limit_mib} MiB with {cores_limit} core it was ready after {ready_seconds:.1f} s. Of the photos, "
+        "some of 20 MB, were answered {answers}; its processes took at most {peak_memory_mib:.0f} MiB together, and "
         "{left_unreaped} that had ended were left. {ends}."
     ).format(answers=answers, ends=ends[0].upper() + ends[1:], **row)
     return f"{sizes}\n\n{text}\n\n{machine(row)}; commit {row['commit']}."
