@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,15 +32,20 @@ if TYPE_CHECKING:
 
 STOPPED = 143  # the status of who ends by SIGTERM
 LEAVE_SECONDS = 5.0  # for engine and decoders to end, once all requests are answered or given up
+ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def main() -> None:
     """Read the command line, open and warm the model, serve page and API until Ctrl-C."""
+    # The first process of a container gets no signal that it does not handle, and what comes now takes seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     arguments = _arguments()
     for name, least in (("top", 1), ("batch", 1), ("workers", 0), ("threads", 0)):
         if getattr(arguments, name) < least:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give {least} or more")
+    if arguments.root_path and not ROOT_PATH.fullmatch(arguments.root_path):
+        raise SajiError(f"--root-path {arguments.root_path} is no path; give one like /saji, without a / behind")
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
     proxies = networks_of(arguments.trusted_proxy or LOOPBACK)
@@ -97,8 +103,9 @@ def serve(
         examples = pictures_in(arguments.examples)
     else:
         examples = shipped(serving.path, engine.deployment, engine.classifier)
-    app = build_api(serving, arguments.top)
-    mount(build(serving, arguments.top, examples, way.link if arguments.lan else ""), app, serving.limits)
+    app = build_api(serving, arguments.top, arguments.root_path)
+    page = build(serving, arguments.top, examples, way.link if arguments.lan else "")
+    mount(page, app, serving.limits, arguments.root_path)
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
@@ -221,6 +228,8 @@ def _arguments() -> argparse.Namespace:
         "X-Forwarded-For the last that is no proxy is the visitor; of all others the header is ignored"
     )
     add("--trusted-proxy", nargs="+", action="extend", metavar="ADDRESS", help=what)
+    what = "path such as /saji that visitors come below, where a proxy takes it away before it asks here"
+    add("--root-path", default="", metavar="PATH", help=what)
     return parser.parse_args()
 
 

@@ -112,15 +112,15 @@ def serving_of(classifier: Classifier, folder: Path, limits: Limits = LIMITS, **
 
 
 @contextmanager
-def running(serving: Any, page: Any = None, token: str = "", **options: Any) -> Iterator[str]:
+def running(serving: Any, page: Any = None, token: str = "", root_path: str = "", **options: Any) -> Iterator[str]:
     """The address of a server of `serving`, with or without a page; `options` are those of Server."""
     from demo.service.api import Server, build_api
 
-    api = build_api(serving)
+    api = build_api(serving, root_path=root_path)
     if page:
         from demo.page.mount import mount
 
-        mount(page, api, serving.limits)
+        mount(page, api, serving.limits, root_path)
     server = Server(api, serving.limits, token, **options)
     with app.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -45,7 +45,7 @@ def test_the_link_becomes_a_cookie_and_an_address_without_the_token(
     with httpx.Client(base_url=guarded) as phone:
         assert phone.get("/v1/model").status_code == 401
         answer = phone.get(f"/?token={SPELLED}")
-        assert (answer.status_code, answer.headers["refresh"], answer.content) == (200, "0; url=/", b"")
+        assert (answer.status_code, answer.headers["refresh"], answer.content) == (200, "0; url=./", b"")
         kept = answer.headers["set-cookie"].lower()
         assert "httponly" in kept and "samesite=strict" in kept and "secure" not in kept and "sam;" not in kept
         assert answer.headers["referrer-policy"] == "no-referrer" and answer.headers["cache-control"] == "no-store"

@@ -41,8 +41,11 @@ DEEP = 16  # levels of the page's JSON; it uses 6
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
-def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
-    """Let `page` answer all paths of `app` that are not its own, in our look and without Gradio's footer."""
+def mount(page: gr.Blocks, app: FastAPI, limits: Limits, root_path: str = "") -> None:
+    """Let `page` answer all paths of `app` that are not its own, in our look and without Gradio's footer.
+
+    Visitors reach it below `root_path`, which a proxy takes away before it asks here.
+    """
     add_live(app)
     gr.mount_gradio_app(
         app,
@@ -55,6 +58,7 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits) -> None:
         ssr_mode=False,
         max_file_size=limits.upload,
         i18n=label,
+        root_path=root_path or None,
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
     examples = sum(len(block.raw_samples or ()) for block in page.blocks.values() if isinstance(block, gr.Dataset))

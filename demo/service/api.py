@@ -246,11 +246,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return problem_response(error, request.scope)
 
 
-def build_api(serving: Serving, top: int = 5) -> FastAPI:
+def build_api(serving: Serving, top: int = 5, root_path: str = "") -> FastAPI:
     """The application without its page: classify, model, health and metrics.
 
-    `top` is how many classes an answer lists unless it is asked for another number. `state.stopping` is set when the
-    server is asked to stop.
+    `top` is how many classes an answer lists unless it is asked for another number, `root_path` the path that programs
+    put before ours, as a proxy takes it away. `state.stopping` is set when the server is asked to stop.
     """
 
     @asynccontextmanager
@@ -263,6 +263,7 @@ def build_api(serving: Serving, top: int = 5) -> FastAPI:
         title="saji",
         version=version("saji"),
         lifespan=lifespan,
+        servers=[{"url": root_path}] if root_path else None,
         docs_url=None,  # those pages load their scripts from a CDN
         redoc_url=None,
         exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse},

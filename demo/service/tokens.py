@@ -13,6 +13,7 @@ from starlette.types import Scope
 from demo.service.problem import Problem
 
 LINK = "/"  # the one path that a token may stand behind
+HERE = "./"  # the same without the token, also where a proxy has us below a path
 
 
 class Token:
@@ -42,7 +43,7 @@ class Token:
         if not secrets.compare_digest(token.encode(), self._token):
             raise Problem(401, "old-link", "this link is of another start of the page; open the one that it shows now")
         # Not by 303: where a page of another site has the link, the browser would follow without a Strict cookie
-        answer = Response(headers={"refresh": f"0; url={LINK}", "cache-control": "no-store"})
+        answer = Response(headers={"refresh": f"0; url={HERE}", "cache-control": "no-store"})
         secure = scope["scheme"] == "https"
         answer.set_cookie(_name(scope), self._cookie, httponly=True, samesite="strict", secure=secure)
         return answer

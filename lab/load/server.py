@@ -33,9 +33,8 @@ class Server:
         return round(self.process.memory_info().rss / 2**20, 1)
 
     def peak_memory_mib(self) -> float:
-        """The largest resident memory so far, which psutil does not tell on Linux."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
+        """The largest resident memory so far."""
+        return peak_memory_mib(self.process)
 
     def cpu_seconds(self) -> float:
         """Processor seconds so far, user and system, of all threads and of the processes that decode."""
@@ -46,6 +45,12 @@ class Server:
         """How many requests for a label were answered so far, by status, as the service itself counts them."""
         with urllib.request.urlopen(f"{self.address}/metrics", timeout=START_SECONDS) as answer:
             return Counter({status: int(float(n)) for status, n in _ANSWERS.findall(answer.read().decode())})
+
+
+def peak_memory_mib(process: psutil.Process) -> float:
+    """The largest resident memory of a process so far, which psutil does not tell on Linux."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
 
 
 @contextmanager

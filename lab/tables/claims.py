@@ -113,6 +113,24 @@ def export_cost(rows: list[Row]) -> str:
     return f"{by_columns(rows, columns)}\n\n{conditions.format(**rows[-1])}"
 
 
+def containers(rows: list[Row]) -> str:
+    """The images' sizes, and the last try of the service in one."""
+    images = {row["target"]: row for row in rows if row["what"] == "image"}
+    sizes = by_columns(images.values(), {"target": "`{target}`", "GB": lambda row: f"{row['bytes'] / 1e9:.2f}"})
+    row = next(row for row in reversed(rows) if row["what"] == "service")
+    answers = ", ".join(f"{count} with status {status}" for status, count in row["statuses"].items())
+    ends = "; ".join(
+        f"stopped while it {what} it ended after {row[key]['seconds']:.1f} s with status {row[key]['status']}"
+        for what, key in (("served", "stop_serving"), ("opened the model", "stop_starting"))
+    )
+    text = (
+        "In {memory_limit_mib} MiB with {cores_limit} core it was ready after {ready_seconds:.1f} s. Of the photos, "
+        "some of 20 MB, were answered {answers}; its processes took at most {peak_memory_mib:.0f} MiB together, and "
+        "{left_unreaped} that had ended were left. {ends}."
+    ).format(answers=answers, ends=ends[0].upper() + ends[1:], **row)
+    return f"{sizes}\n\n{text}\n\n{machine(row)}; commit {row['commit']}."
+
+
 def engine_sizes(rows: list[Row]) -> str:
     """Megabytes by precision and whether a second build is the same file."""
     head = "network", "FP32 MB", "FP16 MB", "INT8 MB", "ratio", "second build"
