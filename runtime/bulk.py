@@ -1,7 +1,7 @@
 """`python -m runtime classify --ray`: as many photos as there are, on all cores of this machine or of a Ray cluster.
 
-Ray Data deals them out, some hundred at a time, to an engine on each core. Its process writes their rows to a file
-under a temporary name; this one, as soon as it is told, moves the file to where it counts. So whoever dies on the way, and
+Ray Data deals them out, some hundreds at once, to an engine on each core. Its process writes their rows to a file under
+a temporary name; this one, as soon as it is told, moves the file to where it counts. So whoever dies on the way, and
 however often Ray tries again, a photo has one row. What a killed run left undone the next one tells by the names in the
 files that are there. (Ray Data's own checkpoints need a table to begin with, and are a second record of what is done.)
 """
@@ -16,31 +16,29 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from runtime import classify, signature
 from runtime.backends import BACKENDS
-from runtime.classifier import Classifier, load
-from runtime.classify import in_order
+from runtime.classifier import load
 from runtime.command_line import require_extra
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, SajiError
 from runtime.files import alone, left_by_programs
-from runtime.preprocess import SUFFIXES, Source
+from runtime.preprocess import SUFFIXES
 from runtime.rowfile import as_text
+from runtime.terminal import quiet
 
-SHARD = 500  # photos: some seconds of a core, which is what a kill costs, and a file of 100 KB
-READERS = 8  # photos that a process reads ahead from a network
-TRIES = 5  # of a shard whose process dies, before a photo in it is taken for the cause
+SHARD = 500  # photos: some seconds of a core, which is what a kill costs
+READERS = 8  # photos that a process reads at a time from a network
+TRIES = 5  # processes that may die at the same photos before one of these is taken for the cause
 NAME, CONTENT = "path", "bytes"  # as Ray Data calls the columns of files that it reads
 _PENDING, _FILE = ".pending", re.compile(r"part-(\d+)\.parquet")
-_STORE = 2**30  # bytes for what is between processes: names, and photos that came in a table
+_STORE = 2**30  # bytes for what is between processes: names, and photos that come in a table
 
 
 def add_to(verbs: Any) -> None:
@@ -48,11 +46,11 @@ def add_to(verbs: Any) -> None:
     verb = classify.add_to(verbs)
     words = (
         "on all cores of a Ray cluster, without an ADDRESS of this machine, into files of Parquet in the folder or URI "
-        f"--output; photos are then also URIs, such as s3://bucket/folder, and .parquet files with a column {NAME}, and "
-        f"{CONTENT} where the photos are in there"
+        f"--output; photos are then also URIs, such as s3://bucket/folder, and .parquet files with a column {NAME}, "
+        f"and {CONTENT} where the photos are in there"
     )
     verb.add_argument("--ray", nargs="?", metavar="ADDRESS", const="", help=words)
-    verb.add_argument("--shard", type=int, default=SHARD, help="photos in a file of --ray's output (%(default)s)")
+    verb.add_argument("--shard", type=int, default=SHARD, help="photos in a file of --ray's (default: %(default)s)")
     verb.set_defaults(run=_run)
 
 
@@ -71,63 +69,52 @@ def classify_on_ray(places: list[str], model: Path, output: str, address: str = 
     `address` is a running cluster's, "" starts Ray here and ends it. Every node opens `model`, by the same path. Photos
     that `output` holds are left out. What cannot be read has a row that says why, and in the end raises GateFailed.
     """
-    counter = classify.Counter(os.isatty(2))
+    counter, rows, unread = classify.Counter(os.isatty(2)), 0, 0
     with load(model, threads=1) as classifier:
-        job = _job(classifier, model, output)
         counter.say(classify.introduction(classifier))
+        gpu = BACKENDS[classifier.candidate.backend].gpu
+        job = Job(str(model.absolute()), classifier.served_by, _absolute(output), str(Path.cwd()), gpu)
     with ExitStack() as opened:
         shards = opened.enter_context(Shards(job))
-        photos, rows, unread = Everywhere(places, counter.say, shards.names), 0, 0
-        known = shards.names.sorted() if photos.tables else np.array([], "S16")
-        opened.enter_context(_ray(address))
-        for dataset in _datasets(photos, shards.names, shard):
-            for name, good, bad in _done(dataset, job, known, shard):
-                shards.keep(name)
-                rows, unread = rows + good, unread + bad
-                counter.show(rows, unread)
+        photos = Everywhere(places, counter.say, shards.names)
+        known, found = Names(shards.names if photos.tables else ()), iter(photos)
+        if (first := list(itertools.islice(found, 1))) or photos.tables:
+            opened.enter_context(quiet())
+            opened.enter_context(_ray(address))
+            for dataset in _datasets(itertools.chain(first, found), photos.tables, shards.names, shard):
+                for file, good, bad in _done(dataset, job, known, shard):
+                    shards.keep(file)
+                    rows, unread = rows + good, unread + bad
+                    counter.show(rows, unread)
     classify.conclude(counter, photos, rows, unread, output, "; their rows say why")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process must know: the model by its path, who serves, where rows go and relative names begin.
+    """What a process must know: the model by its path, who serves, where rows go, and where relative names begin.
 
-    An engine classifies `streams` photos at a time, and has a GPU of its own where it needs a `gpu`.
+    An engine that needs a `gpu` has one, and each core of its machine reads photos for it.
     """
 
     model: str
     served_by: str
     output: str
     folder: str
-    streams: int
     gpu: bool
 
 
-def _job(classifier: Classifier, model: Path, output: str) -> Job:
-    gpu = BACKENDS[classifier.candidate.backend].gpu
-    streams = usable_cores() if gpu else 1
-    return Job(str(model.absolute()), classifier.served_by, _whole(output), str(Path.cwd()), streams, gpu)
-
-
-class Names:
+class Names(set[bytes]):
     """Names of photos that have a row, or are about to, as 16 bytes each."""
 
-    def __init__(self) -> None:
-        self.digests: set[bytes] = set()
-
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _digest(name) in self.digests
+        return super().__contains__(_digest(name))
 
-    def add(self, name: str) -> None:
-        """Note one."""
-        self.digests.add(_digest(name))
-
-    def sorted(self) -> np.ndarray:
-        """All of them, as processes share it without a copy."""
-        return np.array(sorted(self.digests), dtype="S16")
+    def note(self, name: str) -> None:
+        """Add one."""
+        self.add(_digest(name))
 
 
-def _digest(name: str) -> bytes:
+def _digest(name: Any) -> bytes:
     return hashlib.blake2b(as_text(name).encode(), digest_size=16).digest()
 
 
@@ -138,57 +125,46 @@ class Shards:
     """
 
     def __init__(self, job: Job) -> None:
-        self.job, self.names, self.opened = job, Names(), ExitStack()
+        self.job, self.names, self.next, self.opened = job, Names(), 0, ExitStack()
         self.files, self.place = located(job.output)
-        self.next = 0
 
     def __enter__(self) -> "Shards":
-        from pyarrow.fs import FileSelector, FileType
+        from pyarrow.fs import FileSelector
 
-        self.files.create_dir(self.place)
+        self.files.create_dir(f"{self.place}/{_PENDING}")
         with ExitStack() as opening:
             if "://" not in self.job.output:  # an object store has no locks
                 opening.enter_context(alone(Path(self.place), "writing rows into"))
+            opening.callback(self.files.delete_dir, f"{self.place}/{_PENDING}")
+            self.files.delete_dir_contents(f"{self.place}/{_PENDING}")
             for info in self.files.get_file_info(FileSelector(self.place)):
-                if info.type == FileType.File and (named := _FILE.fullmatch(info.base_name)):
+                if named := _FILE.fullmatch(info.base_name):
                     self.next = max(self.next, int(named[1]) + 1)
-                    self._note(info.path)
-            self._clear()
-            self.files.create_dir(f"{self.place}/{_PENDING}")
+                    self._read(info.path)
             self.opened = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self.opened:
-            self._clear()
+        self.opened.close()
 
-    def keep(self, pending: str) -> None:
+    def keep(self, file: str) -> None:
         """Let a file that a process wrote count from now on; "" is none."""
-        if pending:
-            self.files.move(f"{self.place}/{_PENDING}/{pending}", f"{self.place}/part-{self.next:05}.parquet")
+        if file:
+            self.files.move(f"{self.place}/{_PENDING}/{file}", f"{self.place}/part-{self.next:05}.parquet")
             self.next += 1
 
-    def _clear(self) -> None:
-        from pyarrow.fs import FileType
-
-        if self.files.get_file_info(f"{self.place}/{_PENDING}").type == FileType.Directory:
-            self.files.delete_dir(f"{self.place}/{_PENDING}")
-
-    def _note(self, path: str) -> None:
-        import pyarrow as pa
+    def _read(self, path: str) -> None:
         import pyarrow.parquet as pq
 
-        try:
+        with _saying(f"{path} is no file of rows; remove it to have its photos anew"):
             table = pq.read_table(path, columns=["photo", "served_by"], filesystem=self.files)
-        except (pa.ArrowException, OSError) as error:
-            raise SajiError(f"{path} is no file of rows ({_line(error)}); remove it to have its photos anew") from None
-        for served_by in set(table["served_by"].to_pylist()) - {self.job.served_by}:
+        for other in set(table["served_by"].to_pylist()) - {self.job.served_by}:
             raise SajiError(
-                f"{self.job.output} holds answers of {served_by}, which this model ({self.job.served_by}) would go on "
+                f"{self.job.output} holds answers of {other}, which this model ({self.job.served_by}) would go on "
                 "with; name another folder for --output, or that model with --model"
             )
         for name in table["photo"].to_pylist():
-            self.names.add(name)
+            self.names.note(name)
 
 
 class Everywhere(classify.Photos):
@@ -205,12 +181,8 @@ class Everywhere(classify.Photos):
 
     def _in(self, place: str) -> Iterator[str]:
         if place.endswith(".parquet"):
-            for batch in _table(place).to_batches(columns=[NAME]):
-                yield from batch[NAME].to_pylist()
-        elif "://" in place:
-            yield from self._by_uri(place.rstrip("/"))
-        else:
-            yield from super()._in(place)
+            return _names(place)
+        return self._by_uri(place.rstrip("/")) if "://" in place else super()._in(place)
 
     def _by_uri(self, place: str) -> Iterator[str]:
         from pyarrow.fs import FileSelector, FileType
@@ -224,57 +196,63 @@ class Everywhere(classify.Photos):
             infos = sorted(files.get_file_info(FileSelector(folders.pop())), key=lambda info: info.base_name)
             infos = [info for info in infos if not left_by_programs(info.base_name)]
             folders += [info.path for info in reversed(infos) if info.type == FileType.Directory]
-            names = [info.path for info in infos if info.type == FileType.File]
-            photos = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-            self.left_alone += len(names) - len(photos)
-            found = found or bool(photos)
-            yield from (place + name[len(root) :] for name in photos)
+            for name in (info.path for info in infos if info.type == FileType.File):
+                if Path(name).suffix.lower() in SUFFIXES:
+                    found = True
+                    yield place + name[len(root) :]
+                else:
+                    self.left_alone += 1
         if not found:
             raise SajiError(f"{place} holds no photo; photos end with .jpg, .png, .webp, .heic …")
 
 
 def _table(place: str) -> Any:
     """A file or folder of Parquet, unread."""
-    import pyarrow as pa
     import pyarrow.dataset
 
     files, path = located(place)
-    try:
+    with _saying(f"{place} is no file of Parquet that can be read"):
         table = pyarrow.dataset.dataset(path, filesystem=files, format="parquet")
-    except (pa.ArrowException, OSError) as error:
-        raise SajiError(f"{place} is no file of Parquet that can be read ({_line(error)})") from None
     if NAME not in table.schema.names:
         columns = ", ".join(table.schema.names)
-        raise SajiError(f"{place} has the columns {columns}; call that of the photos' names {NAME}, in it {CONTENT}")
+        raise SajiError(f"{place} has the columns {columns}; call that of the photos' names {NAME}")
     return table
+
+
+def _names(place: str) -> Iterator[str]:
+    for batch in _table(place).to_batches(columns=[NAME]):
+        yield from batch[NAME].to_pylist()
 
 
 def located(place: str) -> tuple[Any, str]:
     """The file system (of pyarrow) of a path or URI, and the path in it."""
-    from pyarrow.fs import LocalFileSystem
-
-    if "://" not in place:
-        return LocalFileSystem(), str(Path(place).absolute())
-    scheme, _, rest = place.partition("://")
+    scheme, _, rest = _absolute(place).rpartition("://")
     host, _, path = rest.partition("/")
-    files, root = _file_system(f"{scheme}://{host}/")
-    return files, f"{root.rstrip('/')}/{path}".rstrip("/")
+    files, root = _file_system(scheme or "file", host)
+    return files, f"{root.rstrip('/')}/{path}"
 
 
 @functools.cache
-def _file_system(root: str) -> tuple[Any, str]:
-    import pyarrow as pa
+def _file_system(scheme: str, host: str) -> tuple[Any, str]:
     from pyarrow.fs import FileSystem
 
-    try:
-        files, path = FileSystem.from_uri(root)
-    except (pa.ArrowException, OSError) as error:
-        raise SajiError(f"{root} cannot be reached ({_line(error)}); give a folder, or a URI such as s3://…") from None
-    return files, path
+    with _saying(f"{scheme}://{host} cannot be reached; give a folder, or a URI such as s3://bucket/folder"):
+        files, root = FileSystem.from_uri(f"{scheme}://{host}/")
+    return files, root
 
 
-def _whole(place: str) -> str:
+def _absolute(place: str) -> str:
     return place.rstrip("/") if "://" in place else str(Path(place).absolute())
+
+
+@contextmanager
+def _saying(sentence: str) -> Iterator[None]:
+    """What pyarrow raises as a sentence of ours."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        head, _, advice = sentence.partition(";")
+        raise SajiError(f"{head} ({_line(error)})" + (f";{advice}" if advice else "")) from None
 
 
 def _line(error: Exception) -> str:
@@ -284,20 +262,18 @@ def _line(error: Exception) -> str:
 @contextmanager
 def _ray(address: str) -> Iterator[None]:
     """Ray, joined or started here, keeping to itself: no statistics, no lines, and here no door without a token."""
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal")
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0")
+    ours: dict[str, Any] = {}
     if not address:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        ours = {"num_cpus": usable_cores(), "object_store_memory": _STORE, "include_dashboard": False}
+        ours["_node_ip_address"] = "127.0.0.1"
     import ray
 
-    ours: dict[str, Any] = {"num_cpus": usable_cores(), "object_store_memory": _STORE, "include_dashboard": False}
-    if not address:
-        ours["_node_ip_address"] = "127.0.0.1"
-    key = {name: value for name, value in os.environ.items() if name == signature.REQUIRED}
+    key = {"env_vars": {name: os.environ[name] for name in (signature.REQUIRED,) if name in os.environ}}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(
-            address=address or "local", runtime_env={"env_vars": key}, log_to_driver=False,
-            logging_level=logging.ERROR, **({} if address else ours),
-        )  # fmt: skip
+        ray.init(address or "local", runtime_env=key, **quiet, **ours)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SajiError(f"Ray cannot be reached at {address or 'this machine'} ({_line(error)})") from None
     try:
@@ -310,97 +286,108 @@ def _ray(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _datasets(photos: Everywhere, names: Names, shard: int) -> Iterator[Any]:
+def _datasets(photos: Iterator[str], tables: list[str], names: Names, shard: int) -> Iterator[Any]:
     """What there is to do as Ray Data's datasets: one of names, a block a file, and one of each table with photos."""
     import pyarrow as pa
     import ray
 
     blocks = []
-    for some in _batched(photos, shard):
+    while some := list(itertools.islice(photos, shard)):
         for photo in some:
-            names.add(photo)
+            names.note(photo)
         blocks.append(ray.put(pa.table({NAME: pa.array(map(os.fsencode, some), pa.binary())})))
     if blocks:
         yield ray.data.from_arrow_refs(blocks)
-    for place in photos.tables:
+    for place in tables:
         files, path = located(place)
         yield ray.data.read_parquet(path, filesystem=files, columns=[NAME, CONTENT])
 
 
-def _batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
-
-
-def _done(dataset: Any, job: Job, known: Any, shard: int) -> Iterator[tuple[str, int, int]]:
+def _done(dataset: Any, job: Job, known: Names, shard: int) -> Iterator[tuple[str, int, int]]:
     """Let Ray work; of each file as it is written its name, how many photos were classified, and how many not."""
     import ray
 
-    cluster = ray.cluster_resources()
-    size = int(cluster.get("GPU" if job.gpu else "CPU", 1))
+    engines = int(ray.cluster_resources().get("GPU" if job.gpu else "CPU", 1))
     work = dataset.map_batches(
-        Worker, fn_constructor_args=(job, known), batch_size=shard, batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=size), num_cpus=0 if job.gpu else 1, num_gpus=int(job.gpu),
-        ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": TRIES},
-    )  # fmt: skip
+        Worker,
+        fn_constructor_args=(job, known),
+        batch_size=shard,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=engines),
+        num_cpus=0 if job.gpu else 1,
+        num_gpus=int(job.gpu),
+    )
     for batch in work.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from zip(*(batch[name].to_pylist() for name in ("file", "rows", "unread")), strict=True)
 
 
 class Worker:
-    """An engine in a process of Ray's: photos by name, or with their content, in; the file with their rows out."""
+    """An engine in a process of Ray's: photos by name, or with their content, in; the file of their rows out."""
 
-    def __init__(self, job: Job, known: np.ndarray) -> None:
-        self.job, self.known = job, known
-        self.classifier = load(job.model, threads=1, streams=job.streams)
+    def __init__(self, job: Job, known: Names) -> None:
+        self.job, self.known, self.streams = job, known, usable_cores() if job.gpu else 1
+        self.classifier = load(job.model, threads=1, streams=self.streams)
         if self.classifier.served_by != job.served_by:
             raise SajiError(
                 f"a node would answer by {self.classifier.served_by}, others by {job.served_by}, and answers of two "
                 "models are never mixed; give --model a folder, whose one engine all nodes have"
             )
+        self.files, place = located(job.output)
+        self.pending = f"{place}/{_PENDING}"
 
     def __call__(self, photos: Any) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = list(in_order(self._row, in_order(self._read, self._items(photos), READERS), self.job.streams))
-        file = f"{uuid.uuid4().hex}.parquet" if rows else ""
-        if rows:
-            files, place = located(self.job.output)
-            pq.write_table(pa.Table.from_pylist(rows, _schema()), f"{place}/{_PENDING}/{file}", filesystem=files)
-        unread = sum(row["error"] is not None for row in rows)
-        return pa.table({"file": [file], "rows": [len(rows) - unread], "unread": [unread]})
+        items, file = list(self._items(photos)), ""
+        if items:
+            tries = self._tries(items[0][0])
+            far = CONTENT in photos.column_names or any("://" in name for name, _ in items)
+            read = classify.in_order(self._read, items, READERS) if far else map(self._read, items)
+            rows = list(classify.in_order(self._row, read, self.streams) if self.streams > 1 else map(self._row, read))
+            file = f"{uuid.uuid4().hex}.parquet"
+            pq.write_table(pa.Table.from_pylist(rows, _schema()), f"{self.pending}/{file}", filesystem=self.files)
+            for mark in tries:
+                self.files.delete_file(mark)
+        unread = sum(row["error"] is not None for row in rows) if items else 0
+        return pa.table({"file": [file], "rows": [len(items) - unread], "unread": [unread]})
 
-    def _items(self, photos: Any) -> Iterator[tuple[str, bytes | None]]:
-        """Names with their content, if that came along; a photo of a table that has a row already is left out."""
-        names = [os.fsdecode(name) if isinstance(name, bytes) else name for name in photos[NAME].to_pylist()]
-        if CONTENT not in photos.column_names:
-            yield from ((name, None) for name in names)
-            return
-        for name, content in zip(names, photos[CONTENT], strict=True):
-            digest = np.array(_digest(name), self.known.dtype)
-            place = np.searchsorted(self.known, digest)
-            if place == len(self.known) or self.known[place] != digest:
-                yield name, content.as_py() or b""
+    def _tries(self, first: str) -> list[str]:
+        """Leave a mark that the photos from `first` on are tried, beside those of processes that died at it."""
+        from pyarrow.fs import FileSelector
 
-    def _read(self, item: tuple[str, bytes | None]) -> tuple[str, Source | BadPhoto]:
+        mark = f"{self.pending}/{_digest(first).hex()}"
+        tries = [info.path for info in self.files.get_file_info(FileSelector(self.pending)) if mark in info.path]
+        if len(tries) == TRIES:
+            raise SajiError(
+                f"{TRIES} processes died at the photos from {first} on, which may be for want of memory or for one of "
+                "them; find it with a small --shard, and leave it out"
+            )
+        tries.append(f"{mark}.{len(tries)}")
+        self.files.open_output_stream(tries[-1]).close()
+        return tries
+
+    def _items(self, photos: Any) -> Iterator[tuple[str, Any]]:
+        """Names, and the content if that came along; a photo of a table that has a row already is left out."""
+        inside = CONTENT in photos.column_names
+        contents = photos[CONTENT] if inside else itertools.repeat(None)
+        for name, content in zip(photos[NAME].to_pylist(), contents, strict=False):
+            name = os.fsdecode(name)
+            if not inside or name not in self.known:
+                yield name, content
+
+    def _read(self, item: tuple[str, Any]) -> tuple[str, Any]:
         name, content = item
         if content is None and "://" not in name:
             return name, str(Path(self.job.folder, name))
         try:
-            if content is None:
-                files, path = located(name)
-                with files.open_input_file(path) as file:
-                    content = file.read()
+            photo = io.BytesIO((content.as_py() or b"") if content is not None else _bytes(name))
         except OSError as error:
-            why = error.strerror or _line(error)
-            return name, BadPhoto(f"{Path(name).name} cannot be opened: {why}")
-        photo = io.BytesIO(content)
+            return name, BadPhoto(f"{Path(name).name} cannot be opened: {error.strerror or _line(error)}")
         photo.name = name  # for the words of what is wrong with it
         return name, photo
 
-    def _row(self, item: tuple[str, Source | BadPhoto]) -> dict[str, Any]:
+    def _row(self, item: tuple[str, Any]) -> dict[str, Any]:
         name, source = item
         row = {"photo": as_text(name), "served_by": self.job.served_by, "error": None}
         try:
@@ -409,6 +396,13 @@ class Worker:
             return row | classify.fields(self.classifier(source))
         except BadPhoto as error:
             return row | {"error": str(error)}
+
+
+def _bytes(uri: str) -> bytes:
+    files, path = located(uri)
+    with files.open_input_file(path) as file:
+        content: bytes = file.read()
+    return content
 
 
 def _schema() -> Any:

@@ -24,7 +24,7 @@ from runtime.files import left_by_programs
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile
 from runtime.spec import NAMED, UNKNOWN, ModelSpec
-from runtime.terminal import say
+from runtime.terminal import err, say
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -290,12 +290,12 @@ class Counter:
             self.clear()
             self.next = seconds + 0.2
             self.line = f"{rows} photos, {rows / seconds:.0f}/s{f', {unread} unreadable' if unread else ''}"
-            print(self.line, end="", file=sys.stderr, flush=True)
+            print(self.line, end="", file=err(), flush=True)
 
     def clear(self) -> None:
         """Take the line off the terminal."""
         if self.line:
-            print(f"\r{' ' * len(self.line)}\r", end="", file=sys.stderr, flush=True)
+            print(f"\r{' ' * len(self.line)}\r", end="", file=err(), flush=True)
         self.line = ""
 
     def say(self, sentence: str) -> None:
