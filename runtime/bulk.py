@@ -178,6 +178,11 @@ class Everywhere(classify.Photos):
             place for place in places if place.endswith(".parquet") and CONTENT in _table(place).schema.names
         ]
         super().__init__([place for place in places if place not in self.tables], say, done)
+        inside = Names()
+        for name in itertools.chain.from_iterable(map(_names, self.tables)):
+            if name in inside:
+                raise SajiError(f"a second photo is called {name} in {NAME}; rows are told apart by these names")
+            inside.note(name)
 
     def _in(self, place: str) -> Iterator[str]:
         if place.endswith(".parquet"):
@@ -208,19 +213,26 @@ class Everywhere(classify.Photos):
 
 def _table(place: str) -> Any:
     """A file or folder of Parquet, unread."""
+    import pyarrow as pa
     import pyarrow.dataset
 
     files, path = located(place)
     with _saying(f"{place} is no file of Parquet that can be read"):
         table = pyarrow.dataset.dataset(path, filesystem=files, format="parquet")
-    if NAME not in table.schema.names:
-        columns = ", ".join(table.schema.names)
-        raise SajiError(f"{place} has the columns {columns}; call that of the photos' names {NAME}")
+    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
+    text, binary = (pa.string(), pa.large_string()), (pa.binary(), pa.large_binary())
+    if kinds.get(NAME) not in text or kinds.get(CONTENT, binary[0]) not in binary:
+        columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise SajiError(
+            f"{place} has {columns}; it needs the photos' names as text in {NAME}, or also {CONTENT} (binary)"
+        )
     return table
 
 
 def _names(place: str) -> Iterator[str]:
     for batch in _table(place).to_batches(columns=[NAME]):
+        if batch[NAME].null_count:
+            raise SajiError(f"{place} has a row without a name in {NAME}; rows are told apart by these")
         yield from batch[NAME].to_pylist()
 
 

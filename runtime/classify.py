@@ -135,7 +135,7 @@ class Photos:
     Raises SajiError at the end of a folder without any photo.
     """
 
-    def __init__(self, places: list[str], say: Say, done: Container[str] = ()) -> None:
+    def __init__(self, places: list[str], say: Say, done: Container[Any] = ()) -> None:
         self.places, self.say, self.done = places, say, done
         self.left_alone = self.closed = self.known = 0
 
