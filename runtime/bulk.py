@@ -291,7 +291,6 @@ def _ray(address: str) -> Iterator[None]:
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        context.raise_original_map_exception = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield
     finally:
@@ -329,8 +328,14 @@ def _done(dataset: Any, job: Job, known: Names, shard: int) -> Iterator[tuple[st
         num_cpus=0 if job.gpu else 1,
         num_gpus=int(job.gpu),
     )
-    for batch in work.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from zip(*(batch[name].to_pylist() for name in ("file", "rows", "unread")), strict=True)
+    try:
+        for batch in work.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in batch.to_pylist():
+                if row["refusal"]:
+                    raise SajiError(row["refusal"])
+                yield row["file"], row["rows"], row["unread"]
+    except ray.exceptions.RayError as error:
+        raise SajiError(f"Ray gave up ({str(error).strip().splitlines()[-1][:200]})") from None
 
 
 class Worker:
@@ -338,31 +343,45 @@ class Worker:
 
     def __init__(self, job: Job, known: Names) -> None:
         self.job, self.known, self.streams = job, known, usable_cores() if job.gpu else 1
-        self.classifier = load(job.model, threads=1, streams=self.streams)
+        self.files, place = located(job.output)
+        self.pending, self.refusal = f"{place}/{_PENDING}", ""
+        try:
+            self.classifier = load(job.model, threads=1, streams=self.streams)
+        except (SajiError, OSError) as error:
+            self.refusal = f"a node cannot open the model: {error}"
+            return
         if self.classifier.served_by != job.served_by:
-            raise SajiError(
+            self.refusal = (
                 f"a node would answer by {self.classifier.served_by}, others by {job.served_by}, and answers of two "
                 "models are never mixed; give --model a folder, whose one engine all nodes have"
             )
-        self.files, place = located(job.output)
-        self.pending = f"{place}/{_PENDING}"
 
     def __call__(self, photos: Any) -> Any:
+        """One row: the file, how many photos were classified and how many not, or why nothing can be (a sentence)."""
+        import pyarrow as pa
+
+        file, rows, refusal = "", list[dict[str, Any]](), self.refusal
+        items = [] if refusal else list(self._items(photos))
+        try:
+            if items:
+                file, rows = self._written(items)
+        except (SajiError, OSError) as error:  # of the output, such as a full disk
+            refusal = str(error)
+        unread = sum(row["error"] is not None for row in rows)
+        return pa.table({"file": [file], "rows": [len(rows) - unread], "unread": [unread], "refusal": [refusal]})
+
+    def _written(self, items: list[tuple[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        items, file = list(self._items(photos)), ""
-        if items:
-            tries = self._tries(items[0][0])
-            far = CONTENT in photos.column_names or any("://" in name for name, _ in items)
-            read = classify.in_order(self._read, items, READERS) if far else map(self._read, items)
-            rows = list(classify.in_order(self._row, read, self.streams) if self.streams > 1 else map(self._row, read))
-            file = f"{uuid.uuid4().hex}.parquet"
-            pq.write_table(pa.Table.from_pylist(rows, _schema()), f"{self.pending}/{file}", filesystem=self.files)
-            for mark in tries:
-                self.files.delete_file(mark)
-        unread = sum(row["error"] is not None for row in rows) if items else 0
-        return pa.table({"file": [file], "rows": [len(items) - unread], "unread": [unread]})
+        tries, file = self._tries(items[0][0]), f"{uuid.uuid4().hex}.parquet"
+        far = any(content is not None or "://" in name for name, content in items)
+        read = classify.in_order(self._read, items, READERS) if far else map(self._read, items)
+        rows = list(classify.in_order(self._row, read, self.streams) if self.streams > 1 else map(self._row, read))
+        pq.write_table(pa.Table.from_pylist(rows, _schema()), f"{self.pending}/{file}", filesystem=self.files)
+        for mark in tries:
+            self.files.delete_file(mark)
+        return file, rows
 
     def _tries(self, first: str) -> list[str]:
         """Leave a mark that the photos from `first` on are tried, beside those of processes that died at it."""

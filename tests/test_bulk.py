@@ -140,6 +140,50 @@ def test_a_folder_has_the_same_answers_bit_for_bit_and_is_gone_on_with(
         bulk.classify_on_ray([str(photos)], model / "model.pt2", str(output))
 
 
+def test_what_a_worker_refuses_is_one_sentence(
+    cluster: Any, photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bulk.Job
+    monkeypatch.setattr(bulk, "Job", lambda model, served_by, *more: real(model, "another engine", *more))
+    with pytest.raises(SajiError, match=r"a node would answer by resnet18 .*, others by another engine, and answers"):
+        bulk.classify_on_ray([str(photos)], model, str(tmp_path / "rows"), cluster.address)
+    assert list((tmp_path / "rows").iterdir()) == []
+
+
+def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -> None:
+    """The marks of those that died stay, so that one too many gives up; who comes through removes them."""
+    pytest.importorskip("pyarrow", reason="needs the extra scale: pip install '.[scale]'")
+    (tmp_path / ".pending").mkdir()
+    worker = bulk.Worker.__new__(bulk.Worker)
+    worker.files, worker.pending = bulk.located(str(tmp_path / ".pending"))
+    for _ in range(bulk.TRIES):
+        worker._tries("a.jpg")
+    worker._tries("b.jpg")
+    with pytest.raises(SajiError, match=r"5 processes died at the photos from a\.jpg on"):
+        worker._tries("a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"name": ["a"]}, r"has name \(string\); it needs the photos' names as text in path"),
+        ({"path": [1]}, r"has path \(int64\); it needs"),
+        ({"path": ["a", None]}, "has a row without a name in path"),
+        ({"path": ["a", "a"], "bytes": [b"1", b"2"]}, "a second photo is called a in path"),
+    ],
+)
+def test_a_table_is_told_what_it_lacks(columns: dict[str, list], said: str, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra scale: pip install '.[scale]'")
+    import pyarrow as pa
+
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(SajiError, match=said):
+        list(bulk.Everywhere([str(tmp_path / "a.parquet")], print, bulk.Names()))
+    (tmp_path / "b.parquet").write_text("no table")
+    with pytest.raises(SajiError, match="is no file of Parquet that can be read"):
+        bulk.Everywhere([str(tmp_path / "b.parquet")], print, bulk.Names())
+
+
 def test_tables_and_uris(cluster: Any, photos: Path, model: Path, local: dict[str, Any], tmp_path: Path) -> None:
     """Of names, and of the photos themselves; relative names begin where the command was typed."""
     import pyarrow as pa
