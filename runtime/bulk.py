@@ -7,8 +7,6 @@ files that are there. (Ray Data's own checkpoints need a table to begin with, an
 """
 
 import argparse
-import functools
-import hashlib
 import io
 import itertools
 import logging
@@ -16,7 +14,7 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +24,16 @@ from runtime import classify, signature
 from runtime.backends import BACKENDS
 from runtime.classifier import load
 from runtime.command_line import require_extra
+from runtime.elsewhere import CONTENT, NAME, Everywhere, Names, absolute, content_of, digest, line_of, located, saying
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, SajiError
-from runtime.files import alone, left_by_programs
-from runtime.preprocess import SUFFIXES
+from runtime.files import alone
 from runtime.rowfile import as_text
 from runtime.terminal import quiet
 
 SHARD = 500  # photos: some seconds of a core, which is what a kill costs
 READERS = 8  # photos that a process reads at a time from a network
 TRIES = 5  # processes that may die at the same photos before one of these is taken for the cause
-NAME, CONTENT = "path", "bytes"  # as Ray Data calls the columns of files that it reads
 _PENDING, _FILE = ".pending", re.compile(r"part-(\d+)\.parquet")
 _STORE = 2**30  # bytes for what is between processes: names, and photos that come in a table
 
@@ -73,7 +70,7 @@ def classify_on_ray(places: list[str], model: Path, output: str, address: str = 
     with load(model, threads=1) as classifier:
         counter.say(classify.introduction(classifier))
         gpu = BACKENDS[classifier.candidate.backend].gpu
-        job = Job(str(model.absolute()), classifier.served_by, _absolute(output), str(Path.cwd()), gpu)
+        job = Job(str(model.absolute()), classifier.served_by, absolute(output), str(Path.cwd()), gpu)
     with ExitStack() as opened:
         shards = opened.enter_context(Shards(job))
         photos = Everywhere(places, counter.say, shards.names)
@@ -101,21 +98,6 @@ class Job:
     output: str
     folder: str
     gpu: bool
-
-
-class Names(set[bytes]):
-    """Names of photos that have a row, or are about to, as 16 bytes each."""
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(_digest(name))
-
-    def note(self, name: str) -> None:
-        """Add one."""
-        self.add(_digest(name))
-
-
-def _digest(name: Any) -> bytes:
-    return hashlib.blake2b(as_text(name).encode(), digest_size=16).digest()
 
 
 class Shards:
@@ -156,7 +138,7 @@ class Shards:
     def _read(self, path: str) -> None:
         import pyarrow.parquet as pq
 
-        with _saying(f"{path} is no file of rows; remove it to have its photos anew"):
+        with saying(f"{path} is no file of rows; remove it to have its photos anew"):
             table = pq.read_table(path, columns=["photo", "served_by"], filesystem=self.files)
         for other in set(table["served_by"].to_pylist()) - {self.job.served_by}:
             raise SajiError(
@@ -165,110 +147,6 @@ class Shards:
             )
         for name in table["photo"].to_pylist():
             self.names.note(name)
-
-
-class Everywhere(classify.Photos):
-    """Photos in folders and lists, as `classify` finds them, by URI, and by the names in files of Parquet.
-
-    `tables` are the files of Parquet that hold the photos themselves, which are not iterated over.
-    """
-
-    def __init__(self, places: Sequence[str], say: classify.Say, done: Names) -> None:
-        self.tables = [
-            place for place in places if place.endswith(".parquet") and CONTENT in _table(place).schema.names
-        ]
-        super().__init__([place for place in places if place not in self.tables], say, done)
-        inside = Names()
-        for name in itertools.chain.from_iterable(map(_names, self.tables)):
-            if name in inside:
-                raise SajiError(f"a second photo is called {name} in {NAME}; rows are told apart by these names")
-            inside.note(name)
-
-    def _in(self, place: str) -> Iterator[str]:
-        if place.endswith(".parquet"):
-            return _names(place)
-        return self._by_uri(place.rstrip("/")) if "://" in place else super()._in(place)
-
-    def _by_uri(self, place: str) -> Iterator[str]:
-        from pyarrow.fs import FileSelector, FileType
-
-        files, root = located(place)
-        if files.get_file_info(root).type != FileType.Directory:
-            yield place
-            return
-        folders, found = [root], False
-        while folders:
-            infos = sorted(files.get_file_info(FileSelector(folders.pop())), key=lambda info: info.base_name)
-            infos = [info for info in infos if not left_by_programs(info.base_name)]
-            folders += [info.path for info in reversed(infos) if info.type == FileType.Directory]
-            for name in (info.path for info in infos if info.type == FileType.File):
-                if Path(name).suffix.lower() in SUFFIXES:
-                    found = True
-                    yield place + name[len(root) :]
-                else:
-                    self.left_alone += 1
-        if not found:
-            raise SajiError(f"{place} holds no photo; photos end with .jpg, .png, .webp, .heic …")
-
-
-def _table(place: str) -> Any:
-    """A file or folder of Parquet, unread."""
-    import pyarrow as pa
-    import pyarrow.dataset
-
-    files, path = located(place)
-    with _saying(f"{place} is no file of Parquet that can be read"):
-        table = pyarrow.dataset.dataset(path, filesystem=files, format="parquet")
-    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
-    text, binary = (pa.string(), pa.large_string()), (pa.binary(), pa.large_binary())
-    if kinds.get(NAME) not in text or kinds.get(CONTENT, binary[0]) not in binary:
-        columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-        raise SajiError(
-            f"{place} has {columns}; it needs the photos' names as text in {NAME}, or also {CONTENT} (binary)"
-        )
-    return table
-
-
-def _names(place: str) -> Iterator[str]:
-    for batch in _table(place).to_batches(columns=[NAME]):
-        if batch[NAME].null_count:
-            raise SajiError(f"{place} has a row without a name in {NAME}; rows are told apart by these")
-        yield from batch[NAME].to_pylist()
-
-
-def located(place: str) -> tuple[Any, str]:
-    """The file system (of pyarrow) of a path or URI, and the path in it."""
-    scheme, _, rest = _absolute(place).rpartition("://")
-    host, _, path = rest.partition("/")
-    files, root = _file_system(scheme or "file", host)
-    return files, f"{root.rstrip('/')}/{path}"
-
-
-@functools.cache
-def _file_system(scheme: str, host: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem
-
-    with _saying(f"{scheme}://{host} cannot be reached; give a folder, or a URI such as s3://bucket/folder"):
-        files, root = FileSystem.from_uri(f"{scheme}://{host}/")
-    return files, root
-
-
-def _absolute(place: str) -> str:
-    return place.rstrip("/") if "://" in place else str(Path(place).absolute())
-
-
-@contextmanager
-def _saying(sentence: str) -> Iterator[None]:
-    """What pyarrow raises as a sentence of ours."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        head, _, advice = sentence.partition(";")
-        raise SajiError(f"{head} ({_line(error)})" + (f";{advice}" if advice else "")) from None
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 @contextmanager
@@ -287,7 +165,7 @@ def _ray(address: str) -> Iterator[None]:
     try:
         ray.init(address or "local", runtime_env=key, **quiet, **ours)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SajiError(f"Ray cannot be reached at {address or 'this machine'} ({_line(error)})") from None
+        raise SajiError(f"Ray cannot be reached at {address or 'this machine'} ({line_of(error)})") from None
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -387,7 +265,7 @@ class Worker:
         """Leave a mark that the photos from `first` on are tried, beside those of processes that died at it."""
         from pyarrow.fs import FileSelector
 
-        mark = f"{self.pending}/{_digest(first).hex()}"
+        mark = f"{self.pending}/{digest(first).hex()}"
         tries = [info.path for info in self.files.get_file_info(FileSelector(self.pending)) if mark in info.path]
         if len(tries) == TRIES:
             raise SajiError(
@@ -412,9 +290,9 @@ class Worker:
         if content is None and "://" not in name:
             return name, str(Path(self.job.folder, name))
         try:
-            photo = io.BytesIO((content.as_py() or b"") if content is not None else _bytes(name))
+            photo = io.BytesIO((content.as_py() or b"") if content is not None else content_of(name))
         except OSError as error:
-            return name, BadPhoto(f"{Path(name).name} cannot be opened: {error.strerror or _line(error)}")
+            return name, BadPhoto(f"{Path(name).name} cannot be opened: {error.strerror or line_of(error)}")
         photo.name = name  # for the words of what is wrong with it
         return name, photo
 
@@ -427,13 +305,6 @@ class Worker:
             return row | classify.fields(self.classifier(source))
         except BadPhoto as error:
             return row | {"error": str(error)}
-
-
-def _bytes(uri: str) -> bytes:
-    files, path = located(uri)
-    with files.open_input_file(path) as file:
-        content: bytes = file.read()
-    return content
 
 
 def _schema() -> Any:

@@ -16,7 +16,7 @@ import pytest
 from conftest import PATIENCE, ROOT
 from PIL import Image
 
-from runtime import bulk
+from runtime import bulk, elsewhere
 from runtime.classify import classify
 from runtime.command_line import Parser
 from runtime.errors import GateFailed, SajiError
@@ -155,7 +155,7 @@ def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -
     pytest.importorskip("pyarrow", reason="needs the extra scale: pip install '.[scale]'")
     (tmp_path / ".pending").mkdir()
     worker = bulk.Worker.__new__(bulk.Worker)
-    worker.files, worker.pending = bulk.located(str(tmp_path / ".pending"))
+    worker.files, worker.pending = elsewhere.located(str(tmp_path / ".pending"))
     for _ in range(bulk.TRIES):
         worker._tries("a.jpg")
     worker._tries("b.jpg")
@@ -178,10 +178,10 @@ def test_a_table_is_told_what_it_lacks(columns: dict[str, list], said: str, tmp_
 
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(SajiError, match=said):
-        list(bulk.Everywhere([str(tmp_path / "a.parquet")], print, bulk.Names()))
+        list(elsewhere.Everywhere([str(tmp_path / "a.parquet")], print, elsewhere.Names()))
     (tmp_path / "b.parquet").write_text("no table")
     with pytest.raises(SajiError, match="is no file of Parquet that can be read"):
-        bulk.Everywhere([str(tmp_path / "b.parquet")], print, bulk.Names())
+        elsewhere.Everywhere([str(tmp_path / "b.parquet")], print, elsewhere.Names())
 
 
 def test_tables_and_uris(cluster: Any, photos: Path, model: Path, local: dict[str, Any], tmp_path: Path) -> None:
