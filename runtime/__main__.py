@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runtime import classify, golden, show
+from runtime import bulk, golden, show
 from runtime.benchmark import command as bench
 from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.doctor import doctor
@@ -19,7 +19,7 @@ def main() -> None:
     """Read the command line and run one verb."""
     parser = Parser(prog="python -m runtime", description="Run models that saji exported and checked.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for add_to in (classify.add_to, show.add_to, _add_doctor, _add_selftest, bench.add_to):
+    for add_to in (bulk.add_to, show.add_to, _add_doctor, _add_selftest, bench.add_to):
         add_to(verbs)
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks are escaped, not a traceback

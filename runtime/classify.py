@@ -24,7 +24,7 @@ from runtime.files import left_by_programs
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile
 from runtime.spec import NAMED, UNKNOWN, ModelSpec
-from runtime.terminal import say
+from runtime.terminal import err, say
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,9 +41,9 @@ COLUMNS = (
 )  # of CSV; JSON has all probabilities
 
 
-def add_to(verbs: Any) -> None:
-    """Add the verb to the subparsers of `python -m runtime`."""
-    verb = verbs.add_parser("classify", help="say what photos show, one row each")
+def add_to(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb to the subparsers of `python -m runtime`; its parser, for what can classify elsewhere as well."""
+    verb: argparse.ArgumentParser = verbs.add_parser("classify", help="say what photos show, one row each")
     photos = (
         f"picture files of up to {MAX_PIXELS // 10**6} megapixels, folders of any size, or - to read such names from "
         "standard input, one a line"
@@ -58,15 +58,17 @@ def add_to(verbs: Any) -> None:
         "append the rows to this file, as CSV if it ends with .csv, else as JSON lines; photos that it already holds "
         "are skipped, so the same command goes on after a stop; a file that another model wrote is refused"
     )
-    verb.add_argument("--output", type=Path, metavar="FILE", help=output)
+    verb.add_argument("--output", metavar="FILE", help=output)
     add_gpu(verb)
     add_require_signature(verb)
-    verb.set_defaults(run=_run)
+    verb.set_defaults(run=run)
+    return verb
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Classify as the command line asks for."""
     form = "json" if arguments.json else "csv" if arguments.csv else ""
-    classify(arguments.photos, arguments.model, form, arguments.output)
+    classify(arguments.photos, arguments.model, form, Path(arguments.output) if arguments.output else None)
 
 
 def classify(places: list[str], model: Path, form: str = "", output: Path | None = None) -> None:
@@ -79,14 +81,13 @@ def classify(places: list[str], model: Path, form: str = "", output: Path | None
     """
     if output:
         form = form or ("csv" if output.suffix.lower() == ".csv" else "json")
-    counter, rows, unread = _Counter(sys.stderr.isatty() and bool(output or not sys.stdout.isatty())), 0, 0
+    counter, rows, unread = Counter(sys.stderr.isatty() and bool(output or not sys.stdout.isatty())), 0, 0
     several = len(places) > 1 or places == ["-"] or Path(places[0]).is_dir()
     threads, streams = (1, usable_cores()) if several else (0, 1)
     with ExitStack() as opened:
         classifier = opened.enter_context(load(model, threads=threads, streams=streams))
         file = opened.enter_context(RowFile(output, form, COLUMNS, classifier.served_by))
-        signed = f", signed by {classifier.signer}" if classifier.signer else ""
-        counter.say(f"{classifier.candidate.name}: {classifier.reason}{signed}")
+        counter.say(introduction(classifier))
         write, photos = _writer(form, classifier.spec, file), Photos(places, counter.say, file)
         # Closed before the engine is, which its threads may still be using
         for photo, answer in opened.enter_context(closing(answers(classifier, photos))):
@@ -97,6 +98,19 @@ def classify(places: list[str], model: Path, form: str = "", output: Path | None
                 rows += 1
                 write(photo, answer)
             counter.show(rows, unread)
+    conclude(counter, photos, rows, unread, output)
+
+
+def introduction(classifier: Classifier) -> str:
+    """What serves, why it was chosen, and who vouches for it."""
+    signed = f", signed by {classifier.signer}" if classifier.signer else ""
+    return f"{classifier.candidate.name}: {classifier.reason}{signed}"
+
+
+def conclude(
+    counter: "Counter", photos: "Photos", rows: int, unread: int, output: object, ending: str = " and were skipped"
+) -> None:
+    """Say what was done; raises GateFailed where something could not be read, which ends in what became of it."""
     counter.clear()
     facts = [f"{rows} photos classified"]
     if photos.known:
@@ -109,7 +123,7 @@ def classify(places: list[str], model: Path, form: str = "", output: Path | None
     if photos.closed:
         skipped.append(f"{photos.closed} folders")
     if skipped:
-        raise GateFailed(f"{' and '.join(skipped)} could not be read and were skipped")
+        raise GateFailed(f"{' and '.join(skipped)} could not be read{ending}")
 
 
 class Photos:
@@ -121,7 +135,7 @@ class Photos:
     Raises SajiError at the end of a folder without any photo.
     """
 
-    def __init__(self, places: list[str], say: Say, done: Container[str] = ()) -> None:
+    def __init__(self, places: list[str], say: Say, done: Container[Any] = ()) -> None:
         self.places, self.say, self.done = places, say, done
         self.left_alone = self.closed = self.known = 0
 
@@ -237,8 +251,12 @@ def _cells(photo: str, answer: Prediction) -> tuple[str, str, str, str]:
 
 def json_row(photo: str, answer: Prediction, served_by: str) -> str:
     """A line of JSON in ASCII, which holds every file name, also one that is no text."""
-    told = {"label": answer.label, "sure": answer.sure, **asdict(answer)}
-    return json.dumps({"photo": photo, **told, "served_by": served_by}) + "\n"
+    return json.dumps({"photo": photo, **fields(answer), "served_by": served_by}) + "\n"
+
+
+def fields(answer: Prediction) -> dict[str, Any]:
+    """What a row of JSON or Parquet says of an answer."""
+    return {"label": answer.label, "sure": answer.sure, **asdict(answer)}
 
 
 def csv_row(photo: str, answer: Prediction, served_by: str) -> str:
@@ -259,7 +277,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-class _Counter:
+class Counter:
     """A line on stderr that counts, rewritten in place; nothing unless `live`, but `say` always speaks."""
 
     def __init__(self, live: bool) -> None:
@@ -272,12 +290,12 @@ class _Counter:
             self.clear()
             self.next = seconds + 0.2
             self.line = f"{rows} photos, {rows / seconds:.0f}/s{f', {unread} unreadable' if unread else ''}"
-            print(self.line, end="", file=sys.stderr, flush=True)
+            print(self.line, end="", file=err(), flush=True)
 
     def clear(self) -> None:
         """Take the line off the terminal."""
         if self.line:
-            print(f"\r{' ' * len(self.line)}\r", end="", file=sys.stderr, flush=True)
+            print(f"\r{' ' * len(self.line)}\r", end="", file=err(), flush=True)
         self.line = ""
 
     def say(self, sentence: str) -> None:

@@ -29,8 +29,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **more})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, with --image_size for --image-size."""
+        """As argparse does, with --image_size for --image-size; an optional value of a flag stands behind `=`."""
         typed = sys.argv[1:] if args is None else args
+        optional = {flag for action in self._actions if action.nargs == "?" for flag in action.option_strings}
+        typed = [f"{argument}=" if argument in optional else argument for argument in typed]
         hyphens = [re.sub(r"^--\w+", lambda flag: flag[0].replace("_", "-"), argument) for argument in typed]
         return super().parse_known_args(hyphens, namespace)
 

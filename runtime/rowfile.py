@@ -45,12 +45,12 @@ class RowFile:
         self.opened.close()
 
     def __contains__(self, photo: object) -> bool:
-        return isinstance(photo, str) and _as_text(photo) in self.photos
+        return isinstance(photo, str) and as_text(photo) in self.photos
 
     def append(self, row: str) -> None:
         """Write a row, which ends with a line end, and flush it."""
         assert self.file
-        self.file.write(_as_text(row).encode())
+        self.file.write(as_text(row).encode())
         self.file.flush()
 
     def _read(self, file: BinaryIO) -> int:
@@ -67,7 +67,7 @@ class RowFile:
                 if record != self.header:
                     row = self._fields(record.decode())
                     self._require_same_model(row["served_by"])
-                    self.photos.add(_as_text(row["photo"]))
+                    self.photos.add(as_text(row["photo"]))
             except (ValueError, KeyError, csv.Error):
                 raise SajiError(
                     f"{self.path} holds something else than {self.form.upper()} rows of photos; name another file"
@@ -101,6 +101,6 @@ def _records(file: BinaryIO, form: str) -> Iterator[bytes]:
         yield record.rstrip(b"\n")
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """The name as a UTF-8 file can hold it: bytes that are no text are escaped."""
     return name.encode(errors="backslashreplace").decode()

@@ -1,9 +1,9 @@
 """The tables of docs/capacity.md: what one core was measured to serve, and what follows for more of them."""
 
 from collections.abc import Callable, Sequence
-from statistics import mean
+from statistics import mean, median
 
-from lab.tables.markdown import markdown, versions
+from lab.tables.markdown import machine, markdown, versions
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate
 
@@ -132,3 +132,29 @@ def _conditions(rows: Sequence[Row]) -> str:
     libraries = versions(row, "torch", "onnxruntime", "openvino")
     unstable = sum(row["unstable"] for row in rows if "unstable" in row)
     return f"{sizes}; {where}; {unstable} of {len(rows)} rows unstable; {libraries}; commit {row['commit']}."
+
+
+def bulk(rows: list[Row]) -> str:
+    """`classify` and `classify --ray`: seconds and memory for each number of photos, steady rate and start."""
+    rows = [row for row in rows if (row["size"], row["commit"]) == (rows[-1]["size"], rows[-1]["commit"])]
+    seconds: dict[str, dict[int, float]] = {}
+    memory: dict[str, dict[int, int]] = {}
+    for how, count in sorted({(row["how"], row["photos"]) for row in rows}):
+        same = [row for row in rows if (row["how"], row["photos"]) == (how, count)]
+        seconds.setdefault(how, {})[count] = median(row["seconds"] for row in same)
+        memory.setdefault(how, {})[count] = max(row["peak_memory_mib"] for row in same)
+    rates, lines = {}, []
+    for how, took in seconds.items():
+        few, many = min(took), max(took)
+        rates[how] = (many - few) / (took[many] - took[few]) if many > few else few / took[few]
+        start = f"{took[few] - few / rates[how]:.1f}" if many > few else "not told apart"
+        for count in took:
+            first = (f"{rates[how]:.1f}", start) if count == many else ("", "")
+            lines.append((how, f"{count:,}", f"{took[count]:.0f}", *first, f"{memory[how][count]:,}"))
+    head = "classify", "photos", "seconds", "photos/s, steady", "start, s", "peak memory, MiB"
+    row, told = rows[-1], ""
+    if len(rates) == 2:
+        right = "the same answers to the last bit" if all(each["same"] for each in rows) else "other answers"
+        told = f"Ray serves {rates['ray'] / rates['local']:.2f} of what the local command does, with {right}.\n\n"
+    where = f"{row['served_by']}; photos of {row['size']} px; {machine(row)}; Ray {row['ray']}; commit {row['commit']}."
+    return f"{markdown(head, lines)}\n\n{told}{where}"

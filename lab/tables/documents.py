@@ -51,6 +51,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "bounds": gate.bounds,
     "embedded": gate.embedded,
     "networks": networks.networks,
+    "bulk": capacity.bulk,
     "capacity": capacity.table,
     "bottleneck": capacity.bottleneck,
     "capacity_check": capacity.check,
