@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -41,9 +41,9 @@ def main() -> None:
     # The first process of a container gets no signal that it does not handle, and what comes now takes seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     arguments = _arguments()
-    for name in ("top", "workers", "batch"):
-        if getattr(arguments, name) < 1:
-            raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give 1 or more")
+    for name, least in (("top", 1), ("batch", 1), ("workers", 0), ("threads", 0)):
+        if getattr(arguments, name) < least:
+            raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give {least} or more")
     if arguments.root_path and not ROOT_PATH.fullmatch(arguments.root_path):
         raise SajiError(f"--root-path {arguments.root_path} is no path; give one like /saji, without a / behind")
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
@@ -57,13 +57,14 @@ def main() -> None:
     def chosen() -> Path:
         return arguments.deployment or to_serve(arguments.out, arguments.serve)
 
-    def open_classifier(path: Path) -> Classifier:
-        return load(path, threads=arguments.threads, streams=arguments.workers)
+    def open_classifier(path: Path, **others: Any) -> Classifier:
+        return load(path, **{"threads": arguments.threads, "streams": max(1, arguments.workers), **others})
 
     host = _host(arguments)
+    workers = arguments.workers or bool(arguments.threads)  # who gives each call its threads means them
     with (
         listen(host, arguments.port) as listener,  # first: a port that is taken is told before anything takes time
-        Serving(chosen(), open_classifier, limits, arguments.workers, arguments.batch) as serving,
+        Serving(chosen(), open_classifier, limits, workers, arguments.batch) as serving,
         tempfile.TemporaryDirectory(prefix="saji-demo-", ignore_cleanup_errors=True) as uploads,
     ):
         # Uploads are somebody's photos: they go with this process, and no other user's demo shares the folder
@@ -206,7 +207,8 @@ def _arguments() -> argparse.Namespace:
     add_gpu(parser)
     add_require_signature(parser)
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
-    add("--workers", type=int, default=1, help="photos that the engine works on at a time (1)")
+    what = "photos that the engine works on at a time (0: one with all cores, or with one core each while others wait)"
+    add("--workers", type=int, default=0, help=what)
     add("--batch", type=int, default=1, help="waiting photos that go through together; the gate checked 1 (1)")
     for bound in bounds():
         what = f"{bound.metadata['what']} ({bound.default:,})"

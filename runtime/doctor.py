@@ -18,7 +18,7 @@ from PIL import features
 from runtime import environment
 from runtime.backends import BACKENDS, unavailable_because
 from runtime.errors import GateFailed, anew_line, install_line
-from runtime.machine import cgroup_limits, machine
+from runtime.machine import bound_to, cgroup_limits, machine
 from runtime.nvidia import Driver, Here, choose, driver, extra_of, refusal, serving
 from runtime.nvidia import here as nvidia_here
 from runtime.probes import probe
@@ -203,7 +203,7 @@ def examine() -> Facts:
     return Facts(
         cpu=here.cpu,
         system=here.system,
-        cores=here.cores,
+        cores=bound_to(),
         backends=backends,
         probes=probe(name for name, reason in backends.items() if reason is None),
         cpu_features=here.cpu_features,

@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +257,8 @@ class ValidationSet:
     def load(cls, path: Path) -> "ValidationSet":
         """Read `validation.npz`; raises BadModel when it is missing or damaged."""
         with _readable(path) as file, np.load(file, allow_pickle=False) as arrays:
+            if unknown := set(arrays) - {field.name for field in fields(cls)}:  # a part by a damaged name is missing
+                raise ValueError(f"it holds {min(unknown)!r}, which is no part of one")
             names = tuple(map(str, arrays["names"]))
             return cls(arrays["images"], arrays["labels"], names, arrays.get("logits"), arrays.get("scenes"))
 

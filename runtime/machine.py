@@ -1,6 +1,7 @@
 """The machine that a verdict or a timing holds for."""
 
 import functools
+import math
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -47,7 +48,13 @@ def gpu_name() -> str | None:
 
 
 def usable_cores() -> int:
-    """Processor cores this process may use (its affinity, where the system has one)."""
+    """Processor cores this process may use: its affinity, and no more than a container's quota is worth."""
+    quota = cgroup_limits()[0]
+    return min(bound_to(), math.ceil(quota)) if quota else bound_to()
+
+
+def bound_to() -> int:
+    """Processor cores this process is scheduled on (its affinity, where the system has one): what engines take."""
     process = psutil.Process()
     return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from conftest import ROOT
 
-from runtime import doctor, probes
+from runtime import doctor, machine, probes
 from runtime.__main__ import main
 from runtime.backends import BACKENDS, unavailable_because
 from runtime.doctor import Facts, cgroup_limits, findings, lines, states
@@ -117,6 +118,15 @@ def test_limits_of_control_groups_of_both_versions_are_read(tmp_path: Path) -> N
     (tmp_path / "1" / top / "cpu/cpu.cfs_quota_us").write_text("-1\n")
     assert cgroup_limits(tmp_path / "1") == (None, 0.5)
     assert cgroup_limits(tmp_path / "another system") == (None, None)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 8), (0.5, 1), (1.5, 2), (64.0, 8)])
+def test_a_container_of_one_core_on_a_large_machine_has_one(
+    quota: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [*range(8)], raising=False)
+    monkeypatch.setattr(machine, "cgroup_limits", lambda: (quota, None))
+    assert machine.usable_cores() == cores
 
 
 def commands(line: str) -> list[list[str]]:

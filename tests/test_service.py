@@ -576,8 +576,9 @@ def test_no_generated_request_fails_the_service_at_length(service: httpx.Client)
 # The command line
 
 
-@pytest.mark.parametrize("flag", ["--max-bytes", "--max-seconds", "--workers", "--top"])
+@pytest.mark.parametrize("flag", ["--max-bytes", "--max-seconds", "--batch", "--top", "--workers", "--threads"])
 def test_a_limit_of_nothing_is_refused_by_its_flag(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["demo", flag, "0"])
-    with pytest.raises(SajiError, match=f"{flag} 0.*give 1 or more"):
+    least = 0 if flag in ("--workers", "--threads") else 1  # by which the engine decides
+    monkeypatch.setattr(sys, "argv", ["demo", flag, str(least - 1)])
+    with pytest.raises(SajiError, match=f"{flag} {least - 1}.*give {least} or more"):
         app.main()

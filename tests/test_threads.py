@@ -1,16 +1,23 @@
 """One classifier serves many threads: each gets the answer that it would get alone."""
 
+import asyncio
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
+from twin.product import place
 
 import runtime
 from runtime.backends import BACKENDS, unavailable_because
+from runtime.choice import Policy, choose
 from runtime.evaluation import ValidationSet
+from runtime.machine import machine
+from runtime.receipt import Receipt
 
 THREADS, TURNS = 16, 4
 
@@ -47,3 +54,40 @@ def test_16_threads_get_the_answers_of_one(backend: str, model: Path) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             for answer in pool.map(lambda _: classifier(images[0]).probabilities, range(THREADS)):
                 assert answer == pytest.approx(right_answer, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "openvino"])
+def test_a_photo_has_all_cores_while_it_is_alone_and_one_among_others(
+    backend: str, model: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from demo.service import engine
+    from demo.service.limits import Limits
+    from demo.service.queue import Serving
+
+    receipt = Receipt.read(model)
+    candidate = next(c for c in receipt.candidates if (c.backend, c.precision, c.verdict) == (backend, "fp32", "pass"))
+    spot, path = place(candidate, receipt, os.path.relpath(model, tmp_path), 1.0), tmp_path / "deployment.json"
+    choose([spot], [], Policy(), machine(), {}).write(path)
+    photos = [photo.read_bytes() for photo in sorted(sample.rglob("*.jpg"))[::7][:8]]
+    monkeypatch.setattr(engine, "usable_cores", lambda: 2)
+    asked: list[tuple[int, int]] = []
+    backend_class = type(candidate.open(model))
+    run = backend_class.run
+
+    def noted(self: Any, images: np.ndarray) -> np.ndarray:
+        asked.append((self.request.threads, self.request.streams))
+        return run(self, images)
+
+    async def ask(serving: Serving) -> list[list[Any]]:
+        del asked[:]
+        alone = [await serving.classify([photo]) for photo in photos]
+        assert asked == [(0, 1)] * len(photos)
+        together = await asyncio.gather(*(serving.classify([photo]) for photo in photos * 3))
+        assert (1, 2) in asked
+        return [[answer.predictions[0].probabilities for answer in answers] for answers in (alone * 3, together)]
+
+    monkeypatch.setattr(backend_class, "run", noted)
+    with Serving(path, runtime.load, Limits(), workers=0) as serving:
+        alone, together = asyncio.run(ask(serving))
+    for one, other in zip(alone, together, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,9 +189,25 @@ def test_what_runs_apart_may_do_its_worst(tmp_path: Path) -> None:
     apart.close()
 
 
+def intrude(event: str, out: Path) -> int:
+    if event == "runs":
+        os.system("true")
+    elif event == "writes":
+        (out / ".." / "x").write_text("x")
+    elif event == "moves":
+        (out / "y").write_text("y")
+        (out / "y").rename(out / ".." / "y")
+    elif event == "leaves":
+        (out / ".." / "z").mkdir()
+    else:  # as a judgement anew does
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "profile").write_text("x")
+        (out / "verdicts").mkdir()
+    return 0
+
+
 def opened_by_an_intruder(event: str, out: str) -> str:
-    doors = {"runs": lambda place: os.system("true"), "writes": lambda place: (place / ".." / "x").write_text("x")}
-    artefacts.DOORS["intruder"] = lambda place: doors[event](place) and 0  # type: ignore[operator]
+    artefacts.DOORS["intruder"] = lambda place: intrude(event, place)
     artefacts._expected = lambda door, pristine: "0"  # type: ignore[assignment, misc]
     return artefacts.opened("intruder", out, out)
 
@@ -198,9 +215,10 @@ def opened_by_an_intruder(event: str, out: str) -> str:
 def test_what_opening_runs_or_writes_elsewhere_is_a_fault(tmp_path: Path) -> None:
     apart = Apart(opened_by_an_intruder, tmp_path / "printed", seconds=60)
     (tmp_path / "out").mkdir()
-    for event, what in (("runs", "os.system"), ("writes", "open")):
+    for event, what in (("runs", "os.system"), ("writes", "open"), ("moves", "os.rename"), ("leaves", "os.mkdir")):
         with pytest.raises(Found, match=f"led to {what}"):
             apart(b"", event, str(tmp_path / "out"))
+    assert apart(b"", "keeps", str(tmp_path / "out")) == "the same answer"
     apart.close()
 
 

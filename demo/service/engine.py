@@ -1,21 +1,47 @@
-"""The engine that answers: a photo is read within the limits, then waits for its turn on an opened classifier."""
+"""The engine that answers: a photo is read within the limits, then waits for its turn on an opened classifier.
+
+A photo that is alone gets all cores. Where several are there each gets one: a small network on all of them wastes a
+third of their time on waiting for one another.
+"""
 
 import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
 from demo.service.decoders import Decoders, Photo
 from demo.service.monitoring import BATCH_SIZE, PART_SECONDS
+from runtime.backends import BACKENDS
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
+from runtime.machine import usable_cores
 
 WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
+
+
+def one_core_each(path: Path, classifier: Classifier, load: Callable[..., Classifier]) -> Classifier | None:
+    """What the deployment at `path` serves, opened once more, for as many calls as there are cores, on one core each.
+
+    `load` takes what `runtime.load` does. None where all calls share their threads, as PyTorch's do, or none is on the
+    processor. Raises SajiError.
+    """
+    candidate, cores = classifier.candidate, usable_cores()
+    if cores == 1 or BACKENDS[candidate.backend].gpu or candidate.backend == "pytorch":
+        return None
+    same = {"backend": candidate.backend, "precision": candidate.precision}
+    other = load(path, **same, threads=1, streams=cores)
+    if other.sha256 == classifier.sha256:
+        return other
+    other.close()  # the deployment has changed meanwhile, and will be opened anew
+    return None
 
 
 @dataclass(eq=False)
@@ -32,27 +58,49 @@ class Engine:
 
     It has no threads of its own, because handing a photo to one takes longer than a small network: the thread whose
     turn it is takes along the photos that wait behind its own. Nobody waits for a batch to fill.
+
+    With a `crowd`, the same opened by `one_core_each`, that one works wherever several photos are being answered.
     """
 
-    def __init__(self, classifier: Classifier, deployment: Deployment, sha256: str, workers: int, batch: int) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        deployment: Deployment,
+        sha256: str,
+        workers: int,
+        batch: int,
+        crowd: Classifier | None = None,
+    ) -> None:
         self.classifier, self.deployment, self.sha256 = classifier, deployment, sha256
+        self._crowd, self._answering = crowd or classifier, 0
         self.since = datetime.now(UTC)
         self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
         self.moved = 0.0  # when a photo was done last, or began where there was none; by time.monotonic()
         self.failing = False  # whether what it was asked last has failed
-        self._batch, self._free = batch, threading.Semaphore(workers)
+        self._batch, self._free = batch, threading.Semaphore(usable_cores() if crowd else workers)
         self._waiting: deque[_Job] = deque()
         self._taking = threading.Lock()
 
     def answer(self, photo: Photo, decoders: Decoders, arrival: float) -> Prediction:
         """Name one photo in the thread of the caller; it came at `time.perf_counter()` `arrival`. Raises Problem."""
         PART_SECONDS.labels("wait").observe(time.perf_counter() - arrival)
-        image, milliseconds = decoders.pixels(photo, self.classifier.spec.geometry)
-        logits, seconds = self.run(image)
+        with self._counted():
+            image, milliseconds = decoders.pixels(photo, self.classifier.spec.geometry)
+            logits, seconds = self.run(image)
         milliseconds["inference"] = round(1000 * seconds, 3)
         for part, value in milliseconds.items():
             PART_SECONDS.labels(part).observe(value / 1000)
         return self.classifier.predictions(logits[None], milliseconds)[0]
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._taking:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._taking:
+                self._answering -= 1
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """Logits `[C]` of one preprocessed photo, uint8 `[size, size, 3]`, and the seconds that the engine took."""
@@ -72,9 +120,9 @@ class Engine:
             return [own, *(self._waiting.popleft() for _ in range(min(self._batch - 1, len(self._waiting))))]
 
     def _run_together(self, jobs: list[_Job]) -> None:
-        started = time.perf_counter()
+        classifier, started = self.classifier if self._answering < 2 else self._crowd, time.perf_counter()
         try:
-            logits = self.classifier.logits(np.stack([job.image for job in jobs]))
+            logits = classifier.logits(np.stack([job.image for job in jobs]) if len(jobs) > 1 else jobs[0].image[None])
         except Exception as error:  # for each of them to report
             self.failing = True
             for job in jobs:
@@ -87,13 +135,22 @@ class Engine:
             job.result.set_result((row, seconds))
 
     def warm(self) -> None:
-        """Answer a few blank photos, so that the first visitor's latency is everybody's."""
+        """Answer a few blank photos, alone and in a crowd, so that the first visitor's latency is everybody's."""
         size = self.classifier.spec.geometry.size
+        blank = np.zeros((size, size, 3), np.uint8)
         for _ in range(WARM_UP):
-            self.run(np.zeros((size, size, 3), np.uint8))
+            self.run(blank)
+        with self._counted(), self._counted():
+            for _ in range(WARM_UP):
+                self.run(blank)
 
     async def retire(self) -> None:
         """Close once the last request that holds this engine is done."""
         if self.requests:
             await asyncio.wait(self.requests)
-        await asyncio.to_thread(self.classifier.close)
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._crowd.close()
+        self.classifier.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from demo.service.decoders import Decoders, Photo
-from demo.service.engine import Engine
+from demo.service.engine import Engine, one_core_each
 from demo.service.limits import Limits
 from demo.service.monitoring import ENGINE, QUEUE_DEPTH, RELOADS
 from demo.service.problem import Problem, busy
@@ -47,15 +47,16 @@ class Result:
 class Serving(AbstractContextManager["Serving"]):
     """The queue that page and API share, in front of the engine that `deployment.json` names now.
 
-    `open_classifier` opens what the file at `path` chooses. Each photo has a thread, in which it is decoded beside
-    others and then waits for its turn on the engine. Raises SajiError when nothing can be opened; use it as a context
-    manager.
+    `open_classifier` opens what the file at `path` chooses, as `runtime.load` does. Each photo has a thread, in which
+    it is decoded beside others and then waits for its turn on the engine, of which `workers` have one at a time; with
+    0 one photo has all cores while it is alone, and each has one where there are others. Raises SajiError when nothing
+    can be opened; use it as a context manager.
     """
 
     def __init__(
         self,
         path: Path,
-        open_classifier: Callable[[Path], Classifier],
+        open_classifier: Callable[..., Classifier],
         limits: Limits,
         workers: int = 1,
         batch: int = 1,
@@ -65,7 +66,7 @@ class Serving(AbstractContextManager["Serving"]):
         self._places = Holdings("places of the queue", limits.share_of(limits.queue))
         self._reload_wanted = False
         # Enough to decode on all cores while the engine is busy and its next batch waits
-        self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + workers * batch, "photo")
+        self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + (workers or 1) * batch, "photo")
         self._stamp = self._stamp_now()
         self.engine = self._open()
         self.decoders = Decoders(limits)
@@ -160,11 +161,13 @@ class Serving(AbstractContextManager["Serving"]):
 
     def _open(self) -> Engine:
         deployment, sha256 = Deployment.read(self.path), sha256_file(self.path)
-        engine = Engine(self._open_classifier(self.path), deployment, sha256, self._workers, self._batch)
+        classifier = self._open_classifier(self.path)
         try:
+            crowd = None if self._workers else one_core_each(self.path, classifier, self._open_classifier)
+            engine = Engine(classifier, deployment, sha256, self._workers or 1, self._batch, crowd)
             engine.warm()
         except BaseException:
-            engine.classifier.close()
+            classifier.close()
             raise
         candidate = engine.classifier.candidate
         ENGINE.info(
@@ -189,7 +192,7 @@ class Serving(AbstractContextManager["Serving"]):
         """Finish what is being answered, then free the engine."""
         self._threads.shutdown()
         self.decoders.close()
-        self.engine.classifier.close()
+        self.engine.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()

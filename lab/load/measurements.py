@@ -40,7 +40,7 @@ class Load:
     """Length of each load."""
     clients: int = 32
     """Connections that ask without pause."""
-    workers: int = 1
+    workers: int = 0
     """Of the service, see python -m demo --help."""
     threads: int = 0
     """Of the service."""
@@ -64,9 +64,9 @@ class Load:
         """The photos."""
         return sorted(Path(self.photos).iterdir())
 
-    def open(self, path: Path) -> Classifier:
+    def open(self, path: Path, **others: Any) -> Classifier:
         """The classifier as the service opens it."""
-        return load_classifier(path, threads=self.threads, streams=self.workers)
+        return load_classifier(path, **{"threads": self.threads, "streams": max(1, self.workers), **others})
 
 
 def by_wrk(load: Load) -> Figures:

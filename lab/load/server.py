@@ -37,9 +37,9 @@ class Server:
         return peak_memory_mib(self.process)
 
     def cpu_seconds(self) -> float:
-        """Processor seconds so far, user and system, of all threads."""
-        spent = self.process.cpu_times()
-        return spent.user + spent.system
+        """Processor seconds so far, user and system, of all threads and of the processes that decode."""
+        spent = [each.cpu_times() for each in (self.process, *self.process.children(recursive=True))]
+        return sum(times.user + times.system for times in spent)
 
     def answers(self) -> Counter[str]:
         """How many requests for a label were answered so far, by status, as the service itself counts them."""

@@ -46,6 +46,10 @@ def _measured(row: Row) -> str:
     )
 
 
+def _workers(row: Row) -> str:
+    return f"{row['workers']} × {row['threads'] or 'all'}" if row["workers"] else "as many as there are photos"
+
+
 _COMPARED: Columns = {
     "work": "{claim}",
     "measured": _measured,
@@ -53,7 +57,7 @@ _COMPARED: Columns = {
     "ratio (lowest–highest pair)": "{ratio:.2f}× ({ratio_low:.2f}–{ratio_high:.2f})",
 }
 _SETTINGS: Columns = {
-    "workers × threads, batch": lambda row: f"{row['workers']} × {row['threads'] or 'all'}, {row['batch']}",
+    "workers × threads, batch": lambda row: f"{_workers(row)}, {row['batch']}",
     "photos/s": "{per_second:.0f}",
     "p95 ms": lambda row: _worst(row["said"], "p95_ms"),
     "errors": lambda row: str(_errors(row["said"])),

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ SECONDS = 60
 COMMITTED = Path(__file__).resolve().parents[2] / "results" / "sample.jsonl"  # rows as a benchmark writes them
 NEXT_IN_LINE = 1e-4  # that a probability of another engine may differ by
 ENGINE, ROWS = "engines/tensorrt.fp16.engine", "bench.jsonl"
+TEMPORARY = Path(tempfile.gettempdir())
 MODEL, RUN, PHOTO = "models/tiny", "runs/sample/tiny", "sample/rendang/rendang_000.jpg"
 
 
@@ -170,7 +172,7 @@ def opened(door: str, out: str, pristine: str) -> str:
         if "\n" in str(error) or len(str(error)) < 20:
             raise Found(f"{door} is refused without a sentence: {error!r}") from None
         answer = ""
-    if strange := [f"{event} {what}" for event, what in watched if event != "open" or not _lies_in(out, what)]:
+    if strange := _strange(watched, out):
         raise Found(f"opening {door} led to {strange[0]}")
     if answer in ("", expected):
         return "the same answer" if answer else "refused"
@@ -197,9 +199,27 @@ def _expected(door: str, pristine: str) -> str:
 
 # By Python's table of audit events
 RUNS = {"os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn"}
-RUNS |= {"socket.connect", "socket.bind", "pickle.find_class", "os.remove", "os.rename", "os.rmdir", "os.mkdir"}
-RUNS |= {"os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate", "shutil.rmtree"}
+RUNS |= {"socket.connect", "socket.bind", "pickle.find_class", "os.link", "os.symlink", "os.chmod", "os.chown"}
+CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.truncate", "shutil.rmtree"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def _strange(watched: list[tuple[str, str]], out: str) -> list[str]:
+    """What ran, or changed anything but OUT and temporary folders that are gone again.
+
+    A judgement anew, where the machine in a receipt is another one by a bit, keeps its verdict and has such a folder.
+    """
+    passing = [what for event, what in watched if event == "os.mkdir" and _is_temporary(what)]
+
+    def may(event: str, what: str) -> bool:
+        emptied = bool(passing) and event in ("os.remove", "os.rmdir") and not Path(what).is_absolute()
+        return event not in RUNS and (emptied or any(_lies_in(folder, what) for folder in (out, *passing)))
+
+    return [f"{event} {what}" for event, what in watched if not may(event, what)]
+
+
+def _is_temporary(folder: str) -> bool:
+    return Path(folder).parent == TEMPORARY and not Path(folder).exists()
 
 
 def _lies_in(folder: str, file: str) -> bool:
@@ -212,9 +232,9 @@ def _watched() -> list[tuple[str, str]]:
     events = list[tuple[str, str]]()
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in RUNS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
-            what = next(iter(arguments), "")
-            events.append((event, os.fsdecode(what) if isinstance(what, bytes) else str(what)))
+        if event in RUNS | CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
+            for what in arguments[: 2 if event == "os.rename" else 1]:
+                events.append((event, os.fsdecode(what) if isinstance(what, bytes) else str(what)))
 
     sys.addaudithook(watch)
     return events

@@ -1,6 +1,6 @@
 """Bursts of hostility at the HTTP surface beside honest clients, who are to notice none of it.
 
-An attempt is one burst of about a second, from an address of loopback that the service takes for a stranger's.
+An attempt is one burst of some seconds, from an address of loopback that the service takes for a stranger's.
 The row says how these fared: no error, no wrong answer, and the 99th percentile within SLOWER times that of the calm
 before.
 """
@@ -26,7 +26,7 @@ from lab.torture.odd_pictures import OF_BYTES, OddPictures
 from lab.torture.pictures import TELLS_TOO_MUCH
 from runtime.speed_ratio import percentile
 
-ATTEMPTS = 600  # ten minutes
+ATTEMPTS = 340  # ten minutes
 CALM, SLOWER = 400, 3.0  # honest answers before the first burst, of which a 99th percentile can be told
 SECONDS, WARM_SECONDS = 1.0, 5.0  # of a burst; of requests that are not counted
 MORE_MIB = 128  # that the service may come to hold beyond what it held in the calm

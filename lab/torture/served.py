@@ -49,7 +49,7 @@ def main() -> None:
     TROUBLE.write_text("")
     _slow_disk()
     limits = Limits(seconds=SECONDS, decode_seconds=SECONDS, decoders=2, decode_memory=200)
-    with listen("127.0.0.1", 0) as listener, Serving(DEPLOYMENT, _troubled, limits) as serving:
+    with listen("127.0.0.1", 0) as listener, Serving(DEPLOYMENT, _troubled, limits, workers=0) as serving:
         print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         with log_as_json():
             Server(build_api(serving), limits).run(sockets=[listener])
@@ -61,8 +61,8 @@ def _now(kind: str) -> float:
     return float(seconds) if name == kind else 0.0
 
 
-def _troubled(path: Path) -> Classifier:
-    classifier = load(path)
+def _troubled(path: Path, **settings: Any) -> Classifier:
+    classifier = load(path, **settings)
     classifier.backend = _Troubled(classifier.backend)  # type: ignore[assignment]
     return classifier
 
