@@ -1,12 +1,15 @@
 """Model files that are damaged, foreign or cannot be written: one sentence, and what was there before stays."""
 
 import errno
+import io
+import itertools
 import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -150,6 +153,36 @@ def test_a_full_disk_leaves_the_earlier_file_and_names_the_cause(name: str, tmp_
         exit_with_one_sentence(write)
     assert exit_.value.code == 2 and "check the path, its permissions and free space" in capsys.readouterr().err
     assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == [name]
+
+
+class FailingAt(io.FileIO):
+    """A file to write to whose write of that number, from 0, fails as a broken disk does."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        super().__init__(path, "w")
+        self.left = number
+
+    def write(self, content: Any) -> int:
+        self.left -= 1
+        if self.left == -1:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(content)
+
+
+def test_a_disk_that_fails_at_any_write_of_a_checkpoint_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.network import classifier
+
+    for number in itertools.count():
+        monkeypatch.setattr(classifier, "open", lambda path, mode, at=number: FailingAt(path, at), raising=False)
+        try:
+            save_checkpoint(tmp_path / "checkpoint.pt", Sums(), SPEC)  # type: ignore[arg-type]
+        except OSError as error:
+            assert error.errno == errno.EIO and not [*tmp_path.iterdir()]
+        else:
+            break
+    assert number > 5
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])

@@ -93,9 +93,18 @@ def save_checkpoint(
     more: dict[str, object] = {"seen": dict(seen)} if seen else {}
     more |= {"beside": {file.name: sha256_file(file) for file in beside}} if beside else {}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # Through a file of Python's: a full disk is then the system's error with its name, not one of PyTorch's insides
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"spec": spec.to_json(), "weights": weights} | more, file)
+    save({"spec": spec.to_json(), "weights": weights} | more, path)
+
+
+def save(content: object, path: Path, durable: bool = True) -> None:
+    """`torch.save`, atomically. Where the disk fails it is the system's OSError, not one of PyTorch's insides."""
+    with replacing(path, durable) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # after the disk's, of the archive that it ends all the same
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def require_own(path: Path, digests: Mapping[str, str]) -> None:
@@ -112,8 +121,7 @@ def require_own(path: Path, digests: Mapping[str, str]) -> None:
 def replace_spec(path: Path, spec: ModelSpec) -> None:
     """Give a checkpoint another spec; its weights and its record of photos stay."""
     content = torch.load(path, map_location="cpu", weights_only=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save({**content, "spec": spec.to_json()}, file)
+    save({**content, "spec": spec.to_json()}, path)
 
 
 def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from runtime.files import replacing
 from runtime.terminal import progress
+from training.network.classifier import save
 from training.run.records import NAN, Epoch, GradientNorm, Row, write_csv
 
 AT_STAKE = 10  # seconds of training that a kill may cost: epochs shorter than that are kept together
@@ -198,8 +199,7 @@ class AtomicFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write one checkpoint; a full disk is the system's OSError."""
-        with replacing(Path(path), durable=False) as temporary, open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+        save(checkpoint, Path(path), durable=False)
 
 
 class Patience(EarlyStopping):
