@@ -38,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all setup train export bench demo test examples lint check verify mutation torture supply gpu-check readme clean help
+.PHONY: all setup train export bench demo scale test examples lint check verify mutation torture supply gpu-check readme clean help
 
 all: BENCH_SECONDS = 10
 all: RECOVERY = --no-recover
@@ -67,6 +67,10 @@ bench: .venv/installed ## time all candidates, choose what is served      ARCHS=
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
 	$(PY) demo/app.py --serve auto --out $(call typed,OUT) $(ARGS)
+
+scale: .venv/installed ## the same as a fleet on Ray, here or on a cluster      ARGS=
+	@$(PY) -c 'import ray' 2>/dev/null || $(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[scale]'
+	$(PY) -m demo.scale --serve auto --out $(call typed,OUT) $(ARGS)
 
 test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

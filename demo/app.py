@@ -23,7 +23,6 @@ from demo.service.proxies import LOOPBACK, Network, networks_of
 from demo.starter import to_serve
 from runtime.classifier import Classifier, load
 from runtime.command_line import Parser, add_gpu, add_require_signature, exit_with_one_sentence
-from runtime.deployment import Deployment
 from runtime.errors import SajiError, missing_extra
 from runtime.terminal import say
 
@@ -99,10 +98,7 @@ def serve(
     engine, hosts = serving.engine, Hosts(host, arguments.allow_host)
     way = _way(host, listener.getsockname()[1], arguments)
     certificate = _certificate(way, serving.path.parent / "https") if arguments.https else None
-    if arguments.examples:
-        examples = pictures_in(arguments.examples)
-    else:
-        examples = shipped(serving.path, engine.deployment, engine.classifier)
+    examples = pictures_in(arguments.examples) if arguments.examples else serving.examples()
     app = build_api(serving, arguments.top, arguments.root_path)
     page = build(serving, arguments.top, examples, way.link if arguments.lan else "")
     mount(page, app, serving.limits, arguments.root_path)
@@ -167,12 +163,6 @@ def listen(host: str, port: int) -> socket.socket:
     # an answer's body waits 40 ms for the client to acknowledge its headers
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def shipped(path: Path, deployment: Deployment, classifier: Classifier) -> list[Path]:
-    """The example pictures that export put beside the model that serves; none is fine."""
-    place = deployment.place_of(classifier.candidate)
-    return sorted((path.parent / place.folder / "examples").glob("*.png")) if place else []
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -190,9 +190,9 @@ async def readyz(request: Request) -> dict[str, str]:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=_problems(401))
-async def metrics() -> Response:
+async def metrics(request: Request) -> Response:
     """Requests, errors by cause, latencies by part, queue depth, batch sizes, and what serves."""
-    return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(await request.app.state.serving.metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 class _InMemory(MultiPartParser):
@@ -293,6 +293,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 Guard(app, limits, token, hosts),
+                loop="asyncio",  # also where Ray has brought uvloop along
                 http=bounded(limits, proxies),  # type: ignore[arg-type]  # called as the class that it stands for
                 log_config=None,  # ours: JSON lines
                 access_log=False,

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from prometheus_client import generate_latest
+
 from demo.service.decoders import Decoders, Photo
 from demo.service.engine import Engine, one_core_each
 from demo.service.limits import Limits
@@ -158,6 +160,15 @@ class Serving(AbstractContextManager["Serving"]):
         RELOADS.labels("served").inc()
         log.info("deployment served", extra={"facts": {"serving": fresh.classifier.candidate.name}})
         await old.retire()
+
+    async def metrics(self) -> bytes:
+        """What `/metrics` says."""
+        return generate_latest()
+
+    def examples(self) -> list[Path]:
+        """The example pictures that export put beside the model that serves; none is fine."""
+        place = self.engine.deployment.place_of(self.engine.classifier.candidate)
+        return sorted((self.path.parent / place.folder / "examples").glob("*.png")) if place else []
 
     def _open(self) -> Engine:
         deployment, sha256 = Deployment.read(self.path), sha256_file(self.path)

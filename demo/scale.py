@@ -1,0 +1,182 @@
+"""`python -m demo.scale`: page and API as a fleet on Ray Serve, on this machine or a cluster."""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from demo.service.limits import Limits, bounds, flag_of
+from demo.starter import to_serve
+from runtime.command_line import Parser, exit_with_one_sentence
+from runtime.errors import SajiError, Unavailable, missing_extra
+from runtime.terminal import say
+
+# Ray reads them on import, and hands them to all processes that it starts: nothing is reported, and nobody without
+# the token of this user (~/.ray/auth_token, made at the first start) comes in by a door of Ray's own
+DOORS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+PATIENCE = {  # Serve kills a proxy that is not up within 5 s, which a machine with other work does not keep
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+}
+DROP = 0.01  # accuracy that an update may cost, as `runtime.choice.Policy` has it
+
+
+def main() -> None:
+    """Read the command line, then start or update a fleet."""
+    arguments = _arguments()
+    for library, extra in (("ray", "scale"), ("gradio", "demo"), ("prometheus_client", "demo")):
+        if importlib.util.find_spec(library) is None:
+            raise missing_extra(library, extra)
+    os.environ.update(DOORS | PATIENCE)
+    if arguments.update or arguments.rollback:
+        return update(arguments)
+    start(arguments)
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Serve a fleet: embedded until a signal, or on the cluster at --address, which keeps it."""
+    import ray
+    from ray import serve
+
+    values = _settings(arguments)
+    connect(arguments.address, arguments.dashboard)
+    try:
+        serve.start(http_options={"host": arguments.host, "port": arguments.port}, proxy_location="EveryNode")
+        deploy(values)
+    except BaseException:
+        if not arguments.address:
+            ray.shutdown()
+        raise
+    say(
+        f"serving {values['deployment']} by {values['replicas'][0]} replicas on http://{arguments.host}:{arguments.port}"
+    )
+    if arguments.address:
+        return say("the cluster keeps it; end it with: serve shutdown")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        say("stopping: what was accepted is answered first")
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def connect(address: str, dashboard: str = "") -> None:
+    """Join the cluster at `address`, or start Ray on this machine, on loopback alone, where there is none.
+
+    Raises SajiError where there is nothing at the address.
+    """
+    import ray
+
+    where: dict[str, Any] = {"address": address}
+    if not address:
+        where = {"address": "local", "include_dashboard": bool(dashboard), "_node_ip_address": "127.0.0.1"}
+        where |= {"dashboard_host": dashboard} if dashboard else {}
+    try:
+        ray.init(**where, namespace="saji", log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray raises Exception itself where a node does not come up in time
+        first = str(error).strip().splitlines()[0]
+        raise Unavailable(f"no fleet at {address or 'this machine'} ({first}); start one with: make scale") from None
+
+
+def deploy(values: dict[str, Any], opener: Callable | None = None) -> None:
+    """Bring a fleet to these values: Serve puts each new replica beside the old ones, which go when it is ready.
+
+    Raises SajiError with what the first new replica refused; the old ones then go on.
+    """
+    from ray import serve
+
+    from demo import fleet
+
+    for name, build, route in ((fleet.ENGINES, fleet.engines, "/v1"), (fleet.PAGE, fleet.page, "/")):
+        try:
+            serve.run(build(values, opener), name=name, route_prefix=route)
+        except RuntimeError as error:
+            raise SajiError(_refusal(str(error))) from None
+
+
+def _refusal(text: str) -> str:
+    """The sentence of ours in what Serve says of a replica that did not start, or else its last line."""
+    ours = re.findall(r"(?:runtime|demo)\.\w+(?:\.\w+)*: (.+)", text)
+    return ours[-1] if ours else text.strip().splitlines()[-1]
+
+
+def update(arguments: argparse.Namespace) -> None:
+    """Roll the running fleet over to another deployment, or back to the one before."""
+    from ray import serve
+
+    from demo import fleet
+
+    connect(arguments.address or "auto")
+    try:
+        settings, accuracy = serve.get_app_handle(fleet.ENGINES).facts.remote().result(timeout_s=60)
+    except Exception as error:  # of several kinds: no Serve, no application, nobody who answers
+        raise Unavailable(f"no fleet answers ({str(error).splitlines()[0]}); start one with: make scale") from None
+    values = dataclasses.asdict(settings)
+    fresh = settings.previous if arguments.rollback else str(arguments.update.resolve())
+    if not fresh:
+        raise SajiError("this fleet has served one deployment only; roll over to another with --update FILE")
+    floor = 0.0 if arguments.rollback or arguments.allow_worse else max(0.0, accuracy - DROP)
+    try:
+        deploy(values | {"deployment": fresh, "previous": settings.deployment, "floor": floor})
+    except SajiError as error:
+        deploy(values)  # so that what Serve calls wanted is what goes on
+        raise SajiError(f"refused, and the fleet goes on with {settings.deployment}: {error}") from None
+    say(f"the fleet serves {fresh}; back with: python -m demo.scale --rollback")
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of `demo.fleet.Settings`. Raises SajiError for what cannot be."""
+    if min(arguments.replicas) < 1 or len(arguments.replicas) > 2 or arguments.replicas != sorted(arguments.replicas):
+        raise SajiError("--replicas takes how many, or the fewest and the most, such as: --replicas 2 8")
+    limits = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
+    Limits(**limits)
+    return {
+        "deployment": str((arguments.deployment or to_serve(arguments.out, arguments.serve)).resolve()),
+        "replicas": arguments.replicas,
+        "cpus": arguments.cpus,
+        "gpus": arguments.gpus,
+        "top": arguments.top,
+        "host": arguments.host,
+        "allow_host": arguments.allow_host,
+        "token": arguments.token.strip(),
+        "limits": limits,
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = Parser(prog="python -m demo.scale", description=__doc__.partition(": ")[2])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
+    add("--deployment", type=Path, help="the choice to serve, on every node under this path (OUT/deployment.json)")
+    add(
+        "--serve", choices=["own", "starter", "auto"], default="own", help="your own choice, the starter, or auto (own)"
+    )
+    add("--address", default="", help="the Ray cluster to serve on (none: Ray is started on this machine)")
+    add("--host", default="127.0.0.1", help="address that every node listens on (127.0.0.1)")
+    add("--port", type=int, default=8000, help="port that every node listens on (8000)")
+    add("--allow-host", nargs="+", default=[], metavar="NAME", help="names that browsers reach the fleet by; * for any")
+    add("--dashboard", default="", metavar="HOST", help="start Ray's dashboard on this address (none)")
+    add("--replicas", type=int, nargs="+", default=[2], metavar="N", help="engines, or the fewest and the most (2)")
+    add("--cpus", type=float, default=1.0, help="cores of a replica, and threads of its engine (1)")
+    add("--gpus", type=float, default=0.0, help="share of a GPU of a replica (0)")
+    add("--top", type=int, default=5, help="classes that an answer shows (5)")
+    token = os.environ.get("SAJI_TOKEN", "")
+    add("--token", default=token, help="only who sends it comes in; better in the variable SAJI_TOKEN, unseen by ps")
+    add("--update", type=Path, metavar="FILE", help="roll the running fleet over to this deployment")
+    add("--allow-worse", action="store_true", help=f"also where it is less accurate by more than {DROP}")
+    add("--rollback", action="store_true", help="roll it back to the deployment before")
+    for bound in bounds():
+        what = f"{bound.metadata['what']}, of a replica ({bound.default:,})"
+        add(flag_of(bound), dest=f"max_{bound.name}", type=int, default=bound.default, help=what)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)

@@ -1,0 +1,80 @@
+"""A fleet: what its command line refuses, what a replica refuses to serve, and the metrics of several as one."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from demo import scale
+from runtime.errors import SajiError, Unavailable
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra scale)")
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.scale", *flags])
+
+
+def test_without_ray_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    typed(monkeypatch)
+    with pytest.raises(Unavailable, match=r"ray is not installed; install it with: pip install '.*\[scale\]'"):
+        scale.main()
+
+
+@needs_ray
+@pytest.mark.parametrize("replicas", [["0"], ["3", "2"], ["1", "2", "3"]])
+def test_numbers_of_replicas_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, replicas: list[str]) -> None:
+    typed(monkeypatch, "--replicas", *replicas)
+    monkeypatch.setattr(scale, "DOORS", {})
+    monkeypatch.setattr(scale, "PATIENCE", {})
+    with pytest.raises(SajiError, match="--replicas takes how many, or the fewest and the most"):
+        scale.main()
+
+
+@needs_ray
+def test_a_replica_serves_the_very_choice_or_says_why_not(model: Path, tmp_path: Path) -> None:
+    from demo.fleet import Settings, open_here
+    from runtime.deployment import Deployment, Measured
+    from runtime.machine import machine
+    from runtime.receipt import Receipt
+
+    receipt = Receipt.read(model)
+    chosen = next(each for each in receipt.candidates if (each.backend, each.precision) == ("ort-cpu", "fp32"))
+    place = Measured(chosen, str(model), receipt.files[chosen.file].sha256, 1, 1.0)
+    here = Deployment(place, "the only one", (), (), {}, machine(), {})
+    path = tmp_path / "deployment.json"
+    settings = Settings(str(path))
+    here.write(path)
+    with open_here(path, settings) as classifier:
+        assert classifier.candidate.key() == chosen.key()
+    with pytest.raises(SajiError, match=r"allows no less than 2\.000; choose another"):
+        open_here(path, replace(settings, floor=2.0))
+    replace(here, machine=replace(machine(), cpu_features=("sve",))).write(path)
+    with pytest.raises(SajiError, match="judge and choose once on each kind of node with: python -m runtime bench"):
+        open_here(path, settings)
+    replace(here, choice=replace(place, sha256="0" * 64), fallbacks=(place,)).write(path)
+    with pytest.raises(SajiError, match="exported again since"):  # though the next in line would do
+        open_here(path, settings)
+
+
+@needs_ray
+def test_metrics_of_replicas_are_summed_or_kept_apart() -> None:
+    from demo.fleet import gathered
+
+    def text(count: int) -> bytes:
+        head = "# HELP saji_requests_total Requests\n# TYPE saji_requests_total counter\n"
+        return f'{head}saji_requests_total{{status="200"}} {count}\nprocess_open_fds 7\n'.encode()
+
+    both = [("a", text(2)), ("b", text(3))]
+    assert 'saji_requests_total{status="200"} 5.0\n' in gathered(both, apart=False).decode()
+    apart = gathered(both, apart=True).decode()
+    assert 'saji_requests_total{replica="a",status="200"} 2.0\n' in apart and "process" not in apart
+
+
+@needs_ray
+def test_what_a_replica_refused_is_the_sentence_that_is_said() -> None:
+    said = "Deploying app failed:\n  File x\nruntime.errors.BadModel: m is damaged; export it again\n"
+    assert scale._refusal(said) == "m is damaged; export it again"
