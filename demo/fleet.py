@@ -5,7 +5,7 @@ A replica is the whole service of one machine, with its queue, limits, token and
 
 import asyncio
 import copy
-import dataclasses
+import io
 import logging
 import os
 import tempfile
@@ -20,19 +20,22 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from demo.service.api import build_api
 from demo.service.decoders import Photo
 from demo.service.guard import Guard, Hosts
 from demo.service.limits import Limits
 from demo.service.monitoring import JsonLine
-from demo.service.problem import Problem, busy
+from demo.service.problem import Problem, busy, too_large
+from demo.service.proxies import LOOPBACK
 from demo.service.queue import POLL_SECONDS, Result, Serving
 from demo.service.shares import OWN
 from runtime.classifier import Classifier, load
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, GateFailed, Unavailable
+from runtime.files import as_record
 from runtime.receipt import Receipt
 from runtime.verdicts import difference, of_here, same_kind
 
@@ -59,6 +62,7 @@ class Settings:
     top: int = 5
     host: str = "127.0.0.1"
     allow_host: tuple[str, ...] = ()
+    trusted_proxy: tuple[str, ...] = LOOPBACK
     token: str = field(default="", repr=False)
     limits: dict[str, Any] = field(default_factory=dict)
 
@@ -68,9 +72,15 @@ class Settings:
         guard = Guard(app, limits, token, Hosts(self.host, self.allow_host))
 
         async def under_its_own_paths(scope: Scope, receive: Receive, send: Send) -> None:
-            await guard({**scope, "root_path": ""}, receive, send)  # Serve calls the prefix of a route a mount
+            async def named_once(message: Message) -> None:
+                if message["type"] == "http.response.start":  # Serve's proxy adds the request's id by itself
+                    message["headers"] = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+                await send(message)
 
-        return under_its_own_paths
+            await guard({**scope, "root_path": ""}, receive, named_once)  # Serve calls the prefix of a route a mount
+
+        # What uvicorn does for the single service, Serve's proxy does not
+        return ProxyHeadersMiddleware(under_its_own_paths, [*self.trusted_proxy])  # type: ignore[arg-type, return-value]
 
 
 def open_here(path: Path, settings: Settings) -> Classifier:
@@ -123,13 +133,17 @@ class Engine:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.settings.guarded(build_api(self.serving, self.settings.top), self.serving.limits)
 
-    async def answers(self, photos: Sequence[Photo]) -> Result | Problem:
-        """What photos of the page show, or why they are refused; the classifier without its engine."""
+    async def answers(self, photos: list[tuple[str, bytes]]) -> Result | dict[str, Any]:
+        """What photos of the page show, by name and content, the classifier without its engine; or a Problem's values.
+
+        An exception would come as one of Ray's.
+        """
         try:
             with self.serving.place(OWN):  # the page has asked whose share it is
-                result = await self.serving.classify(photos)
+                result = await self.serving.classify([_named(*photo) for photo in photos])
         except Problem as problem:
-            return problem
+            values = {"status": problem.status_code, "cause": problem.cause, "detail": problem.detail}
+            return {**values, **{name.replace("-", "_"): text for name, text in (problem.headers or {}).items()}}
         return Result(result.predictions, _without_engine(result.classifier))
 
     async def facts(self) -> tuple[Settings, float]:
@@ -153,6 +167,14 @@ def _without_engine(classifier: Classifier) -> Classifier:
     return described
 
 
+def _named(name: str, content: bytes) -> Photo:
+    if not name:
+        return content
+    file = io.BytesIO(content)
+    file.name = name
+    return file
+
+
 class Fleet(Serving):
     """The queue of the page: photos to name go to the engines of the fleet, all else is done beside it."""
 
@@ -162,9 +184,7 @@ class Fleet(Serving):
 
     async def classify(self, photos: Sequence[Photo]) -> Result:
         """As Serving; an engine that dies meanwhile is asked once more, which is another one by then."""
-        sent = [
-            photo if isinstance(photo, bytes) else await asyncio.to_thread(Path(photo).read_bytes) for photo in photos
-        ]
+        sent = [await asyncio.to_thread(self._read, photo) for photo in photos]
         for _ in range(2):
             try:
                 answer = await asyncio.wait_for(self._engines.answers.remote(sent), self.limits.seconds)
@@ -172,10 +192,20 @@ class Fleet(Serving):
                 continue
             except TimeoutError:
                 raise busy(503, "too-slow", f"no answer within {self.limits.seconds} s; try again soon") from None
-            if isinstance(answer, Problem):
-                raise answer
+            if isinstance(answer, dict):
+                raise Problem(**answer)
             return answer
         raise busy(503, "engines-lost", "two engines of the fleet were lost at this photo; try again soon")
+
+    def _read(self, photo: Photo) -> tuple[str, bytes]:
+        if isinstance(photo, bytes):
+            return "", photo
+        name = Path(photo.name).name
+        photo.seek(0)
+        content = photo.read(self.limits.bytes + 1)
+        if len(content) > self.limits.bytes:
+            raise too_large(name, self.limits.bytes)
+        return name, content
 
     @property
     def stuck(self) -> bool:
@@ -288,8 +318,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
 
 def _settings(values: dict[str, Any]) -> Settings:
-    known = {entry.name for entry in dataclasses.fields(Settings)}
-    return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
+    return as_record(Settings, {name: [*each] if isinstance(each, tuple) else each for name, each in values.items()})
 
 
 def engines(values: dict[str, Any], opener: Opener | None = None) -> serve.Application:
@@ -304,3 +333,7 @@ def page(values: dict[str, Any], opener: Opener | None = None) -> serve.Applicat
     queue = Limits(**settings.limits).connections
     how = {"num_replicas": 1, "max_ongoing_requests": queue, "ray_actor_options": {"num_cpus": 0}}
     return serve.deployment(Page, name="Page", max_constructor_retry_count=1, **how).bind(settings, opener)
+
+
+# In the order in which they start: the page asks the engines. By name, what builds it, and the paths that it answers
+APPLICATIONS = ((ENGINES, engines, "/v1"), (PAGE, page, "/"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.service.limits import Limits, bounds, flag_of
+from demo.service.proxies import LOOPBACK, networks_of
 from demo.starter import to_serve
 from runtime.command_line import Parser, exit_with_one_sentence
 from runtime.errors import SajiError, Unavailable, missing_extra
@@ -33,9 +34,29 @@ def main() -> None:
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, extra)
     os.environ.update(DOORS | PATIENCE)
+    if arguments.write_config:
+        arguments.write_config.write_text(config(_settings(arguments), arguments.port), encoding="utf-8")
+        return say(f"wrote {arguments.write_config}; on a running cluster: serve deploy {arguments.write_config}")
     if arguments.update or arguments.rollback:
         return update(arguments)
     start(arguments)
+
+
+def config(values: dict[str, Any], port: int) -> str:
+    """The one file that `serve deploy` takes, YAML. It has no token: that is each node's variable SAJI_TOKEN."""
+    import yaml
+
+    from demo import fleet
+
+    told = {name: value for name, value in values.items() if name != "token"}
+    applications = [
+        {"name": name, "route_prefix": prefix, "import_path": f"demo.fleet:{build.__name__}", "args": told}
+        for name, build, prefix in fleet.APPLICATIONS
+    ]
+    where = {"host": values["host"], "port": port}
+    content = {"proxy_location": "EveryNode", "http_options": where, "applications": applications}
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def start(arguments: argparse.Namespace) -> None:
@@ -94,7 +115,7 @@ def deploy(values: dict[str, Any], opener: Callable | None = None) -> None:
 
     from demo import fleet
 
-    for name, build, route in ((fleet.ENGINES, fleet.engines, "/v1"), (fleet.PAGE, fleet.page, "/")):
+    for name, build, route in fleet.APPLICATIONS:
         try:
             serve.run(build(values, opener), name=name, route_prefix=route)
         except RuntimeError as error:
@@ -137,6 +158,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         raise SajiError("--replicas takes how many, or the fewest and the most, such as: --replicas 2 8")
     limits = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     Limits(**limits)
+    networks_of(arguments.trusted_proxy)
     return {
         "deployment": str((arguments.deployment or to_serve(arguments.out, arguments.serve)).resolve()),
         "replicas": arguments.replicas,
@@ -145,6 +167,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "top": arguments.top,
         "host": arguments.host,
         "allow_host": arguments.allow_host,
+        "trusted_proxy": arguments.trusted_proxy,
         "token": arguments.token.strip(),
         "limits": limits,
     }
@@ -162,6 +185,8 @@ def _arguments() -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address that every node listens on (127.0.0.1)")
     add("--port", type=int, default=8000, help="port that every node listens on (8000)")
     add("--allow-host", nargs="+", default=[], metavar="NAME", help="names that browsers reach the fleet by; * for any")
+    what = f"addresses of proxies that are believed about whom they ask for ({' '.join(LOOPBACK)})"
+    add("--trusted-proxy", nargs="+", default=[*LOOPBACK], metavar="ADDRESS", help=what)
     add("--dashboard", default="", metavar="HOST", help="start Ray's dashboard on this address (none)")
     add("--replicas", type=int, nargs="+", default=[2], metavar="N", help="engines, or the fewest and the most (2)")
     add("--cpus", type=float, default=1.0, help="cores of a replica, and threads of its engine (1)")
@@ -171,10 +196,12 @@ def _arguments() -> argparse.Namespace:
     add("--token", default=token, help="only who sends it comes in; better in the variable SAJI_TOKEN, unseen by ps")
     add("--update", type=Path, metavar="FILE", help="roll the running fleet over to this deployment")
     add("--allow-worse", action="store_true", help=f"also where it is less accurate by more than {DROP}")
+    add("--write-config", type=Path, metavar="FILE", help="write the file that `serve deploy` takes, and end")
     add("--rollback", action="store_true", help="roll it back to the deployment before")
     for bound in bounds():
-        what = f"{bound.metadata['what']}, of a replica ({bound.default:,})"
-        add(flag_of(bound), dest=f"max_{bound.name}", type=int, default=bound.default, help=what)
+        default = 1 if bound.name == "decoders" else bound.default  # of a replica that has one core
+        what = f"{bound.metadata['what']}, of a replica ({default:,})"
+        add(flag_of(bound), dest=f"max_{bound.name}", type=int, default=default, help=what)
     return parser.parse_args()
 
 

@@ -55,6 +55,7 @@ VERBS = {
     "engine-sizes": Verb("lab.engine_sizes", "how large TensorRT-RTX engines are, by precision"),
     "gpu-check": Verb("lab.gpu_check.command", "what only a GPU can settle", "results/gpu.jsonl", printed=False),
     "containers": Verb("lab.containers", "images, and the service as it is deployed", "results/containers.jsonl"),
+    "scale": Verb("lab.scale", "what a fleet loses where its replicas are killed", "results/scale.jsonl"),
     "bulk": Verb("lab.bulk", "what Ray costs beside classify on the same cores", "results/bulk.jsonl"),
     "export-cost": Verb("lab.export_cost", "seconds and memory that an export takes", "results/export.jsonl"),
 }

@@ -78,3 +78,21 @@ def test_metrics_of_replicas_are_summed_or_kept_apart() -> None:
 def test_what_a_replica_refused_is_the_sentence_that_is_said() -> None:
     said = "Deploying app failed:\n  File x\nruntime.errors.BadModel: m is damaged; export it again\n"
     assert scale._refusal(said) == "m is damaged; export it again"
+
+
+@needs_ray
+def test_the_config_file_is_what_serve_deploy_takes_and_tells_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    (tmp_path / "deployment.json").write_text("{}")
+    file = tmp_path / "serve.yaml"
+    typed(monkeypatch, "--out", str(tmp_path), "--write-config", str(file), "--replicas", "2", "8", "--token", "secret")
+    monkeypatch.setattr(scale, "DOORS", {})
+    monkeypatch.setattr(scale, "PATIENCE", {})
+    scale.main()
+    read = ServeDeploySchema.parse_obj(yaml.safe_load(file.read_text()))
+    assert [each.route_prefix for each in read.applications] == ["/v1", "/"]
+    assert read.applications[0].args["replicas"] == [2, 8] and "secret" not in file.read_text()

@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import PATIENCE, SHARED, needs_shared
+from fleet import fleet, needs_ray
 from PIL import Image
 from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
 
@@ -43,16 +44,26 @@ def photo(
     return encoded.getvalue()
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a running service with small limits."""
-    folder = tmp_path_factory.mktemp("service")
+@contextmanager
+def alone(folder: Path, limits: Limits) -> Iterator[str]:
+    """The address of the single service."""
+    with serving_of(colour_classifier(), folder, limits) as serving, running(serving) as address:
+        yield address
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(alone, id="alone"), pytest.param(fleet, id="fleet", marks=needs_ray)]
+)
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a running service with small limits: the single one, and replicas on Ray Serve."""
     with (
-        serving_of(colour_classifier(), folder, SMALL) as serving,
-        running(serving) as address,
+        request.param(tmp_path_factory.mktemp("service"), SMALL) as address,
         httpx.Client(base_url=address, timeout=PATIENCE) as client,
     ):
         yield client
+
+
+not_of_a_fleet = pytest.mark.parametrize("service", [alone], ids=["alone"], indirect=True)
 
 
 def send(client: httpx.Client, body: bytes, kind: str = "image/jpeg", **how: Any) -> httpx.Response:
@@ -261,6 +272,7 @@ def test_a_stream_of_unknown_length_is_cut_at_the_limit(service: httpx.Client) -
     assert " 413 " in answer.splitlines()[0] and "connection: close" in answer.lower()
 
 
+@not_of_a_fleet  # whose proxy does not tell that a client has gone
 def test_a_client_that_goes_in_the_middle_leaves_nothing(service: httpx.Client) -> None:
     with connection(service, "Content-Length: 100000") as raw:
         raw.sendall(bytes(5000))
@@ -513,6 +525,7 @@ def test_an_unknown_address_of_the_api_is_a_problem_beside_a_page_too(guarded: s
         refused(answer, status, "not-found" if status == 404 else "method-not-allowed")
 
 
+@not_of_a_fleet  # whose lines are in files of Ray's
 def test_requests_are_logged_as_json_without_content_or_name(
     service: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
