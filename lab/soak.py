@@ -1,8 +1,7 @@
 """Does anything grow? The service under moderate load for half an hour, and every engine opened and closed 50 times.
 
 Memory, threads and open files are looked at now and then; each row has their slopes with 95 % intervals, from the means
-of ten parts, so that neighbouring samples do not count as independent. The service is forked from a process that has
-imported every library of saji's: what it takes as a whole is not what `python -m demo` takes, what it grows by is.
+of ten parts, so that neighbouring samples do not count as independent.
 """
 
 import argparse
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from lab.load.server import serving
 from lab.torture.commands import NETWORK, World
-from lab.torture.served import answers_of, asking, service, until
+from lab.torture.served import answers_of, asking, until
 from runtime.backends import BACKENDS, unavailable_because
 from runtime.benchmark.rows import Row
 from runtime.classifier import load
@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                     looks = pool.submit(loads, Path(folder) / "out" / "models" / NETWORK, backend, arguments.loads)
                     yield {"experiment": "soak", "what": backend, "loads": arguments.loads, **slopes(looks.result())}
-        yield {"experiment": "soak", "what": "service", **under_load(world, 60 * arguments.minutes)}
+        yield {"experiment": "soak", "what": "service", **under_load(world.folder, 60 * arguments.minutes)}
 
 
 def loads(folder: Path, backend: str, times: int) -> list[Look]:
@@ -66,20 +66,18 @@ def loads(folder: Path, backend: str, times: int) -> list[Look]:
     return looks
 
 
-def under_load(world: World, seconds: float) -> Row:
-    """The service with a few clients; its decoders count as its own."""
-    answers, looks = answers_of(world.folder), list[Look]()
+def under_load(folder: Path, seconds: float) -> Row:
+    """The service of `folder`, with its page, and a few clients; its decoders count as its own."""
+    answers, looks = answers_of(folder), list[Look]()
     with (
-        world.fresh() as place,
-        service(place) as serving,
-        asking(serving, answers, random.Random(0), PAUSE) as clients,
+        serving("demo", f"--out={folder / 'out'}", "--port=0") as server,
+        asking(server.address, answers, random.Random(0), PAUSE) as clients,
     ):
         until(lambda: clients.came[200], "the service answers nobody")
         started = time.monotonic()
         while time.monotonic() < started + seconds:
             time.sleep(min(EACH_SECONDS, seconds / (2 * PARTS)))
-            process = psutil.Process(serving.running.pid)
-            family = [look(each) for each in (process, *process.children())]
+            family = [look(each) for each in (server.process, *server.process.children())]
             looks.append(tuple(map(sum, zip(*family, strict=True))))  # type: ignore[arg-type]
         took = time.monotonic() - started
     if clients.wrong:

@@ -14,7 +14,7 @@ from pathlib import Path
 from lab.torture import layer
 from lab.torture.campaign import Attempt, Found
 from lab.torture.commands import COMMANDS, Running, World
-from lab.torture.served import Answers, Service, answers_of, service
+from lab.torture.served import Answers, Service, answers_of, classified, service
 from runtime.deployment import Deployment
 
 ATTEMPTS = 200
@@ -78,6 +78,6 @@ def _reloaded(world: World, answers: Answers, chance: random.Random) -> str:
 
 
 def _require_answer(serving: Service, photo: bytes, answers: Answers) -> None:
-    status = serving.classify(photo, answers)
+    status = classified(serving.address, photo, answers)
     if status != 200:
         raise Found(f"the service answers with {status}")

@@ -111,15 +111,6 @@ class Service:
     place: Path
     address: str
 
-    def classify(self, photo: bytes, answers: Answers) -> int:
-        """The status of the answer to a photo; 0 where the connection broke. Raises Found for a wrong answer."""
-        status, answer = _ask(f"{self.address}/v1/classify", photo)
-        if status == 200:
-            told, right = answer["answers"][0]["probabilities"], answers[photo]
-            if told.keys() != right.keys() or any(abs(told[name] - p) > SAME for name, p in right.items()):
-                raise Found(f"a wrong answer: {told} instead of {right}", photo)
-        return status
-
     def ready(self) -> bool:
         """What /readyz says."""
         return _ask(f"{self.address}/readyz")[0] == 200
@@ -141,6 +132,16 @@ def service(place: Path) -> Iterator[Service]:
         running.kill()
 
 
+def classified(address: str, photo: bytes, answers: Answers) -> int:
+    """The status of a service's answer to a photo; 0 where the connection broke. Raises Found for a wrong answer."""
+    status, answer = _ask(f"{address}/v1/classify", photo)
+    if status == 200:
+        told, right = answer["answers"][0]["probabilities"], answers[photo]
+        if told.keys() != right.keys() or any(abs(told[name] - p) > SAME for name, p in right.items()):
+            raise Found(f"a wrong answer: {told} instead of {right}", photo)
+    return status
+
+
 @dataclass
 class Clients:
     """What came of their requests: how many of each status, the longest in seconds, and a wrong answer if any."""
@@ -151,7 +152,7 @@ class Clients:
 
 
 @contextmanager
-def asking(serving: Service, answers: Answers, chance: random.Random, pause: float = PAUSE) -> Iterator[Clients]:
+def asking(address: str, answers: Answers, chance: random.Random, pause: float = PAUSE) -> Iterator[Clients]:
     """CLIENTS that ask one photo after the other."""
     clients, done = Clients(), threading.Event()
 
@@ -159,7 +160,7 @@ def asking(serving: Service, answers: Answers, chance: random.Random, pause: flo
         try:
             while not done.wait(pause):
                 started = time.monotonic()
-                clients.came[serving.classify(photos[clients.came.total() % len(photos)], answers)] += 1
+                clients.came[classified(address, photos[clients.came.total() % len(photos)], answers)] += 1
                 clients.longest = max(clients.longest, time.monotonic() - started)
         except Found as found:
             clients.wrong = found

@@ -37,7 +37,7 @@ def attempts(world: World) -> Attempt:
     def attempt(chance: random.Random) -> str:
         name, seconds = chance.choice([*KINDS]), chance.uniform(0.5, LONGEST)
         trouble, may_come, patience = KINDS[name]
-        with world.fresh() as place, service(place) as serving, asking(serving, answers, chance) as clients:
+        with world.fresh() as place, service(place) as serving, asking(serving.address, answers, chance) as clients:
             until(lambda: clients.came[200] >= CLIENTS, "the service answers nobody before there is any trouble")
             calm_longest, clients.longest = _in_calm(clients), 0.0
             trouble(serving, clients, seconds, chance)
