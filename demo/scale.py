@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import importlib.util
+import logging
+import math
 import os
 import re
 import signal
@@ -65,7 +67,8 @@ def start(arguments: argparse.Namespace) -> None:
     from ray import serve
 
     values = _settings(arguments)
-    connect(arguments.address, arguments.dashboard)
+    spare = values["replicas"][-1] + 1  # in an update a new replica stands beside the old ones
+    connect(arguments.address, arguments.dashboard, math.ceil(spare * arguments.cpus))
     try:
         serve.start(http_options={"host": arguments.host, "port": arguments.port}, proxy_location="EveryNode")
         deploy(values)
@@ -88,16 +91,18 @@ def start(arguments: argparse.Namespace) -> None:
         ray.shutdown()
 
 
-def connect(address: str, dashboard: str = "") -> None:
-    """Join the cluster at `address`, or start Ray on this machine, on loopback alone, where there is none.
+def connect(address: str, dashboard: str = "", cores: int | None = None) -> None:
+    """Join the cluster at `address`, or start Ray on this machine where there is none, as if it had so many `cores`.
 
     Raises SajiError where there is nothing at the address.
     """
     import ray
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     where: dict[str, Any] = {"address": address}
     if not address:
         where = {"address": "local", "include_dashboard": bool(dashboard), "_node_ip_address": "127.0.0.1"}
+        where |= {"num_cpus": cores}
         where |= {"dashboard_host": dashboard} if dashboard else {}
     try:
         ray.init(**where, namespace="saji", log_to_driver=False, logging_level="ERROR")
@@ -119,7 +124,9 @@ def deploy(values: dict[str, Any], opener: Callable | None = None) -> None:
         try:
             serve.run(build(values, opener), name=name, route_prefix=route)
         except RuntimeError as error:
-            raise SajiError(_refusal(str(error))) from None
+            told = serve.status().applications.get(name)
+            said = [each.message for each in told.deployments.values()] if told else []
+            raise SajiError(_refusal("\n".join([str(error), *said]))) from None
 
 
 def _refusal(text: str) -> str:

@@ -95,6 +95,7 @@ class _Beside:
 
 
 def _status_of(answer: bytes) -> int:
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")  # what comes before the answer, to who expects it
     words = answer.split(b" ", 2)
     return int(words[1]) if len(words) > 2 and words[0].startswith(b"HTTP/1.") and words[1].isdigit() else 0
 
