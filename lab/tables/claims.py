@@ -35,7 +35,7 @@ def claims(rows: list[Row]) -> str:
     """Ratios of `lab.claims.comparison`: what was claimed, what was measured."""
     columns: Columns = {
         "work": "{claim}",
-        "to reach": "{target:.3g}×",
+        "to reach": lambda row: f"{row['target']:.3g}×" if row["target"] else "",
         "measured (lowest–highest pair)": _measured,
         "rounds": "{rounds}",
         "measured on": machine,
@@ -144,4 +144,24 @@ def engine_sizes(rows: list[Row]) -> str:
     version = row["versions"]["tensorrt-rtx-cu13"]
     return (
         f"{markdown(head, lines)}\n\nTensorRT-RTX {version}, built {where}; commit {row['commit']}, {row['time'][:10]}."
+    )
+
+
+def scale(rows: list[Row]) -> str:
+    """What requests met while engines of a fleet were killed."""
+    columns: Columns = {
+        "engines": "{replicas}",
+        "requests": "{requests:,}",
+        "engines killed": "{kills}",
+        "not answered at first": lambda row: str(row["requests"] - row["first_tries"].get("200", 0)),
+        "lost after one retry": "{lost_after_one_retry}",
+        "wrong answers": "{wrong}",
+        "back to all engines, s": lambda row: "–".join(
+            f"{end(row['seconds_to_full_capacity']):.0f}" for end in (min, max)
+        ),
+        "start, s": "{seconds_to_start:.0f}",
+    }
+    row = rows[-1]
+    return (
+        f"{by_columns(rows, columns)}\n\nRay {row['ray']} on {machine(row)}, beside other work; commit {row['commit']}."
     )

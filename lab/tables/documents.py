@@ -52,6 +52,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "embedded": gate.embedded,
     "networks": networks.networks,
     "bulk": capacity.bulk,
+    "scale": claims.scale,
     "capacity": capacity.table,
     "bottleneck": capacity.bottleneck,
     "capacity_check": capacity.check,
