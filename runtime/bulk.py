@@ -164,8 +164,9 @@ def _ray(address: str) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address or "local", runtime_env=key, **quiet, **ours)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SajiError(f"Ray cannot be reached at {address or 'this machine'} ({line_of(error)})") from None
+    except Exception as error:  # Ray raises Exception itself where a node does not come up in time
+        where = f"reached at {address}" if address else "started here, or type the command without --ray"
+        raise SajiError(f"Ray cannot be {where} ({line_of(error)})") from None
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False

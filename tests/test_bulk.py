@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -34,6 +35,18 @@ def test_without_the_extra_a_sentence_says_how_to_install_it(
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1
     assert "ray is not installed; install it with: pip install" in said and "[scale]'" in said
+
+
+@pytest.mark.parametrize(("address", "says"), [("", "started here, or type"), ("10.0.0.1:6379", "reached at 10.0")])
+def test_a_ray_that_does_not_start_is_one_sentence(address: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=late))
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # to be as it was afterwards
+    with pytest.raises(SajiError, match=f"{says}.*timed out during startup"), bulk._ray(address):
+        pass
 
 
 @pytest.mark.parametrize("more", [[], ["--output", "rows", "--json"], ["--output", "rows", "--shard", "0"]])
