@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ EACH_SECONDS = 2.0  # between two looks at the service
 PAUSE = 0.1  # seconds between two requests of a client
 WARM = 0.1  # of the time, at the beginning, is left out: caches fill
 LEAST_LOADS = 12
+BUSY = 2000  # requests without a pause, before anything is looked at
 FIGURES = ("memory_mib", "threads", "descriptors")
 
 Look = tuple[float, float, float]  # a value for each of FIGURES
@@ -69,10 +71,10 @@ def loads(folder: Path, backend: str, times: int) -> list[Look]:
 def under_load(folder: Path, seconds: float) -> Row:
     """The service of `folder`, with its page, and a few clients; its decoders count as its own."""
     answers, looks = answers_of(folder), list[Look]()
-    with (
-        serving("demo", f"--out={folder / 'out'}", "--port=0") as server,
-        asking(server.address, answers, random.Random(0), PAUSE) as clients,
-    ):
+    with serving("demo", f"--out={folder / 'out'}", "--port=0") as server, ExitStack() as asked:
+        with asking(server.address, answers, random.Random(1), 0) as clients:  # all threads and decoders start
+            until(lambda: clients.came[200] >= BUSY, "the service answers nobody")
+        clients = asked.enter_context(asking(server.address, answers, random.Random(0), PAUSE))
         until(lambda: clients.came[200], "the service answers nobody")
         started = time.monotonic()
         while time.monotonic() < started + seconds:
