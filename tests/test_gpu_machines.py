@@ -73,7 +73,8 @@ def test_what_is_right_on_each_machine_is_chosen_and_served(name: str, run: Path
         known = ValidationSet.load(folder / "validation.npz")
         for fastest in (*engines, portable):
             places = [place(c, receipt, "models/resnet18", 1 if c == fastest else 5) for c in (*engines, portable)]
-            choose(places, [], Policy(), machine(), {}).write(path)
+            # By durations alone: how accurate the drawn network's files are differs between processors
+            choose(places, [], Policy(max_accuracy_drop=1), machine(), {}).write(path)
             with runtime.load(path) as classifier:
                 assert classifier.candidate == fastest and not classifier.passed_over
                 room = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.5}[fastest.precision] * np.abs(known.logits).max()

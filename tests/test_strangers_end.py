@@ -21,7 +21,7 @@ import threading
 import test_demo
 def hang(self, images, calls=[]):
     calls.append(1)
-    if len(calls) > 3:  # the warm-up
+    if len(calls) > 6:  # the warm-up, alone and in a crowd
         threading.Event().wait()
     return images.mean(axis=(1, 2), dtype="float32")
 test_demo.MeanColour.run = hang
