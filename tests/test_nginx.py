@@ -121,6 +121,7 @@ def test_programs_are_answered_and_refused_as_without_it(client: httpx.Client) -
     refused(client.get("/v1/model", headers={"host": "elsewhere.example"}), 421, "foreign-host")
 
 
+@pytest.mark.slow  # beside other work its heat map was late by minutes, twice, for a reason not yet found
 def test_the_page_is_whole_below_a_path(browser: Any, address: str, tmp_path: Path) -> None:
     large = tmp_path / "large.png"  # noise, rather red
     noise = np.random.default_rng(0).integers((40, 0, 0), 256, (2700, 2700, 3), np.uint8)
