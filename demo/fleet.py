@@ -28,7 +28,7 @@ from demo.service.decoders import Photo
 from demo.service.guard import Guard, Hosts
 from demo.service.limits import Limits
 from demo.service.monitoring import JsonLine
-from demo.service.problem import Problem, busy, too_large
+from demo.service.problem import Problem, busy
 from demo.service.proxies import LOOPBACK
 from demo.service.queue import POLL_SECONDS, Result, Serving
 from demo.service.shares import OWN
@@ -133,8 +133,8 @@ class Engine:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.settings.guarded(build_api(self.serving, self.settings.top), self.serving.limits)
 
-    async def answers(self, photos: list[tuple[str, bytes]]) -> Result | dict[str, Any]:
-        """What photos of the page show, by name and content, the classifier without its engine; or a Problem's values.
+    async def answers(self, photos: list[tuple[bytes, str]]) -> Result | dict[str, Any]:
+        """What photos of the page show, by content and name, the classifier without its engine; or a Problem's values.
 
         An exception would come as one of Ray's.
         """
@@ -167,7 +167,7 @@ def _without_engine(classifier: Classifier) -> Classifier:
     return described
 
 
-def _named(name: str, content: bytes) -> Photo:
+def _named(content: bytes, name: str) -> Photo:
     if not name:
         return content
     file = io.BytesIO(content)
@@ -184,7 +184,7 @@ class Fleet(Serving):
 
     async def classify(self, photos: Sequence[Photo]) -> Result:
         """As Serving; an engine that dies meanwhile is asked once more, which is another one by then."""
-        sent = [await asyncio.to_thread(self._read, photo) for photo in photos]
+        sent = [await asyncio.to_thread(self.decoders.read, photo) for photo in photos]
         for _ in range(2):
             try:
                 answer = await asyncio.wait_for(self._engines.answers.remote(sent), self.limits.seconds)
@@ -196,16 +196,6 @@ class Fleet(Serving):
                 raise Problem(**answer)
             return answer
         raise busy(503, "engines-lost", "two engines of the fleet were lost at this photo; try again soon")
-
-    def _read(self, photo: Photo) -> tuple[str, bytes]:
-        if isinstance(photo, bytes):
-            return "", photo
-        name = Path(photo.name).name
-        photo.seek(0)
-        content = photo.read(self.limits.bytes + 1)
-        if len(content) > self.limits.bytes:
-            raise too_large(name, self.limits.bytes)
-        return name, content
 
     @property
     def stuck(self) -> bool:

@@ -32,6 +32,7 @@ class Names(set[bytes]):
 
 
 def digest(name: Any) -> bytes:
+    """What stands for a name, 16 bytes."""
     return hashlib.blake2b(as_text(name).encode(), digest_size=16).digest()
 
 
@@ -122,6 +123,7 @@ def _file_system(scheme: str, host: str) -> tuple[Any, str]:
 
 
 def absolute(place: str) -> str:
+    """A path as it is from any folder; a URI as it is."""
     return place.rstrip("/") if "://" in place else str(Path(place).absolute())
 
 
@@ -136,6 +138,7 @@ def saying(sentence: str) -> Iterator[None]:
 
 
 def line_of(error: Exception) -> str:
+    """The first line of an error, at most 160 characters; its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 

@@ -54,7 +54,7 @@ class Decoders:
         return Image.fromarray(self._ask(photo, {"side": side}, side)[1])
 
     def _ask(self, photo: Photo, order: dict[str, Any], side: int) -> tuple[dict[str, Any], np.ndarray]:
-        content, name = self._read(photo)
+        content, name = self.read(photo)
         order |= {"name": name, "bounds": decoding.as_text(self._limits.photo)}
         for _ in range(2):
             with contextlib.suppress(_Killed), self._process() as process:
@@ -66,7 +66,8 @@ class Decoders:
             raise Problem(*answer["refused"])
         return answer, picture
 
-    def _read(self, photo: Photo) -> tuple[bytes, str]:
+    def read(self, photo: Photo) -> tuple[bytes, str]:
+        """The content of a photo, and the name of its file if it is one."""
         if isinstance(photo, bytes):  # they were counted as they came in
             return photo, ""
         name = PurePath(photo.name).name

@@ -105,6 +105,7 @@ def with_segment(jpeg: bytes, *segments: bytes) -> bytes:
 
 
 def without_adobe(jpeg: bytes) -> bytes:
+    """A JPEG of CMYK without the marker that says how its colours are kept."""
     start = jpeg.index(b"\xff\xee")
     return jpeg[:start] + jpeg[start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big") :]
 
@@ -150,6 +151,7 @@ def tiff(samples: np.ndarray, photometric: int, order: str = "<", **tags: int | 
 
 
 def jpeg(mode: str = "RGB", **options: Any) -> bytes:
+    """The picture as a JPEG in this mode of Pillow's; `options` are those of its writer."""
     return saved(picture(mode), "JPEG", **{"quality": 95, "subsampling": 0, **options})
 
 
