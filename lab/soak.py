@@ -32,6 +32,7 @@ PAUSE = 0.1  # seconds between two requests of a client
 WARM = 0.1  # of the time, at the beginning, is left out: caches fill
 LEAST_LOADS = 12
 BUSY = 2000  # requests without a pause, before anything is looked at
+TIDIED = 630  # seconds until Gradio has tidied uploads once, in a thread that stays (see demo/page/frame.py)
 FIGURES = ("memory_mib", "threads", "descriptors")
 
 Look = tuple[float, float, float]  # a value for each of FIGURES
@@ -69,13 +70,17 @@ def loads(folder: Path, backend: str, times: int) -> list[Look]:
 
 
 def under_load(folder: Path, seconds: float) -> Row:
-    """The service of `folder`, with its page, and a few clients; its decoders count as its own."""
+    """The service of `folder`, with its page, and a few clients, looked at for so many seconds once all of it has run.
+
+    Its decoders count as its own.
+    """
     answers, looks = answers_of(folder), list[Look]()
     with serving("demo", f"--out={folder / 'out'}", "--port=0") as server, ExitStack() as asked:
         with asking(server.address, answers, random.Random(1), 0) as clients:  # all threads and decoders start
             until(lambda: clients.came[200] >= BUSY, "the service answers nobody")
         clients = asked.enter_context(asking(server.address, answers, random.Random(0), PAUSE))
         until(lambda: clients.came[200], "the service answers nobody")
+        time.sleep(min(TIDIED, seconds))
         started = time.monotonic()
         while time.monotonic() < started + seconds:
             time.sleep(min(EACH_SECONDS, seconds / (2 * PARTS)))
