@@ -1,5 +1,7 @@
 """The tables of the first page, of claims about speed, of ideas that were tried, and of what an export takes."""
 
+from collections.abc import Callable
+
 from lab.tables.markdown import NAMES, Columns, by_columns, machine, markdown, versions
 from runtime.backends import distributions
 from runtime.benchmark.rows import Row
@@ -145,6 +147,25 @@ def engine_sizes(rows: list[Row]) -> str:
     return (
         f"{markdown(head, lines)}\n\nTensorRT-RTX {version}, built {where}; commit {row['commit']}, {row['time'][:10]}."
     )
+
+
+def soak(rows: list[Row]) -> str:
+    """What grows while the service is asked, and while engines are opened and closed."""
+
+    def grown(figure: str) -> Callable[[Row], str]:
+        return lambda row: "{1:+.3f} ({0:+.3f} to {2:+.3f})".format(*row[figure]["growth"])
+
+    columns: Columns = {
+        "what": "{what}",
+        "of it": lambda row: f"{row['loads']} loads" if "loads" in row else f"{row['seconds'] / 60:.0f} min",
+        "answers": lambda row: f"{row['came']['200']:,}" if "came" in row else "",
+        "first, MiB": "{memory_mib[first]}",
+        "last, MiB": "{memory_mib[last]}",
+        "MiB a load, or an hour": grown("memory_mib"),
+        "threads": grown("threads"),
+        "open files": grown("descriptors"),
+    }
+    return f"{by_columns(rows, columns)}\n\n{machine(rows[-1])}; commit {rows[-1]['commit']}."
 
 
 def scale(rows: list[Row]) -> str:

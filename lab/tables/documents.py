@@ -43,6 +43,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "cost": claims.export_cost,
     "first_use": claims.first_use,
     "torture": claims.torture,
+    "soak": claims.soak,
     "containers": claims.containers,
     "engine_sizes": claims.engine_sizes,
     "mutants": gate.mutants,
