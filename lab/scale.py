@@ -5,7 +5,7 @@ compared with what the classifier says by itself.
 """
 
 import argparse
-import os
+import dataclasses
 import random
 import re
 import socket
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from demo.scale.settings import Settings
 from lab.load.clients import CLASSIFY
 from lab.torture import tiny
 from lab.torture.honest import Honest, photos
@@ -62,24 +63,15 @@ class Came:
 
 def killed(out: Path, requests: int, replicas: int) -> Row:
     """A fleet of the deployment in `out`, one of whose replicas is killed every EVERY seconds."""
-    from demo import scale
-
-    os.environ.update(scale.DOORS | scale.PATIENCE)
-    import ray
-    from ray import serve
+    from demo.scale import rollout
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    scale.connect("")
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        started = time.monotonic()
-        scale.deploy({"deployment": str(out / "deployment.json"), "replicas": [replicas]})
+    values = dataclasses.asdict(Settings(str(out / "deployment.json"), replicas=(replicas,)))
+    started = time.monotonic()
+    with rollout.fleet(values, port):
         up = time.monotonic() - started
         came, back = _under_kills(port, photos(out / "deployment.json"), requests, replicas)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
     return {
         "replicas": replicas,
         "requests": came.asked,

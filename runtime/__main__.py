@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runtime import bulk, golden, show
+from runtime import golden, show
 from runtime.benchmark import command as bench
+from runtime.bulk import command as bulk
 from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.doctor import doctor
 from runtime.errors import GateFailed, SajiError

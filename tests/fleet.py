@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from demo.scale.settings import Settings
 from demo.service.limits import Limits
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra scale)")
@@ -29,24 +30,14 @@ def fleet(folder: Path, limits: Limits) -> Iterator[str]:
     """The address of two replicas and a page of a deployment in `folder`."""
     from test_demo import deployment
 
-    from demo import scale
+    from demo.scale import rollout
 
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as free:
-        for name, value in (scale.DOORS | scale.PATIENCE | {"RAY_AUTH_MODE": "disabled"}).items():
-            patch.setenv(name, value)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
-        import ray
-        from ray import serve
-
         port = free.getsockname()[1]
         free.close()
         deployment().write(folder / "deployment.json")
-        scale.connect("")
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            values = {"deployment": str(folder / "deployment.json"), "replicas": [2], "limits": asdict(limits)}
-            scale.deploy(values, colours)
+        settings = Settings(str(folder / "deployment.json"), limits=asdict(limits))
+        with rollout.fleet(asdict(settings), port, opener=colours):
             yield f"http://127.0.0.1:{port}"
-        finally:
-            serve.shutdown()
-            ray.shutdown()

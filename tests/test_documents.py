@@ -83,7 +83,7 @@ def test_every_entry_point_is_listed() -> None:
     assert {door for door in doors if "embed" not in door} - stages - EARLIER.keys() <= {
         "runtime/bench.py",
         "demo/app.py",
-        "demo/scale.py",
+        "demo/scale/__main__.py",
     } | WORKERS
 
 

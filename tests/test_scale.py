@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from demo import scale
+from demo.scale import __main__ as scale
+from demo.scale import rollout
+from demo.scale.settings import Settings, open_here
 from runtime.errors import SajiError, Unavailable
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra scale)")
@@ -28,15 +30,12 @@ def test_without_ray_the_line_that_installs_it_is_said(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("replicas", [["0"], ["3", "2"], ["1", "2", "3"]])
 def test_numbers_of_replicas_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, replicas: list[str]) -> None:
     typed(monkeypatch, "--replicas", *replicas)
-    monkeypatch.setattr(scale, "DOORS", {})
-    monkeypatch.setattr(scale, "PATIENCE", {})
     with pytest.raises(SajiError, match="--replicas takes how many, or the fewest and the most"):
         scale.main()
 
 
 @needs_ray
 def test_a_replica_serves_the_very_choice_or_says_why_not(model: Path, tmp_path: Path) -> None:
-    from demo.fleet import Settings, open_here
     from runtime.deployment import Deployment, Measured
     from runtime.machine import machine
     from runtime.receipt import Receipt
@@ -62,7 +61,7 @@ def test_a_replica_serves_the_very_choice_or_says_why_not(model: Path, tmp_path:
 
 @needs_ray
 def test_metrics_of_replicas_are_summed_or_kept_apart() -> None:
-    from demo.fleet import gathered
+    from demo.scale.metrics import gathered
 
     def text(count: int) -> bytes:
         head = "# HELP saji_requests_total Requests\n# TYPE saji_requests_total counter\n"
@@ -77,7 +76,7 @@ def test_metrics_of_replicas_are_summed_or_kept_apart() -> None:
 @needs_ray
 def test_what_a_replica_refused_is_the_sentence_that_is_said() -> None:
     said = "Deploying app failed:\n  File x\nruntime.errors.BadModel: m is damaged; export it again\n"
-    assert scale._refusal(said) == "m is damaged; export it again"
+    assert rollout._refusal(said) == "m is damaged; export it again"
 
 
 @needs_ray
@@ -90,8 +89,6 @@ def test_the_config_file_is_what_serve_deploy_takes_and_tells_no_token(
     (tmp_path / "deployment.json").write_text("{}")
     file = tmp_path / "serve.yaml"
     typed(monkeypatch, "--out", str(tmp_path), "--write-config", str(file), "--replicas", "2", "8", "--token", "secret")
-    monkeypatch.setattr(scale, "DOORS", {})
-    monkeypatch.setattr(scale, "PATIENCE", {})
     scale.main()
     read = ServeDeploySchema.parse_obj(yaml.safe_load(file.read_text()))
     assert [each.route_prefix for each in read.applications] == ["/v1", "/"]

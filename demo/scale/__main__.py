@@ -3,29 +3,20 @@
 import argparse
 import dataclasses
 import importlib.util
-import logging
-import math
 import os
-import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from demo.scale import rollout
 from demo.service.limits import Limits, bounds, flag_of
 from demo.service.proxies import LOOPBACK, networks_of
 from demo.starter import to_serve
+from runtime import cluster
 from runtime.command_line import Parser, exit_with_one_sentence
-from runtime.errors import SajiError, Unavailable, missing_extra
+from runtime.errors import SajiError, missing_extra
 from runtime.terminal import say
 
-# Ray reads them on import, and hands them to all processes that it starts: nothing is reported, and nobody without
-# the token of this user (~/.ray/auth_token, made at the first start) comes in by a door of Ray's own
-DOORS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
-PATIENCE = {  # Serve kills a proxy that is not up within 5 s, which a machine with other work does not keep
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
-}
 DROP = 0.01  # accuracy that an update may cost, as `runtime.choice.Policy` has it
 
 
@@ -35,132 +26,50 @@ def main() -> None:
     for library, extra in (("ray", "scale"), ("gradio", "demo"), ("prometheus_client", "demo")):
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, extra)
-    os.environ.update(DOORS | PATIENCE)
     if arguments.write_config:
-        arguments.write_config.write_text(config(_settings(arguments), arguments.port), encoding="utf-8")
+        arguments.write_config.write_text(rollout.config(_settings(arguments), arguments.port), encoding="utf-8")
         return say(f"wrote {arguments.write_config}; on a running cluster: serve deploy {arguments.write_config}")
     if arguments.update or arguments.rollback:
-        return update(arguments)
+        return change(arguments)
     start(arguments)
-
-
-def config(values: dict[str, Any], port: int) -> str:
-    """The one file that `serve deploy` takes, YAML. It has no token: that is each node's variable SAJI_TOKEN."""
-    import yaml
-
-    from demo import fleet
-
-    told = {name: value for name, value in values.items() if name != "token"}
-    applications = [
-        {"name": name, "route_prefix": prefix, "import_path": f"demo.fleet:{build.__name__}", "args": told}
-        for name, build, prefix in fleet.APPLICATIONS
-    ]
-    where = {"host": values["host"], "port": port}
-    content = {"proxy_location": "EveryNode", "http_options": where, "applications": applications}
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return text
 
 
 def start(arguments: argparse.Namespace) -> None:
     """Serve a fleet: embedded until a signal, or on the cluster at --address, which keeps it."""
-    import ray
-    from ray import serve
-
     values = _settings(arguments)
-    spare = values["replicas"][-1] + 1  # in an update a new replica stands beside the old ones
-    connect(arguments.address, arguments.dashboard, math.ceil(spare * arguments.cpus))
-    try:
-        serve.start(http_options={"host": arguments.host, "port": arguments.port}, proxy_location="EveryNode")
-        deploy(values)
-    except BaseException:
-        if not arguments.address:
-            ray.shutdown()
-        raise
-    say(
-        f"serving {values['deployment']} by {values['replicas'][0]} replicas on http://{arguments.host}:{arguments.port}"
-    )
-    if arguments.address:
-        return say("the cluster keeps it; end it with: serve shutdown")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        say("stopping: what was accepted is answered first")
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
-def connect(address: str, dashboard: str = "", cores: int | None = None) -> None:
-    """Join the cluster at `address`, or start Ray on this machine where there is none, as if it had so many `cores`.
-
-    Raises SajiError where there is nothing at the address.
-    """
-    import ray
-
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    where: dict[str, Any] = {"address": address}
-    if not address:
-        where = {"address": "local", "include_dashboard": bool(dashboard), "_node_ip_address": "127.0.0.1"}
-        where |= {"num_cpus": cores}
-        where |= {"dashboard_host": dashboard} if dashboard else {}
-    try:
-        ray.init(**where, namespace="saji", log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # Ray raises Exception itself where a node does not come up in time
-        first = str(error).strip().splitlines()[0]
-        raise Unavailable(f"no fleet at {address or 'this machine'} ({first}); start one with: make scale") from None
-
-
-def deploy(values: dict[str, Any], opener: Callable | None = None) -> None:
-    """Bring a fleet to these values: Serve puts each new replica beside the old ones, which go when it is ready.
-
-    Raises SajiError with what the first new replica refused; the old ones then go on.
-    """
-    from ray import serve
-
-    from demo import fleet
-
-    for name, build, route in fleet.APPLICATIONS:
+    with rollout.fleet(values, arguments.port, arguments.address, arguments.dashboard):
+        where = f"http://{arguments.host}:{arguments.port}"
+        say(f"serving {values['deployment']} by {values['replicas'][0]} replicas on {where}")
+        if arguments.address:
+            return say("the cluster keeps it; end it with: serve shutdown")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            serve.run(build(values, opener), name=name, route_prefix=route)
-        except RuntimeError as error:
-            told = serve.status().applications.get(name)
-            said = [each.message for each in told.deployments.values()] if told else []
-            raise SajiError(_refusal("\n".join([str(error), *said]))) from None
+            signal.pause()
+        except KeyboardInterrupt:
+            say("stopping: what was accepted is answered first")
 
 
-def _refusal(text: str) -> str:
-    """The sentence of ours in what Serve says of a replica that did not start, or else its last line."""
-    ours = re.findall(r"(?:runtime|demo)\.\w+(?:\.\w+)*: (.+)", text)
-    return ours[-1] if ours else text.strip().splitlines()[-1]
-
-
-def update(arguments: argparse.Namespace) -> None:
+def change(arguments: argparse.Namespace) -> None:
     """Roll the running fleet over to another deployment, or back to the one before."""
-    from ray import serve
-
-    from demo import fleet
-
-    connect(arguments.address or "auto")
-    try:
-        settings, accuracy = serve.get_app_handle(fleet.ENGINES).facts.remote().result(timeout_s=60)
-    except Exception as error:  # of several kinds: no Serve, no application, nobody who answers
-        raise Unavailable(f"no fleet answers ({str(error).splitlines()[0]}); start one with: make scale") from None
-    values = dataclasses.asdict(settings)
+    if not arguments.address:  # one that `start` has started here
+        os.environ.update(cluster.WITH_TOKEN)
+    rollout.join(arguments.address or "auto")
+    settings, accuracy = rollout.running()
     fresh = settings.previous if arguments.rollback else str(arguments.update.resolve())
     if not fresh:
         raise SajiError("this fleet has served one deployment only; roll over to another with --update FILE")
     floor = 0.0 if arguments.rollback or arguments.allow_worse else max(0.0, accuracy - DROP)
+    values = dataclasses.asdict(settings)
     try:
-        deploy(values | {"deployment": fresh, "previous": settings.deployment, "floor": floor})
+        rollout.deploy(values | {"deployment": fresh, "previous": settings.deployment, "floor": floor})
     except SajiError as error:
-        deploy(values)  # so that what Serve calls wanted is what goes on
+        rollout.deploy(values)  # so that what Serve calls wanted is what goes on
         raise SajiError(f"refused, and the fleet goes on with {settings.deployment}: {error}") from None
     say(f"the fleet serves {fresh}; back with: python -m demo.scale --rollback")
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of `demo.fleet.Settings`. Raises SajiError for what cannot be."""
+    """The values of `demo.scale.settings.Settings`. Raises SajiError for what cannot be."""
     if min(arguments.replicas) < 1 or len(arguments.replicas) > 2 or arguments.replicas != sorted(arguments.replicas):
         raise SajiError("--replicas takes how many, or the fewest and the most, such as: --replicas 2 8")
     limits = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}

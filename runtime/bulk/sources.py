@@ -1,17 +1,13 @@
-"""Photos that lie elsewhere than in folders of this machine: by URI, and in tables; and how their names are kept.
+"""Photos that lie elsewhere than in folders of this machine: by URI, and in tables; and how their names are kept."""
 
-pyarrow has the file systems. It is imported where it is needed, for it comes with the extra `scale`.
-"""
-
-import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from runtime import classify
+from runtime.bulk.places import located, saying
 from runtime.errors import SajiError
 from runtime.files import left_by_programs
 from runtime.preprocess import SUFFIXES
@@ -26,9 +22,10 @@ class Names(set[bytes]):
     def __contains__(self, name: object) -> bool:
         return super().__contains__(digest(name))
 
-    def note(self, name: str) -> None:
-        """Add one."""
+    def noted(self, name: str) -> str:
+        """Add one, and give it back."""
         self.add(digest(name))
+        return name
 
 
 def digest(name: Any) -> bytes:
@@ -43,19 +40,18 @@ class Everywhere(classify.Photos):
     """
 
     def __init__(self, places: Sequence[str], say: classify.Say, done: Names) -> None:
-        self.tables = [
-            place for place in places if place.endswith(".parquet") and CONTENT in _table(place).schema.names
-        ]
+        self.tables = [place for place in places if place.endswith(".parquet") and CONTENT in table(place).schema.names]
         super().__init__([place for place in places if place not in self.tables], say, done)
         inside = Names()
         for name in itertools.chain.from_iterable(map(_names, self.tables)):
             if name in inside:
                 raise SajiError(f"a second photo is called {name} in {NAME}; rows are told apart by these names")
-            inside.note(name)
+            inside.noted(name)
 
     def _in(self, place: str) -> Iterator[str]:
         if place.endswith(".parquet"):
             return _names(place)
+        place = place.removeprefix("file://")  # whose names may be no text, as only a folder's can
         return self._by_uri(place.rstrip("/")) if "://" in place else super()._in(place)
 
     def _by_uri(self, place: str) -> Iterator[str]:
@@ -80,71 +76,26 @@ class Everywhere(classify.Photos):
             raise SajiError(f"{place} holds no photo; photos end with .jpg, .png, .webp, .heic …")
 
 
-def _table(place: str) -> Any:
-    """A file or folder of Parquet, unread."""
+def table(place: str) -> Any:
+    """A file or folder of Parquet, unread, as a dataset of pyarrow. Raises SajiError where it is none of photos."""
     import pyarrow as pa
     import pyarrow.dataset
 
     files, path = located(place)
     with saying(f"{place} is no file of Parquet that can be read"):
-        table = pyarrow.dataset.dataset(path, filesystem=files, format="parquet")
-    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
+        found = pyarrow.dataset.dataset(path, filesystem=files, format="parquet")
+    kinds = dict(zip(found.schema.names, found.schema.types, strict=True))
     text, binary = (pa.string(), pa.large_string()), (pa.binary(), pa.large_binary())
     if kinds.get(NAME) not in text or kinds.get(CONTENT, binary[0]) not in binary:
         columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise SajiError(
             f"{place} has {columns}; it needs the photos' names as text in {NAME}, or also {CONTENT} (binary)"
         )
-    return table
+    return found
 
 
 def _names(place: str) -> Iterator[str]:
-    for batch in _table(place).to_batches(columns=[NAME]):
+    for batch in table(place).to_batches(columns=[NAME]):
         if batch[NAME].null_count:
             raise SajiError(f"{place} has a row without a name in {NAME}; rows are told apart by these")
         yield from batch[NAME].to_pylist()
-
-
-def located(place: str) -> tuple[Any, str]:
-    """The file system (of pyarrow) of a path or URI, and the path in it."""
-    scheme, _, rest = absolute(place).rpartition("://")
-    host, _, path = rest.partition("/")
-    files, root = _file_system(scheme or "file", host)
-    return files, f"{root.rstrip('/')}/{path}"
-
-
-@functools.cache
-def _file_system(scheme: str, host: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem
-
-    with saying(f"{scheme}://{host} cannot be reached; give a folder, or a URI such as s3://bucket/folder"):
-        files, root = FileSystem.from_uri(f"{scheme}://{host}/")
-    return files, root
-
-
-def absolute(place: str) -> str:
-    """A path as it is from any folder; a URI as it is."""
-    return place.rstrip("/") if "://" in place else str(Path(place).absolute())
-
-
-@contextmanager
-def saying(sentence: str) -> Iterator[None]:
-    """What pyarrow raises as a sentence of ours."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        head, _, advice = sentence.partition(";")
-        raise SajiError(f"{head} ({line_of(error)})" + (f";{advice}" if advice else "")) from None
-
-
-def line_of(error: Exception) -> str:
-    """The first line of an error, at most 160 characters; its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
-
-
-def content_of(uri: str) -> bytes:
-    """The bytes of a photo. Raises OSError."""
-    files, path = located(uri)
-    with files.open_input_file(path) as file:
-        content: bytes = file.read()
-    return content

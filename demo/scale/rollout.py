@@ -1,0 +1,108 @@
+"""A fleet as a whole: Ray for it, its applications brought to what is wanted, and the same as a file.
+
+Ray is imported where it is needed, for it comes with the extra `scale`.
+"""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from runtime import cluster
+from runtime.errors import SajiError, Unavailable
+
+if TYPE_CHECKING:
+    from demo.scale.settings import Settings
+
+PATIENCE = {  # Serve kills a proxy that is not up within 5 s, which a machine with other work does not keep
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+}
+
+
+@contextmanager
+def fleet(
+    values: dict[str, Any], port: int, address: str = "", dashboard: str = "", opener: Callable | None = None
+) -> Iterator[None]:
+    """A fleet of these values of Settings: here for as long as this context, or left to the cluster at `address`.
+
+    Raises SajiError where Ray, or the first replica, does not start.
+    """
+    spare = values["replicas"][-1] + 1  # in an update a new replica stands beside the old ones
+    shown = {"include_dashboard": True, "dashboard_host": dashboard} if dashboard else {}
+    join(address, num_cpus=math.ceil(spare * values["cpus"]), **shown)
+    import ray
+    from ray import serve
+
+    try:
+        serve.start(http_options={"host": values["host"], "port": port}, proxy_location="EveryNode")
+        deploy(values, opener)
+        yield
+    finally:
+        if not address:
+            serve.shutdown()
+        ray.shutdown()
+
+
+def join(address: str, **here: Any) -> None:
+    """Join the cluster at `address`, or start Ray on this machine where that is "". Raises Unavailable."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    cluster.join(address, here)
+
+
+def deploy(values: dict[str, Any], opener: Callable | None = None) -> None:
+    """Bring a fleet to these values: Serve puts each new replica beside the old ones, which go when it is ready.
+
+    Raises SajiError with what the first new replica refused; the old ones then go on.
+    """
+    from ray import serve
+
+    from demo.scale import replicas
+
+    for name, build, route in replicas.APPLICATIONS:
+        try:
+            serve.run(build(values, opener), name=name, route_prefix=route)
+        except RuntimeError as error:
+            told = serve.status().applications.get(name)
+            said = [each.message for each in told.deployments.values()] if told else []
+            raise SajiError(_refusal("\n".join([str(error), *said]))) from None
+
+
+def _refusal(text: str) -> str:
+    """The sentence of ours in what Serve says of a replica that did not start, or else its last line."""
+    ours = re.findall(r"(?:runtime|demo)\.\w+(?:\.\w+)*: (.+)", text)
+    return ours[-1] if ours else text.strip().splitlines()[-1]
+
+
+def running() -> tuple["Settings", float]:
+    """What the fleet that runs was told, and the accuracy of what it serves. Raises Unavailable where there is none."""
+    from ray import serve
+
+    from demo.scale import replicas
+
+    try:
+        return serve.get_app_handle(replicas.ENGINES).facts.remote().result(timeout_s=60)
+    except Exception as error:  # of several kinds: no Serve, no application, nobody who answers
+        raise Unavailable(f"no fleet answers ({str(error).splitlines()[0]}); start one with: make scale") from None
+
+
+def config(values: dict[str, Any], port: int) -> str:
+    """The one file that `serve deploy` takes, YAML. It has no token: that is each node's variable SAJI_TOKEN."""
+    import yaml
+
+    from demo.scale import replicas
+
+    told = {name: value for name, value in values.items() if name != "token"}
+    applications = [
+        {"name": name, "route_prefix": prefix, "import_path": f"demo.scale.replicas:{build.__name__}", "args": told}
+        for name, build, prefix in replicas.APPLICATIONS
+    ]
+    where = {"host": values["host"], "port": port}
+    content = {"proxy_location": "EveryNode", "http_options": where, "applications": applications}
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
