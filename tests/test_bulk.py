@@ -24,6 +24,7 @@ from runtime.classify import classify
 from runtime.command_line import Parser
 from runtime.errors import GateFailed, SajiError
 
+SCALE = "needs the extra scale: pip install '.[scale]'"
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
 ODD = ["a'b.png", "new\nline.png", "per%20cent #1?.png", "é🍜.png", os.fsdecode(b"caf\xe9.png")]
 
@@ -90,7 +91,7 @@ def _typed(*words: str) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     """Two nodes with a core each, as processes here."""
-    pytest.importorskip("ray", reason="needs the extra scale: pip install '.[scale]'")
+    pytest.importorskip("ray", reason=SCALE)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
@@ -173,7 +174,7 @@ def test_what_a_worker_refuses_is_one_sentence(
 
 def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -> None:
     """The marks of those that died stay, so that one too many gives up; who comes through removes them."""
-    pytest.importorskip("pyarrow", reason="needs the extra scale: pip install '.[scale]'")
+    pytest.importorskip("pyarrow", reason=SCALE)
     (tmp_path / ".pending").mkdir()
     worker = workers.Worker.__new__(bulk.Worker)
     worker.files, worker.pending = places.located(str(tmp_path / ".pending"))
@@ -194,7 +195,7 @@ def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -
     ],
 )
 def test_a_table_is_told_what_it_lacks(columns: dict[str, list], said: str, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra scale: pip install '.[scale]'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason=SCALE)
     import pyarrow as pa
 
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
@@ -228,6 +229,43 @@ def test_tables_and_uris(cluster: Any, photos: Path, model: Path, local: dict[st
         bulk.classify_on_ray([uri, f"{uri}/below"], model, str(tmp_path / "uris"), cluster.address)
 
 
+def test_photos_in_a_bucket(
+    photos: Path, model: Path, local: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From S3 into S3, gone on with, and by a Ray that is started for it."""
+    pytest.importorskip("ray", reason=SCALE)
+    moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[s3,server]'")
+    import boto3
+    import pyarrow.parquet as pq
+    from pyarrow.fs import FileSystem
+
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "ENDPOINT_URL": f"http://{host}:{port}",
+            "ACCESS_KEY_ID": "a",
+            "SECRET_ACCESS_KEY": "b",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        store = boto3.client("s3")
+        store.create_bucket(Bucket="food")
+        named = {path.relative_to(photos).as_posix(): path for path in photos.rglob("*.*")}
+        named = {name: path for name, path in named.items() if "\udce9" not in name}  # which a bucket cannot hold
+        for name, path in named.items():
+            store.put_object(Bucket="food", Key=f"photos/{name}", Body=path.read_bytes())
+        for again in range(2):
+            with pytest.raises(GateFailed, match="2 of 7") if not again else contextlib.nullcontext():
+                bulk.classify_on_ray(["s3://food/photos"], model, "s3://food/rows", shard=4)
+            files, root = FileSystem.from_uri("s3://food/rows")
+            rows = pq.read_table(root, filesystem=files).to_pylist()
+            require_same(rows, {name: row for name, row in local.items() if name in named}, "s3://food/photos/")
+    finally:
+        server.stop()
+
+
 def many(folder: Path, count: int) -> Path:
     folder.mkdir()
     Image.effect_noise((1500, 1500), 90).convert("RGB").save(folder / "0.png")
@@ -250,25 +288,21 @@ def worker() -> psutil.Process:
     pytest.fail("no process works")
 
 
-def test_a_worker_and_the_command_are_killed(cluster: Any, model: Path, tmp_path: Path) -> None:
-    """Kill -9 of a worker is not noticed; of the command, the next one goes on. Nothing twice, nothing lost."""
-    photos, output = many(tmp_path / "photos", 200), tmp_path / "rows"
-    line = [
-        *COMMAND,
-        str(photos),
-        f"--ray={cluster.address}",
-        "--output",
-        str(output),
-        "--shard",
-        "5",
-        "--model",
-        model,
-    ]
+def test_a_worker_a_node_and_the_command_are_killed(cluster: Any, model: Path, tmp_path: Path) -> None:
+    """Kill -9 of a worker or node is not noticed; of the command, the next one goes on. Nothing twice, nothing lost."""
+    photos, output, lost = many(tmp_path / "photos", 200), tmp_path / "rows", cluster.add_node(num_cpus=1)
+    line = [*COMMAND, photos, f"--ray={cluster.address}", "--output", output, "--shard", "5", "--model", model]
     first = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    until(lambda: len(list(output.glob("*.parquet"))) > 2)
+
+    def further(files: int) -> None:
+        known = len(list(output.glob("*.parquet")))
+        until(lambda: len(list(output.glob("*.parquet"))) >= known + files)
+
+    further(3)
     worker().kill()
-    known = len(list(output.glob("*.parquet")))
-    until(lambda: len(list(output.glob("*.parquet"))) > known + 4)
+    further(4)
+    cluster.remove_node(lost, allow_graceful=False)
+    further(4)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     left = {row["photo"] for row in rows_of(output)}

@@ -9,7 +9,7 @@ import pytest
 
 from demo.scale import __main__ as scale
 from demo.scale import rollout
-from demo.scale.settings import Settings, open_here
+from demo.scale.settings import Settings, open_here, options
 from runtime.errors import SajiError, Unavailable
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra scale)")
@@ -93,3 +93,34 @@ def test_the_config_file_is_what_serve_deploy_takes_and_tells_no_token(
     read = ServeDeploySchema.parse_obj(yaml.safe_load(file.read_text()))
     assert [each.route_prefix for each in read.applications] == ["/v1", "/"]
     assert read.applications[0].args["replicas"] == [2, 8] and "secret" not in file.read_text()
+
+
+@needs_ray
+def test_a_manifest_for_kuberay_has_the_same_fleet_in_pods_and_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    (tmp_path / "deployment.json").write_text("{}")
+    file = tmp_path / "fleet.yaml"
+    asked = ("--replicas", "2", "8", "--gpus", "0.5", "--token", "secret", "--kuberay", "registry/saji:1")
+    typed(monkeypatch, "--out", str(tmp_path), "--write-config", str(file), *asked)
+    scale.main()
+    spec = yaml.safe_load(file.read_text())["spec"]
+    assert yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"]["replicas"] == [2, 8]
+    engines = spec["rayClusterConfig"]["workerGroupSpecs"][0]
+    container = engines["template"]["spec"]["containers"][0]
+    assert (engines["minReplicas"], engines["maxReplicas"]) == (2, 9)  # one more while another deployment comes
+    assert container["image"] == "registry/saji:1" and container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container["volumeMounts"][0]["mountPath"] == str(tmp_path) and "secret\n" not in file.read_text()
+
+
+@needs_ray
+def test_a_replica_takes_no_more_than_its_engine_answers_in_time(tmp_path: Path) -> None:
+    from test_demo import deployment
+
+    slow = deployment()
+    for milliseconds, queue in ((1.0, 64), (1000.0, 30), (90_000.0, 1)):
+        replace(slow, choice=replace(slow.choice, milliseconds=milliseconds)).write(tmp_path / "deployment.json")
+        settings = Settings(str(tmp_path / "deployment.json"))
+        assert settings.bounds.queue == queue and options(settings)["max_ongoing_requests"] == 2 * queue

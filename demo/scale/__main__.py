@@ -27,11 +27,21 @@ def main() -> None:
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, extra)
     if arguments.write_config:
-        arguments.write_config.write_text(rollout.config(_settings(arguments), arguments.port), encoding="utf-8")
-        return say(f"wrote {arguments.write_config}; on a running cluster: serve deploy {arguments.write_config}")
+        return write(arguments)
     if arguments.update or arguments.rollback:
         return change(arguments)
     start(arguments)
+
+
+def write(arguments: argparse.Namespace) -> None:
+    """Write the fleet as a file."""
+    values, file = _settings(arguments), arguments.write_config
+    if image := arguments.kuberay:
+        text, then = rollout.kuberay(values, arguments.port, image), f"kubectl apply -f {file}"
+    else:
+        text, then = rollout.config(values, arguments.port), f"serve deploy {file}"
+    file.write_text(text, encoding="utf-8")
+    say(f"wrote {file}; on a running cluster: {then}")
 
 
 def start(arguments: argparse.Namespace) -> None:
@@ -113,6 +123,7 @@ def _arguments() -> argparse.Namespace:
     add("--update", type=Path, metavar="FILE", help="roll the running fleet over to this deployment")
     add("--allow-worse", action="store_true", help=f"also where it is less accurate by more than {DROP}")
     add("--write-config", type=Path, metavar="FILE", help="write the file that `serve deploy` takes, and end")
+    add("--kuberay", metavar="IMAGE", help="write it as a RayService for KubeRay instead, whose pods run this image")
     add("--rollback", action="store_true", help="roll it back to the deployment before")
     for bound in bounds():
         default = 1 if bound.name == "decoders" else bound.default  # of a replica that has one core

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import cluster
@@ -17,6 +18,7 @@ from runtime.errors import SajiError, Unavailable
 if TYPE_CHECKING:
     from demo.scale.settings import Settings
 
+POD_GIB = 4  # of memory: Ray takes one, an engine and its decoders one or two
 PATIENCE = {  # Serve kills a proxy that is not up within 5 s, which a machine with other work does not keep
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
@@ -104,5 +106,51 @@ def config(values: dict[str, Any], port: int) -> str:
     ]
     where = {"host": values["host"], "port": port}
     content = {"proxy_location": "EveryNode", "http_options": where, "applications": applications}
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def kuberay(values: dict[str, Any], port: int, image: str) -> str:
+    """The same as a RayService for KubeRay, YAML: pods of `image`, which find the model in the claim saji-models.
+
+    A pod has a replica. SAJI_TOKEN comes from the secret saji, where there is one.
+    """
+    import ray
+    import yaml
+
+    folder = str(Path(values["deployment"]).parent)
+    cores, gpus = math.ceil(values["cpus"]), math.ceil(values["gpus"])
+    fewest, most = values["replicas"][0], values["replicas"][-1]
+
+    def pod(cpu: int, gpu: int) -> dict[str, Any]:
+        limits = {"cpu": str(cpu), "memory": f"{POD_GIB}Gi", **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
+        token = {"secretKeyRef": {"name": "saji", "key": "token", "optional": True}}
+        container = {
+            "name": "ray",
+            "image": image,
+            "env": [{"name": "SAJI_TOKEN", "valueFrom": token}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
+            "resources": {"limits": limits, "requests": limits},
+            "volumeMounts": [{"name": "models", "mountPath": folder}],
+        }
+        volume = {"name": "models", "persistentVolumeClaim": {"claimName": "saji-models"}}
+        return {"spec": {"containers": [container], "volumes": [volume]}}
+
+    head = {"rayStartParams": {"num-cpus": "0"}, "template": pod(2, 0)}
+    workers = {"groupName": "engines", "replicas": fewest, "minReplicas": fewest, "maxReplicas": most + 1}
+    content = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": "saji"},
+        "spec": {
+            "serveConfigV2": config(values | {"host": "0.0.0.0"}, port),  # a pod's own network
+            "rayClusterConfig": {
+                "rayVersion": ray.__version__,
+                "authOptions": {"mode": "token"},
+                "enableInTreeAutoscaling": fewest != most,
+                "headGroupSpec": head,
+                "workerGroupSpecs": [{**workers, "rayStartParams": {}, "template": pod(cores, gpus)}],
+            },
+        },
+    }
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return text

@@ -169,20 +169,25 @@ def soak(rows: list[Row]) -> str:
 
 
 def scale(rows: list[Row]) -> str:
-    """What requests met while engines of a fleet were killed."""
+    """What requests met while parts of a fleet failed."""
     columns: Columns = {
-        "engines": "{replicas}",
+        "fault": "{fault}",
+        "times": "{times}",
         "requests": "{requests:,}",
-        "engines killed": "{kills}",
         "not answered at first": lambda row: str(row["requests"] - row["first_tries"].get("200", 0)),
         "lost after one retry": "{lost_after_one_retry}",
         "wrong answers": "{wrong}",
-        "back to all engines, s": lambda row: "–".join(
+        "all engines again after, s": lambda row: "–".join(
             f"{end(row['seconds_to_full_capacity']):.0f}" for end in (min, max)
         ),
-        "start, s": "{seconds_to_start:.0f}",
     }
     row = rows[-1]
-    return (
-        f"{by_columns(rows, columns)}\n\nRay {row['ray']} on {machine(row)}, beside other work; commit {row['commit']}."
+    calm = next(each for each in rows if each["fault"] == "none")
+    passed = (
+        f"Without a fault {calm['requests_per_second']:.0f} requests/s of a tiny network, clients and all nodes on the "
+        f"same cores; Ray's proxy took {calm['proxy_milliseconds']:.1f} ms of a core for each, so one passes "
+        f"{1000 / calm['proxy_milliseconds']:.0f} a second at most."
     )
+    started = f"{row['engines']} engines, each on a node of its own, up in {row['seconds_to_start']:.0f} s"
+    where = f"Ray {row['ray']} on {machine(row)}; commit {row['commit']}."
+    return f"{by_columns(rows, columns)}\n\n{passed}\n\n{started}; {where}"

@@ -39,7 +39,9 @@ class OpenVino(Backend):
         threads, streams = self.request.threads, self.request.streams
         if precision == "bf16" and not {"avx512_bf16", "amx_bf16", "bf16"} & set(machine().cpu_features):
             raise Unavailable(f"this processor ({machine().cpu}) has no bf16 arithmetic; use fp32 or int8")
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        # Pinned, the threads of two processes are bound to the same first cores, and both go at half their rate
+        settings: dict[str, Any] = {"ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
+        settings["INFERENCE_PRECISION_HINT"] = _HINTS[precision]
         if streams > 1:  # each has its share of the threads; one call alone is slower for it
             settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         if threads:
