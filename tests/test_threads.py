@@ -91,3 +91,10 @@ def test_a_photo_has_all_cores_while_it_is_alone_and_one_among_others(
         alone, together = asyncio.run(ask(serving))
     for one, other in zip(alone, together, strict=True):
         assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_engines_of_two_processes_are_not_bound_to_the_same_core(model: Path) -> None:
+    """OpenVINO binds the threads of each to the first cores, unless it is told otherwise."""
+    pytest.importorskip("openvino")
+    with runtime.load(model, "openvino", "fp32", threads=1) as classifier:
+        assert classifier.backend.compiled.get_property("ENABLE_CPU_PINNING") is False  # type: ignore[attr-defined]
