@@ -229,9 +229,7 @@ def test_tables_and_uris(cluster: Any, photos: Path, model: Path, local: dict[st
         bulk.classify_on_ray([uri, f"{uri}/below"], model, str(tmp_path / "uris"), cluster.address)
 
 
-def test_photos_in_a_bucket(
-    photos: Path, model: Path, local: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photos_in_a_bucket(photos: Path, model: Path, local: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """From S3 into S3, gone on with, and by a Ray that is started for it."""
     pytest.importorskip("ray", reason=SCALE)
     moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[s3,server]'")
@@ -253,12 +251,14 @@ def test_photos_in_a_bucket(
         store = boto3.client("s3")
         store.create_bucket(Bucket="food")
         named = {path.relative_to(photos).as_posix(): path for path in photos.rglob("*.*")}
-        named = {name: path for name, path in named.items() if "\udce9" not in name}  # which a bucket cannot hold
+        odd = {name for name in named if "\udce9" in name or "\n" in name}  # which S3, or moto, cannot hold
+        named = {name: path for name, path in named.items() if name not in odd}
         for name, path in named.items():
             store.put_object(Bucket="food", Key=f"photos/{name}", Body=path.read_bytes())
-        for again in range(2):
-            with pytest.raises(GateFailed, match="2 of 7") if not again else contextlib.nullcontext():
-                bulk.classify_on_ray(["s3://food/photos"], model, "s3://food/rows", shard=4)
+        line = [*COMMAND, "--ray", "s3://food/photos", "--output", "s3://food/rows", "--shard", "4", "--model", model]
+        for said in ("2 of 6 photos could not be read", "0 photos classified; 6 already in s3://food/rows"):
+            done = subprocess.run(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+            assert said in done.stderr
             files, root = FileSystem.from_uri("s3://food/rows")
             rows = pq.read_table(root, filesystem=files).to_pylist()
             require_same(rows, {name: row for name, row in local.items() if name in named}, "s3://food/photos/")

@@ -178,7 +178,7 @@ def scale(rows: list[Row]) -> str:
         "lost after one retry": "{lost_after_one_retry}",
         "wrong answers": "{wrong}",
         "all engines again after, s": lambda row: "–".join(
-            f"{end(row['seconds_to_full_capacity']):.0f}" for end in (min, max)
+            sorted({f"{end(row['seconds_to_full_capacity']):.0f}" for end in (min, max)}, key=int)
         ),
     }
     row = rows[-1]
