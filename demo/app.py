@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import socket
@@ -19,7 +18,7 @@ if not __package__:  # run as a plain path: Python put demo/ first, where our na
 
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from demo.service.network import Way, addresses, everywhere, invite, new_token
-from demo.service.proxies import LOOPBACK, Network, networks_of
+from demo.service.proxies import LOOPBACK, Network, networks_of, require_path
 from demo.starter import to_serve
 from runtime.classifier import Classifier, load
 from runtime.command_line import Parser, add_gpu, add_require_signature, exit_with_one_sentence
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 STOPPED = 143  # the status of who ends by SIGTERM
 LEAVE_SECONDS = 5.0  # for engine and decoders to end, once all requests are answered or given up
-ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -43,8 +41,7 @@ def main() -> None:
     for name, least in (("top", 1), ("batch", 1), ("workers", 0), ("threads", 0)):
         if getattr(arguments, name) < least:
             raise SajiError(f"--{name} {getattr(arguments, name)} is too few; give {least} or more")
-    if arguments.root_path and not ROOT_PATH.fullmatch(arguments.root_path):
-        raise SajiError(f"--root-path {arguments.root_path} is no path; give one like /saji, without a / behind")
+    require_path(arguments.root_path)
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
     proxies = networks_of(arguments.trusted_proxy or LOOPBACK)

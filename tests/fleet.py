@@ -26,8 +26,8 @@ def colours(path: Path) -> Any:
 
 
 @contextmanager
-def fleet(folder: Path, limits: Limits) -> Iterator[str]:
-    """The address of two replicas and a page of a deployment in `folder`."""
+def fleet(folder: Path, limits: Limits, **more: Any) -> Iterator[str]:
+    """The address of two replicas and a page of a deployment in `folder`; `more` are of Settings."""
     from test_demo import deployment
 
     from demo.scale import rollout
@@ -38,6 +38,6 @@ def fleet(folder: Path, limits: Limits) -> Iterator[str]:
         port = free.getsockname()[1]
         free.close()
         deployment().write(folder / "deployment.json")
-        settings = Settings(str(folder / "deployment.json"), limits=asdict(limits))
+        settings = Settings(str(folder / "deployment.json"), limits=asdict(limits), **more)
         with rollout.fleet(asdict(settings), port, opener=colours):
             yield f"http://127.0.0.1:{port}"

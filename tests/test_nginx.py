@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import PATIENCE, ROOT
+from fleet import fleet, needs_ray
 from PIL import Image
 from test_demo import GREEN, colour_classifier, picture, running, serving_of
 from test_page import open_tab
@@ -25,6 +26,7 @@ from test_service import photo, refused
 
 from demo.service.certificate import certificate_for
 from demo.service.guard import Hosts
+from demo.service.limits import Limits
 from runtime.heatmap import Heat
 from runtime.spec import Geometry, ModelSpec
 
@@ -81,12 +83,11 @@ def _await(port: int, process: subprocess.Popen) -> None:
     pytest.fail("nginx does not listen")
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def alone(folder: Path) -> Iterator[str]:
     """A page that is to be below /saji, as nginx reaches it."""
     from demo.page.frame import build
 
-    folder = tmp_path_factory.mktemp("service")
     with pytest.MonkeyPatch.context() as patch, serving_of(colour_classifier(), folder) as serving:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
         made_up = Heat("red_rendang", np.eye(4, dtype=np.float32), Geometry.for_size(32))
@@ -96,6 +97,17 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         page = build(serving, 2, [picture(folder / "000_green.png", GREEN)])
         with running(serving, page, root_path="/saji", hosts=Hosts("127.0.0.1", ["food.example"])) as address:
             yield address
+
+
+def of_a_fleet(folder: Path) -> AbstractContextManager[str]:
+    """The same of two engines and a page on Ray."""
+    return fleet(folder, Limits(), root_path="/saji", allow_host=("food.example",))
+
+
+@pytest.fixture(scope="module", params=[alone, pytest.param(of_a_fleet, marks=needs_ray)], ids=["alone", "fleet"])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with request.param(tmp_path_factory.mktemp("service")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +133,7 @@ def test_programs_are_answered_and_refused_as_without_it(client: httpx.Client) -
     refused(client.get("/v1/model", headers={"host": "elsewhere.example"}), 421, "foreign-host")
 
 
+@pytest.mark.parametrize("service", [alone], ids=["alone"], indirect=True)  # its heat map is made up
 @pytest.mark.slow  # beside other work its heat map was late by minutes, twice, for a reason not yet found
 def test_the_page_is_whole_below_a_path(browser: Any, address: str, tmp_path: Path) -> None:
     large = tmp_path / "large.png"  # noise, rather red

@@ -10,7 +10,7 @@ from typing import Any
 
 from demo.scale import rollout
 from demo.service.limits import Limits, bounds, flag_of
-from demo.service.proxies import LOOPBACK, networks_of
+from demo.service.proxies import LOOPBACK, networks_of, require_path
 from demo.starter import to_serve
 from runtime import cluster
 from runtime.command_line import Parser, exit_with_one_sentence
@@ -85,6 +85,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     limits = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     Limits(**limits)
     networks_of(arguments.trusted_proxy)
+    require_path(arguments.root_path)
     return {
         "deployment": str((arguments.deployment or to_serve(arguments.out, arguments.serve)).resolve()),
         "replicas": arguments.replicas,
@@ -94,6 +95,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "host": arguments.host,
         "allow_host": arguments.allow_host,
         "trusted_proxy": arguments.trusted_proxy,
+        "root_path": arguments.root_path,
         "token": arguments.token.strip(),
         "limits": limits,
     }
@@ -113,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     add("--allow-host", nargs="+", default=[], metavar="NAME", help="names that browsers reach the fleet by; * for any")
     what = f"addresses of proxies that are believed about whom they ask for ({' '.join(LOOPBACK)})"
     add("--trusted-proxy", nargs="+", default=[*LOOPBACK], metavar="ADDRESS", help=what)
+    add("--root-path", default="", metavar="PATH", help="path such as /saji, which a proxy in front takes away")
     add("--dashboard", default="", metavar="HOST", help="start Ray's dashboard on this address (none)")
     add("--replicas", type=int, nargs="+", default=[2], metavar="N", help="engines, or the fewest and the most (2)")
     add("--cpus", type=float, default=1.0, help="cores of a replica, and threads of its engine (1)")

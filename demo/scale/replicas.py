@@ -171,14 +171,14 @@ class Page:
         from demo.page.frame import build
         from demo.page.mount import mount
 
-        serving = self.serving
-        app = build_api(serving, self.settings.top)
+        serving, below = self.serving, self.settings.root_path
+        app = build_api(serving, self.settings.top, below)
 
         @app.get("/metrics/replicas", response_class=Response, summary="Prometheus metrics of each replica")
         async def replicas() -> Response:
             return Response(gathered(await serving.texts(), apart=True), headers={"content-type": CONTENT_TYPE_LATEST})
 
-        mount(build(serving, self.settings.top, serving.examples()), app, serving.limits)
+        mount(build(serving, self.settings.top, serving.examples()), app, serving.limits, below)
         return self.settings.guarded(app, serving.limits)
 
 

@@ -39,6 +39,7 @@ class Settings:
     host: str = "127.0.0.1"
     allow_host: tuple[str, ...] = ()
     trusted_proxy: tuple[str, ...] = LOOPBACK
+    root_path: str = ""
     token: str = field(default="", repr=False)
     limits: dict[str, Any] = field(default_factory=dict)
 

@@ -1,13 +1,21 @@
-"""Proxies that are believed about whom they ask for, by their addresses."""
+"""Proxies that are believed about whom they ask for, by their addresses, and the path that they take away."""
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 
 from runtime.errors import SajiError
 
 LOOPBACK = ("127.0.0.1", "::1")
+_ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def require_path(root_path: str) -> None:
+    """Raise SajiError for what is no path that visitors can come below."""
+    if root_path and not _ROOT_PATH.fullmatch(root_path):
+        raise SajiError(f"--root-path {root_path} is no path; give one like /saji, without a / behind")
 
 
 def networks_of(proxies: Iterable[str]) -> list[Network]:
