@@ -47,7 +47,8 @@ class Settings:
     def bounds(self) -> Limits:
         """The limits of a replica, whose queue is no longer than what its engine, as measured, answers in time."""
         limits = Limits(**self.limits)
-        in_time = 1000 * limits.seconds / Deployment.read(Path(self.deployment)).choice.milliseconds
+        milliseconds = max(0.001, Deployment.read(Path(self.deployment)).choice.milliseconds)  # a file may say 0
+        in_time = 1000 * limits.seconds / milliseconds
         return replace(limits, queue=max(1, min(limits.queue, int(in_time))))
 
     def guarded(self, app: FastAPI, limits: Limits) -> ASGIApp:
