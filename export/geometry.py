@@ -1,8 +1,8 @@
 """The geometry in the graph: `model.embed.onnx`, for apps that cannot or should not reimplement preprocessing.
 
 One upright photo, decoded whole, goes in as uint8 `[height, width, 3]` RGB of any size; out come `probabilities`
-float32 `[1, C]` at the spec's temperature, and `logits`. For the ONNX Runtime family only: OpenVINO ignores the
-antialiasing of ONNX's Resize without a word, and the gate refuses it there.
+float32 `[1, C]` at the spec's temperature, `logits`, and of a model that has it `familiarity` `[1]`. For the ONNX
+Runtime family only: OpenVINO ignores the antialiasing of ONNX's Resize without a word, and the gate refuses it there.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ import onnx.parser
 
 from export.parity import line, with_result
 from runtime.backends import open_backend
+from runtime.backends.base import outputs_of
 from runtime.candidate import Candidate, run_all
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
@@ -23,10 +24,10 @@ from runtime.files import replacing
 from runtime.gate import GATES, Gate, GateResult, apply_gate
 from runtime.machine import machine
 from runtime.preprocess import decode, fit, pixels
-from runtime.spec import Geometry, ModelSpec
+from runtime.spec import Geometry, ModelSpec, side_by_side
 from training.photos.photo_set import read_photo_set
 
-# One photo, uint8 [H, W, 3] RGB → logits and probabilities, float32 [1, C] each
+# One photo, uint8 [H, W, 3] RGB → the model's outputs side by side, and probabilities, float32 [1, …] each
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 # The same steps as runtime.preprocess.fit, in double precision like Python's, with Python's rounding of halves to even.
@@ -88,7 +89,8 @@ def with_geometry(file: Path, spec: ModelSpec, path: Path) -> None:
         onnx.compose.add_prefix(part, "embed/", rename_inputs=False, rename_outputs=False) for part in (geometry, tail)
     )
     whole = onnx.compose.merge_models(geometry, model, io_map=[("images", "images")])
-    whole = onnx.compose.merge_models(whole, tail, io_map=[("logits", "scores")], outputs=["probabilities", "logits"])
+    outputs = ["probabilities", *spec.outputs]
+    whole = onnx.compose.merge_models(whole, tail, io_map=[("logits", "scores")], outputs=outputs)
     onnx.helper.set_model_props(whole, {"spec": spec.to_json()})
     onnx.checker.check_model(whole, full_check=True)
     with replacing(path) as temporary:
@@ -141,7 +143,14 @@ def open_with_geometry(path: Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda photo: session.run(["logits", "probabilities"], {"photo": photo})
+    names = [value.name for value in session.get_outputs()]
+    outputs = [names[place] for place in outputs_of(names)]
+
+    def run(photo: np.ndarray) -> list[np.ndarray]:
+        probabilities, *others = session.run(["probabilities", *outputs], {"photo": photo})
+        return [side_by_side(*others), probabilities]
+
+    return run
 
 
 def answer_originals(
@@ -149,7 +158,7 @@ def answer_originals(
 ) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
     """Decode each photo whole, once: its pixels by `runtime.preprocess`, and what each run answers.
 
-    Returns uint8 `[N, S, S, 3]` RGB, and by the run's name its logits and probabilities, float32 `[N, C]` each.
+    Returns uint8 `[N, S, S, 3]` RGB, and by the run's name its outputs and probabilities, float32 `[N, …]` each.
     """
     images = []
     answers: dict[str, list[list[np.ndarray]]] = {name: [] for name in runs}
@@ -167,11 +176,11 @@ def check_geometry(
 ) -> GateResult:
     """What the geometry inside changes: its gate, and BOUND on every probability.
 
-    `inner`: logits `[N, C]` of the same file without its geometry, which has passed its own gate, on the pixels of
-    `runtime.preprocess`; `answer`: logits and probabilities of the file with it on the photos; labels int `[N]`.
+    `inner`: outputs of the same file without its geometry, which has passed its own gate, on the pixels of
+    `runtime.preprocess`; `answer`: outputs and probabilities of the file with it on the photos; labels int `[N]`.
     """
-    logits, probabilities = answer
-    result = apply_gate(inner, logits, labels, gate, spec)
+    outputs, probabilities = answer
+    result = apply_gate(inner, outputs, labels, gate, spec)
     largest = float(np.abs(probabilities - spec.probabilities(inner)).max())
     if result.figures:
         result = replace(result, figures=replace(result.figures, largest_probability_difference=round(largest, 5)))

@@ -13,7 +13,7 @@ from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
 from training.photos.drawn import DISHES, draw_dish
 
-Reference = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] RGB → float32 logits [N, C]
+Reference = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] RGB → float32 outputs side by side
 
 # What the formats' rounding may do to a probability, whatever these pictures happen to show; see `tolerances`
 FLOOR = {"fp32": 0.001, "fp16": 0.01, "bf16": 0.03, "int8": 0.05}
@@ -41,10 +41,12 @@ def write_golden(reference: Reference, spec: ModelSpec, folder: Path, candidates
 
 
 def _answer(reference: Reference, spec: ModelSpec, images: np.ndarray) -> Answer:
-    logits = reference(images)
-    probabilities = spec.probabilities(logits)[0]
-    said = spec.answers(logits)[0]
-    return Answer(digest(images), tuple(map(float, logits[0])), tuple(map(float, probabilities)), answer=said)
+    outputs = reference(images)
+    logits, probabilities = (
+        tuple(map(float, row)) for row in (spec.logits(outputs)[0], spec.probabilities(outputs)[0])
+    )
+    familiarity = float(outputs[0, -1]) if spec.familiarity else None
+    return Answer(digest(images), logits, probabilities, answer=spec.answers(outputs)[0], familiarity=familiarity)
 
 
 def tolerances(

@@ -1,4 +1,5 @@
-"""The trained module as portable files: `model.onnx` (uint8 NHWC in, logits out) and `model.pt2`."""
+"""The trained module as portable files: `model.onnx` and `model.pt2`; uint8 NHWC in, out come logits, and with a model
+that has it familiarity."""
 
 import io
 import json
@@ -14,7 +15,7 @@ from torch import nn
 
 from runtime.errors import GateFailed
 from runtime.files import replacing
-from runtime.spec import ModelSpec
+from runtime.spec import FAMILIARITY, ModelSpec
 from runtime.terminal import quiet
 
 OPSET = 18
@@ -29,8 +30,8 @@ FORBIDDEN_IN_OURS = ("Shape", "Range", "Gather")
 def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
     """Write one self-contained ONNX file with dynamic batch and the spec in its metadata, checked by onnx.checker.
 
-    `module` maps uint8 `[N, S, S, 3]` RGB to float32 logits `[N, C]`. Raises GateFailed when the exporter's file
-    breaks the contract.
+    `module` maps uint8 `[N, S, S, 3]` RGB to float32 logits `[N, C]`, or to a pair of them and familiarity `[N]`.
+    Raises GateFailed when the exporter's file breaks the contract.
     """
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -39,7 +40,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=list(spec.outputs),
             dynamic_shapes=DYNAMIC,
             verbose=False,
         )
@@ -75,13 +76,17 @@ def save_onnx(
 
 
 def check_contract(model: onnx.ModelProto, spec: ModelSpec, opset: int = OPSET) -> None:
-    """Raise GateFailed unless the graph is images uint8 [batch, S, S, 3] → logits float32 [batch, C], one file."""
+    """Raise GateFailed unless the graph is images uint8 [batch, S, S, 3] → logits float32 [batch, C], one file.
+
+    Of a model that has it familiarity float32 [batch] is the second output.
+    """
     onnx.checker.check_model(model, full_check=True)
     signature = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
     size, classes = spec.geometry.size, len(spec.classes)
     contract = [
         (INPUT, onnx.TensorProto.UINT8, ["batch", size, size, 3]),
         (OUTPUT, onnx.TensorProto.FLOAT, ["batch", classes]),
+        *([(FAMILIARITY, onnx.TensorProto.FLOAT, ["batch"])] if spec.familiarity else []),
     ]
     if signature != contract:
         raise GateFailed(f"the exported graph has the signature {signature}, the contract is {contract}; this is a bug")
@@ -125,6 +130,18 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
             else:  # [in, out]; in attention two activations, whose last two positions are these
                 work[node.name] = math.prod(out) * filters[-2]
     return work
+
+
+def beside_logits(model: onnx.ModelProto) -> set[str]:
+    """The names of the nodes that the logits do not need: those of a second output."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    needed, todo = set[str](), [OUTPUT]
+    while todo:
+        node = made_by.get(todo.pop())
+        if node is not None and node.name not in needed:
+            needed.add(node.name)
+            todo.extend(node.input)
+    return {node.name for node in model.graph.node} - needed
 
 
 def layer_facts(path: Path) -> dict[str, Any]:

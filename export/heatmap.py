@@ -155,7 +155,7 @@ def check_heatmap(path: Path, head: Head, spec: ModelSpec, validation: Validatio
     heatmap, n = Heatmap(path, spec), len(validation.labels)
     parts = [heatmap.maps(validation.images[i : i + AT_ONCE]) for i in range(0, n, AT_ONCE)]
     logits, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
-    result = apply_gate(validation.logits, logits, validation.labels, gate, spec)
+    result = apply_gate(validation.logits, logits, validation.labels, gate)
     if result.verdict != "pass":
         return result
     own, top = _own_logits(path, head, logits, validation.images)

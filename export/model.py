@@ -21,7 +21,7 @@ from export.golden import write_golden
 from export.graph import OPSET, export_onnx, export_pt2, layer_facts, operators
 from export.heatmap import write_heatmap
 from export.layers import faults_of, first_module_without_answer
-from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
+from export.precision import half_precision, quantise, quantise_for_tensorrt
 from export.settings import Settings
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in
@@ -33,14 +33,19 @@ from runtime.gate import Gate, no_logits, widened
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
-from training.network.classifier import load_checkpoint, reference_logits, require_own, rounding
+from training.network.classifier import load_checkpoint, reference_outputs, require_own, rounding
 
 Say = Callable[[str], None]
 # The modules that decide what is written and how it is checked: an export by other code is not up to date
 DECISIVE = (
     *("export/model.py", "export/graph.py", "export/precision.py", "export/engine.py", "export/parity.py"),
     *("export/golden.py", "export/geometry.py", "export/heatmap.py", "export/layers.py"),
-    *("training/network/architectures.py", "training/network/classifier.py", "training/photos/drawn.py"),
+    *(
+        "training/network/architectures.py",
+        "training/network/classifier.py",
+        "training/network/familiarity.py",
+        "training/photos/drawn.py",
+    ),
     *("runtime/backends/**/*.py", "runtime/candidate.py", "runtime/evaluation.py", "runtime/gate.py"),
     *("runtime/golden.py", "runtime/heatmap.py", "runtime/preprocess.py", "runtime/spec.py"),
 )
@@ -64,7 +69,7 @@ class Source(ABC):
 
     @abstractmethod
     def reference(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, S, S, 3]` RGB → float32 logits `[N, C]`."""
+        """uint8 `[N, S, S, 3]` RGB → float32 outputs side by side, logits `[N, C]` first."""
 
     @abstractmethod
     def write_graphs(self, folder: Path, settings: Settings, say: Say) -> None:
@@ -101,18 +106,20 @@ class Checkpoint(Source):
 
     @functools.cached_property
     def validation(self) -> ValidationSet:  # type: ignore[override]  # always there, and costly: read when needed
-        """The run's validation photos with the checkpoint's logits."""
+        """The run's validation photos with the checkpoint's outputs."""
         validation = ValidationSet.load(self.run / "validation.npz")
         size, classes = self.spec.geometry.size, len(self.spec.classes)
         if validation.images.shape[1:] != (size, size, 3) or not set(validation.labels.tolist()) <= set(range(classes)):
             raise BadModel(
                 f"{self.run}/validation.npz is not of checkpoint.pt ({size} px, {classes} classes); train again"
             )
-        return dataclasses.replace(validation, logits=self.reference(validation.images))
+        outputs = self.reference(validation.images)
+        familiarity = outputs[:, -1] if self.spec.familiarity else None
+        return dataclasses.replace(validation, logits=self.spec.logits(outputs), familiarity=familiarity)
 
     def reference(self, images: np.ndarray) -> np.ndarray:
         """The checkpoint in PyTorch, FP32 on the CPU."""
-        return reference_logits(self.model, images)
+        return reference_outputs(self.model, images)
 
     def write_graphs(self, folder: Path, settings: Settings, say: Say) -> None:
         """`model.onnx`, `model.pt2`, and the lower precisions that are wanted."""
@@ -128,7 +135,7 @@ class Checkpoint(Source):
             quantise_for_tensorrt(folder / "model.int8.onnx", self.spec, folder / "model.int8-trt.onnx")
         if "fp16" in settings.wanted:
             say(f"{name}: writing model.fp16.onnx")
-            export_onnx(HalfPrecision(self.model), self.spec, folder / "model.fp16.onnx")
+            export_onnx(half_precision(self.model), self.spec, folder / "model.fp16.onnx")
 
     def bounds(self, settings: Settings) -> Mapping[str, Gate]:
         """The gates, FP32's with room for how far rounding moves this very checkpoint; or those that the user set."""

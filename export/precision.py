@@ -2,16 +2,15 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
-from export.graph import LAYERS, OPSET, OUTPUT, layer_facts, save_onnx
+from export.graph import LAYERS, OPSET, OUTPUT, beside_logits, layer_facts, save_onnx
 from runtime.errors import missing_extra
 from runtime.gate import GATES
 from runtime.spec import ModelSpec
@@ -29,17 +28,11 @@ FP16_QDQ_OPSET = max(OPSET, 19)  # 19 is the first in which QuantizeLinear takes
 SMALLEST_SCALE = 2.0**-20  # FP16 has steps of 2^-24 here: a scale of zero, from a dead channel, would divide by zero
 
 
-class HalfPrecision(nn.Module):
-    """A copy of the module with its network in FP16; normalisation and both ends stay as they are."""
-
-    def __init__(self, model: PhotoClassifier) -> None:
-        super().__init__()
-        self.normalise = model.normalise
-        self.network = copy.deepcopy(model.network).half()  # half() works in place, and the model is the reference
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 `[N, S, S, 3]` RGB → float32 logits `[N, C]`."""
-        return self.network(self.normalise(images).half()).float()
+def half_precision(model: PhotoClassifier) -> PhotoClassifier:
+    """A copy of the module with its network in FP16; what stands before and behind it stays FP32."""
+    half = copy.deepcopy(model)  # half() works in place, and the model is the reference
+    half.network.half()
+    return half
 
 
 def quantise(
@@ -160,10 +153,11 @@ def _unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _sensitive(model: onnx.ModelProto) -> list[str]:
-    """The names of the nodes before the first layer, which normalise, and of the last layer."""
-    nodes = list(model.graph.node)
+    """The names of the nodes before the first layer, which normalise, of the last layer, and of a second output."""
+    beside = beside_logits(model)
+    nodes = [node for node in model.graph.node if node.name not in beside]
     layers = [i for i, node in enumerate(nodes) if node.op_type in LAYERS]
-    return [node.name for node in (*nodes[: layers[0]], nodes[layers[-1]])]
+    return [*(node.name for node in (*nodes[: layers[0]], nodes[layers[-1]])), *sorted(beside)]
 
 
 def quantise_for_tensorrt(int8: Path, spec: ModelSpec, path: Path) -> None:
@@ -190,8 +184,13 @@ def _about_zero(model: onnx.ModelProto) -> None:
 
 
 def _halve(model: onnx.ModelProto) -> None:
-    """Everything after normalisation in FP16, between a cast down and, for the logits, a cast up."""
-    graph, nodes = model.graph, list(model.graph.node)
+    """What computes the logits from normalised photos in FP16, between a cast down and casts up.
+
+    A second output stays FP32, from what it takes on.
+    """
+    graph, beside = model.graph, beside_logits(model)
+    nodes = [node for node in graph.node if node.name not in beside]
+    after = [node for node in graph.node if node.name in beside]
     first = next(i for i, n in enumerate(nodes) if n.op_type in (*LAYERS, "QuantizeLinear", "DequantizeLinear"))
     normalised = nodes[first - 1].output[0]
     for node in nodes[first:]:
@@ -204,8 +203,14 @@ def _halve(model: onnx.ModelProto) -> None:
             values = numpy_helper.to_array(tensor)
             values = np.maximum(values, SMALLEST_SCALE) if tensor.name in scales else values
             tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
-    down = helper.make_node("Cast", [normalised], ["normalised_half"], "to_half", to=TensorProto.FLOAT16)
-    up = helper.make_node("Cast", ["logits_half"], [OUTPUT], "to_float", to=TensorProto.FLOAT)
+    made = {name for node in nodes[first:] for name in node.output} - {"logits_half"}
+    taken = sorted(made & {name for node in after for name in node.input})
+    for node in after:
+        node.input[:] = [f"{name}_float" if name in taken else name for name in node.input]
+    cast = partial(helper.make_node, "Cast")
+    down = cast([normalised], ["normalised_half"], "to_half", to=TensorProto.FLOAT16)
+    ups = [("logits_half", OUTPUT, "to_float"), *((name, f"{name}_float", f"{name}_to_float") for name in taken)]
+    casts = [cast([half], [whole], name, to=TensorProto.FLOAT) for half, whole, name in ups]
     del graph.node[:], graph.value_info[:]  # value_info holds the old types; shape inference finds the new ones
-    graph.node.extend([*nodes[:first], down, *nodes[first:], up])
+    graph.node.extend([*nodes[:first], down, *nodes[first:], *casts, *after])
     model.opset_import[0].version = FP16_QDQ_OPSET

@@ -56,6 +56,7 @@ def config(name: str, spec: ModelSpec, candidate: Candidate, largest_batch: int)
     """
     triton, size = _SERVED[candidate.backend], spec.geometry.size
     graphs = "optimization { cuda { graphs: true } }\n" if candidate.variant == "CUDA graph" else ""
+    familiarity = 'output { name: "familiarity" data_type: TYPE_FP32 dims: [ 1 ] reshape: { shape: [ ] } }\n'
     return f"""\
 name: {_quoted(name)}
 backend: {_quoted(triton.backend)}
@@ -63,7 +64,7 @@ default_model_filename: {_quoted(triton.file)}
 max_batch_size: {largest_batch}
 input {{ name: "images" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }}
 output {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] label_filename: "labels.txt" }}
-dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}
+{familiarity if spec.familiarity else ""}dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}
 instance_group {{ kind: {triton.kind} count: 1 }}
 {graphs}parameters {{ key: "spec" value {{ string_value: {_quoted(spec.to_json())} }} }}
 """

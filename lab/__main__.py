@@ -47,6 +47,7 @@ VERBS = {
     "torture": Verb("lab.torture.campaign", "thousands of attempts to break it", "results/torture.jsonl"),
     "supply": Verb("lab.supply", "what serving installs, and what is known of it", "results/supply.jsonl"),
     "soak": Verb("lab.soak", "does anything grow in half an hour of load?", "results/soak.jsonl"),
+    "sources": Verb("lab.sources", "does a classifier hold for another collection?", "results/sources.jsonl"),
     "unseen": Verb("lab.unseen", "does a classifier notice a class that it never saw?", "results/unseen.jsonl"),
     "coverage": Verb("lab.coverage", "does an interval hold for the next photos?", "results/coverage.jsonl"),
     "duplicates": Verb("lab.duplicates", "how well duplicates are found, and how the search grows"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from export.engine import SOURCES, build_engine, module_for
 from export.graph import export_onnx
-from export.precision import HalfPrecision, quantise, quantise_for_tensorrt
+from export.precision import half_precision, quantise, quantise_for_tensorrt
 from export.settings import Settings
 from runtime.benchmark.rows import Row
 from runtime.command_line import add_flags, from_flags
@@ -87,4 +87,4 @@ def write_files(architecture: str, folder: Path, size: int) -> None:
     export_onnx(network, spec, folder / "model.onnx")
     quantise(folder / "model.onnx", photos, spec, folder / "model.int8.onnx")
     quantise_for_tensorrt(folder / "model.int8.onnx", spec, folder / SOURCES["int8"])
-    export_onnx(HalfPrecision(network), spec, folder / SOURCES["fp16"])
+    export_onnx(half_precision(network), spec, folder / SOURCES["fp16"])

@@ -16,7 +16,7 @@ from export.graph import LAYERS
 
 def _last_layer(model: onnx.ModelProto) -> tuple[str, str]:
     """The names of the last layer's weight and bias."""
-    _, weight, bias = [node for node in model.graph.node if node.op_type == "Gemm"][-1].input
+    _, weight, bias = next(node for node in model.graph.node if "logits" in node.output).input
     return weight, bias
 
 

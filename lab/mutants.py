@@ -21,7 +21,7 @@ from export import geometry as embed
 from export.faults import NotApplicable, broken
 from export.graph import export_onnx, export_pt2, layer_facts
 from export.layers import faults_of
-from export.precision import HalfPrecision, quantise
+from export.precision import half_precision, quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
 from lab.tables.gate import SHIFT_OF, kind
 from runtime.backends import BuildFacts
@@ -71,7 +71,7 @@ def healthy(subject: Subject) -> Iterator[tuple[str, Candidate]]:
     """Write the files as export does, and name every candidate that runs on a CPU."""
     fp32 = subject.export(subject.model, "model.onnx")
     export_pt2(subject.model, subject.spec, subject.folder / "model.pt2")
-    subject.export(HalfPrecision(subject.model), "model.fp16.onnx")
+    subject.export(half_precision(subject.model), "model.fp16.onnx")
     quantise(fp32, subject.calibration, subject.spec, subject.folder / "model.int8.onnx")
     fixed = subject.folder / "model.int8-fixed.onnx"
     quantise(fp32, subject.calibration, subject.spec, fixed, overflow_fix=True)

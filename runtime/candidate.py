@@ -157,8 +157,8 @@ def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSe
     except SajiError as error:
         return replace(candidate, verdict="fail", reasons=(str(error),))
     result, *in_batches = (
-        apply_gate(validation.logits, logits, validation.labels, candidate.bounds, spec, validation.scenes)
-        for logits in answers
+        apply_gate(validation.outputs, outputs, validation.labels, candidate.bounds, spec, validation.scenes)
+        for outputs in answers
     )
     faults = (*candidate.faults, *otherwise)
     if result.verdict == "pass":
@@ -170,7 +170,7 @@ def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSe
 def _answers(
     candidate: Candidate, folder: Path, images: np.ndarray
 ) -> tuple[dict[str, float], list[np.ndarray], tuple[str, ...]]:
-    """The precision that a candidate computes in, its logits (of single photos first where it may be served), and what
+    """The precision that a candidate computes in, its outputs (of single photos first where it may be served), and what
     it had to do otherwise than asked for."""
     backend = candidate.open(folder)
     try:
@@ -182,5 +182,5 @@ def _answers(
 
 
 def run_all(backend: Backend, images: np.ndarray, batch: int) -> np.ndarray:
-    """Logits float32 `[N, C]` of uint8 `[N, S, S, 3]` photos, `batch` at a time."""
+    """A backend's outputs float32 `[N, …]` of uint8 `[N, S, S, 3]` photos, `batch` at a time."""
     return np.concatenate([backend.run(images[i : i + batch]) for i in range(0, len(images), batch)])

@@ -92,17 +92,21 @@ class Classifier:
         if not len(images):
             return []
         start = time.perf_counter()
-        logits = self.logits(images)
+        outputs = self.outputs(images)
         milliseconds = {"inference": round(1000 * (time.perf_counter() - start) / len(images), 3)}
-        return self.predictions(logits, milliseconds)
+        return self.predictions(outputs, milliseconds)
 
-    def predictions(self, logits: np.ndarray, milliseconds: dict[str, float]) -> list[Prediction]:
-        """What logits `[N, C]` say by the spec: probabilities, and what the photo is answered."""
-        answers = zip(self.spec.probabilities(logits), self.spec.answers(logits), strict=True)
+    def predictions(self, outputs: np.ndarray, milliseconds: dict[str, float]) -> list[Prediction]:
+        """What the model's outputs say by the spec: probabilities, and what each photo is answered."""
+        answers = zip(self.spec.probabilities(outputs), self.spec.answers(outputs), strict=True)
         return [self._prediction(row, answer, milliseconds) for row, answer in answers]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB. Raises SajiError else."""
+        return self.spec.logits(self.outputs(images))
+
+    def outputs(self, images: np.ndarray) -> np.ndarray:
+        """As `logits`, with all that the model says of each photo side by side, see `runtime.spec.ModelSpec`."""
         size = self.spec.geometry.size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise SajiError(

@@ -12,7 +12,7 @@ import numpy.lib.format
 
 from runtime.errors import BadModel
 from runtime.files import replacing
-from runtime.spec import softmax
+from runtime.spec import side_by_side, softmax
 
 Z95 = 1.959963984540054  # the two-sided 95 % point of the normal distribution
 
@@ -33,7 +33,8 @@ class Figures:
     """A candidate against the reference on the same `photos`; fractions of 1, intervals of 95 %.
 
     `shift`s as in `Gate`; differences are the candidate's minus the reference's. `decisions_changed` needs the spec,
-    `largest_probability_difference` is known of files with the geometry in the graph.
+    the shifts of familiarity are of models that have it, `largest_probability_difference` is known of files with the
+    geometry in the graph.
     """
 
     photos: int
@@ -54,6 +55,8 @@ class Figures:
     calibration_difference: float
     flipped: tuple[Flip, ...]
     decisions_changed: int | None = None
+    familiarity_shift: float | None = None
+    worst_familiarity_shift: float | None = None
     largest_probability_difference: float | None = None
 
 
@@ -137,6 +140,13 @@ def compare(
         calibration_difference=round(calibration_error(candidate, labels) - calibration_error(reference, labels), 4),
         flipped=tuple(Flip(int(i), round(float(margins[i]), 4)) for i in flipped),
     )
+
+
+def moved(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float]:
+    """By how much numbers `[N]` differ from others, over the standard deviation of those: RMS, and the largest."""
+    spread = float(np.std(reference)) or 1.0
+    apart = np.abs(np.asarray(candidate, np.float64) - reference) / spread
+    return float(f"{np.sqrt((apart**2).mean()):.3g}"), float(f"{apart.max():.3g}")
 
 
 def paired_bootstrap(
@@ -233,11 +243,15 @@ def centred(logits: np.ndarray) -> np.ndarray:
     return logits - logits.mean(axis=1, keepdims=True)
 
 
+OPTIONAL = ("logits", "scenes", "familiarity")  # arrays that a validation set may lack
+
+
 @dataclass(frozen=True)
 class ValidationSet:
     """The preprocessed validation photos: uint8 `[N, S, S, 3]` RGB, labels int64 `[N]`, names, reference logits.
 
-    `scenes` is a number per photo that shots of one scene share; None in files of saji 0.1.
+    `scenes` is a number per photo that shots of one scene share; None in files of saji 0.1. `familiarity` float32 `[N]`
+    is the reference's second output, where it has one.
     """
 
     images: np.ndarray
@@ -245,11 +259,18 @@ class ValidationSet:
     names: tuple[str, ...]
     logits: np.ndarray | None = None
     scenes: np.ndarray | None = None
+    familiarity: np.ndarray | None = None
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """The reference's outputs side by side, see `runtime.spec.ModelSpec`; for sets that have its logits."""
+        assert self.logits is not None
+        return side_by_side(self.logits, self.familiarity)
 
     def save(self, path: Path) -> None:
         """Write as `validation.npz`, atomically; photos do not compress further, so they are stored as they are."""
         arrays = {"images": self.images, "labels": self.labels, "names": np.array(self.names)}
-        arrays |= {n: each for n, each in (("logits", self.logits), ("scenes", self.scenes)) if each is not None}
+        arrays |= {name: each for name in OPTIONAL if (each := getattr(self, name)) is not None}
         with replacing(path) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub mixes up its keyword arguments
 
@@ -260,7 +281,8 @@ class ValidationSet:
             if unknown := set(arrays) - {field.name for field in fields(cls)}:  # a part by a damaged name is missing
                 raise ValueError(f"it holds {min(unknown)!r}, which is no part of one")
             names = tuple(map(str, arrays["names"]))
-            return cls(arrays["images"], arrays["labels"], names, arrays.get("logits"), arrays.get("scenes"))
+            more = {name: arrays.get(name) for name in OPTIONAL}
+            return cls(arrays["images"], arrays["labels"], names, **more)
 
     @staticmethod
     def first_images(path: Path, most: int) -> np.ndarray:

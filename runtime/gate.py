@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import SajiError
-from runtime.evaluation import Figures, centred, compare
+from runtime.evaluation import Figures, centred, compare, moved
 from runtime.spec import ABSENT, UNKNOWN, ModelSpec
 
 
@@ -20,6 +20,8 @@ class Gate:
     `shift`: the RMS over photos of (candidate − reference), both centred photo by photo, of the class where it is
     largest, over the RMS of the reference's centred logits; so one wrong logit of a thousand counts as one of five.
     `worst_shift`: the RMS over classes of the photo where it is largest, among at most TYPICAL_PHOTOS, see `growth`.
+    A second output, familiarity, keeps the same two, over its own standard deviation among the photos, but at least
+    FAMILIARITY_ROOM.
     `flip_margin`: a photo may change its class only where the reference's lead of first over second, over that spread,
     is below this. `accuracy_drop`: at most this much lower, as a fraction. `source`: where the bounds come from.
     """
@@ -56,6 +58,9 @@ GATES = {
 
 MIN_PHOTOS = 30  # below this, not one flip still leaves 10 % flips possible (rule of three): no verdict
 TYPICAL_PHOTOS = 100  # of a validation set: `Gate.worst_shift` holds for the worst of so many
+# Cosines near 1, of which familiarity is made, are rounded at 1 and vary by a hundredth of it: FP32 moves it by up to
+# 2e-5 of its deviation (docs/gate.md), and no fault is as small; the worst photo by five times as much, as of logits
+FAMILIARITY_ROOM = 1e-3
 SAME = 1e-6  # logits that move by less than this share of their size are all rounding, eight steps of FP32
 
 
@@ -115,7 +120,8 @@ def apply_gate(
 ) -> GateResult:
     """Hold a candidate's logits `[N, C]` against the FP32 checkpoint's on the same photos, of these `scenes` if given.
 
-    With the model's `spec` the figures also count the served decisions that change, "not sure" being one.
+    With the model's `spec` they are all its outputs, side by side, and the figures also count the served decisions that
+    change, "not sure" being one.
 
     Continuous paired statistics decide first (logit shift, flips by margin): on a hundred photos a bare threshold on
     accuracy would fail healthy candidates and pass sick ones. A loss of accuracy beyond the gate's bound is "fail"
@@ -125,14 +131,20 @@ def apply_gate(
         return GateResult("fail", (f"gives logits {list(candidate.shape)}, the checkpoint {list(reference.shape)}",))
     if len(labels) == 0:
         return GateResult("inconclusive", ("there are no photos to check by",))
+    both = reference, candidate
+    if spec:
+        reference, candidate = map(spec.logits, both)
     for who, logits in (("", candidate), (" in the checkpoint itself", reference)):
         # A few photos may be copies of one, and pass no gate in any case
         if (reason := no_logits(logits)) and (len(labels) >= MIN_PHOTOS or not np.isfinite(logits).all()):
             return GateResult("fail", (reason + who,))
     figures = compare(reference, candidate, labels, scenes)
     if spec:
-        changed = int((_decisions(reference, spec) != _decisions(candidate, spec)).sum())
-        figures = dataclasses.replace(figures, decisions_changed=changed)
+        before, after = (_decisions(outputs, spec) for outputs in both)
+        figures = dataclasses.replace(figures, decisions_changed=int((before != after).sum()))
+    if spec and spec.familiarity:
+        shift, worst_shift = moved(*(outputs[:, -1] for outputs in both))
+        figures = dataclasses.replace(figures, familiarity_shift=shift, worst_familiarity_shift=worst_shift)
     broken, doubtful = _against(gate, figures)
     verdict = "fail" if broken else "inconclusive" if doubtful else "pass"
     return GateResult(verdict, tuple(broken + doubtful), figures)
@@ -166,21 +178,23 @@ def growth(photos: int) -> float:
     return max(1.0, math.log(max(photos, 1)) / math.log(TYPICAL_PHOTOS))
 
 
-def _decisions(logits: np.ndarray, spec: ModelSpec) -> np.ndarray:
+def _decisions(outputs: np.ndarray, spec: ModelSpec) -> np.ndarray:
     """What the model answers for each photo, int `[N]`: its class, -1 for "not sure", -2 for nothing of the kind."""
-    others = {UNKNOWN: -1, ABSENT: -2}
-    return np.array(
-        [others.get(answer, top) for answer, top in zip(spec.answers(logits), logits.argmax(1), strict=True)]
-    )
+    others, likeliest = {UNKNOWN: -1, ABSENT: -2}, spec.logits(outputs).argmax(1)
+    return np.array([others.get(answer, top) for answer, top in zip(spec.answers(outputs), likeliest, strict=True)])
 
 
 def _against(gate: Gate, figures: Figures) -> tuple[list[str], list[str]]:
     """What the gate forbids, and what it can neither forbid nor allow."""
-    allowed = {"shift": gate.shift, "worst_shift": gate.worst_shift * growth(figures.photos)}
+    shift, worst_shift = gate.shift, gate.worst_shift * growth(figures.photos)
+    allowed = {"shift": shift, "worst_shift": worst_shift}
+    if figures.familiarity_shift is not None:
+        allowed["familiarity_shift"] = max(shift, FAMILIARITY_ROOM)
+        allowed["worst_familiarity_shift"] = max(worst_shift, 5 * FAMILIARITY_ROOM)
     broken = [
         f"{name.replace('_', ' ')} {getattr(figures, name):.3g} is above {most:.3g}"
         for name, most in allowed.items()
-        if getattr(figures, name) > most
+        if not getattr(figures, name) <= most
     ]
     clear = [flip.margin for flip in figures.flipped if flip.margin > gate.flip_margin]
     if clear:

@@ -28,6 +28,7 @@ class Answer:
 
     `pixels_sha256`: of the uint8 `[size, size, 3]` RGB bytes, empty for a JPEG. `decoding`: what decoders may add to
     the difference of a probability. `answer`: of `runtime.spec.ANSWERS`, for who follows the spec's rule himself.
+    `familiarity`: of a model that has this second output.
     """
 
     pixels_sha256: str
@@ -35,11 +36,15 @@ class Answer:
     probabilities: tuple[float, ...]
     decoding: float = 0.0
     answer: str = ""
+    familiarity: float | None = None
 
 
 @dataclass(frozen=True)
 class Golden:
     """`pictures`: by file name. `tolerance`: largest difference of a probability, by engine and precision.
+
+    It also bounds a quarter of the difference of familiarity, by which a logistic curve would move at most, over the
+    size of that where it is above 1.
 
     The engines are our backends, and "node" and "web": ONNX Runtime as JavaScript runs it.
     """
@@ -72,8 +77,12 @@ class Golden:
 
 
 def difference(engine: Backend, images: np.ndarray, answer: Answer, spec: ModelSpec) -> float:
-    """The largest difference of a probability from the checkpoint's; images uint8 `[1, size, size, 3]` RGB."""
-    return float(np.abs(spec.probabilities(engine.run(images))[0] - np.array(answer.probabilities)).max())
+    """The largest difference from the checkpoint's answer, see `Golden`; images uint8 `[1, size, size, 3]` RGB."""
+    outputs = engine.run(images)
+    apart = float(np.abs(spec.probabilities(outputs)[0] - np.array(answer.probabilities)).max())
+    if answer.familiarity is None:
+        return apart
+    return max(apart, abs(float(outputs[0, -1]) - answer.familiarity) / max(4.0, 4 * abs(answer.familiarity)))
 
 
 def check(

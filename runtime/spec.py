@@ -14,7 +14,9 @@ import numpy as np
 from runtime.errors import BadModel
 from runtime.files import DAMAGE, as_record, in_words
 
-SCHEMA_VERSIONS = (1, 2)  # 2 has a guard, without which its classes would be taken for names
+# Where an older reader would go wrong: 2 has a guard, without which its classes would be taken for names; 3 has a
+# second output, without which its rejection rule cannot be followed. A model has the lowest that tells all of it
+SCHEMA_VERSIONS = (1, 2, 3)
 # What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
 # the same pixels: 1 ignored colour profiles, 2 converts what is not sRGB. Photos in sRGB are the same bits in both.
 PREPROCESS_VERSION = 2
@@ -57,20 +59,26 @@ def _log_sum_exp(scaled: np.ndarray) -> np.ndarray:
 # How much a photo looks like the classes that have a name, by the rule that a spec may name: from float64 logits /
 # temperature [N, C], the temperature and which classes those are (all, or bool [C]) to [N], higher is surer.
 # max_probability is the baseline of Hendrycks and Gimpel 2017; energy is the negative free energy
-# T · log Σ exp(logits / T) of Liu et al. 2020.
+# T · log Σ exp(logits / T) of Liu et al. 2020. A third rule, FAMILIARITY, is the model's own second output.
 EVERY: Any = slice(None)
 RULES: dict[str, Callable[..., np.ndarray]] = {
     "max_probability": lambda scaled, temperature, named=EVERY: softmax(scaled)[:, named].max(axis=1),
     "energy": lambda scaled, temperature, named=EVERY: temperature * _log_sum_exp(scaled[:, named]),
 }
+FAMILIARITY = "familiarity"
 # What a photo may be answered: the name of a class; not sure, perhaps none of these; nothing of the kind is there
 Answer = Literal["named", "unknown", "absent"]
 NAMED, UNKNOWN, ABSENT = ANSWERS = get_args(Answer)
 
 
+def side_by_side(logits: np.ndarray, familiarity: np.ndarray | None = None) -> np.ndarray:
+    """A model's outputs as they are passed on: logits `[N, C]`, and behind them familiarity `[N]` if there is one."""
+    return logits if familiarity is None else np.column_stack([logits, familiarity])
+
+
 @dataclass(frozen=True)
 class Rejection:
-    """A score below `threshold`, by the `rule` of that name in RULES, means "not sure, perhaps none of these"."""
+    """A score below `threshold`, by a `rule` of RULES or FAMILIARITY, means "not sure, perhaps none of these"."""
 
     rule: str
     threshold: float
@@ -78,8 +86,9 @@ class Rejection:
     @classmethod
     def from_values(cls, values: Any, origin: str) -> "Rejection":
         """A rejection from its JSON form; raises BadModel naming `origin` when it cannot be followed."""
-        if not isinstance(values, dict) or values.get("rule") not in tuple(RULES):
-            raise BadModel(f"{origin} has the rejection {values!r}, saji knows {', '.join(RULES)}; train it again")
+        known = (*RULES, FAMILIARITY)
+        if not isinstance(values, dict) or values.get("rule") not in known:
+            raise BadModel(f"{origin} has the rejection {values!r}, saji knows {', '.join(known)}; train it again")
         if not _is_number(values.get("threshold")):
             raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")
         return as_record(cls, values)
@@ -104,6 +113,9 @@ class ModelSpec:
 
     `classes[i]` names logit `i`. Without a `rejection` the model is sure of every photo, without a `guard` every class
     is a name. Probabilities are softmax(logits / temperature). `translations` has the classes by language, as in "id".
+
+    A model's outputs are passed on side by side, float `[N, C]`, or `[N, C + 1]` where it has the second output,
+    `familiarity`: how much a photo is like those that it learnt from, higher is more.
     """
 
     name: str
@@ -113,6 +125,7 @@ class ModelSpec:
     temperature: float = 1.0
     rejection: Rejection | None = None
     guard: Guard | None = None
+    familiarity: bool = False
     translations: dict[str, tuple[str, ...]] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)  # accuracy, photos, of the FP32 checkpoint
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -127,9 +140,9 @@ class ModelSpec:
             raise BadModel(f"the class {twice[0]!r} is there twice; give each class a name of its own")
 
     def record(self) -> dict[str, Any]:
-        """The spec as JSON values; without `guard` and `translations` where it has none, as before there were any."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if value or name not in ("guard", "translations")}
+        """The spec as JSON values; without `guard` and the like where it has none, as before there were any."""
+        values, newer = dataclasses.asdict(self), ("guard", "familiarity", "translations")
+        return {name: value for name, value in values.items() if value or name not in newer}
 
     def to_json(self) -> str:
         """The spec as compact JSON, the form stored in checkpoints and ONNX metadata."""
@@ -150,7 +163,7 @@ class ModelSpec:
             version = values["schema_version"]
             if version not in SCHEMA_VERSIONS:
                 raise BadModel(
-                    f"{origin} has spec version {version}, this saji reads {' and '.join(map(str, SCHEMA_VERSIONS))}; "
+                    f"{origin} has spec version {version}, this saji reads {', '.join(map(str, SCHEMA_VERSIONS))}; "
                     "export it again"
                 )
             spec = as_record(cls, values, origin)
@@ -169,9 +182,18 @@ class ModelSpec:
             raise BadModel(f"{origin} carries a saji spec that cannot be right: {wrong}; export the model again")
         return spec
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Softmax of float `[N, C]` logits at the spec's temperature; float64 `[N, C]`, rows sum to 1."""
-        return softmax(np.asarray(logits, np.float64) / self.temperature)
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the graph's outputs, in the order in which they stand side by side."""
+        return ("logits", FAMILIARITY) if self.familiarity else ("logits",)
+
+    def logits(self, outputs: np.ndarray) -> np.ndarray:
+        """The logits `[N, C]` among a model's outputs."""
+        return outputs[:, : len(self.classes)]
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Softmax of the logits among float outputs at the spec's temperature; float64 `[N, C]`, rows sum to 1."""
+        return softmax(np.asarray(self.logits(outputs), np.float64) / self.temperature)
 
     @property
     def published(self) -> dict[str, Any]:
@@ -187,30 +209,35 @@ class ModelSpec:
         others = (self.guard.absent, self.guard.unnamed) if self.guard else ()
         return np.array([name not in others for name in self.classes])
 
-    def score(self, logits: np.ndarray) -> np.ndarray:
+    def score(self, outputs: np.ndarray) -> np.ndarray:
         """By the rejection rule, how much each photo looks like the named classes; float64 `[N]`, higher is surer.
 
-        Of float `[N, C]` logits. Without a rule it is the highest probability.
+        Without a rule it is the highest probability.
         """
-        rule = self.rejection.rule if self.rejection else "max_probability"
-        return RULES[rule](np.asarray(logits, np.float64) / self.temperature, self.temperature, self.named)
+        rule, outputs = self.rejection.rule if self.rejection else "max_probability", np.asarray(outputs, np.float64)
+        if rule == FAMILIARITY:
+            return outputs[:, len(self.classes)]
+        return RULES[rule](self.logits(outputs) / self.temperature, self.temperature, self.named)
 
-    def sure(self, logits: np.ndarray) -> np.ndarray:
-        """Which photos get the name of their most likely class, bool `[N]`, of float `[N, C]` logits.
+    def sure(self, outputs: np.ndarray) -> np.ndarray:
+        """Which photos get the name of their most likely class, bool `[N]`.
 
         Those that the rejection rule keeps, without a rule all, but none of the guard's two classes.
         """
-        kept = self.score(logits) >= (self.rejection.threshold if self.rejection else -np.inf)
-        return kept & self.named[np.asarray(logits).argmax(axis=1)]
+        kept = self.score(outputs) >= (self.rejection.threshold if self.rejection else -np.inf)
+        return kept & self.named[self.logits(np.asarray(outputs)).argmax(axis=1)]
 
-    def answers(self, logits: np.ndarray) -> list[Answer]:
-        """What each photo is answered, of ANSWERS, by float `[N, C]` logits."""
-        nothing = np.zeros(len(logits), bool)
+    def answers(self, outputs: np.ndarray) -> list[Answer]:
+        """What each photo is answered, of ANSWERS, by a model's float outputs: the one rule of all consumers.
+
+        Where the guard finds nothing of the kind it is "absent", else what is `sure` is "named", the rest "unknown".
+        """
+        nothing = np.zeros(len(outputs), bool)
         if self.guard:
-            absent = self.probabilities(logits)[:, self.classes.index(self.guard.absent)]
+            absent = self.probabilities(outputs)[:, self.classes.index(self.guard.absent)]
             nothing = absent > 1 - self.guard.presence
         unsure = np.where(nothing, ABSENT, UNKNOWN)
-        return np.where(self.sure(logits), NAMED, unsure).tolist()
+        return np.where(self.sure(outputs), NAMED, unsure).tolist()
 
 
 def _damaged(origin: str, error: Exception) -> BadModel:
@@ -236,6 +263,10 @@ def _faults(spec: ModelSpec) -> Iterator[str]:
         yield "what it says of photos that chose nothing cannot be read"
     if spec.guard and (wrong := _wrong_with(spec.guard, spec)):
         yield wrong
+    if not isinstance(spec.familiarity, bool) or (spec.familiarity and spec.schema_version < 3):
+        yield "it has the output familiarity, true or false, which is of version 3"
+    elif spec.rejection and spec.rejection.rule == FAMILIARITY and not spec.familiarity:
+        yield "it rejects by a familiarity that it does not have"
     if not all(isinstance(names, tuple) and len(names) == len(spec.classes) for names in spec.translations.values()):
         yield "its translations do not name each class"
     for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("decode", DECODINGS)):

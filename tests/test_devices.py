@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from export.graph import export_onnx, export_pt2
-from export.precision import HalfPrecision
+from export.precision import half_precision
 from lab.tables.claims import lead
 from runtime.backends import BACKENDS, Request, open_backend, pytorch, unavailable_because
 from runtime.backends import onnxruntime as ort
@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tiny = tmp_path_factory.mktemp("tiny"), Tiny().eval()
     export_pt2(tiny, SPEC, folder / "model.pt2")
     export_onnx(tiny, SPEC, folder / "model.onnx")
-    export_onnx(HalfPrecision(tiny), SPEC, folder / "model.fp16.onnx")
+    export_onnx(half_precision(tiny), SPEC, folder / "model.fp16.onnx")
     return folder
 
 

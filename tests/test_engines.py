@@ -303,7 +303,7 @@ def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A network of ours, untrained, and its FP16 file."""
     network = PhotoClassifier(request.param, 5).eval()
     file = tmp_path_factory.mktemp(request.param) / "model.fp16.onnx"
-    export_onnx(precision.HalfPrecision(network), replace(SPEC, architecture=request.param), file)
+    export_onnx(precision.half_precision(network), replace(SPEC, architecture=request.param), file)
     return network, file
 
 
@@ -369,7 +369,7 @@ class TestBuilder:
         opened = open_backend("ort-cpu", tmp_path / "model.onnx", "fp32")
         assert np.allclose(opened.run(photos), reference_logits(network, photos), atol=1e-4)
         opened.close()
-        export_onnx(precision.HalfPrecision(network), spec, tmp_path / "model.fp16.onnx")
+        export_onnx(precision.half_precision(network), spec, tmp_path / "model.fp16.onnx")
         logger = collecting_logger(trt)
         builder = trt.Builder(logger)
         for file in ("model.onnx", "model.fp16.onnx"):

@@ -216,7 +216,7 @@ def test_photos_are_asked_batch_by_batch(sample: Path) -> None:
     spec = replace(SPEC, geometry=Geometry.for_size(16))
     answers = evaluate.answer(logits, spec, [photo] * (2 * evaluate.BATCH + 3))
     assert asked == [evaluate.BATCH, evaluate.BATCH, 3]
-    assert answers.logits.shape == (sum(asked), 3) and set(answers.labels) == {1}
+    assert answers.outputs.shape == (sum(asked), 3) and set(answers.labels) == {1}
 
 
 def test_misuse_is_one_sentence(run: Path, sample: Path, tmp_path: Path, run_command) -> None:

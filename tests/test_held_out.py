@@ -109,12 +109,11 @@ def test_photos_that_may_leak_are_not_led_with(photos: Path) -> None:
     scenes[data.val[0]] = scenes[data.train[0]]
     leaking = replace(data, scenes=scenes)
     logits = np.eye(2)[data.labels[data.val]]
-    assert len(of_validation(logits, data, Recipe()).labels) == len(data.val)
-    assert len(of_validation(logits, leaking, Recipe()).labels) == len(data.val) - 1
-    assert (
-        of_validation(logits, data, Recipe(patience=3)).chose
-        and of_validation(logits, data, Recipe(release="best")).chose
-    )
+    spec = ModelSpec("x", "x", data.classes)
+    assert len(of_validation(spec, logits, data, Recipe()).labels) == len(data.val)
+    assert len(of_validation(spec, logits, leaking, Recipe()).labels) == len(data.val) - 1
+    for recipe in (Recipe(patience=3), Recipe(release="best")):
+        assert of_validation(spec, logits, data, recipe).chose
 
 
 def test_only_the_experiments_of_others_release_a_chosen_epoch() -> None:

@@ -34,7 +34,9 @@ def test_a_folder_shows_spec_files_graph_and_verdicts(
     assert {file["receipt"] for file in told["files"]} == {"same"}
     assert told["graph"]["operators"]["Conv"] == 20 and told["graph"]["opset"] == OPSET
     assert told["graph"]["inputs"] == [{"name": "images", "type": "uint8", "shape": ["batch", 32, 32, 3]}]
-    assert told["graph"]["outputs"] == [{"name": "logits", "type": "float32", "shape": ["batch", 5]}]
+    logits, familiarity = told["graph"]["outputs"]
+    assert logits == {"name": "logits", "type": "float32", "shape": ["batch", 5]}
+    assert familiarity == {"name": "familiarity", "type": "float32", "shape": ["batch"]}
     assert [entry["verdict"] for entry in told["candidates"]] == [entry.verdict for entry in receipt.candidates]
     shown = text(model)
     for candidate in receipt.candidates:

@@ -95,7 +95,7 @@ def test_the_guard_travels_and_specs_without_one_are_what_they_were() -> None:
         ({"guard": Guard("no food", "other food", 0.7)}, "presence is 0.7"),
         ({"guard": Guard("no food", "other food", float("nan"))}, "presence is nan"),
         ({"translations": {"id": ("piza",)}}, "do not name each class"),
-        ({"schema_version": 3}, "spec version 3"),
+        ({"schema_version": 4}, "spec version 4"),
     ],
 )
 def test_a_guard_that_cannot_be_followed_is_refused(change: dict, said: str) -> None:
@@ -165,6 +165,7 @@ def guarded(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     apart = torch.full((4, 5), starter.APART)
     apart[[3, 1, 2, 0, 0], [0, 1, 2, 3, 4]] = 0
     summed = PhotoClassifier("resnet18", 4, Recipe.from_record(spec.recipe), apart=apart)
+    model.familiarity = None  # that of other classes
     summed.load_state_dict(model.state_dict() | {"apart": apart})
     out = tmp_path_factory.mktemp("guarded")
     own = out / "runs" / "guarded" / "resnet18"

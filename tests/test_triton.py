@@ -38,9 +38,10 @@ def test_every_file_that_passed_and_triton_runs_is_a_model(definitions, model: P
     assert "fp32" in passed and portable == {f"resnet18-ort-cpu-{precision}" for precision in passed}
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     parsed = read(definitions, tmp_path / "resnet18-ort-cpu-fp32" / "config.pbtxt")
-    (given,), (result,) = parsed.input, parsed.output
+    (given,), (result, familiarity) = parsed.input, parsed.output
     assert (given.name, given.data_type, list(given.dims)) == ("images", definitions.TYPE_UINT8, [32, 32, 3])
     assert (result.name, result.data_type, list(result.dims)) == ("logits", definitions.TYPE_FP32, [5])
+    assert (familiarity.name, list(familiarity.dims), list(familiarity.reshape.shape)) == ("familiarity", [1], [])
     assert parsed.backend == "onnxruntime" and parsed.max_batch_size == 32
     assert parsed.HasField("dynamic_batching") and parsed.dynamic_batching.max_queue_delay_microseconds > 0
     folder = tmp_path / parsed.name

@@ -70,6 +70,8 @@ class Recipe:
     """Epochs at the start in which only the last layer learns."""
     backbone_rate: float = 1.0
     """Learning rate of everything before the last layer, as a share of the last layer's."""
+    start_share: float = 0.0
+    """Share of the weights that it started from in what is released, whose last layer is then fitted anew."""
     teacher: str = ""
     """Learn the answers of this checkpoint beside the labels (distillation); photos that it saw do not validate."""
     teacher_share: float = 0.7
@@ -77,7 +79,7 @@ class Recipe:
     teacher_temperature: float = 2.0
     """With a teacher: the temperature at which its answers are softened."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of training; auto = bf16 where the hardware has it, then fp16 on a GPU, then fp32."""
+    """Arithmetic of training; auto = bf16 where that is quicker, then fp16 on a GPU, then fp32."""
     channels_last: bool = True
     """Keep activations as NHWC in memory, which convolutions run faster on."""
     workers: int = -1
@@ -105,6 +107,8 @@ class Recipe:
             raise SajiError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.teacher_share <= 1:
             raise SajiError("ema_decay must be at least 0 and below 1, teacher_share between 0 and 1")
+        if not 0 <= self.start_share < 1 or (self.start_share and not (self.pretrained or self.weights)):
+            raise SajiError("start_share must be at least 0 and below 1, and needs weights to start from: --pretrained")
         if self.weights and self.pretrained:
             raise SajiError(
                 "pretrained and weights are two starts; choose one with --no-pretrained or without --weights"

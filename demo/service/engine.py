@@ -86,11 +86,11 @@ class Engine:
         PART_SECONDS.labels("wait").observe(time.perf_counter() - arrival)
         with self._counted():
             image, milliseconds = decoders.pixels(photo, self.classifier.spec.geometry)
-            logits, seconds = self.run(image)
+            outputs, seconds = self.run(image)
         milliseconds["inference"] = round(1000 * seconds, 3)
         for part, value in milliseconds.items():
             PART_SECONDS.labels(part).observe(value / 1000)
-        return self.classifier.predictions(logits[None], milliseconds)[0]
+        return self.classifier.predictions(outputs[None], milliseconds)[0]
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -103,7 +103,7 @@ class Engine:
                 self._answering -= 1
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """Logits `[C]` of one preprocessed photo, uint8 `[size, size, 3]`, and the seconds that the engine took."""
+        """The model's outputs for a preprocessed photo, uint8 `[size, size, 3]`, and the seconds the engine took."""
         job = _Job(image)
         self._waiting.append(job)
         with self._free:
@@ -122,7 +122,8 @@ class Engine:
     def _run_together(self, jobs: list[_Job]) -> None:
         classifier, started = self.classifier if self._answering < 2 else self._crowd, time.perf_counter()
         try:
-            logits = classifier.logits(np.stack([job.image for job in jobs]) if len(jobs) > 1 else jobs[0].image[None])
+            images = np.stack([job.image for job in jobs]) if len(jobs) > 1 else jobs[0].image[None]
+            outputs = classifier.outputs(images)
         except Exception as error:  # for each of them to report
             self.failing = True
             for job in jobs:
@@ -130,7 +131,7 @@ class Engine:
             return
         self.failing, seconds = False, time.perf_counter() - started
         BATCH_SIZE.observe(len(jobs))
-        for job, row in zip(jobs, logits, strict=True):
+        for job, row in zip(jobs, outputs, strict=True):
             PART_SECONDS.labels("queue").observe(started - job.queued)
             job.result.set_result((row, seconds))
 

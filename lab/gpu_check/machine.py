@@ -54,7 +54,7 @@ def fp16_keeps_the_gate(place: Place) -> Iterator[Row]:
     """Does FP16 in PyTorch on this GPU keep the bounds, which were never measured on one?"""
     import torch
 
-    from export.precision import HalfPrecision
+    from export.precision import half_precision
     from lab.gpu_check.models import ARCHITECTURES, drawn, network
     from runtime.gate import GATES, apply_gate
     from training.network.classifier import reference_logits
@@ -63,7 +63,7 @@ def fp16_keeps_the_gate(place: Place) -> Iterator[Row]:
     images, labels = drawn(place.size)
     for architecture in ARCHITECTURES:
         model = network(architecture)
-        half = HalfPrecision(model).cuda().eval()
+        half = half_precision(model).cuda().eval()
         with torch.inference_mode():
             logits = half(torch.from_numpy(images).cuda()).cpu().numpy()
         result = apply_gate(reference_logits(model, images), logits, labels, GATES["fp16-gpu"])

@@ -189,6 +189,25 @@ def suspects(rows: list[Row]) -> str:
     return by_columns([row for row in rows if row["experiment"] == "suspects"], columns)
 
 
+def sources(rows: list[Row]) -> str:
+    """What a network does on the collection that it was not trained on, by the share of published weights in it."""
+    head = ["left out", "photos", *(name if " " in name else f"share {name}" for name in rows[0]["accuracy"])]
+    lines = []
+    for name in dict.fromkeys(row["left_out"] for row in rows):
+        runs = [row for row in rows if row["left_out"] == name]
+        cells = [
+            ", ".join(with_interval(run["accuracy"][how]["share"], run["accuracy"][how]["interval"]) for run in runs)
+            for how in runs[0]["accuracy"]
+        ]
+        lines.append([name, str(runs[0]["photos"]), *cells])
+    row, recipe = rows[0], rows[0]["recipe"]
+    conditions = (
+        f"{row['architecture']}, recipe {recipe['name']}, {recipe['epochs']} epochs at {recipe['image_size']} px; "
+        f"{machine(row)}; commit {row['commit']}."
+    )
+    return f"{markdown(head, lines)}\n\n{conditions}"
+
+
 def unseen(rows: list[Row]) -> str:
     """How well each rule notices a class that was left out: its AUROC for each class, the means at the end."""
     classes, kept = [row["unseen"] for row in rows], f"{100 * rows[0]['right_kept']:g} %"

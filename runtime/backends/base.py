@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import BadModel, NotAsAsked, NotTold
+from runtime.spec import FAMILIARITY
 
 # The last layer and the normalisation keep a higher precision on purpose; the rest must be as asked
 MINIMUM_SHARE = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.95, "int8": 0.95}
@@ -98,7 +99,10 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits. May be called from several threads."""
+        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits, with a second output `[N, classes + 1]`.
+
+        Side by side, see `runtime.spec.ModelSpec`. May be called from several threads.
+        """
 
     @abstractmethod
     def layers(self) -> Iterable[Layer]:
@@ -117,6 +121,11 @@ class Backend(ABC):
 
     def __str__(self) -> str:
         return f"{self.title} on {self.request.path.name}"
+
+
+def outputs_of(names: list[str]) -> list[int]:
+    """The places, among a graph's outputs, of those that answer: logits, then familiarity where it has it."""
+    return [names.index(name) for name in ("logits", FAMILIARITY) if name in names] or [0]
 
 
 def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: dict[str, float]) -> dict[str, float]:

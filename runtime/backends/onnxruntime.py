@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import BACKENDS
-from runtime.backends.base import UNTOLD, Backend, Layer
+from runtime.backends.base import UNTOLD, Backend, Layer, outputs_of
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
+from runtime.spec import side_by_side
 
 
 def require_contract(session: Any, path: Path) -> None:
@@ -70,6 +71,8 @@ class OnnxRuntime(Backend):
         self.rewrite = self.request.variant != "as written"
         self.session = self._session()
         require_contract(self.session, self.request.path)
+        names = [value.name for value in self.session.get_outputs()]
+        self.outputs = [names[place] for place in outputs_of(names)]
 
     def _session(self, profile: str = "") -> Any:
         import onnxruntime
@@ -100,8 +103,8 @@ class OnnxRuntime(Backend):
         return session
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
-        return self.session.run(["logits"], {"images": images})[0]
+        """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
+        return side_by_side(*self.session.run(self.outputs, {"images": images}))
 
     def layers(self) -> Iterable[Layer]:
         """The operators that a profiled session really runs, with the multiply-adds in the file's metadata.
@@ -140,7 +143,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
         self.graphs = self.request.variant == "CUDA graph"
         if self.graphs:
             self.provider_options["enable_cuda_graph"] = "1"
-            self.bound: dict[int, tuple[Any, Any, Any, Any]] = {}  # by batch size
+            self.bound: dict[int, tuple[Any, Any, Any, list[Any]]] = {}  # by batch size
             self.caller = ThreadPoolExecutor(1, "CUDA graph")
         super().open()
         self.classes = self.session.get_outputs()[0].shape[-1]
@@ -150,29 +153,30 @@ class OnnxRuntimeCuda(OnnxRuntime):
             )
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         return self.caller.submit(self._replay, images).result() if self.graphs else super().run(images)
 
     def _replay(self, images: np.ndarray) -> np.ndarray:
         if len(images) not in self.bound:
             self.bound[len(images)] = self._bind(images.shape)
-        binding, options, photos, logits = self.bound[len(images)]
+        binding, options, photos, outputs = self.bound[len(images)]
         photos.update_inplace(np.ascontiguousarray(images))
         self.session.run_with_iobinding(binding, options)
-        return np.array(logits.numpy())
+        return side_by_side(*(np.array(output.numpy()) for output in outputs))
 
-    def _bind(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any, Any]:
-        """Binding and options of the graph of a shape `[N, H, W, 3]`, and its input and output on the GPU."""
+    def _bind(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any, list[Any]]:
+        """Binding and options of the graph of a shape `[N, H, W, 3]`, and its input and outputs on the GPU."""
         import onnxruntime
 
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         photos = make(shape, np.uint8, self.device, 0)
-        logits = make((shape[0], self.classes), np.float32, self.device, 0)
-        binding, options = self.session.io_binding(), onnxruntime.RunOptions()
+        binding, options, outputs = self.session.io_binding(), onnxruntime.RunOptions(), []
         binding.bind_ortvalue_input("images", photos)
-        binding.bind_ortvalue_output("logits", logits)
+        for name, sizes in zip(self.outputs, ((self.classes,), ()), strict=False):
+            outputs.append(make((shape[0], *sizes), np.float32, self.device, 0))
+            binding.bind_ortvalue_output(name, outputs[-1])
         options.add_run_config_entry("gpu_graph_id", str(shape[0]))
-        return binding, options, photos, logits
+        return binding, options, photos, outputs
 
     def close(self) -> None:
         """Free the session and what is bound to it."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.base import UNTOLD, Backend, Layer
+from runtime.backends.base import UNTOLD, Backend, Layer, outputs_of
 from runtime.errors import BadModel, Unavailable, missing_extra
 from runtime.machine import machine
+from runtime.spec import side_by_side
 
 _HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}  # int8 comes from the file; the rest of it stays FP32
 _FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
@@ -53,17 +54,18 @@ class OpenVino(Backend):
         except RuntimeError as error:
             why = next((line for line in reversed(str(error).splitlines()) if line.strip()), "without a word")
             raise BadModel(f"{path} cannot be opened by OpenVINO ({why.strip()[:160]})") from None
+        self.outputs = outputs_of([output.get_any_name() for output in self.compiled.outputs])
         self.requests: deque[Any] = deque()  # that nobody uses; its ends may be used by several threads
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         try:
             request = self.requests.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        logits = request.infer([images])[0]
+        outputs = request.infer([images])
         self.requests.append(request)
-        return logits
+        return side_by_side(*(outputs[place] for place in self.outputs))
 
     def layers(self) -> Iterable[Layer]:
         """The convolutions and matrix products of the model, each with the executed node's real precision."""

@@ -23,6 +23,7 @@ from runtime.backends.base import Backend, Layer
 from runtime.errors import BadModel, Unavailable, anew_line, missing_extra
 from runtime.files import ZIP_DAMAGE
 from runtime.nvidia import driver, here, serving
+from runtime.spec import side_by_side
 
 # The members of an archive that torch.export.save writes for a program of tensors
 _HARMLESS = re.compile(
@@ -153,9 +154,9 @@ class PyTorch(Backend):
         self.module = module.to(memory_format=torch.channels_last) if last else module
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         with self.torch.inference_mode():
-            return self.module(self._tensor(images)).numpy()
+            return _side_by_side(self.module(self._tensor(images)))
 
     def _tensor(self, images: np.ndarray) -> Any:
         # PyTorch warns of read-only memory, which it would not write to
@@ -229,9 +230,9 @@ class PyTorchCuda(PyTorch):
             raise Unavailable(f"torch.compile does not work here ({why}); eager PyTorch does") from None
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits."""
+        """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         with self.torch.inference_mode():
-            return self._forward(self._uploaded(images)).float().cpu().numpy()  # cpu() waits
+            return _side_by_side(self._forward(self._uploaded(images)))
 
     def device_milliseconds(self, images: np.ndarray) -> float:
         """Milliseconds of photos uint8 `[N, H, W, 3]` RGB on the GPU, without the transfers there and back."""
@@ -286,6 +287,12 @@ class PyTorchCuda(PyTorch):
                     if kind in _FORMATS:
                         seen[_shape(shape)].add(_FORMATS[kind])
         return seen
+
+
+def _side_by_side(outputs: Any) -> np.ndarray:
+    """What a program answers, a tensor or several, wherever they are."""
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return side_by_side(*(output.float().cpu().numpy() for output in outputs))  # cpu() waits
 
 
 def _shape(shape: Iterable[int]) -> tuple[int, ...]:

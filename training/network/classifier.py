@@ -13,8 +13,9 @@ from torch import nn
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import compare
 from runtime.files import ZIP_DAMAGE, replacing, sha256_file
-from runtime.spec import ModelSpec
+from runtime.spec import ModelSpec, side_by_side
 from training.network import architectures
+from training.network.familiarity import BUFFERS, Familiarity
 from training.recipe import DEFAULTS, Recipe
 
 
@@ -52,7 +53,8 @@ class PhotoClassifier(nn.Module):
     """Normalisation and network in one module: uint8 `[N, H, W, 3]` RGB → logits `[N, classes]`.
 
     With `apart`, float32 `[classes, members]`, each class is the sum of some of the network's own: those of 0 in its
-    row, the others have a number there that is far below any logit.
+    row, the others have a number there that is far below any logit. With `familiarity` the answer is a pair, of which
+    that is the second, `[N]`.
     """
 
     apart: torch.Tensor | None
@@ -71,11 +73,37 @@ class PhotoClassifier(nn.Module):
         members = classes if apart is None else apart.shape[1]
         self.network = architectures.build(architecture, members, recipe, pretrained)
         self.register_buffer("apart", apart)
+        self.familiarity: Familiarity | None = None
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 `[N, H, W, 3]` RGB → logits float `[N, classes]`."""
-        logits = self.network(self.normalise(images))
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """uint8 `[N, H, W, 3]` RGB → logits float `[N, classes]`, or a pair of them and the familiarity `[N]`."""
+        x = self.normalise(images)
+        if self.familiarity is None:
+            return self._logits(x)
+        features, logits = self.seen(x)
+        return logits, self.familiarity(features, logits)
+
+    def seen(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised photos `[N, 3, H, W]` → what the last layer takes, `[N, D]`, averaged over places where it has
+        several, and logits `[N, classes]`."""
+        taken: list[torch.Tensor] = []
+        head = architectures.head(self.network)
+        hook = head.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+        try:
+            logits = self._logits(x)
+        finally:
+            hook.remove()
+        features = taken[-1]
+        places = (2, 3) if isinstance(head, nn.Conv2d) else tuple(range(1, features.ndim - 1))
+        return _as(features.mean(places) if places else features, x.dtype), logits
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        logits = _as(self.network(_as(x, next(self.network.parameters()).dtype)), x.dtype)
         return logits if self.apart is None else torch.logsumexp(logits[:, None] + self.apart, dim=2)
+
+
+def _as(x: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    return x if x.dtype == kind else x.to(kind)  # no cast in the graph where there is none
 
 
 def save_checkpoint(
@@ -148,8 +176,10 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
         raise BadModel(f"{path} was trained with a recipe that cannot be right ({error}); train again") from None
     model = PhotoClassifier(spec.architecture, len(spec.classes), recipe, apart=weights.get("apart"))
     try:
+        if spec.familiarity:
+            model.familiarity = Familiarity(**{name: weights[f"familiarity.{name}"] for name in BUFFERS})
         model.load_state_dict(_with_versions(weights, model))
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         what = " ".join(str(error).split())[:120]
         raise BadModel(f"{path} has weights that do not fit {spec.architecture} ({what}…)") from None
     return model.eval(), spec
@@ -186,15 +216,28 @@ def finished(
     return (model, spec) if same and recipe.same_settings(spec.recipe, files) else None
 
 
+def reference_outputs(
+    model: nn.Module, images: np.ndarray, batch: int = 32, precision: torch.dtype = torch.float32
+) -> np.ndarray:
+    """The FP32 answer on the CPU that every candidate is held against; uint8 `[N, S, S, 3]` → float32 `[N, …]`, all
+    outputs side by side (`runtime.spec.ModelSpec`)."""
+    images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
+    model = model.to("cpu", precision).eval()  # plain arithmetic, whatever the training used
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            answer = model(torch.from_numpy(images[start : start + batch]))
+            outputs = answer if isinstance(answer, tuple) else (answer,)
+            parts.append(side_by_side(*(output.numpy() for output in outputs)))
+    return np.concatenate(parts)
+
+
 def reference_logits(
     model: nn.Module, images: np.ndarray, batch: int = 32, precision: torch.dtype = torch.float32
 ) -> np.ndarray:
-    """The FP32 answer on the CPU that every candidate is held against; uint8 `[N, S, S, 3]` → float32 `[N, C]`."""
-    images = np.require(images, requirements="W")  # PyTorch warns of read-only memory, which it would not write to
-    model = model.to("cpu", precision).eval()  # plain arithmetic, whatever the training used
-    with torch.inference_mode():
-        parts = [model(torch.from_numpy(images[i : i + batch])).numpy() for i in range(0, len(images), batch)]
-    return np.concatenate(parts)
+    """The logits `[N, C]` among `reference_outputs`."""
+    outputs = reference_outputs(model, images, batch, precision)
+    return outputs[:, :-1] if getattr(model, "familiarity", None) is not None else outputs
 
 
 def rounding(model: nn.Module, images: np.ndarray, logits: np.ndarray) -> float:

@@ -25,14 +25,14 @@ from training.run.records import Interval, Share, rounded
 BATCH = 32  # photos in memory at a time
 NONE = -1  # the label of a photo that shows none of the model's classes
 
-Logits = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] RGB → float32 [N, C]
+Outputs = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] RGB → float32 [N, …], see runtime.spec.ModelSpec
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's logits float32 `[N, C]` to the photos that can be read; labels int `[N]`, NONE for "none of these"."""
+    """A model's outputs float32 `[N, …]` for photos that can be read; labels int `[N]`, NONE for "none of these"."""
 
-    logits: np.ndarray
+    outputs: np.ndarray
     labels: np.ndarray
     unreadable: tuple[str, ...]
 
@@ -97,11 +97,11 @@ def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
     Photos that a checkpoint is known to have seen are counted and left out. Raises SajiError where there are no others.
     """
     photos, problems = _chosen(source, split)
-    logits, spec = opened(checkpoint)
+    outputs, spec = opened(checkpoint)
     photos, seen, notes = _unseen(checkpoint, photos)
     problems += notes
-    answers = answer(logits, spec, photos, bar)
-    evaluation, strangers = evaluated(spec, answers.logits, answers.labels), _strangers(spec, photos)
+    answers = answer(outputs, spec, photos, bar)
+    evaluation, strangers = evaluated(spec, answers.outputs, answers.labels), _strangers(spec, photos)
     tell(described(evaluation, strangers, answers.unreadable, problems))
     request = {"checkpoint": str(checkpoint), "data": str(source), "split": split}
     rest = {"seen": seen, "none_of_these": strangers, "unreadable": answers.unreadable, "problems": problems}
@@ -161,21 +161,21 @@ def _perhaps_seen(photos: list[Photo]) -> list[str]:
     return notes
 
 
-def opened(path: Path) -> tuple[Logits, ModelSpec]:
+def opened(path: Path) -> tuple[Outputs, ModelSpec]:
     """How to ask a checkpoint, or any model that `runtime.load` opens. Raises SajiError in one sentence."""
     if path.suffix != ".pt":
         classifier = load(path)
-        return classifier.logits, classifier.spec
+        return classifier.outputs, classifier.spec
     try:  # only here: an exported model is evaluated without PyTorch
-        from training.network.classifier import load_checkpoint, reference_logits
+        from training.network.classifier import load_checkpoint, reference_outputs
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train") from None
 
     model, spec = load_checkpoint(path)
-    return lambda images: reference_logits(model, images), spec
+    return lambda images: reference_outputs(model, images), spec
 
 
-def answer(logits: Logits, spec: ModelSpec, photos: list[Photo], progress: Progress = silent) -> Answers:
+def answer(ask: Outputs, spec: ModelSpec, photos: list[Photo], progress: Progress = silent) -> Answers:
     """Preprocess and ask batch by batch, so that memory stays bounded. Raises SajiError when no photo can be read."""
     outputs, labels, unreadable = [], [], []
     number = {spoken(name): k for k, name in enumerate(spec.classes)}
@@ -190,7 +190,7 @@ def answer(logits: Logits, spec: ModelSpec, photos: list[Photo], progress: Progr
                 images.append(image)
                 labels.append(number.get(spoken(photo.label), NONE))
         if images:
-            outputs.append(logits(np.stack(images)))
+            outputs.append(ask(np.stack(images)))
     if not outputs:
         raise SajiError(f"none of the {len(photos)} photos can be read ({unreadable[0]}); give JPEG, PNG or WEBP files")
     return Answers(np.concatenate(outputs), np.array(labels), tuple(unreadable))
@@ -208,19 +208,19 @@ def _strangers(spec: ModelSpec, photos: list[Photo]) -> list[str]:
     return sorted({photo.label for photo in photos if spoken(photo.label) not in classes})
 
 
-def evaluated(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> Evaluation:
-    """All figures of logits float `[N, C]` against labels int `[N]`, where NONE is a photo of none of the classes.
+def evaluated(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """All figures of a model's outputs against labels int `[N]`, where NONE is a photo of none of the classes.
 
-    Raises BadModel on logits that are not finite.
+    Raises BadModel on outputs that are not finite.
     """
-    if not np.isfinite(logits).all():
-        broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if not np.isfinite(outputs).all():
+        broken = int((~np.isfinite(outputs)).any(axis=1).sum())
         raise BadModel(f"{spec.name} gives NaN or infinite logits for {broken} of {len(labels)} photos; train it again")
     known = labels != NONE
-    figures = Evaluation(len(labels), int(known.sum()), int((~known).sum()), _rejection(spec, logits, labels))
+    figures = Evaluation(len(labels), int(known.sum()), int((~known).sum()), _rejection(spec, outputs, labels))
     if not known.any():
         return figures
-    logits, labels = logits[known], labels[known]
+    logits, labels = spec.logits(outputs)[known], labels[known]
     right, scores = Share.of(logits.argmax(1) == labels), class_scores(labels, logits.argmax(1), len(spec.classes))
     return replace(
         figures,
@@ -242,15 +242,15 @@ def class_scores(labels: np.ndarray, predicted: np.ndarray, classes: int) -> lis
     return [ClassScores(float(p), float(r), float(f1), int(support)) for p, r, f1, support in zip(*table, strict=True)]
 
 
-def _rejection(spec: ModelSpec, logits: np.ndarray, labels: np.ndarray) -> RejectionFigures:
-    known, sure, scores = labels != NONE, spec.sure(logits), spec.score(logits)
+def _rejection(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> RejectionFigures:
+    known, sure, scores = labels != NONE, spec.sure(outputs), spec.score(outputs)
     both = known.any() and not known.all()
     return RejectionFigures(
         rule=spec.rejection,
         auroc=float(roc_auc_score(known, scores)) if both else None,
         unknown_rejected=_share(~sure[~known]),
         known_kept=_share(sure[known]),
-        right_kept=_share(sure[known & (logits.argmax(1) == labels)]),
+        right_kept=_share(sure[known & (spec.logits(outputs).argmax(1) == labels)]),
     )
 
 

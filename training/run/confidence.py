@@ -7,26 +7,26 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from runtime.evaluation import calibration_error
-from runtime.spec import RULES, ModelSpec, Rejection
+from runtime.spec import FAMILIARITY, ModelSpec, Rejection
 from training.run.records import Calibration
 
-RULE = "max_probability"  # the rejection rule that ships
+WITHOUT = "max_probability"  # the rejection rule of a model without familiarity
 KEPT = 0.95  # share of the rightly classified validation photos that the rejection rule must keep
 FOLDS = 5
 SEED = 0
 
 
 def settled(
-    spec: ModelSpec, logits: np.ndarray, labels: np.ndarray, scenes: np.ndarray | None = None, fit: bool = True
+    spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray, scenes: np.ndarray | None = None, fit: bool = True
 ) -> ModelSpec:
     """The spec with its temperature and rejection rule, and how they were found, from photos that trained nothing.
 
-    `logits` float `[N, C]`, `labels` and `scenes` int `[N]`; without scenes each photo is its own.
+    `outputs` float `[N, …]` of the model, `labels` and `scenes` int `[N]`; without scenes each photo is its own.
     `validation["calibration"]` has the expected calibration error before and after; after is cross-fitted, no photo is
     scored at a temperature that its scene helped to fit. Without `fit` the temperature is 1. Without a single right
     answer there is nothing to set a threshold by, and no rejection rule.
     """
-    temperature, validation = 1.0, {**spec.validation}
+    temperature, validation, logits = 1.0, {**spec.validation}, spec.logits(outputs)
     if fit:
         temperature = fitted_temperature(logits, labels)
         calibration = Calibration(
@@ -37,11 +37,12 @@ def settled(
         )
         validation |= {"calibration": asdict(calibration)}
     spec = replace(spec, temperature=temperature, validation=validation)
-    right = logits[logits.argmax(1) == labels]
+    right = outputs[logits.argmax(1) == labels]
     if not len(right):
         return spec
-    threshold = threshold_keeping(RULES[RULE](np.asarray(right, np.float64) / temperature, temperature))
-    return replace(spec, rejection=Rejection(RULE, threshold))
+    rule = FAMILIARITY if spec.familiarity else WITHOUT
+    scores = replace(spec, temperature=temperature, rejection=Rejection(rule, 0.0)).score(right)
+    return replace(spec, rejection=Rejection(rule, threshold_keeping(scores)))
 
 
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """How a network learns: loss, teacher, optimiser and schedule of a recipe."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from training.network.classifier import PhotoClassifier, load_checkpoint, planes
 from training.network.pretrained import load_weights
 from training.recipe import Recipe
 from training.run.batches import mixed_seed
+from training.run.release import require_linear
 
 LOOK_EVERY = 50  # steps on a GPU between two looks at the loss: each look waits for all that the GPU has to do
 
@@ -24,11 +26,14 @@ class Fitting(L.LightningModule):
 
     def __init__(self, architecture: str, classes: int, recipe: Recipe, identity: str = "") -> None:
         super().__init__()
-        self.recipe, self.identity = recipe, identity
+        self.architecture, self.recipe, self.identity = architecture, recipe, identity
         self.watched: torch.Tensor | None = None  # the first loss that was not finite, or the last one
         self.model = PhotoClassifier(architecture, classes, recipe, recipe.pretrained)
         if recipe.weights:
             load_weights(self.model.network, architectures.head(self.model.network), Path(recipe.weights))
+        require_linear(self.model, recipe.start_share)
+        # In a tuple, or Lightning would save it
+        self.start = (copy.deepcopy(self.model.network.state_dict()),) if recipe.start_share else ()
         if recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)

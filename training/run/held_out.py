@@ -20,8 +20,8 @@ from runtime.errors import BadModel
 from runtime.evaluation import ValidationSet, calibration_error, reliability
 from runtime.files import replacing
 from runtime.preprocess import pixels
-from runtime.spec import Geometry, ModelSpec
-from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_logits, replace_spec
+from runtime.spec import Geometry, ModelSpec, side_by_side
+from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_outputs, replace_spec
 from training.photos.photo_set import Photo
 from training.photos.split import Data, folds, set_aside
 from training.progress import in_threads
@@ -38,6 +38,7 @@ class HeldOut:
     """Logits float32 `[N, C]` to photos that trained nothing, their labels int `[N]`, the scenes they show int `[N]`.
 
     `how` is "test photos", "validation photos" or such as "3 folds"; `chose` is whether they chose the epoch.
+    `familiarity` float32 `[N]` is the networks' second output.
     """
 
     how: str
@@ -45,11 +46,25 @@ class HeldOut:
     labels: np.ndarray
     scenes: np.ndarray
     chose: bool = False
+    familiarity: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, how: str, spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray, scenes: np.ndarray) -> "HeldOut":
+        """Of a model's outputs side by side."""
+        familiarity = outputs[:, -1] if spec.familiarity else None
+        return cls(how, spec.logits(outputs), labels, scenes, familiarity=familiarity)
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """Side by side, see `runtime.spec.ModelSpec`."""
+        return side_by_side(self.logits, self.familiarity)
 
     def save(self, folder: Path) -> None:
         """Write `held_out.npz`, atomically."""
+        arrays = {"how": np.array(self.how), "logits": self.logits, "labels": self.labels, "scenes": self.scenes}
+        arrays |= {} if self.familiarity is None else {"familiarity": self.familiarity}
         with replacing(folder / FILE) as temporary:
-            np.savez(temporary, how=np.array(self.how), logits=self.logits, labels=self.labels, scenes=self.scenes)
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub mixes up its keyword arguments
 
     @classmethod
     def load(cls, folder: Path) -> "HeldOut | None":
@@ -58,37 +73,37 @@ class HeldOut:
             return None
         try:
             with np.load(folder / FILE, allow_pickle=False) as arrays:
-                return cls(str(arrays["how"]), arrays["logits"], arrays["labels"], arrays["scenes"])
+                logits, labels, scenes = (arrays[name] for name in ("logits", "labels", "scenes"))
+                return cls(str(arrays["how"]), logits, labels, scenes, familiarity=arrays.get("familiarity"))
         except Exception as error:  # zipfile.BadZipFile and friends are no common family
             raise BadModel(f"{folder / FILE} is damaged ({error}); train again to write it anew") from None
 
 
-def of_validation(logits: np.ndarray, data: Data, recipe: Recipe) -> HeldOut:
-    """The validation photos, from their logits float `[len(data.val), C]`, without those that may leak."""
+def of_validation(spec: ModelSpec, outputs: np.ndarray, data: Data, recipe: Recipe) -> HeldOut:
+    """The validation photos, from the outputs float `[len(data.val), …]`, without those that may leak."""
     clean = ~np.isin(data.scenes[data.val], data.scenes[data.train])
-    kept = data.val[clean] if clean.any() else data.val
-    chose = recipe.epoch_is_chosen or not clean.any()
-    return HeldOut("validation photos", logits[np.isin(data.val, kept)], data.labels[kept], data.scenes[kept], chose)
+    own = np.isin(data.val, data.val[clean] if clean.any() else data.val)
+    kept, chose = data.val[own], recipe.epoch_is_chosen or not clean.any()
+    answers = HeldOut.of("validation photos", spec, outputs[own], data.labels[kept], data.scenes[kept])
+    return replace(answers, chose=chose)
 
 
-def of_test(model: PhotoClassifier, data: Data, geometry: Geometry) -> HeldOut | None:
+def of_test(model: PhotoClassifier, spec: ModelSpec, data: Data) -> HeldOut | None:
     """A network's answers to a test split; None where there is none."""
     test = data.test
-    return (
-        HeldOut("test photos", _answers(model, test.photos, geometry), test.labels, test.scenes)
-        if test.photos
-        else None
-    )
+    if not test.photos:
+        return None
+    return HeldOut.of("test photos", spec, _answers(model, test.photos, spec.geometry), test.labels, test.scenes)
 
 
 def of_folds(
     architecture: str, data: Data, recipe: Recipe, k: int, folder: Path, train: Callable[[Data, Path], object]
 ) -> HeldOut:
-    """Every photo's logits, from a network that did not see its scene; `train` fills the folder of each fold.
+    """What is said of every photo by a network that did not see its scene; `train` fills the folder of each fold.
 
     Finished folds are not repeated.
     """
-    logits = np.full((len(data.photos), len(data.classes)), np.nan, np.float32)
+    outputs = np.empty((0, 0))
     for number, part in enumerate(folds(data, k, recipe.seed)):
         # An epoch that validation photos choose needs some of its own
         own = set_aside(part, recipe.validation_share, recipe.seed) if recipe.epoch_is_chosen else part
@@ -96,15 +111,18 @@ def of_folds(
         if not finished(place, architecture, recipe, own.fingerprint):
             train(own, place)
         model, spec = load_checkpoint(place / "checkpoint.pt")
-        logits[part.val] = _answers(model, [data.photos[i] for i in part.val], spec.geometry)
-    asked = np.isfinite(logits).all(axis=1)  # what weights had seen before is in no fold
-    return HeldOut(f"{k} folds", logits[asked], data.labels[asked], data.scenes[asked])
+        answers = _answers(model, [data.photos[i] for i in part.val], spec.geometry)
+        if not len(outputs):
+            outputs = np.full((len(data.photos), answers.shape[1]), np.nan, np.float32)
+        outputs[part.val] = answers
+    asked = np.isfinite(outputs).all(axis=1)  # what weights had seen before is in no fold
+    return HeldOut.of(f"{k} folds", spec, outputs[asked], data.labels[asked], data.scenes[asked])
 
 
 def _answers(model: PhotoClassifier, photos: Sequence[Photo], geometry: Geometry) -> np.ndarray:
     blocks = [photos[start : start + AT_ONCE] for start in range(0, len(photos), AT_ONCE)]
     images = (np.stack(list(in_threads(lambda photo: pixels(photo.path, geometry), block))) for block in blocks)
-    return np.concatenate([reference_logits(model, block) for block in images])
+    return np.concatenate([reference_outputs(model, block) for block in images])
 
 
 def settle(folder: Path, spec: ModelSpec, validation: HeldOut, held_out: HeldOut | None) -> ModelSpec:
@@ -115,7 +133,7 @@ def settle(folder: Path, spec: ModelSpec, validation: HeldOut, held_out: HeldOut
     """
     by_folds = held_out is not None and held_out.how != "test photos"
     source = held_out if held_out and by_folds else validation
-    spec = settled(spec, source.logits, source.labels, source.scenes, fit=not source.chose)
+    spec = settled(spec, source.outputs, source.labels, source.scenes, fit=not source.chose)
     judge = held_out or (None if validation.chose else validation)
     if judge is None:
         return spec
@@ -133,11 +151,11 @@ def settle_by_folds(folder: Path, answers: HeldOut) -> ModelSpec:
 def settle_by_test(folder: Path, data: Data, recipe: Recipe) -> ModelSpec:
     """The spec of a finished network; settled anew where the test split is not the one that it was measured on."""
     (model, spec), kept = load_checkpoint(folder / "checkpoint.pt"), HeldOut.load(folder)
-    test = None if kept and kept.how.endswith("folds") else of_test(model, data, spec.geometry)
+    test = None if kept and kept.how.endswith("folds") else of_test(model, spec, data)
     if test is None or (kept and np.array_equal(kept.logits, test.logits)):
         return spec
     validation = ValidationSet.load(folder / "validation.npz")
-    spec = settle(folder, spec, of_validation(reference_logits(model, validation.images), data, recipe), test)
+    spec = settle(folder, spec, of_validation(spec, reference_outputs(model, validation.images), data, recipe), test)
     replace_spec(folder / "checkpoint.pt", spec)
     return spec
 
@@ -166,7 +184,7 @@ def _figures(judge: HeldOut, spec: ModelSpec, fitted: bool) -> HeldOutFigures:
     right = Share.of(predicted == labels, judge.scenes)
     members = [labels == k for k in range(len(spec.classes))]
     recalls = [Share.of((predicted == k)[own], judge.scenes[own]) for k, own in enumerate(members)]
-    sure = spec.sure(judge.logits)[predicted == labels]
+    sure = spec.sure(judge.outputs)[predicted == labels]
     return HeldOutFigures(
         how=judge.how,
         photos=len(labels),

@@ -21,10 +21,11 @@ from runtime.backends.pytorch import why_no_gpu
 from runtime.environment import versions
 from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
+from runtime.machine import machine
 from runtime.nvidia import driver
 from runtime.spec import Geometry, ModelSpec
 from runtime.terminal import quiet, say
-from training.network.classifier import load_checkpoint, reference_logits, save_checkpoint
+from training.network.classifier import load_checkpoint, reference_outputs, save_checkpoint
 from training.photos import seen
 from training.photos.dataset import calibration_set, validation_set
 from training.photos.split import Data
@@ -35,6 +36,7 @@ from training.run.fitting import Fitting
 from training.run.held_out import of_test, of_validation, settle
 from training.run.history import AtomicFiles, Gradients, History, Kept, Patience
 from training.run.records import Epoch, EpochAccuracy, Share, Validation, WithoutLeaks
+from training.run.release import release
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,18 @@ def train(
     if interrupted and not kept.best_epoch:
         raise KeyboardInterrupt
     if trainer.is_global_zero:
-        logits = _released_logits(fitting, validation, kept)
-        figures = _validation_figures(logits, data, history.rows, kept, recipe.release)
+        outputs = _released(fitting, data, geometry, validation, kept)
+        figures = _validation_figures(outputs[:, : len(data.classes)], data, history.rows, kept, recipe.release)
         sets = folder / "validation.npz", folder / "calibration.npz"
         for photos, file in zip((validation, calibration), sets, strict=True):
             photos.save(file)
         history.write(folder / "history.csv")
         gradients.write(folder / "gradients.csv")  # the checkpoint comes last: its presence says the run is complete
-        spec, test = _spec(architecture, data, recipe, folder, figures, before), of_test(fitting.model, data, geometry)
-        spec = settle(folder, spec, of_validation(logits, data, recipe), test)
+        spec = _spec(fitting, data, folder, figures, before)
+        spec = settle(folder, spec, of_validation(spec, outputs, data, recipe), of_test(fitting.model, spec, data))
         known = seen.record(data, before, recipe.epoch_is_chosen)
         save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, known, sets)
-        _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], logits[:SAME])
+        _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], outputs[:SAME])
         if not interrupted:
             kept.remove()
     trainer.strategy.barrier()
@@ -110,25 +112,27 @@ def train(
     return figures
 
 
-def _require_same_again(path: Path, images: np.ndarray, logits: np.ndarray) -> None:
+def _require_same_again(path: Path, images: np.ndarray, outputs: np.ndarray) -> None:
     """Raise SajiError unless a checkpoint is read back as the network that was trained: uint8 `[N, S, S, 3]` RGB,
-    float32 `[N, C]`."""
-    again = reference_logits(load_checkpoint(path)[0], images)
-    if not np.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(np.abs(logits).max(initial=0))):
+    float32 `[N, …]`."""
+    again = reference_outputs(load_checkpoint(path)[0], images)
+    if not np.allclose(again, outputs, rtol=1e-3, atol=1e-3 * float(np.abs(outputs).max(initial=0))):
         path.unlink()
         raise SajiError(f"{path} is read back as another network than was trained, which is a fault of saji; tell us")
 
 
-def _released_logits(fitting: Fitting, validation: ValidationSet, kept: Kept) -> np.ndarray:
-    """Take up the weights of the epoch that the recipe releases; their logits of the validation photos."""
+def _released(fitting: Fitting, data: Data, geometry: Geometry, validation: ValidationSet, kept: Kept) -> np.ndarray:
+    """Take up the weights of the epoch that the recipe releases, and what is made of them; the network's outputs for
+    the validation photos."""
     chosen = kept.best if fitting.recipe.release == "best" else kept.last
     fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
-    return reference_logits(fitting.model, validation.images)
+    start = fitting.start[0] if fitting.start else None
+    release(fitting.model, start, fitting.recipe.start_share, data, geometry)
+    return reference_outputs(fitting.model, validation.images)
 
 
-def _spec(
-    architecture: str, data: Data, recipe: Recipe, folder: Path, figures: Validation, before: list[seen.Seen]
-) -> ModelSpec:
+def _spec(fitting: Fitting, data: Data, folder: Path, figures: Validation, before: list[seen.Seen]) -> ModelSpec:
+    architecture, recipe, familiarity = fitting.architecture, fitting.recipe, fitting.model.familiarity is not None
     facts = {"fingerprint": data.fingerprint, "train": len(data.train), "drawn": data.findings.drawn}
     return ModelSpec(
         name=f"{architecture} on {folder.parent.name}",
@@ -139,6 +143,8 @@ def _spec(
         recipe=asdict(recipe),
         data=facts | seen.started_from(before),
         versions=versions() | {"saji": saji_version()},
+        familiarity=familiarity,
+        schema_version=3 if familiarity else 1,
     )
 
 
@@ -257,9 +263,9 @@ def without_leaks(data: Data, logits: np.ndarray) -> WithoutLeaks | None:
 def resolve_device(device: str, precision: str) -> tuple[str, str]:
     """Lightning's accelerator and precision for `--device` and the recipe's precision.
 
-    bf16 only where the hardware computes it: compute capability 8.0 on a GPU (a T4 emulates it, slower than FP32),
-    AVX-512 BF16 or AMX on a CPU. Raises SajiError when CUDA is asked for and cannot be used; "auto" then takes the CPU,
-    and says why where there is a GPU.
+    bf16 only where it is quicker: compute capability 8.0 on a GPU (a T4 emulates it, slower than FP32); on a CPU AMX or
+    AMD's AVX-512 BF16, by Intel's alone two networks trained at 0.67 and 0.77 of FP32's rate. Raises SajiError when
+    CUDA is asked for and cannot be used; "auto" then takes the CPU, and says why where there is a GPU.
     """
     reason = None if device == "cpu" else why_no_gpu()
     if device == "cuda" and reason:
@@ -270,7 +276,8 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     if precision == "auto" and cuda:
         precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     elif precision == "auto":
-        bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        avx512 = torch.cpu._is_avx512_bf16_supported() and "AMD" in machine().cpu
+        bf16 = avx512 or torch.cpu._is_amx_tile_supported()
         precision = "bf16" if bf16 else "fp32"
     if precision == "fp16" and not cuda:
         raise SajiError("precision=fp16 trains on a GPU only; use bf16 or fp32 on a CPU")

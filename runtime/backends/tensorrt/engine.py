@@ -16,6 +16,7 @@ from runtime.backends.tensorrt.runtime_cache import RuntimeCache
 from runtime.backends.tensorrt.worker import Worker, Workers
 from runtime.errors import BadModel, SajiError, Unavailable, install_line
 from runtime.machine import machine
+from runtime.spec import FAMILIARITY
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -23,7 +24,7 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 class TensorRt(Backend):
     """A deserialised engine with as many workers as calls should run side by side; more calls wait for one.
 
-    Each call copies the photos to the GPU, runs, copies the logits back and waits for the stream. Variant "CUDA graph"
+    Each call copies the photos to the GPU, runs, copies the answers back and waits for the stream. Variant "CUDA graph"
     replays its kernels as one graph for each batch size instead of launching each; the copies are no part of it. A plan
     is executable code: only open a file whose sha256 is in its receipt.
     """
@@ -58,6 +59,8 @@ class TensorRt(Backend):
         self.largest = int(self.engine.get_tensor_profile_shape("images", 0)[2][0])
         self.image = tuple(int(size) for size in self.engine.get_tensor_shape("images"))[1:]
         self.classes = int(self.engine.get_tensor_shape("logits")[-1])
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        self.familiarity = FAMILIARITY in names
         self.cache: RuntimeCache | None = None
         self.compiled_for: set[int] = set()  # the batch sizes that TensorRT-RTX has kernels of
         try:
@@ -74,7 +77,7 @@ class TensorRt(Backend):
         elif capture:
             make = partial(make, self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             shared = int(self.engine.device_memory_size_v2)
-        return partial(Worker, make, (self.largest, *self.image), self.classes, capture, shared)
+        return partial(Worker, make, (self.largest, *self.image), self.classes, capture, shared, self.familiarity)
 
     def _settings(self, graphs: bool) -> Any:
         """How TensorRT-RTX runs: no answer by a slower kernel while the right one is still being compiled."""
@@ -86,7 +89,7 @@ class TensorRt(Backend):
         return settings
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits; more than the profile's batch goes in parts."""
+        """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side; more than the profile's batch goes in parts."""
         with self.workers.lent() as worker:
             parts = [self._answer(worker, part) for part in self._parts(images)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -107,14 +110,14 @@ class TensorRt(Backend):
     def _answer(self, worker: Worker, images: np.ndarray) -> np.ndarray:
         known = len(self.logger.errors)
         try:
-            logits = worker.run(images, self.classes)
+            outputs = worker.run(images, self.classes)
         except SajiError as error:
             why = f" ({self.logger.reason()})" if len(self.logger.errors) > known else ""
             raise type(error)(f"{self.request.path.name} could not run: {error}{why}") from None
         if self.cache and len(images) not in self.compiled_for:
             self.compiled_for.add(len(images))
             self.cache.keep()
-        return logits
+        return outputs
 
     @property
     def otherwise(self) -> str:  # type: ignore[override]  # an attribute there

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import SajiError, Unavailable
+from runtime.spec import FAMILIARITY, side_by_side
 
 
 class Worker:
@@ -18,34 +19,42 @@ class Worker:
     pinned, so that copies from and to them run on the stream. `context` makes an execution context. With `capture` each
     batch size has a context and a CUDA graph of its own, as TensorRT asks for; their activations share one piece of
     memory, `shared` bytes, since no two run at once. Where a graph cannot be captured the kernels are launched one by
-    one and `otherwise` says why.
+    one and `otherwise` says why. `familiarity` is whether the engine has that second output.
 
     Raises Unavailable where the GPU has not enough memory.
     """
 
     def __init__(
-        self, context: Callable[[], Any], largest: tuple[int, ...], classes: int, capture: bool = False, shared: int = 0
+        self,
+        context: Callable[[], Any],
+        largest: tuple[int, ...],
+        classes: int,
+        capture: bool = False,
+        shared: int = 0,
+        familiarity: bool = False,
     ) -> None:
         from cuda.bindings import runtime as cuda
 
         self.cuda, self.make, self.capture, self.shared, self.otherwise = cuda, context, capture, shared, ""
         self.contexts: dict[int, Any] = {}
         self.graphs: dict[int, Any] = {}
+        self.answers = {"logits": 4 * classes} | ({FAMILIARITY: 4} if familiarity else {})  # bytes for each photo
         self.freed_by: list[tuple[Callable[..., Any], Any]] = []  # in the order of their making
         try:
             # Not ordered after the legacy default stream: what other threads do there would break a capture
             stream = cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)
             self.stream = self._keep(cuda.cudaStreamDestroy, stream)
-            pixels, answers = int(np.prod(largest)), 4 * largest[0] * classes
-            self.images, self.logits, self.scratch = (self._device(n) for n in (pixels, answers, shared))
-            self.sent, self.received = self._pinned(pixels), self._pinned(answers)
+            pixels, answers = int(np.prod(largest)), {n: largest[0] * each for n, each in self.answers.items()}
+            self.images, self.scratch = self._device(pixels), self._device(shared)
+            self.outputs = {name: self._device(size) for name, size in answers.items()}
+            self.sent, self.received = self._pinned(pixels), {n: self._pinned(size) for n, size in answers.items()}
             self._context(largest[0])
         except BaseException:
             self.close()
             raise
 
     def run(self, images: np.ndarray, classes: int) -> np.ndarray:
-        """Photos uint8 `[N, H, W, 3]` to the GPU, through the engine and back: float32 `[N, classes]`."""
+        """Photos uint8 `[N, H, W, 3]` to the GPU, through the engine and back: float32 outputs side by side."""
         context = self.upload(images)
         self.execute(context, len(images))
         return self.download(len(images), classes)
@@ -71,12 +80,16 @@ class Worker:
             self._capture(context, batch)
 
     def download(self, batch: int, classes: int) -> np.ndarray:
-        """Put the copy of the answers on the stream and wait for it; float32 `[batch, classes]`."""
-        cuda, nbytes = self.cuda, 4 * batch * classes
-        way = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._check(cuda.cudaMemcpyAsync(self.received.ctypes.data, self.logits, nbytes, way, self.stream))
-        self._check(cuda.cudaStreamSynchronize(self.stream))
-        return self.received[:nbytes].view(np.float32).reshape(batch, classes).copy()
+        """Put the copies of the answers on the stream and wait for them; float32 outputs of `batch` photos."""
+        way, parts = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost, []
+        for name, each in self.answers.items():
+            part = self.received[name][: batch * each]
+            copy = part.ctypes.data, self.outputs[name], part.nbytes, way, self.stream
+            self._check(self.cuda.cudaMemcpyAsync(*copy))
+            parts.append(part.view(np.float32))
+        self._check(self.cuda.cudaStreamSynchronize(self.stream))
+        logits, *more = parts
+        return side_by_side(logits.reshape(batch, classes).copy(), *more)
 
     def timed(self, work: Callable[[], None]) -> float:
         """Milliseconds on the stream from before to after what `work` puts there, by two CUDA events; waits for it."""
@@ -114,7 +127,8 @@ class Worker:
             if self.shared:
                 context.set_device_memory(self.scratch, self.shared)
             context.set_tensor_address("images", self.images)
-            context.set_tensor_address("logits", self.logits)
+            for name, address in self.outputs.items():
+                context.set_tensor_address(name, address)
             self.contexts[key] = context
         return self.contexts[key]
 
