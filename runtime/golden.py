@@ -43,8 +43,7 @@ class Answer:
 class Golden:
     """`pictures`: by file name. `tolerance`: largest difference of a probability, by engine and precision.
 
-    It also bounds a quarter of the difference of familiarity, by which a logistic curve would move at most, over the
-    size of that where it is above 1.
+    It also bounds the difference of familiarity over 4 + its size: what a logistic curve of it would move by at most.
 
     The engines are our backends, and "node" and "web": ONNX Runtime as JavaScript runs it.
     """
@@ -82,7 +81,7 @@ def difference(engine: Backend, images: np.ndarray, answer: Answer, spec: ModelS
     apart = float(np.abs(spec.probabilities(outputs)[0] - np.array(answer.probabilities)).max())
     if answer.familiarity is None:
         return apart
-    return max(apart, abs(float(outputs[0, -1]) - answer.familiarity) / max(4.0, 4 * abs(answer.familiarity)))
+    return max(apart, abs(float(outputs[0, -1]) - answer.familiarity) / (4 + abs(answer.familiarity)))
 
 
 def check(

@@ -51,7 +51,8 @@ class Tiny(nn.Module):
         self.network = nn.Sequential(*body, nn.Linear(24, 5))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(self.normalise(images))
+        x, kind = self.normalise(images), self.network[0].weight.dtype
+        return self.network(x) if x.dtype == kind else self.network(x.to(kind)).float()
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,8 @@ def test_engines_agree_and_take_any_batch(backend: str, model: Path) -> None:
     engine = candidate.open(model, threads=1)
     one, many = engine.run(validation.images[:1]), engine.run(validation.images[:7])
     room = 1e-3 if candidate.precision == "fp32" else 0.02 * np.abs(validation.logits).max()
-    assert one.dtype == np.float32 and many.shape == (7, 5)
-    assert np.allclose(many[:1], one, atol=room / 10) and np.allclose(many, validation.logits[:7], atol=room)
+    assert one.dtype == np.float32 and many.shape == (7, 5 + 1), "five logits, and familiarity"
+    assert np.allclose(many[:1], one, atol=room / 10) and np.allclose(many, validation.outputs[:7], atol=room)
     assert all(kind.startswith(candidate.precision) for kind in engine.precision_share())
     engine.close()
 

@@ -46,11 +46,11 @@ class Built:
         candidate = Candidate("resnet18", self.file, self.backend, self.precision, variant, facts=self.facts)
         return check_candidate(candidate, self.folder, self.validation, spec_of(self.folder))
 
-    def right(self, logits: np.ndarray, start: int = 0) -> bool:
-        """Whether these are the logits of the photos from `start` on, within the room of the precision."""
-        reference = self.validation.logits[start : start + len(logits)]
+    def right(self, outputs: np.ndarray, start: int = 0) -> bool:
+        """Whether these are the outputs of the photos from `start` on, within the room of the precision."""
+        reference = self.validation.outputs[start : start + len(outputs)]
         room = {"fp16": 0.02, "int8": 0.5}[self.precision]
-        return bool(np.abs(logits - reference).max() <= room * np.abs(reference).max())
+        return bool(np.abs(outputs - reference).max() <= room * np.abs(reference).max())
 
 
 def spec_of(folder: Path) -> Any:

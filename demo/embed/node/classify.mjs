@@ -39,9 +39,9 @@ async function check(classify, folder, precision) {
   const golden = JSON.parse(await readFile(path.join(folder, 'golden.json'), 'utf8'))
   for (const [name, answer] of Object.entries(golden.pictures)) {
     const { probabilities, familiarity } = await classify(path.join(folder, name))
-    const expected = answer.familiarity ?? 0
+    const known = answer.familiarity ?? 0
     const found = Math.max(...answer.probabilities.map((p, i) => Math.abs(p - probabilities[i])),
-      Math.abs((familiarity ?? 0) - expected) / Math.max(4, 4 * Math.abs(expected)))
+      Math.abs((familiarity ?? 0) - known) / (4 + Math.abs(known)))
     const allowed = golden.tolerance.node[precision] + answer.decoding
     const right = found <= allowed
     console.log(`${right ? 'right' : 'wrong'}: ${name}: the answer differs by ${found.toFixed(4)}, ` +

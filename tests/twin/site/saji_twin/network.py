@@ -14,6 +14,7 @@ KINDS = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"), "ELEMENTWISE"),
     **dict.fromkeys(("MaxPool", "AveragePool"), "POOLING"),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool"), "REDUCE"),
+    "ReduceLogSumExp": "REDUCE",  # there it is ten layers, of which this is the first
     **dict.fromkeys(("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"), "SHUFFLE"),
     **dict.fromkeys(("Sqrt", "Exp", "Erf", "Neg", "Abs", "Reciprocal"), "UNARY"),
     **{"QuantizeLinear": "QUANTIZE", "DequantizeLinear": "DEQUANTIZE", "Concat": "CONCATENATION", "Slice": "SLICE"},
