@@ -20,8 +20,8 @@ class Gate:
     `shift`: the RMS over photos of (candidate − reference), both centred photo by photo, of the class where it is
     largest, over the RMS of the reference's centred logits; so one wrong logit of a thousand counts as one of five.
     `worst_shift`: the RMS over classes of the photo where it is largest, among at most TYPICAL_PHOTOS, see `growth`.
-    A second output, familiarity, keeps the same two, over its own standard deviation among the photos, but at least
-    FAMILIARITY_ROOM.
+    A second output, familiarity, keeps FAMILIAR times the two, over its own standard deviation among the photos, and at
+    least LEAST_FAMILIAR.
     `flip_margin`: a photo may change its class only where the reference's lead of first over second, over that spread,
     is below this. `accuracy_drop`: at most this much lower, as a fraction. `source`: where the bounds come from.
     """
@@ -58,9 +58,9 @@ GATES = {
 
 MIN_PHOTOS = 30  # below this, not one flip still leaves 10 % flips possible (rule of three): no verdict
 TYPICAL_PHOTOS = 100  # of a validation set: `Gate.worst_shift` holds for the worst of so many
-# Cosines near 1, of which familiarity is made, are rounded at 1 and vary by a hundredth of it: FP32 moves it by up to
-# 2e-5 of its deviation (docs/gate.md), and no fault is as small; the worst photo by five times as much, as of logits
-FAMILIARITY_ROOM = 1e-3
+# INT8 and FP16 move familiarity by about twice as much of its deviation as logits of theirs. FP32 moves it by up to
+# 5e-5, since cosines near 1 are rounded at 1 and vary by a hundredth of it; the least room is 20 times that
+FAMILIAR, LEAST_FAMILIAR = 2, 1e-3
 SAME = 1e-6  # logits that move by less than this share of their size are all rounding, eight steps of FP32
 
 
@@ -189,8 +189,8 @@ def _against(gate: Gate, figures: Figures) -> tuple[list[str], list[str]]:
     shift, worst_shift = gate.shift, gate.worst_shift * growth(figures.photos)
     allowed = {"shift": shift, "worst_shift": worst_shift}
     if figures.familiarity_shift is not None:
-        allowed["familiarity_shift"] = max(shift, FAMILIARITY_ROOM)
-        allowed["worst_familiarity_shift"] = max(worst_shift, 5 * FAMILIARITY_ROOM)
+        allowed["familiarity_shift"] = max(FAMILIAR * shift, LEAST_FAMILIAR)
+        allowed["worst_familiarity_shift"] = max(FAMILIAR * worst_shift, 5 * LEAST_FAMILIAR)
     broken = [
         f"{name.replace('_', ' ')} {getattr(figures, name):.3g} is above {most:.3g}"
         for name, most in allowed.items()

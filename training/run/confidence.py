@@ -76,6 +76,9 @@ def cross_fitted(logits: np.ndarray, labels: np.ndarray, scenes: np.ndarray | No
 
 
 def threshold_keeping(scores: np.ndarray, share: float = KEPT) -> float:
-    """The highest of the scores `[N]` that at least `share` of them reach."""
-    may_miss = int(len(scores) * (1 - share) + 1e-9)
-    return float(np.sort(scores)[may_miss])
+    """What at least `share` of the scores `[N]` reach: as high as that goes, and halfway to the next lower score.
+
+    At a score itself another order of sums would decide about its photo.
+    """
+    may_miss, ordered = int(len(scores) * (1 - share) + 1e-9), np.sort(scores)
+    return float(ordered[max(may_miss - 1, 0) : may_miss + 1].mean())
