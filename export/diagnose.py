@@ -67,19 +67,21 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
     validation = ValidationSet.load(folder / "validation.npz")
     if validation.logits is None:
         raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
-    images, logits, labels = validation.images[:PHOTOS], validation.logits[:PHOTOS], validation.labels[:PHOTOS]
+    images, labels, right = validation.images[:PHOTOS], validation.labels[:PHOTOS], validation.outputs[:PHOTOS]
+    classes = validation.logits.shape[1]
     # As it is, where the precision check would refuse it
     as_it_is = replace(candidate, precision="fp32") if candidate.backend == "ort-cpu" else candidate
     answers = _answers(as_it_is, folder, images)
-    if answers.shape != logits.shape:
-        raise SajiError(f"{candidate.file} gives logits {list(answers.shape)}, the checkpoint {list(logits.shape)}")
+    if answers.shape != right.shape:
+        raise SajiError(f"{candidate.file} gives outputs {list(answers.shape)}, the checkpoint {list(right.shape)}")
+    answers, logits = answers[:, :classes], right[:, :classes]
     shift, mistake, as_written = float("nan"), "", None
     if np.isfinite(answers).all():
         shift = compare(logits, answers, labels).shift
         mistake = explanation(onnx.load(folder / "model.onnx"), images, answers, logits)
     if candidate.precision == "int8":
         plain = replace(candidate, backend="ort-cpu", precision="fp32", variant="as written", servable=False)
-        as_written = compare(logits, _answers(plain, folder, images), labels).shift
+        as_written = compare(logits, _answers(plain, folder, images)[:, :classes], labels).shift
     difference = np.nan_to_num(answers) - logits
     worst = int(np.abs(difference - difference.mean(1, keepdims=True)).max(axis=1).argmax())
     bound = candidate.bounds.shift
@@ -104,9 +106,9 @@ def _compared(
 
 def _answers(candidate: Candidate, folder: Path, images: np.ndarray) -> np.ndarray:
     engine = candidate.open(folder)
-    logits = run_all(engine, images, 1)
+    outputs = run_all(engine, images, 1)
     engine.close()
-    return logits
+    return outputs
 
 
 def explanation(model: onnx.ModelProto, images: np.ndarray, answers: np.ndarray, logits: np.ndarray) -> str:

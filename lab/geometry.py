@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from export.geometry import FILES, Run, check_files, open_with_geometry, originals
+from runtime.backends.base import outputs_of
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate
 from runtime.errors import SajiError
 from runtime.evaluation import Figures, ValidationSet
 from runtime.receipt import Receipt
+from runtime.spec import side_by_side
 
 
 def open_in_openvino(path: Path) -> Run:
@@ -24,10 +26,11 @@ def open_in_openvino(path: Path) -> Run:
     import openvino
 
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = [output.get_any_name() for output in compiled.outputs]
 
     def run(photo: np.ndarray) -> list[np.ndarray]:
         answer = compiled(photo)
-        return [answer["logits"], answer["probabilities"]]
+        return [side_by_side(*(answer[place] for place in outputs_of(names))), answer["probabilities"]]
 
     return run
 

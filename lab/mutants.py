@@ -31,7 +31,7 @@ from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
 from runtime.spec import ModelSpec
 from runtime.terminal import say
-from training.network.classifier import Normalise, PhotoClassifier, load_checkpoint, reference_logits
+from training.network.classifier import Normalise, PhotoClassifier, load_checkpoint, reference_outputs
 
 Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -63,7 +63,9 @@ def opened(run: Path, folder: Path) -> Subject:
     """A training run, ready to be broken."""
     model, spec = load_checkpoint(run / "checkpoint.pt")
     validation = ValidationSet.load(run / "validation.npz")
-    validation = replace(validation, logits=reference_logits(model, validation.images))
+    outputs = reference_outputs(model, validation.images)
+    familiarity = outputs[:, -1] if spec.familiarity else None
+    validation = replace(validation, logits=spec.logits(outputs), familiarity=familiarity)
     return Subject(model, spec, validation, ValidationSet.load(run / "calibration.npz").images, folder)
 
 
@@ -208,7 +210,7 @@ def outcome(subject: Subject, name: str, candidate: Candidate) -> Row:
     engine = (
         candidate.open(subject.folder) if result.figures else replace(candidate, precision="fp32").open(subject.folder)
     )
-    reference = lambda photos: reference_logits(subject.model, photos)  # noqa: E731
+    reference = lambda photos: reference_outputs(subject.model, photos)  # noqa: E731
     run = lambda photos: run_all(engine, photos, 1)  # noqa: E731
     peers = {peer: check(reference, run, subject.spec.geometry.size) for peer, check in PEERS.items()}
     engine.close()
@@ -249,7 +251,7 @@ def unantialiased(subject: Subject, source: Path) -> Iterator[Row]:
     onnx.save_model(model, subject.folder / "aliased.onnx")
     runs = {name: embed.open_with_geometry(subject.folder / f"{name}.onnx") for name in ("embed", "aliased")}
     images, answers = embed.answer_originals(list(photos.values()), subject.spec.geometry, runs)
-    inner, labels = reference_logits(subject.model, images), subject.validation.labels[list(photos)]
+    inner, labels = reference_outputs(subject.model, images), subject.validation.labels[list(photos)]
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), np.uint8)
     for name, title in (("embed", "healthy"), ("aliased", "resized without antialias")):
         verdict = embed.check_geometry(inner, answers[name], labels, subject.spec)

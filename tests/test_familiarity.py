@@ -208,9 +208,9 @@ def test_what_is_released_lies_between_start_and_training_and_its_last_layer_is_
 
 
 def test_without_published_weights_there_is_nothing_to_average_with() -> None:
-    with pytest.raises(SajiError, match="needs weights to start from: --pretrained"):
+    with pytest.raises(SajiError, match="needs weights to start from; use --pretrained"):
         Recipe(start_share=0.5)
-    with pytest.raises(SajiError, match="start_share must be at least 0 and below 1"):
+    with pytest.raises(SajiError, match=r"start_share is 1\.0; it must be at least 0 and below 1"):
         Recipe(start_share=1.0, pretrained=True)
 
 

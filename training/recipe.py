@@ -107,8 +107,10 @@ class Recipe:
             raise SajiError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.teacher_share <= 1:
             raise SajiError("ema_decay must be at least 0 and below 1, teacher_share between 0 and 1")
-        if not 0 <= self.start_share < 1 or (self.start_share and not (self.pretrained or self.weights)):
-            raise SajiError("start_share must be at least 0 and below 1, and needs weights to start from: --pretrained")
+        if not 0 <= self.start_share < 1:
+            raise SajiError(f"start_share is {self.start_share}; it must be at least 0 and below 1")
+        if self.start_share and not (self.pretrained or self.weights):
+            raise SajiError("start_share needs weights to start from; use --pretrained, or --start-share 0")
         if self.weights and self.pretrained:
             raise SajiError(
                 "pretrained and weights are two starts; choose one with --no-pretrained or without --weights"

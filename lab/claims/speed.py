@@ -113,6 +113,13 @@ def _beside_trtexec(bench: Benchmarked) -> Iterator[Claim]:
             yield Claim(f"{row['candidate']} by our loop, against {tool}", 0.9, bench.engine(row), theirs)
 
 
+def _familiarity(bench: Benchmarked) -> Iterator[Claim]:
+    """What a model's second output costs, in the engines of ONNX files."""
+    place = bench.place(bench.accurate)
+    theirs = in_process(workloads.without_familiarity, *place)
+    yield Claim(f"{place[1]} with familiarity, against its file without", 0.95, bench.engine(bench.accurate), theirs)
+
+
 def _share_of_the_limit(bench: Benchmarked) -> Iterator[Claim]:
     text = f"{bench.where}, share of an INT8 matrix product's multiply-adds a second"
     ours, peak = bench.engine(bench.best), in_process(workloads.int8_peak)
@@ -218,6 +225,7 @@ CLAIMS: dict[str, Callable[[Benchmarked], Iterator[Claim]]] = {
     "onnxruntime": _beside_onnxruntime,
     "loadgen": _beside_loadgen,
     "trtexec": _beside_trtexec,
+    "familiarity": _familiarity,
     "limit": _share_of_the_limit,
     "best": _best_network,
     "large photo": partial(_photo, width=4000, height=3000, target=5.5),

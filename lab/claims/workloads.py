@@ -46,6 +46,24 @@ def engine(folder: str, candidate: str) -> dict[str, float]:
     return {"per_second": calls, "multiply_adds_per_second": calls * multiply_adds}
 
 
+def without_familiarity(folder: str, candidate: str) -> dict[str, float]:
+    """As `engine`, of the candidate's ONNX file without its second output and all that computes it."""
+    import onnx
+
+    from export.graph import beside_logits
+
+    chosen, images = _candidate(folder, candidate), _images(folder)[:1]
+    model = onnx.load(Path(folder) / chosen.file)
+    beside = beside_logits(model)
+    kept = [node for node in model.graph.node if node.name not in beside]
+    del model.graph.node[:], model.graph.output[1:]
+    model.graph.node.extend(kept)
+    with tempfile.TemporaryDirectory() as place:
+        onnx.save(model, Path(place) / chosen.file)
+        opened = chosen.open(Path(place))
+    return {"per_second": rate(lambda: opened.run(images))}
+
+
 def single_stream(folder: str, candidate: str) -> dict[str, float]:
     """The 90th percentile of one call after another over the validation photos, milliseconds: our own loop."""
     from runtime.benchmark.scenarios import settle, timed

@@ -38,6 +38,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "growth": study.growth,
     "suspects": study.suspects,
     "unseen": study.unseen,
+    "sources": study.sources,
     "load": load.table,
     "page": load.page,
     "cost": claims.export_cost,

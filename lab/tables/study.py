@@ -210,17 +210,22 @@ def sources(rows: list[Row]) -> str:
 
 def unseen(rows: list[Row]) -> str:
     """How well each rule notices a class that was left out: its AUROC for each class, the means at the end."""
-    classes, kept = [row["unseen"] for row in rows], f"{100 * rows[0]['right_kept']:g} %"
-    head = ["rule", *classes, "mean AUROC", f"unknown rejected where {kept} of right ones are kept"]
-    auroc, rejected = means(rows, "auroc"), means(rows, "unknown_rejected")
-    lines = [
-        [rule, *(f"{row['auroc'][rule]:.3f}" for row in rows), f"{auroc[rule]:.3f}", f"{rejected[rule]:.3f}"]
-        for rule in auroc
-    ]
-    row, recipe = rows[0], rows[0]["recipe"]
+    by_class = {
+        name: [row for row in rows if row["unseen"] == name] for name in dict.fromkeys(r["unseen"] for r in rows)
+    }
+    kept, absent = f"{100 * rows[0]['right_kept']:g} %", [row for row in rows if row.get("absent")]
+    head = ["rule", *by_class, "mean AUROC", f"unknown rejected where {kept} of right ones are kept"]
+    figures = [*(means(runs, "auroc") for runs in by_class.values())]
+    figures += [means(rows, "auroc"), means(rows, "unknown_rejected")]
+    if absent:
+        head.append(f"of {absent[0]['absent']} photos without food")
+        figures.append(means(absent, "absent_rejected"))
+    lines = [[rule, *(f"{figure[rule]:.3f}" for figure in figures)] for rule in figures[0]]
+    row, recipe, seeds = rows[0], rows[0]["recipe"], {row["recipe"]["seed"] for row in rows}
     conditions = (
         f"AUROC of validation photos of the other classes against all photos of the class that is left out; "
         f"{row['architecture']}, recipe {recipe['name']}, {recipe['epochs']} epochs at {recipe['image_size']} px, "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, "
         f"accuracy {min(r['accuracy'] for r in rows):.3f} to {max(r['accuracy'] for r in rows):.3f}; "
         f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
     )

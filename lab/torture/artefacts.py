@@ -47,10 +47,10 @@ def _served(file: str, out: Path, **how: Any) -> Any:
 
 
 def _checkpoint(out: Path) -> Any:
-    from training.network.classifier import load_checkpoint, reference_logits
+    from training.network.classifier import load_checkpoint, reference_outputs
 
     model, spec = load_checkpoint(out / RUN / "checkpoint.pt")
-    return [spec.record(), reference_logits(model, _photos(out / MODEL)["images"][:2]).tolist()]
+    return [spec.record(), reference_outputs(model, _photos(out / MODEL)["images"][:2]).tolist()]
 
 
 def _photos(folder: Path) -> Any:

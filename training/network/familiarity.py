@@ -16,19 +16,6 @@ PHOTOS, COMPONENTS = 512, 128  # training photos that are kept, and numbers of e
 DIRECTIONS = 128  # in which photos of one class differ most, and which count less
 SHRINKAGE = 0.15  # of the variances along them towards the mean variance, as Ledoit and Wolf (2004) shrink
 SMALL = 1e-6
-BUFFERS = (
-    "components",
-    "typical",
-    "photos",
-    "middle",
-    "directions",
-    "less",
-    "means",
-    "by_photo",
-    "by_mean",
-    "by_energy",
-    "at",
-)
 
 
 class Familiarity(nn.Module):
@@ -70,6 +57,9 @@ class Familiarity(nn.Module):
     def lessened(self, roots: torch.Tensor) -> torch.Tensor:
         """Roots `[N, D]` seen from the middle, shorter along the directions in which photos of one class differ."""
         return less_along(roots - self.middle, self.directions, self.less)
+
+
+BUFFERS = tuple(Familiarity.__annotations__)
 
 
 def less_along(rows: torch.Tensor, directions: torch.Tensor, less: torch.Tensor) -> torch.Tensor:

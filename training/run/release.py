@@ -21,7 +21,7 @@ from training.network.familiarity import fitted
 from training.photos.split import Data
 from training.progress import in_threads
 
-MOST = 3000  # training photos that the last layer and familiarity are fitted to, equally many of each class
+MOST = 2000  # training photos that the last layer and familiarity are fitted to, equally many of each class
 BATCH = 32
 LENGTH = 10.0  # to which features are brought on average, so that STRENGTH means the same for every network
 STRENGTH = 0.1  # of the photos against the regularisation, scikit-learn's C
@@ -37,10 +37,12 @@ def release(
     photos = _some(data)
     if start is not None:
         _average(model.network, start, share)
-        _refit(model, _seen(model, data, photos, geometry)[0], data.labels[photos])
     features, logits = _seen(model, data, photos, geometry)
-    if np.isfinite(features).all() and np.isfinite(logits).all():  # or export names the layer that gives no numbers
-        model.familiarity = fitted(features, logits, data.labels[photos])
+    if not np.isfinite(features).all() or not np.isfinite(logits).all():
+        return  # export names the layer that gives no numbers
+    if start is not None:
+        logits = _refit(model, features, data.labels[photos])
+    model.familiarity = fitted(features, logits, data.labels[photos])
 
 
 def _some(data: Data) -> np.ndarray:
@@ -77,8 +79,8 @@ def _seen(model: PhotoClassifier, data: Data, photos: np.ndarray, geometry: Geom
     return np.concatenate(features), np.concatenate(logits)
 
 
-def _refit(model: PhotoClassifier, features: np.ndarray, labels: np.ndarray) -> None:
-    """Fit the last layer to features `[N, D]` and labels `[N]` by logistic regression."""
+def _refit(model: PhotoClassifier, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Fit the last layer to features `[N, D]` and labels `[N]` by logistic regression; the logits `[N, C]` now."""
     head = architectures.head(model.network)
     scale = LENGTH / max(float(np.linalg.norm(features, axis=1).mean()), 1e-9)
     found = LogisticRegression(C=STRENGTH, max_iter=3000).fit(scale * features, labels)
@@ -91,6 +93,7 @@ def _refit(model: PhotoClassifier, features: np.ndarray, labels: np.ndarray) -> 
         head.bias.fill_(bias.min() - LENGTH)  # of classes without a photo
         head.weight[found.classes_] = torch.from_numpy(weight).to(head.weight)
         head.bias[found.classes_] = torch.from_numpy(bias).to(head.bias)
+        return head(torch.from_numpy(features)).numpy()
 
 
 def require_linear(model: PhotoClassifier, share: float) -> None:
