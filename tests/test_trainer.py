@@ -266,7 +266,7 @@ def test_a_teacher_sees_the_same_pixels_at_its_own_size_and_is_not_trained(run: 
     teacher = Teacher(run / "checkpoint.pt")
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
-        expected = teacher.model(images)
+        expected, _ = teacher.model(images)
     assert torch.equal(teacher(fitting.planes(images)), expected)
     assert teacher(torch.zeros(2, 3, 48, 48)).shape == (2, 5)
     pupil = Fitting("resnet18", 5, replace(TINY, teacher=str(run / "checkpoint.pt")))

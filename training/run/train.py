@@ -264,7 +264,7 @@ def resolve_device(device: str, precision: str) -> tuple[str, str]:
     """Lightning's accelerator and precision for `--device` and the recipe's precision.
 
     bf16 only where it is quicker: compute capability 8.0 on a GPU (a T4 emulates it, slower than FP32); on a CPU AMX or
-    AMD's AVX-512 BF16, by Intel's alone two networks trained at 0.67 and 0.77 of FP32's rate. Raises SajiError when
+    AMD's AVX-512 BF16, while an Intel processor that has that alone trains slower by it. Raises SajiError when
     CUDA is asked for and cannot be used; "auto" then takes the CPU, and says why where there is a GPU.
     """
     reason = None if device == "cpu" else why_no_gpu()
