@@ -143,8 +143,11 @@ def compare(
 
 
 def moved(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float]:
-    """By how much numbers `[N]` differ from others, over the standard deviation of those: RMS, and the largest."""
-    spread = float(np.std(reference)) or 1.0
+    """By how much familiarities `[N]` differ from others: RMS, and the largest.
+
+    Over the standard deviation of those, or over 1, that of training photos, where they hardly vary.
+    """
+    spread = max(float(np.std(reference)), 1.0)
     apart = np.abs(np.asarray(candidate, np.float64) - reference) / spread
     return float(f"{np.sqrt((apart**2).mean()):.3g}"), float(f"{apart.max():.3g}")
 

@@ -69,6 +69,17 @@ def test_whatever_a_network_sees_familiarity_is_a_number(strange: Callable[[np.n
     assert told.dtype == torch.float32 and told.shape == (n,) and torch.isfinite(told).all()
 
 
+def test_a_network_that_hardly_tells_photos_apart_does_not_pass_rounding_off_as_familiarity() -> None:
+    features, logits, labels = seen(3, 20)
+    alike = features[:1] + 1e-5 * features
+    familiarity = fitted(alike, logits[:1] + 1e-5 * logits, labels)
+    rounded = torch.from_numpy(
+        alike * (1 + 1e-7 * np.random.default_rng(0).choice([-1, 1], alike.shape)).astype(np.float32)
+    )
+    told = [familiarity(given, torch.from_numpy(logits)) for given in (torch.from_numpy(alike), rounded)]
+    assert moved(*(each.numpy() for each in told))[1] < LEAST_FAMILIAR
+
+
 def test_every_file_and_engine_gives_the_checkpoints_familiarity(run: Path, model: Path) -> None:
     """Also where the network itself computes in FP16 or INT8: what familiarity is made of stays FP32."""
     validation, receipt = ValidationSet.load(model / "validation.npz"), Receipt.read(model)

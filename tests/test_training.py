@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,6 +144,24 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu", "fp32") == ("cpu", "32-true")
     with pytest.raises(SajiError, match="GPU only"):
         resolve_device("cpu", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "avx512", "amx", "precision"),
+    [
+        ("AMD EPYC 9654", True, False, "bf16-mixed"),
+        ("Intel(R) Xeon(R) Processor", True, False, "32-true"),  # slower by it than in FP32
+        ("Intel(R) Xeon(R) Platinum 8488C", True, True, "bf16-mixed"),
+        ("AMD Ryzen 5 3600", False, False, "32-true"),
+    ],
+)
+def test_a_processor_trains_in_bf16_where_that_is_quicker(
+    cpu: str, avx512: bool, amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("training.run.train.machine", lambda: SimpleNamespace(cpu=cpu))
+    assert resolve_device("cpu", "auto") == ("cpu", precision)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_likely_cause() -> None:

@@ -16,6 +16,8 @@ PHOTOS, COMPONENTS = 512, 128  # training photos that are kept, and numbers of e
 DIRECTIONS = 128  # in which photos of one class differ most, and which count less
 SHRINKAGE = 0.15  # of the variances along them towards the mean variance, as Ledoit and Wolf (2004) shrink
 SMALL = 1e-6
+# A network that hardly tells photos apart would have its rounding for a familiarity; of trained ones all are larger
+LEAST_DEVIATION = 0.01
 
 
 class Familiarity(nn.Module):
@@ -105,7 +107,7 @@ def fitted(features: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Fami
     lessened = unit(less_along(roots - middle, directions, less))
     of_classes = unit(torch.stack([lessened[own == k].mean(0) for k in range(len(means))]))
     parts = torch.stack([alike.amax(1), (lessened @ of_classes.T).amax(1), torch.from_numpy(logits).logsumexp(1)])
-    by = 1 / (parts.std(1) + SMALL)
+    by = 1 / parts.std(1).clamp(min=LEAST_DEVIATION)
     return Familiarity(
         components=components,
         typical=seen[:PHOTOS].mean(0),
