@@ -34,7 +34,7 @@ class Benchmarked:
     """Artefacts with the single-stream rows of batch 1 of their last benchmark that passed, and a folder for photos.
 
     `rows` are those of NETWORK, `best` the fastest of them and `torch` the fastest in PyTorch on the same device;
-    `accurate` is the fastest of any network within a point of the best accuracy.
+    `accurate` is the fastest of any network within a point of the best accuracy, `fastest` that of each network.
     """
 
     out: Path
@@ -43,6 +43,7 @@ class Benchmarked:
     best: Row
     torch: Row
     accurate: Row
+    fastest: list[Row]
 
     @classmethod
     def read(cls, out: Path, scratch: Path) -> "Benchmarked":
@@ -59,7 +60,9 @@ class Benchmarked:
         best = _fastest(of_network)
         torch = _fastest(row for row in of_network if row["backend"] == pytorch_beside(best))
         accurate = _fastest(row for row in last.values() if row["accuracy"] >= least - 1e-9)
-        return cls(out, scratch, of_network, best, torch, accurate)
+        names = sorted({row["architecture"] for row in last.values()})
+        fastest = [_fastest(row for row in last.values() if row["architecture"] == name) for name in names]
+        return cls(out, scratch, of_network, best, torch, accurate, fastest)
 
     @property
     def folder(self) -> str:
@@ -115,9 +118,10 @@ def _beside_trtexec(bench: Benchmarked) -> Iterator[Claim]:
 
 def _familiarity(bench: Benchmarked) -> Iterator[Claim]:
     """What a model's second output costs, in the engines of ONNX files."""
-    place = bench.place(bench.accurate)
-    theirs = in_process(workloads.without_familiarity, *place)
-    yield Claim(f"{place[1]} with familiarity, against its file without", 0.95, bench.engine(bench.accurate), theirs)
+    for row in bench.fastest:
+        theirs = in_process(workloads.without_familiarity, *bench.place(row))
+        text = f"{row['candidate']} at {row['image_size']} px with familiarity, against its file without"
+        yield Claim(text, 0.95, bench.engine(row), theirs)
 
 
 def _share_of_the_limit(bench: Benchmarked) -> Iterator[Claim]:
