@@ -295,10 +295,15 @@ def _require_answer(engine: Backend, path: Path, spec: ModelSpec) -> None:
     """Raise BadModel where the first photo would: engines open files that they cannot compute."""
     size = spec.geometry.size
     try:
-        engine.run(np.zeros((1, size, size, 3), np.uint8))
+        outputs = engine.run(np.zeros((1, size, size, 3), np.uint8))
     except Exception as error:  # the engines' errors are of no common family
         why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
         raise BadModel(f"{path} opens, but does not compute ({why}); export it again") from None
+    if outputs.shape != (1, expected := len(spec.classes) + spec.familiarity):
+        told = f"{len(spec.classes)} classes{' and familiarity' if spec.familiarity else ''}"
+        raise BadModel(
+            f"{path} answers with {list(outputs.shape)}, its spec with [1, {expected}] ({told}); export it again"
+        )
 
 
 def spec_of(path: Path) -> ModelSpec:

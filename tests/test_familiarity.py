@@ -178,6 +178,19 @@ def test_a_checkpoint_that_lost_a_part_of_it_is_refused(run: Path, tmp_path: Pat
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 
+@pytest.mark.parametrize("change", ["no familiarity", "a class more"])
+def test_a_bare_file_that_does_not_answer_as_its_spec_says_is_refused(change: str, model: Path, tmp_path: Path) -> None:
+    file, spec = onnx.load(model / "model.onnx"), Receipt.read(model).spec
+    if change == "no familiarity":
+        del file.graph.output[1:]
+    else:
+        spec = replace(spec, classes=(*spec.classes, "durian"), validation={})
+    onnx.helper.set_model_props(file, {"spec": spec.to_json()})
+    onnx.save(file, tmp_path / "model.onnx")
+    with pytest.raises(BadModel, match=r"answers with \[1, \d\], its spec with \[1, \d\]"):
+        runtime.load(tmp_path / "model.onnx")
+
+
 def test_the_service_and_the_library_answer_by_it(model: Path, sample: Path) -> None:
     receipt = Receipt.read(model)
     with runtime.load(model) as classifier:

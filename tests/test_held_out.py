@@ -11,9 +11,9 @@ from PIL import Image
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import calibration_error, effective_number, holm, paired_bootstrap, paired_p, reliability
-from runtime.spec import ModelSpec
+from runtime.spec import FAMILIARITY, ModelSpec, Rejection
 from training.__main__ import train as train_command
-from training.network.classifier import load_checkpoint
+from training.network.classifier import load_checkpoint, replace_spec, save_checkpoint
 from training.photos.dataset import load_data
 from training.photos.split import folds, set_aside
 from training.recipe import Recipe, load_recipe, names
@@ -67,6 +67,27 @@ def test_folds_answer_every_photo_once_and_settle_what_ships(
     assert files == {path: path.stat().st_mtime_ns for path in files}  # nothing is trained twice
     report = (tmp_path / "runs" / "r" / "report.md").read_text(encoding="utf-8")
     assert "24 of 2 folds" in report and "reliability.png" in report
+
+
+@pytest.mark.parametrize("old", ["0-of-2", "1-of-2", ""])  # a fold, or the network that is released
+def test_folds_of_an_earlier_saji_settle_what_ships_by_probability(old: str, photos: Path, tmp_path: Path) -> None:
+    common = [*TINY, "--data", str(photos), "--run", "r", "--out", str(tmp_path), "--folds", "2"]
+    train_command(common)
+    network = tmp_path / "runs" / "r" / "resnet18"
+    assert spec_of(tmp_path, "r").rejection.rule == FAMILIARITY
+    file = (network / "folds" / old if old else network) / "checkpoint.pt"
+    model, spec = load_checkpoint(file)
+    model.familiarity = None
+    earlier = replace(spec, familiarity=False, schema_version=1, rejection=Rejection("max_probability", 0.3))
+    save_checkpoint(file, model, earlier)
+    released = spec_of(tmp_path, "r")
+    before = {name: figure for name, figure in released.validation.items() if name != "held_out"}
+    replace_spec(network / "checkpoint.pt", replace(released, validation=before))
+    (network / "held_out.npz").unlink()
+    train_command(common)
+    spec = spec_of(tmp_path, "r")
+    assert spec.rejection.rule == "max_probability" and spec.familiarity == bool(old)
+    assert spec.validation["held_out"]["right_kept"] >= 0.9
 
 
 def test_a_test_share_trains_nothing_and_is_what_is_led_with(photos: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ def settled(
 ) -> ModelSpec:
     """The spec with its temperature and rejection rule, and how they were found, from photos that trained nothing.
 
-    `outputs` float `[N, …]` of the model, `labels` and `scenes` int `[N]`; without scenes each photo is its own.
+    `outputs` float `[N, …]` of the model, `labels` and `scenes` int `[N]`; without scenes each photo is its own. Where
+    they lack the familiarity that the model has, as those of an earlier saji's folds do, probability decides.
     `validation["calibration"]` has the expected calibration error before and after; after is cross-fitted, no photo is
     scored at a temperature that its scene helped to fit. Without `fit` the temperature is 1. Without a single right
     answer there is nothing to set a threshold by, and no rejection rule.
@@ -40,7 +41,7 @@ def settled(
     right = outputs[logits.argmax(1) == labels]
     if not len(right):
         return spec
-    rule = FAMILIARITY if spec.familiarity else WITHOUT
+    rule = FAMILIARITY if spec.familiarity and outputs.shape[1] > len(spec.classes) else WITHOUT
     scores = replace(spec, temperature=temperature, rejection=Rejection(rule, 0.0)).score(right)
     return replace(spec, rejection=Rejection(rule, threshold_keeping(scores)))
 

@@ -101,9 +101,10 @@ def of_folds(
 ) -> HeldOut:
     """What is said of every photo by a network that did not see its scene; `train` fills the folder of each fold.
 
-    Finished folds are not repeated.
+    Finished folds are not repeated. Where one is of an earlier saji, without familiarity, nothing is known of that.
     """
-    outputs = np.empty((0, 0))
+    logits = np.full((len(data.photos), len(data.classes)), np.nan, np.float32)
+    familiarity = np.full(len(data.photos), np.nan, np.float32)
     for number, part in enumerate(folds(data, k, recipe.seed)):
         # An epoch that validation photos choose needs some of its own
         own = set_aside(part, recipe.validation_share, recipe.seed) if recipe.epoch_is_chosen else part
@@ -112,11 +113,11 @@ def of_folds(
             train(own, place)
         model, spec = load_checkpoint(place / "checkpoint.pt")
         answers = _answers(model, [data.photos[i] for i in part.val], spec.geometry)
-        if not len(outputs):
-            outputs = np.full((len(data.photos), answers.shape[1]), np.nan, np.float32)
-        outputs[part.val] = answers
-    asked = np.isfinite(outputs).all(axis=1)  # what weights had seen before is in no fold
-    return HeldOut.of(f"{k} folds", spec, outputs[asked], data.labels[asked], data.scenes[asked])
+        logits[part.val] = spec.logits(answers)
+        familiarity[part.val] = answers[:, -1] if spec.familiarity else np.nan
+    asked = np.isfinite(logits).all(axis=1)  # what weights had seen before is in no fold
+    known = familiarity[asked] if np.isfinite(familiarity[asked]).all() else None
+    return HeldOut(f"{k} folds", logits[asked], data.labels[asked], data.scenes[asked], familiarity=known)
 
 
 def _answers(model: PhotoClassifier, photos: Sequence[Photo], geometry: Geometry) -> np.ndarray:
