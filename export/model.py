@@ -114,8 +114,8 @@ class Checkpoint(Source):
                 f"{self.run}/validation.npz is not of checkpoint.pt ({size} px, {classes} classes); train again"
             )
         outputs = self.reference(validation.images)
-        familiarity = outputs[:, -1] if self.spec.familiarity else None
-        return dataclasses.replace(validation, logits=self.spec.logits(outputs), familiarity=familiarity)
+        logits, familiarity = self.spec.logits(outputs), self.spec.familiarity_of(outputs)
+        return dataclasses.replace(validation, logits=logits, familiarity=familiarity)
 
     def reference(self, images: np.ndarray) -> np.ndarray:
         """The checkpoint in PyTorch, FP32 on the CPU."""

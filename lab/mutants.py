@@ -64,8 +64,7 @@ def opened(run: Path, folder: Path) -> Subject:
     model, spec = load_checkpoint(run / "checkpoint.pt")
     validation = ValidationSet.load(run / "validation.npz")
     outputs = reference_outputs(model, validation.images)
-    familiarity = outputs[:, -1] if spec.familiarity else None
-    validation = replace(validation, logits=spec.logits(outputs), familiarity=familiarity)
+    validation = replace(validation, logits=spec.logits(outputs), familiarity=spec.familiarity_of(outputs))
     return Subject(model, spec, validation, ValidationSet.load(run / "calibration.npz").images, folder)
 
 

@@ -191,6 +191,10 @@ class ModelSpec:
         """The logits `[N, C]` among a model's outputs."""
         return outputs[:, : len(self.classes)]
 
+    def familiarity_of(self, outputs: np.ndarray) -> np.ndarray | None:
+        """The familiarity `[N]` among a model's outputs; None where it has none."""
+        return outputs[:, len(self.classes)] if self.familiarity else None
+
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Softmax of the logits among float outputs at the spec's temperature; float64 `[N, C]`, rows sum to 1."""
         return softmax(np.asarray(self.logits(outputs), np.float64) / self.temperature)

@@ -136,7 +136,7 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     assert up_to_date(model, source, Settings(recover=False)) and not up_to_date(model, source, Settings())
     source.inputs = {**source.inputs, "calibration.npz": "other photos"}
     assert not up_to_date(model, source, Settings(recover=False))
-    monkeypatch.setattr(Checkpoint, "reference", lambda _, images: np.zeros((len(images), 5), np.float32))
+    monkeypatch.setattr(Checkpoint, "reference", lambda _, images: np.zeros((len(images), 5 + 1), np.float32))
     with pytest.raises(GateFailed, match="nothing was replaced"):
         write_model(Checkpoint(run), model, Settings(precisions=("fp32",)), lambda line: None)
     assert (model / "model.json").read_bytes() == before

@@ -51,8 +51,7 @@ class HeldOut:
     @classmethod
     def of(cls, how: str, spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray, scenes: np.ndarray) -> "HeldOut":
         """Of a model's outputs side by side."""
-        familiarity = outputs[:, -1] if spec.familiarity else None
-        return cls(how, spec.logits(outputs), labels, scenes, familiarity=familiarity)
+        return cls(how, spec.logits(outputs), labels, scenes, familiarity=spec.familiarity_of(outputs))
 
     @property
     def outputs(self) -> np.ndarray:
