@@ -3,6 +3,7 @@
 - `transfer`: EfficientNet-Lite0 from ImageNet weights.
 - `held_out`: EfficientNet-Lite0 and, from scratch, plain, residual and squeeze-and-excitation networks, by folds: every
   photo is answered by a network that never saw its scene, and chose nothing of it.
+- `limits`: ResNet-34 from scratch on the first of those folds, one thing changed at a time.
 - `seeds`: the four seed recipes and their networks on a split without leaks, beside what they reported on one with.
 - `distil`: ResNet-34 from scratch, taught by the network of `transfer`.
 - `long`: ResNet-34 from scratch, with patience.
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,16 +32,24 @@ from runtime.spec import ModelSpec
 from runtime.terminal import say
 from training.network.classifier import finished, load_checkpoint, reference_logits
 from training.photos.dataset import Data, load_data
-from training.photos.split import folds
+from training.photos.split import folds, set_aside
 from training.recipe import Recipe, load_recipe
 from training.run.held_out import HeldOut, of_folds, settle
 from training.run.records import Share
 from training.run.train import Place, train
 
 FOLDS = 3
+# One thing changed of `scratch` at a time, as far as it can be: half the photos have as many steps, and small batches a
+# rate that falls with the root of their size
+LIMITS: dict[str, dict[str, Any]] = {
+    "scratch": {},
+    "half_the_photos": {"epochs": 80},
+    "small_batches": {"batch_size": 8, "learning_rate": 3e-4},
+    "smaller_photos": {"image_size": 96},
+}
 NETWORKS = ("plain34", "resnet34", "se_resnet34")
 TEACHER = "efficientnet_lite0"
-WAVES = (("transfer", "held_out", "seeds"), ("distil", "long"))  # the second needs the first
+WAVES = (("transfer", "held_out", "limits", "seeds"), ("distil", "long"))  # the second needs the first
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,8 @@ def jobs(part: str, out: Path) -> list[Job]:
     if part == "held_out":
         scratch = load_recipe("scratch")
         return [Job(part, TEACHER, load_recipe("transfer")), *(Job(part, network, scratch) for network in NETWORKS)]
+    if part == "limits":
+        return [Job(part, "resnet34", replace(load_recipe("scratch"), name=name, **LIMITS[name])) for name in LIMITS]
     if part == "seeds":  # at 128 px: their 224 and 300 would take five times as long
         recipes = {name: replace(load_recipe(name), image_size=128) for name in SEEDS}
         return [Job(part, network, recipes[name]) for name, reported in SEEDS.items() for network in reported]
@@ -81,6 +93,8 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
     def fit(part: Data, into: Path) -> None:
         train(job.architecture, part, job.recipe, into, out / "cache", Place("cpu"))
 
+    if job.part == "limits":
+        data = first_fold(data, job.recipe)
     if job.part == "held_out":
         row = held_out_row(job, data, of_folds(job.architecture, data, job.recipe, FOLDS, folder, fit), folder)
     else:
@@ -88,6 +102,14 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
             fit(data, folder)
         row = row_of(job, data, folder)
     return row | {"threads": threads, "runs_at_once": at_once}
+
+
+def first_fold(data: Data, recipe: Recipe) -> Data:
+    """The data split as the first fold of `held_out` has it, with half the photos to train on where that is asked."""
+    part = folds(data, FOLDS, recipe.seed)[0]
+    if recipe.name == "half_the_photos":
+        part = replace(part, train=set_aside(part, 0.5, recipe.seed).train)
+    return part
 
 
 def held_out_row(job: Job, data: Data, answers: HeldOut, folder: Path) -> Row:
@@ -122,7 +144,7 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
     validation = ValidationSet.load(folder / "validation.npz")
     logits = reference_logits(model, validation.images)
     right = int((logits.argmax(1) == validation.labels).sum())
-    seconds = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)["seconds"]
+    history = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
     return {
         "experiment": "study",
         "part": job.part,
@@ -132,13 +154,14 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
         "data_fingerprint": data.fingerprint,
         "trained_on": len(data.train),
         "photos": len(validation.labels),
+        "accuracy_on_training_photos": round(float(history["train_accuracy"][-1]), 4),
         "accuracy": round(accuracy(logits, validation.labels), 4),
         "accuracy_interval": [round(edge, 4) for edge in wilson_interval(right, len(validation.labels))],
         "calibration_error": round(calibration_error(logits, validation.labels), 4),
         "best_epoch": spec.validation["best_epoch"],
         "last_epoch": spec.validation["last_epoch"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(float(seconds.sum()), 1),
+        "seconds": round(float(history["seconds"].sum()), 1),
         "labels": _digits(validation.labels),
         "predictions": _digits(logits.argmax(1)),
     }

@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "seeds": study.seeds,
     "folds": study.folds,
     "held_out": study.held_out,
+    "limits": study.limits,
     "headline": study.headline,
     "coverage": study.coverage,
     "finest": study.finest,

@@ -79,6 +79,32 @@ def held_out(rows: list[Row]) -> str:
     return f"{by_columns(rows, columns)}\n\n{conditions}"
 
 
+def limits(rows: list[Row]) -> str:
+    """ResNet-34 from nothing with one thing changed at a time, compared with the first row on the same photos."""
+    rows = [row for row in rows if row["part"] == "limits"]
+    labels = _joined(rows[:1], "labels")
+    right = {row["run"]: (_joined([row], "predictions") == labels).astype(int) for row in rows}
+
+    def gained(row: Row) -> str:
+        if row is rows[0]:
+            return ""
+        difference = right[row["run"]] - right[rows[0]["run"]]
+        return "{:+.3f} ({:+.3f} to {:+.3f})".format(difference.mean(), *paired_bootstrap(difference))
+
+    columns: Columns = {
+        "changed": lambda row: row["recipe"]["name"].replace("_", " "),
+        "size": "{recipe[image_size]} px",
+        "photos": "{trained_on}",
+        "epochs": "{recipe[epochs]}",
+        "steps": lambda row: str(row["recipe"]["epochs"] * -(-row["trained_on"] // row["recipe"]["batch_size"])),
+        "minutes": lambda row: f"{row['seconds'] / 60:.0f}",
+        "accuracy on photos that it learned": "{accuracy_on_training_photos:.3f}",
+        f"on others, {ACCURACY[9:]}": lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
+        "against the first": gained,
+    }
+    return f"{by_columns(rows, columns)}\n\n{rows[0]['photos']} others; {machine(rows[0])}; commit {rows[0]['commit']}."
+
+
 def headline(rows: list[Row]) -> str:
     """The accuracy that the first page leads with, and what it is of."""
     row = next(row for row in rows if row["run"] == "held_out/transfer/efficientnet_lite0")
