@@ -4,7 +4,8 @@ import json
 import shutil
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import house
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from house import GATES, apply_gate
 
-from runtime.gate import read_gates, widened
+from runtime.errors import SajiError
+from runtime.gate import Gate, growth, read_gates, widened
 
 PHOTOS = 142
+BOUNDS = [field.name for field in fields(Gate)][:4]
 
 
 def logits(classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,6 +27,49 @@ def logits(classes: int) -> tuple[np.ndarray, np.ndarray]:
     answers = random.normal(size=(PHOTOS, classes))
     answers[np.arange(PHOTOS), labels] += 10
     return answers, labels
+
+
+def test_the_coarser_the_arithmetic_the_wider_its_bounds_and_none_is_as_large_as_what_it_bounds() -> None:
+    bounds = {name: [getattr(GATES[name], bound) for bound in BOUNDS] for name in GATES}
+    for finer, coarser in pairwise(("fp32", "fp16", "bf16", "int8")):
+        assert all(a <= b for a, b in zip(bounds[finer], bounds[coarser], strict=True))
+        assert all(a <= b for a, b in zip(bounds[coarser], bounds[f"{coarser}-gpu"], strict=True))
+    assert all(0 < value < 1 for values in bounds.values() for value in values)
+
+
+@pytest.mark.parametrize("bound", BOUNDS[:3])
+def test_a_bound_is_where_it_is_said_to_be(bound: str) -> None:
+    reference, labels = logits(5)
+    candidate = reference + np.random.default_rng(1).normal(0, 0.05, reference.shape)
+    candidate[7, [*labels[7:8], labels[7] - 1]] = reference[7, [labels[7] - 1, *labels[7:8]]]  # changes its class
+    figures = house.compare(reference, candidate, labels)
+    figure = figures.flipped[0].margin if bound == "flip_margin" else getattr(figures, bound)
+    figure /= growth(PHOTOS) if bound == "worst_shift" else 1
+    wide = Gate(9, 9, 9, 1)
+    verdicts = [
+        apply_gate(reference, candidate, labels, replace(wide, **{bound: share * figure})).verdict
+        for share in (0.999, 1.001)
+    ]
+    assert verdicts == ["fail", "pass"]
+
+
+def test_thirty_photos_are_enough_for_a_verdict_and_one_less_is_not() -> None:
+    reference, labels = logits(5)
+    enough = [apply_gate(reference[:n], reference[:n], labels[:n], GATES["fp32"]).verdict for n in (29, 30)]
+    assert enough == ["inconclusive", "pass"]
+
+
+def test_the_worst_of_the_square_of_a_hundred_photos_may_be_twice_as_bad() -> None:
+    assert [growth(n) for n in (0, 1, 100, 10_000)] == pytest.approx([1, 1, 1, 2])
+
+
+def test_a_bound_of_a_file_may_be_a_billion_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("int8.shift = 999_999_999.0\n")
+    assert read_gates(tmp_path / "own.toml")["int8"].shift == 999_999_999
+    for text in ("1e9", "-1e9"):
+        (tmp_path / "own.toml").write_text(f"int8.shift = {text}\n")
+        with pytest.raises(SajiError, match="each a number"):
+            read_gates(tmp_path / "own.toml")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
