@@ -53,7 +53,7 @@ setup: .venv/installed ## create .venv, install saji and all that runs on this m
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 2; }
 	@printf '\n== Setup: saji with %s into .venv\n' '$(CHOSEN)' >&2
 	@$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv
-	@$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }
+	@$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,heic,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }
 	@echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=

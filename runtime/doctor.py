@@ -45,7 +45,7 @@ PHOTOS = {
     "webp": ("cannot read WEBP photos", "pip install --force-reinstall pillow"),
     "avif": ("cannot read AVIF photos", "pip install --upgrade 'pillow>=11.3'"),
     "littlecms2": ("cannot convert colour profiles to sRGB", "pip install --force-reinstall pillow"),
-    "heif": ("cannot read the HEIC photos of iPhones", "pip install pillow-heif"),
+    "heif": ("cannot read the HEIC photos of iPhones", "pip install 'pillow-heif>=1.8'"),
 }
 
 

@@ -152,7 +152,8 @@ def decode(
 
 def _damaged(name: str, error: Exception) -> Exception:
     """BadPhoto, or MemoryError where the decoder says that it had too little."""
-    if "memory" in str(error).lower():
+    said = str(error).lower()
+    if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
         return MemoryError(str(error))
     return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
@@ -210,7 +211,7 @@ def _why_unidentified(file: BinaryIO, formats: Sequence[str]) -> str:
     if brand == "AVIF" and not features.check("avif"):
         return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"
     if brand == "HEIC" and not importlib.util.find_spec("pillow_heif"):
-        return "is a HEIC photo, as iPhones take them; to read those type: pip install pillow-heif"
+        return "is a HEIC photo, as iPhones take them; to read those type: pip install 'pillow-heif>=1.8'"
     file.seek(0)
     if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*"):
         return "is a TIFF of a kind that Pillow cannot read; save it as a PNG, or with 8 bits a colour"

@@ -4,6 +4,8 @@ import base64
 import io
 import struct
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import house
@@ -18,6 +20,7 @@ from runtime.preprocess import decode
 
 # What is between two decoders: one step of rounding; two blends round it twice
 TOLERANCE = 2
+HEIC = Path(__file__).parent / "heic"
 SHOW = """async files => Promise.all(files.map(async file => {
   const image = new Image()
   image.src = `data:image/jpeg;base64,${file}`
@@ -117,13 +120,43 @@ def hidden() -> dict[str, tuple[bytes, np.ndarray]]:
                     for kind in ("JPEG2000", "TGA") for mode in ("RGB", "RGBA")}  # fmt: skip
 
 
-@pytest.mark.parametrize("kinds", [tiffs, hidden])
+def heics() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Written by pillow-heif 1.8.1 and its libheif; ffmpeg reads the same pixels untiled.
+
+    Only what HEIC says itself turns a photo, whatever its EXIF says (ISO/IEC 23008-12, annex A).
+    """
+    truth = dict.fromkeys(("colours", "sequence", "ten_bits", "turned_by_exif_alone"), scene())
+    truth |= {"transparent": on_white(scene()), "grey": np.asarray(picture("L"))[..., None]}
+    truth |= {"tiles": scene().repeat(4, 0).repeat(4, 1)}  # as iPhones write them, of 64 pixels
+    truth |= {f"turned_{o}": turned for o, turned in upright(scene()).items() if o > 1}
+    return {kind: ((HEIC / f"{kind}.heic").read_bytes(), pixels) for kind, pixels in truth.items()}
+
+
+needs_heif = pytest.mark.skipif(find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
+
+
+@pytest.mark.parametrize("kinds", [tiffs, hidden, pytest.param(heics, marks=needs_heif)])
 def test_photos_that_no_browser_shows_have_the_pixels_that_they_were_made_of(kinds: Callable) -> None:
     for kind, (file, truth) in kinds().items():
         ours = np.asarray(decode(file), float)
         assert ours.shape[:2] == truth.shape[:2], kind
         difference = np.abs(ours - truth)
         assert difference.max() <= 8 and difference.mean() <= 1.5, kind  # of JPEG and AVIF; the others are exact
+
+
+@needs_heif
+def test_a_heic_photo_of_high_dynamic_range_is_refused() -> None:
+    with pytest.raises(BadPhoto, match=r"high dynamic range \(HLG\)"):
+        decode(HEIC / "hlg.heic")
+
+
+@needs_heif
+def test_a_heic_photo_that_claims_an_impossible_size_is_a_bad_photo() -> None:
+    file = (HEIC / "colours.heic").read_bytes()
+    place = file.index(b"ispe") + 8  # width and height
+    for size in (0, 48 * 1000, 2**31):
+        with pytest.raises(BadPhoto):
+            decode(file[:place] + size.to_bytes(4, "big") + file[place + 4 :])
 
 
 # A browser leaves these lying; whoever wrote them meant the photo to be turned, and other viewers turn it

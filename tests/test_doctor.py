@@ -72,7 +72,7 @@ SICK = [
     ({"cpu_features": ("avx2",)}, "no INT8 arithmetic", "make bench"),
     ({"pillow": {"webp": False}}, "WEBP", "pip install --force-reinstall pillow"),
     ({"pillow": {"avif": False}}, "AVIF", r"pip install --upgrade 'pillow>=11\.3'"),
-    ({"pillow": {"heif": False}}, "HEIC", "pip install pillow-heif"),
+    ({"pillow": {"heif": False}}, "HEIC", "pip install 'pillow-heif>=1.8'"),
     ({"pillow": {"littlecms2": False}}, "colour profiles", "pip install"),
 ]  # fmt: skip
 

@@ -250,7 +250,7 @@ def test_heic_and_avif_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "photo.jpg").write_bytes(HEIC)  # as some programs name it
     for source in (HEIC, tmp_path / "photo.jpg"):
-        with pytest.raises(BadPhoto, match=r"is a HEIC photo, .* type: pip install pillow-heif"):
+        with pytest.raises(BadPhoto, match=r"is a HEIC photo, .* type: pip install 'pillow-heif>=1.8'"):
             decode(source)
     assert features.check("avif")
     avif = encoded(picture(), "AVIF")
