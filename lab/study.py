@@ -3,7 +3,7 @@
 - `transfer`: EfficientNet-Lite0 from ImageNet weights.
 - `held_out`: EfficientNet-Lite0 and, from scratch, plain, residual and squeeze-and-excitation networks, by folds: every
   photo is answered by a network that never saw its scene, and chose nothing of it.
-- `limits`: ResNet-34 from scratch on the first of those folds, one thing changed at a time.
+- `limits`: ResNet-34 from scratch on the first of those folds, one thing changed at a time, and with patience.
 - `seeds`: the four seed recipes and their networks on a split without leaks, beside what they reported on one with.
 - `distil`: ResNet-34 from scratch, taught by the network of `transfer`.
 - `long`: ResNet-34 from scratch, with patience.
@@ -72,7 +72,8 @@ def jobs(part: str, out: Path) -> list[Job]:
         scratch = load_recipe("scratch")
         return [Job(part, TEACHER, load_recipe("transfer")), *(Job(part, network, scratch) for network in NETWORKS)]
     if part == "limits":
-        return [Job(part, "resnet34", replace(load_recipe("scratch"), name=name, **LIMITS[name])) for name in LIMITS]
+        changed = [replace(load_recipe("scratch"), name=name, **changes) for name, changes in LIMITS.items()]
+        return [Job(part, "resnet34", recipe) for recipe in (*changed, load_recipe("long"))]
     if part == "seeds":  # at 128 px: their 224 and 300 would take five times as long
         recipes = {name: replace(load_recipe(name), image_size=128) for name in SEEDS}
         return [Job(part, network, recipes[name]) for name, reported in SEEDS.items() for network in reported]
