@@ -8,7 +8,7 @@ import numpy as np
 
 from lab.tables.markdown import NAMES, Columns, by_columns, machine
 from runtime.benchmark.rows import Row
-from runtime.evaluation import mcnemar_p, paired_bootstrap, wilson_interval, with_interval
+from runtime.evaluation import holm, mcnemar_p, paired_bootstrap, paired_p, wilson_interval, with_interval
 from runtime.markdown import markdown
 
 ACCURACY = "accuracy (95 % interval)"
@@ -63,7 +63,7 @@ def folds(rows: list[Row]) -> str:
 
 
 def held_out(rows: list[Row]) -> str:
-    """What networks do on photos that chose nothing of them, by folds, and each pair of networks compared."""
+    """What networks do on photos that chose nothing of them, by folds, and each two from nothing compared."""
     rows = [row for row in rows if row["part"] == "held_out"]
     columns: Columns = {
         "network": lambda row: str(NAMES.get(row["architecture"], row["architecture"])),
@@ -76,7 +76,23 @@ def held_out(rows: list[Row]) -> str:
         "each fold": lambda row: ", ".join(f"{fold['accuracy']:.3f}" for fold in row["folds"]),
     }
     conditions = f"PyTorch {rows[-1]['versions']['torch']}, {machine(rows[-1])}; commit {rows[-1]['commit']}."
-    return f"{by_columns(rows, columns)}\n\n{conditions}"
+    alike = [row for row in rows if row["recipe"]["name"] == "scratch"]
+    return "\n\n".join([by_columns(rows, columns), *([_paired(alike)] if len(alike) > 1 else []), conditions])
+
+
+def _paired(rows: list[Row]) -> str:
+    """Each two networks compared on the same photos, of which whole scenes are drawn; p adjusted for their number."""
+    right = [_joined([row], "predictions") == _joined([row], "labels") for row in rows]
+    scenes, lines = np.array(rows[0]["scene"]), []
+    pairs = [(a, b, right[a].astype(int) - right[b]) for a, b in itertools.combinations(range(len(rows)), 2)]
+    for (a, b, ahead), p in zip(pairs, holm([paired_p(ahead, scenes) for *_, ahead in pairs]), strict=True):
+        names = [NAMES[rows[i]["architecture"]] for i in (a, b)]
+        difference = "{:+.3f} ({:+.3f} to {:+.3f})".format(ahead.mean(), *paired_bootstrap(ahead, scenes))
+        verdict = "inconclusive" if p >= 0.05 else f"{names[0 if ahead.mean() > 0 else 1]} is better"
+        apart = str((ahead > 0).sum()), str((ahead < 0).sum())
+        lines.append((" against ".join(names), difference, *apart, f"{p:.2g}", verdict))
+    head = "first against second", f"difference of {ACCURACY}", "only first right", "only second", "p", ""
+    return markdown(head, lines)
 
 
 def limits(rows: list[Row]) -> str:
@@ -97,9 +113,8 @@ def limits(rows: list[Row]) -> str:
         "photos": "{trained_on}",
         "epochs": "{recipe[epochs]}",
         "steps": lambda row: str(row["recipe"]["epochs"] * -(-row["trained_on"] // row["recipe"]["batch_size"])),
-        "minutes": lambda row: f"{row['seconds'] / 60:.0f}",
         "accuracy on photos that it learned": "{accuracy_on_training_photos:.3f}",
-        f"on others, {ACCURACY[9:]}": lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
+        f"on others {ACCURACY[9:]}": lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
         "against the first": gained,
     }
     return f"{by_columns(rows, columns)}\n\n{rows[0]['photos']} others; {machine(rows[0])}; commit {rows[0]['commit']}."
