@@ -6,7 +6,6 @@
 - `limits`: ResNet-34 from scratch on the first of those folds, one thing changed at a time, and with patience.
 - `seeds`: the four seed recipes and their networks on a split without leaks, beside what they reported on one with.
 - `distil`: ResNet-34 from scratch, taught by the network of `transfer`.
-- `long`: ResNet-34 from scratch, with patience.
 
 A run that has its row is not repeated; one that was cut off goes on where it was.
 """
@@ -49,7 +48,7 @@ LIMITS: dict[str, dict[str, Any]] = {
 }
 NETWORKS = ("plain34", "resnet34", "se_resnet34")
 TEACHER = "efficientnet_lite0"
-WAVES = (("transfer", "held_out", "limits", "seeds"), ("distil", "long"))  # the second needs the first
+WAVES = (("transfer", "held_out", "limits", "seeds"), ("distil",))  # the second needs the first
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class Job:
 def jobs(part: str, out: Path) -> list[Job]:
     """The runs of one part."""
     if part == "held_out":
-        scratch = load_recipe("scratch")
-        return [Job(part, TEACHER, load_recipe("transfer")), *(Job(part, network, scratch) for network in NETWORKS)]
+        networks = [(TEACHER, "transfer"), *((network, "scratch") for network in NETWORKS), ("resnet34", "long")]
+        return [Job(part, network, load_recipe(recipe)) for network, recipe in networks]
     if part == "limits":
         changed = [replace(load_recipe("scratch"), name=name, **changes) for name, changes in LIMITS.items()]
         return [Job(part, "resnet34", recipe) for recipe in (*changed, load_recipe("long"))]
@@ -79,10 +78,8 @@ def jobs(part: str, out: Path) -> list[Job]:
         return [Job(part, network, recipes[name]) for name, reported in SEEDS.items() for network in reported]
     if part == "transfer":
         return [Job(part, TEACHER, load_recipe("transfer"))]
-    if part == "distil":
-        teacher = out / "study" / "transfer" / "transfer" / TEACHER / "checkpoint.pt"
-        return [Job(part, "resnet34", replace(load_recipe("distil"), teacher=str(teacher)))]
-    return [Job(part, "resnet34", load_recipe("long"))]
+    teacher = out / "study" / "transfer" / "transfer" / TEACHER / "checkpoint.pt"
+    return [Job(part, "resnet34", replace(load_recipe("distil"), teacher=str(teacher)))]
 
 
 def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:

@@ -175,7 +175,7 @@ def finest(rows: list[Row]) -> str:
         ACCURACY: lambda row: with_interval(row["accuracy"], row["accuracy_interval"]),
         "released epoch": "{best_epoch[epoch]}",
     }
-    chosen = [row for row in rows if row["part"] in ("transfer", "distil", "long")]
+    chosen = [row for row in rows if row["part"] in ("transfer", "distil")]
     return f"{by_columns(chosen, columns)}\n\n{_conditions(chosen)}"
 
 
