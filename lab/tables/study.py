@@ -268,7 +268,7 @@ def unseen(rows: list[Row]) -> str:
         f"{row['architecture']}, recipe {recipe['name']}, {recipe['epochs']} epochs at {recipe['image_size']} px, "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, "
         f"accuracy {min(r['accuracy'] for r in rows):.3f} to {max(r['accuracy'] for r in rows):.3f}; "
-        f"commit {row['commit']}{' with local changes' if row['dirty'] else ''}, {row['time'][:10]}."
+        f"commit {', '.join(sorted({r['commit'] for r in rows}))}, {row['time'][:10]}."
     )
     return f"{markdown(head, lines)}\n\n{conditions}"
 
