@@ -263,7 +263,7 @@ def make(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
 
 
 def installs(said: subprocess.CompletedProcess[str]) -> str:
-    found = re.search(r"-e '\.\[train,tensorboard,export,(.*),demo,dev\]'", said.stdout)
+    found = re.search(r"-e '\.\[train,tensorboard,export,(.*),demo,heic,dev\]'", said.stdout)
     return found[1] if found else ""
 
 
