@@ -26,7 +26,7 @@ from lab.tables.study import SEEDS
 from runtime.benchmark.rows import Row, read_rows
 from runtime.environment import usable_cores
 from runtime.errors import SajiError
-from runtime.evaluation import ValidationSet, accuracy, calibration_error, wilson_interval
+from runtime.evaluation import ValidationSet, calibration_error
 from runtime.spec import ModelSpec
 from runtime.terminal import say
 from training.network.classifier import finished, load_checkpoint, reference_logits
@@ -141,7 +141,8 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
     model, spec = load_checkpoint(folder / "checkpoint.pt")
     validation = ValidationSet.load(folder / "validation.npz")
     logits = reference_logits(model, validation.images)
-    right = int((logits.argmax(1) == validation.labels).sum())
+    scenes = data.scenes[data.val]
+    right = Share.of(logits.argmax(1) == validation.labels, scenes)
     history = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
     return {
         "experiment": "study",
@@ -153,8 +154,8 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
         "trained_on": len(data.train),
         "photos": len(validation.labels),
         "accuracy_on_training_photos": round(float(history["train_accuracy"][-1]), 4),
-        "accuracy": round(accuracy(logits, validation.labels), 4),
-        "accuracy_interval": [round(edge, 4) for edge in wilson_interval(right, len(validation.labels))],
+        "accuracy": right.share,
+        "accuracy_interval": right.interval,
         "calibration_error": round(calibration_error(logits, validation.labels), 4),
         "best_epoch": spec.validation["best_epoch"],
         "last_epoch": spec.validation["last_epoch"],
@@ -162,6 +163,7 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
         "seconds": round(float(history["seconds"].sum()), 1),
         "labels": _digits(validation.labels),
         "predictions": _digits(logits.argmax(1)),
+        "scene": scenes.tolist(),
     }
 
 

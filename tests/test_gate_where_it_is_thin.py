@@ -41,7 +41,8 @@ def test_the_coarser_the_arithmetic_the_wider_its_bounds_and_none_is_as_large_as
 def test_a_bound_is_where_it_is_said_to_be(bound: str) -> None:
     reference, labels = logits(5)
     candidate = reference + np.random.default_rng(1).normal(0, 0.05, reference.shape)
-    candidate[7, [*labels[7:8], labels[7] - 1]] = reference[7, [labels[7] - 1, *labels[7:8]]]  # changes its class
+    own = labels[7]
+    candidate[7, [own, own - 1]] = reference[7, [own - 1, own]]  # changes its class
     figures = house.compare(reference, candidate, labels)
     figure = figures.flipped[0].margin if bound == "flip_margin" else getattr(figures, bound)
     figure /= growth(PHOTOS) if bound == "worst_shift" else 1

@@ -105,7 +105,9 @@ def limits(rows: list[Row]) -> str:
         if row is rows[0]:
             return ""
         difference = right[row["run"]] - right[rows[0]["run"]]
-        return "{:+.3f} ({:+.3f} to {:+.3f})".format(difference.mean(), *paired_bootstrap(difference))
+        return "{:+.3f} ({:+.3f} to {:+.3f})".format(
+            difference.mean(), *paired_bootstrap(difference, np.array(row["scene"]))
+        )
 
     columns: Columns = {
         "changed": lambda row: row["recipe"]["name"].replace("_", " "),
