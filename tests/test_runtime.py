@@ -91,6 +91,25 @@ def test_fp32_that_opens_as_bf16_is_refused(model: Path, monkeypatch: pytest.Mon
         open_backend("openvino", model / "model.onnx", "fp32")
 
 
+def test_openvino_answers_one_photo_by_a_model_compiled_for_one_and_checks_both(model: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    opened = open_backend("openvino", model / "model.onnx", "fp32")
+    alone, any_number = opened.compiled  # type: ignore[attr-defined]
+    assert alone.input(0).get_partial_shape().is_static and any_number.input(0).get_partial_shape().is_dynamic
+    images = np.zeros((2, *alone.input(0).shape[1:]), np.uint8)
+    for number, used in ((1, (1, 0)), (2, (1, 1)), (1, (1, 1))):
+        opened.run(images[:number])
+        assert tuple(map(len, opened.requests)) == used  # type: ignore[attr-defined]
+    if "avx512_bf16" not in runtime.environment.machine().cpu_features:
+        pytest.skip("this processor has no bf16, so OpenVINO cannot fall into it")
+    for which in (0, 1):
+        opened = open_backend("openvino", model / "model.onnx", "fp32")
+        fallen = openvino.Core().compile_model(model / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+        opened.compiled[which] = fallen  # type: ignore[attr-defined]
+        with pytest.raises(NotAsAsked, match="100 % bf16"):
+            opened.precision_share()
+
+
 def test_a_session_on_another_provider_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 

@@ -97,4 +97,4 @@ def test_engines_of_two_processes_are_not_bound_to_the_same_core(model: Path) ->
     """OpenVINO binds the threads of each to the first cores, unless it is told otherwise."""
     pytest.importorskip("openvino")
     with runtime.load(model, "openvino", "fp32", threads=1) as classifier:
-        assert classifier.backend.compiled.get_property("ENABLE_CPU_PINNING") is False  # type: ignore[attr-defined]
+        assert classifier.backend.compiled[0].get_property("ENABLE_CPU_PINNING") is False  # type: ignore[attr-defined]

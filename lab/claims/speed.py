@@ -192,6 +192,13 @@ def _offline(bench: Benchmarked) -> Iterator[Claim]:
 # What `runtime` does to be faster, with it and without it
 
 
+def _alone(bench: Benchmarked) -> Iterator[Claim]:
+    for row in (row for row in bench.fastest if row["backend"] == "openvino"):
+        theirs = in_process(workloads.for_any_number, *bench.place(row))
+        text = f"{row['candidate']} at {row['image_size']} px compiled for one photo, against for any number"
+        yield Claim(text, 1, bench.engine(row), theirs)
+
+
 def _scaled_decode(bench: Benchmarked) -> Iterator[Claim]:
     work = *bench.place(bench.best), str(bench.photo(4000, 3000))
     ours, theirs = (in_process(workloads.photo, *work, whole) for whole in (False, True))
@@ -223,7 +230,7 @@ def write_photo(model: Path, path: Path, width: int, height: int, seed: int) -> 
     return path
 
 
-KEPT = {"scaled decode": _scaled_decode, "crop first": _crop_first, "photo a core": _photo_a_core}
+KEPT = {"scaled decode": _scaled_decode, "crop first": _crop_first, "photo a core": _photo_a_core, "alone": _alone}
 CLAIMS: dict[str, Callable[[Benchmarked], Iterator[Claim]]] = {
     "pytorch": _beside_pytorch,
     "onnxruntime": _beside_onnxruntime,

@@ -17,9 +17,10 @@ _FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "i
 
 
 class OpenVino(Backend):
-    """A compiled model with as many inference requests as there were calls at a time.
+    """The model compiled for one photo, which is what a service is asked for, and for any number of them.
 
-    The one that was used last comes next: what it works on is still in the processor's caches.
+    Where the number is free, every operator works out its shape anew in each call; `python -m lab speed --only alone`
+    measures that.
     """
 
     title = "OpenVINO"
@@ -50,42 +51,57 @@ class OpenVino(Backend):
         try:
             # A file of a receipt has no weights beside it, which are found by its path
             self.model = openvino.Core().read_model(self.request.content() if self.request.sha256 else path)
-            self.compiled = openvino.Core().compile_model(self.model, "CPU", settings)
+            alone = self.model.clone()
+            alone.reshape([1, *alone.input().get_partial_shape()[1:]])
+            models = (alone, self.model)
+            self.compiled = [openvino.Core().compile_model(model, "CPU", settings) for model in models]
         except RuntimeError as error:
             why = next((line for line in reversed(str(error).splitlines()) if line.strip()), "without a word")
             raise BadModel(f"{path} cannot be opened by OpenVINO ({why.strip()[:160]})") from None
-        self.outputs = outputs_of([output.get_any_name() for output in self.compiled.outputs])
-        self.requests: deque[Any] = deque()  # that nobody uses; its ends may be used by several threads
+        self.outputs = outputs_of([output.get_any_name() for output in self.model.outputs])
+        # That nobody uses, of each; ends of a deque may be used by several threads
+        self.requests: tuple[deque[Any], ...] = (deque(), deque())
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
+        which = 0 if len(images) == 1 else 1
         try:
-            request = self.requests.pop()
+            # The one that was used last: what it works on is still in the processor's caches
+            request = self.requests[which].pop()
         except IndexError:
-            request = self.compiled.create_infer_request()
+            request = self.compiled[which].create_infer_request()
         outputs = request.infer([images])
-        self.requests.append(request)
+        self.requests[which].append(request)
         return side_by_side(*(outputs[place] for place in self.outputs))
 
     def layers(self) -> Iterable[Layer]:
-        """The convolutions and matrix products of the model, each with the executed node's real precision."""
-        precision_of = {}
-        for node in self.compiled.get_runtime_model().get_ops():
-            facts = node.get_rt_info()
-            if "runtimePrecision" in facts and "originalLayersNames" in facts:
-                name = _FORMATS.get(str(facts["runtimePrecision"].value), str(facts["runtimePrecision"].value))
-                for original in str(facts["originalLayersNames"].value).split(","):
-                    if str(facts["layerType"].value) not in ("Const", "Reorder", "Reshape"):
-                        precision_of[original] = name
-        return [
-            (op.get_friendly_name(), precision_of.get(_executed_as(op, precision_of), UNTOLD), _multiply_adds(op))
-            for op in self.model.get_ops()
-            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
-        ]
+        """The convolutions and matrix products of the model, each with the executed node's real precision.
+
+        Of a layer that the two compiled models compute differently, the precision that was not asked for.
+        """
+        both = [_precisions(compiled) for compiled in self.compiled]
+        for op in self.model.get_ops():
+            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+                kinds = [known.get(_executed_as(op, known), UNTOLD) for known in both]
+                kind = next((kind for kind in kinds if kind != self.request.precision), kinds[0])
+                yield op.get_friendly_name(), kind, _multiply_adds(op)
 
     def close(self) -> None:
         """Free the compiled model."""
         del self.requests, self.compiled, self.model
+
+
+def _precisions(compiled: Any) -> dict[str, str]:
+    """The precision that each operator of the model is computed in, whatever node it became part of."""
+    found = {}
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        if "runtimePrecision" in facts and "originalLayersNames" in facts:
+            name = _FORMATS.get(str(facts["runtimePrecision"].value), str(facts["runtimePrecision"].value))
+            for original in str(facts["originalLayersNames"].value).split(","):
+                if str(facts["layerType"].value) not in ("Const", "Reorder", "Reshape"):
+                    found[original] = name
+    return found
 
 
 def _executed_as(op: Any, known: dict[str, str]) -> str:
