@@ -39,12 +39,12 @@ from training.run.train import Place, train
 
 FOLDS = 3
 # One thing changed of `scratch` at a time, as far as it can be: half the photos have as many steps, and small batches a
-# rate that falls with the root of their size
-LIMITS: dict[str, dict[str, Any]] = {
-    "scratch": {},
-    "half_the_photos": {"epochs": 80},
-    "small_batches": {"batch_size": 8, "learning_rate": 3e-4},
-    "smaller_photos": {"image_size": 96},
+# rate that falls with the root of their size. The share of the photos, then what changes in the recipe
+LIMITS: dict[str, tuple[float, dict[str, Any]]] = {
+    "scratch": (1, {}),
+    "half_the_photos": (0.5, {"epochs": 80}),
+    "small_batches": (1, {"batch_size": 8, "learning_rate": 3e-4}),
+    "smaller_photos": (1, {"image_size": 96}),
 }
 NETWORKS = ("plain34", "resnet34", "se_resnet34")
 TEACHER = "efficientnet_lite0"
@@ -53,11 +53,12 @@ WAVES = (("transfer", "held_out", "limits", "seeds"), ("distil",))  # the second
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train, on the split that the data came with or by folds."""
+    """One network to train, on the split that the data came with or by folds; on a `share` of the photos there."""
 
     part: str
     architecture: str
     recipe: Recipe
+    share: float = 1
 
     @property
     def name(self) -> str:
@@ -71,8 +72,12 @@ def jobs(part: str, out: Path) -> list[Job]:
         networks = [(TEACHER, "transfer"), *((network, "scratch") for network in NETWORKS), ("resnet34", "long")]
         return [Job(part, network, load_recipe(recipe)) for network, recipe in networks]
     if part == "limits":
-        changed = [replace(load_recipe("scratch"), name=name, **changes) for name, changes in LIMITS.items()]
-        return [Job(part, "resnet34", recipe) for recipe in (*changed, load_recipe("long"))]
+        scratch = load_recipe("scratch")
+        changed = [
+            Job(part, "resnet34", replace(scratch, name=name, **changes), share)
+            for name, (share, changes) in LIMITS.items()
+        ]
+        return [*changed, Job(part, "resnet34", load_recipe("long"))]
     if part == "seeds":  # at 128 px: their 224 and 300 would take five times as long
         recipes = {name: replace(load_recipe(name), image_size=128) for name in SEEDS}
         return [Job(part, network, recipes[name]) for name, reported in SEEDS.items() for network in reported]
@@ -92,7 +97,7 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
         train(job.architecture, part, job.recipe, into, out / "cache", Place("cpu"))
 
     if job.part == "limits":
-        data = first_fold(data, job.recipe)
+        data = first_fold(data, job)
     if job.part == "held_out":
         row = held_out_row(job, data, of_folds(job.architecture, data, job.recipe, FOLDS, folder, fit), folder)
     else:
@@ -102,12 +107,10 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
     return row | {"threads": threads, "runs_at_once": at_once}
 
 
-def first_fold(data: Data, recipe: Recipe) -> Data:
-    """The data split as the first fold of `held_out` has it, with half the photos to train on where that is asked."""
-    part = folds(data, FOLDS, recipe.seed)[0]
-    if recipe.name == "half_the_photos":
-        part = replace(part, train=set_aside(part, 0.5, recipe.seed).train)
-    return part
+def first_fold(data: Data, job: Job) -> Data:
+    """The data split as the first fold of `held_out` has it, with the job's share of the photos to train on."""
+    part = folds(data, FOLDS, job.recipe.seed)[0]
+    return part if job.share == 1 else replace(part, train=set_aside(part, 1 - job.share, job.recipe.seed).train)
 
 
 def held_out_row(job: Job, data: Data, answers: HeldOut, folder: Path) -> Row:

@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "claims": claims.claims,
     "tried": claims.tried,
     "seeds": study.seeds,
-    "folds": study.folds,
+    "from_nothing": study.from_nothing,
     "held_out": study.held_out,
     "limits": study.limits,
     "headline": study.headline,

@@ -8,7 +8,7 @@ import numpy as np
 
 from lab.tables.markdown import NAMES, Columns, by_columns, machine
 from runtime.benchmark.rows import Row
-from runtime.evaluation import holm, mcnemar_p, paired_bootstrap, paired_p, wilson_interval, with_interval
+from runtime.evaluation import holm, paired_bootstrap, paired_p, wilson_interval, with_interval
 from runtime.markdown import markdown
 
 ACCURACY = "accuracy (95 % interval)"
@@ -35,36 +35,19 @@ def seeds(rows: list[Row]) -> str:
     return f"{markdown(head, lines)}\n\n{_conditions([*measured.values()])}" if measured else markdown(head, lines)
 
 
-def folds(rows: list[Row]) -> str:
-    """Three networks, every photo answered by one that never saw it, and each pair of networks compared."""
-    rows = sorted((row for row in rows if row["part"] == "folds"), key=lambda row: row["run"])
-    by_network = {name: [row for row in rows if row["architecture"] == name] for name in NAMES}
-    by_network = {name: runs for name, runs in by_network.items() if runs}
-    head = "network", "folds", "photos", ACCURACY, "macro-F1", "calibration error", "parameters"
-    lines = []
-    for name, runs in by_network.items():
-        labels, predictions = _joined(runs, "labels"), _joined(runs, "predictions")
-        right, n = int((labels == predictions).sum()), len(labels)
-        error = sum(run["calibration_error"] * run["photos"] for run in runs) / n
-        f1 = _macro_f1(labels, predictions)
-        cells = NAMES[name], str(len(runs)), str(n), with_interval(right / n, wilson_interval(right, n)), f"{f1:.3f}"
-        lines.append((*cells, f"{error:.3f}", f"{runs[0]['parameters'] / 1e6:.2f} M"))
-    pairs = [_compared(*pair) for pair in itertools.combinations(by_network.items(), 2)]
-    difference = (
-        "first against second",
-        "photos",
-        f"difference of {ACCURACY}",
-        "only first right",
-        "only second",
-        "p",
-        "",
-    )
-    return "\n\n".join([markdown(head, lines), markdown(difference, pairs), _conditions(rows)])
+def from_nothing(rows: list[Row]) -> str:
+    """What the networks of `scratch` do on photos that chose nothing of them, by folds, and each two compared."""
+    rows = [row for row in rows if row["part"] == "held_out" and row["recipe"]["name"] == "scratch"]
+    return "\n\n".join([_held_out(rows), _paired(rows), _measured(rows)])
 
 
 def held_out(rows: list[Row]) -> str:
-    """What networks do on photos that chose nothing of them, by folds, and each two from nothing compared."""
-    rows = [row for row in rows if row["part"] == "held_out"]
+    """What those of other recipes do on such photos."""
+    rows = [row for row in rows if row["part"] == "held_out" and row["recipe"]["name"] != "scratch"]
+    return f"{_held_out(rows)}\n\n{_measured(rows)}"
+
+
+def _held_out(rows: list[Row]) -> str:
     columns: Columns = {
         "network": lambda row: str(NAMES.get(row["architecture"], row["architecture"])),
         "recipe": "{recipe[name]}, {recipe[image_size]} px",
@@ -75,9 +58,11 @@ def held_out(rows: list[Row]) -> str:
         "at temperature 1": "{calibration_error_at_temperature_1:.3f}",
         "each fold": lambda row: ", ".join(f"{fold['accuracy']:.3f}" for fold in row["folds"]),
     }
-    conditions = f"PyTorch {rows[-1]['versions']['torch']}, {machine(rows[-1])}; commit {rows[-1]['commit']}."
-    alike = [row for row in rows if row["recipe"]["name"] == "scratch"]
-    return "\n\n".join([by_columns(rows, columns), *([_paired(alike)] if len(alike) > 1 else []), conditions])
+    return by_columns(rows, columns)
+
+
+def _measured(rows: list[Row]) -> str:
+    return f"PyTorch {rows[-1]['versions']['torch']}, {machine(rows[-1])}; commit {rows[-1]['commit']}."
 
 
 def _paired(rows: list[Row]) -> str:
@@ -142,29 +127,6 @@ def coverage(rows: list[Row]) -> str:
         "contain the accuracy on the other folds": lambda row: f"{100 * row['contained']:.0f} %",
     }
     return by_columns(rows, columns)
-
-
-def _macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """The mean over classes of the harmonic mean of precision and recall; scikit-learn's takes long to import."""
-    classes = range(max(labels.max(), predictions.max()) + 1)
-    right = [((labels == c) & (predictions == c)).sum() for c in classes]
-    return float(np.mean([2 * r / ((labels == c).sum() + (predictions == c).sum()) for c, r in enumerate(right)]))
-
-
-def _compared(first: tuple[str, list[Row]], second: tuple[str, list[Row]]) -> tuple[str, ...]:
-    """Paired on the same photos: bootstrap interval of the difference, exact McNemar test."""
-    common = {run["fold"] for run in first[1]} & {run["fold"] for run in second[1]}
-    a, b = ([run for run in runs if run["fold"] in common] for _, runs in (first, second))
-    labels = _joined(a, "labels")
-    ours, theirs = (_joined(runs, "predictions") == labels for runs in (a, b))
-    low, high = paired_bootstrap(ours.astype(int) - theirs)
-    won, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
-    p = mcnemar_p(lost, won)
-    difference = float(ours.mean() - theirs.mean())
-    verdict = "inconclusive" if p >= 0.05 else f"{NAMES[(first if difference > 0 else second)[0]]} is better"
-    name = f"{NAMES[first[0]]} against {NAMES[second[0]]}"
-    interval = f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
-    return name, str(len(labels)), interval, str(won), str(lost), f"{p:.2g}", verdict
 
 
 def finest(rows: list[Row]) -> str:
