@@ -230,13 +230,14 @@ def write_photo(model: Path, path: Path, width: int, height: int, seed: int) -> 
     return path
 
 
-KEPT = {"scaled decode": _scaled_decode, "crop first": _crop_first, "photo a core": _photo_a_core, "alone": _alone}
+KEPT = {"scaled decode": _scaled_decode, "crop first": _crop_first, "photo a core": _photo_a_core}
 CLAIMS: dict[str, Callable[[Benchmarked], Iterator[Claim]]] = {
     "pytorch": _beside_pytorch,
     "onnxruntime": _beside_onnxruntime,
     "loadgen": _beside_loadgen,
     "trtexec": _beside_trtexec,
     "familiarity": _familiarity,
+    "alone": _alone,
     "limit": _share_of_the_limit,
     "best": _best_network,
     "large photo": partial(_photo, width=4000, height=3000, target=5.5),
