@@ -1,11 +1,13 @@
 """What docs/study.md tells, one committed row per finished run.
 
-- `transfer`: EfficientNet-Lite0 from ImageNet weights.
-- `held_out`: EfficientNet-Lite0 and, from scratch, plain, residual and squeeze-and-excitation networks, by folds: every
-  photo is answered by a network that never saw its scene, and chose nothing of it.
-- `limits`: ResNet-34 from scratch on the first of those folds, one thing changed at a time, and with patience.
-- `seeds`: the four seed recipes and their networks on a split without leaks, beside what they reported on one with.
-- `distil`: ResNet-34 from scratch, taught by the network of `transfer`.
+- `held_out`: EfficientNet-Lite0 from ImageNet weights and, from scratch, plain, residual and squeeze-and-excitation
+  networks, by folds: every photo is answered by a network that never saw its scene, and chose nothing of it.
+
+The others are asked about the photos of the first of those folds alone:
+
+- `limits`: ResNet-34 from scratch, one thing changed at a time, and with patience; EfficientNet-Lite0 from ImageNet.
+- `seeds`: the four seed recipes and their networks, beside what they reported on a split that leaks.
+- `distil`: ResNet-34 from scratch, taught by that EfficientNet-Lite0.
 
 A run that has its row is not repeated; one that was cut off goes on where it was.
 """
@@ -26,14 +28,14 @@ from lab.tables.study import SEEDS
 from runtime.benchmark.rows import Row, read_rows
 from runtime.environment import usable_cores
 from runtime.errors import SajiError
-from runtime.evaluation import ValidationSet, calibration_error
+from runtime.evaluation import calibration_error
 from runtime.spec import ModelSpec
 from runtime.terminal import say
-from training.network.classifier import finished, load_checkpoint, reference_logits
+from training.network.classifier import finished, load_checkpoint
 from training.photos.dataset import Data, load_data
 from training.photos.split import folds, set_aside
 from training.recipe import Recipe, load_recipe
-from training.run.held_out import HeldOut, of_folds, settle
+from training.run.held_out import HeldOut, of_folds, outputs_for, settle
 from training.run.records import Share
 from training.run.train import Place, train
 
@@ -48,12 +50,12 @@ LIMITS: dict[str, tuple[float, dict[str, Any]]] = {
 }
 NETWORKS = ("plain34", "resnet34", "se_resnet34")
 TEACHER = "efficientnet_lite0"
-WAVES = (("transfer", "held_out", "limits", "seeds"), ("distil",))  # the second needs the first
+WAVES = (("held_out", "limits", "seeds"), ("distil",))  # the second needs the first
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train, on the split that the data came with or by folds; on a `share` of the photos there."""
+    """One network to train, by folds or on a `share` of the photos that the first fold leaves."""
 
     part: str
     architecture: str
@@ -77,13 +79,11 @@ def jobs(part: str, out: Path) -> list[Job]:
             Job(part, "resnet34", replace(scratch, name=name, **changes), share)
             for name, (share, changes) in LIMITS.items()
         ]
-        return [*changed, Job(part, "resnet34", load_recipe("long"))]
+        return [*changed, Job(part, "resnet34", load_recipe("long")), Job(part, TEACHER, load_recipe("transfer"))]
     if part == "seeds":  # at 128 px: their 224 and 300 would take five times as long
         recipes = {name: replace(load_recipe(name), image_size=128) for name in SEEDS}
         return [Job(part, network, recipes[name]) for name, reported in SEEDS.items() for network in reported]
-    if part == "transfer":
-        return [Job(part, TEACHER, load_recipe("transfer"))]
-    teacher = out / "study" / "transfer" / "transfer" / TEACHER / "checkpoint.pt"
+    teacher = out / "study" / "limits" / "transfer" / TEACHER / "checkpoint.pt"
     return [Job(part, "resnet34", replace(load_recipe("distil"), teacher=str(teacher)))]
 
 
@@ -96,21 +96,27 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
     def fit(part: Data, into: Path) -> None:
         train(job.architecture, part, job.recipe, into, out / "cache", Place("cpu"))
 
-    if job.part == "limits":
-        data = first_fold(data, job)
     if job.part == "held_out":
         row = held_out_row(job, data, of_folds(job.architecture, data, job.recipe, FOLDS, folder, fit), folder)
     else:
-        if not finished(folder, job.architecture, job.recipe, data.fingerprint):
-            fit(data, folder)
-        row = row_of(job, data, folder)
+        asked, own = first_fold(data, job)
+        if not finished(folder, job.architecture, job.recipe, own.fingerprint):
+            fit(own, folder)
+        row = row_of(job, own, asked, folder)
     return row | {"threads": threads, "runs_at_once": at_once}
 
 
-def first_fold(data: Data, job: Job) -> Data:
-    """The data split as the first fold of `held_out` has it, with the job's share of the photos to train on."""
-    part = folds(data, FOLDS, job.recipe.seed)[0]
-    return part if job.share == 1 else replace(part, train=set_aside(part, 1 - job.share, job.recipe.seed).train)
+def first_fold(data: Data, job: Job) -> tuple[np.ndarray, Data]:
+    """The indices of the photos of the first fold of `held_out`, and what the job's network is made with.
+
+    That is its share of the others; an epoch that photos choose is chosen by some of these, never by those asked about.
+    """
+    part = own = folds(data, FOLDS, job.recipe.seed)[0]
+    if job.share < 1:
+        own = replace(part, train=set_aside(part, 1 - job.share, job.recipe.seed).train)
+    if job.recipe.epoch_is_chosen:
+        own = set_aside(own, job.recipe.validation_share, job.recipe.seed)
+    return part.val, own
 
 
 def held_out_row(job: Job, data: Data, answers: HeldOut, folder: Path) -> Row:
@@ -139,13 +145,12 @@ def held_out_row(job: Job, data: Data, answers: HeldOut, folder: Path) -> Row:
     }
 
 
-def row_of(job: Job, data: Data, folder: Path) -> Row:
+def row_of(job: Job, data: Data, asked: np.ndarray, folder: Path) -> Row:
     """The facts of a finished run; `labels` and `predictions` have a digit per photo, in one order for all networks."""
     model, spec = load_checkpoint(folder / "checkpoint.pt")
-    validation = ValidationSet.load(folder / "validation.npz")
-    logits = reference_logits(model, validation.images)
-    scenes = data.scenes[data.val]
-    right = Share.of(logits.argmax(1) == validation.labels, scenes)
+    logits = spec.logits(outputs_for(model, [data.photos[i] for i in asked], spec.geometry))
+    labels, scenes = data.labels[asked], data.scenes[asked]
+    right = Share.of(logits.argmax(1) == labels, scenes)
     history = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
     return {
         "experiment": "study",
@@ -155,16 +160,16 @@ def row_of(job: Job, data: Data, folder: Path) -> Row:
         "recipe": asdict(job.recipe) | {"teacher": Path(job.recipe.teacher).parent.name},  # not its place here
         "data_fingerprint": data.fingerprint,
         "trained_on": len(data.train),
-        "photos": len(validation.labels),
+        "photos": len(labels),
         "accuracy_on_training_photos": round(float(history["train_accuracy"][-1]), 4),
         "accuracy": right.share,
         "accuracy_interval": right.interval,
-        "calibration_error": round(calibration_error(logits, validation.labels), 4),
+        "calibration_error": round(calibration_error(logits, labels), 4),
         "best_epoch": spec.validation["best_epoch"],
         "last_epoch": spec.validation["last_epoch"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(float(history["seconds"].sum()), 1),
-        "labels": _digits(validation.labels),
+        "labels": _digits(labels),
         "predictions": _digits(logits.argmax(1)),
         "scene": scenes.tolist(),
     }

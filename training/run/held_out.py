@@ -92,7 +92,7 @@ def of_test(model: PhotoClassifier, spec: ModelSpec, data: Data) -> HeldOut | No
     test = data.test
     if not test.photos:
         return None
-    return HeldOut.of("test photos", spec, _answers(model, test.photos, spec.geometry), test.labels, test.scenes)
+    return HeldOut.of("test photos", spec, outputs_for(model, test.photos, spec.geometry), test.labels, test.scenes)
 
 
 def of_folds(
@@ -111,15 +111,16 @@ def of_folds(
         if not finished(place, architecture, recipe, own.fingerprint):
             train(own, place)
         model, spec = load_checkpoint(place / "checkpoint.pt")
-        answers = _answers(model, [data.photos[i] for i in part.val], spec.geometry)
-        logits[part.val] = spec.logits(answers)
-        familiarity[part.val] = answers[:, -1] if spec.familiarity else np.nan
+        outputs = outputs_for(model, [data.photos[i] for i in part.val], spec.geometry)
+        logits[part.val] = spec.logits(outputs)
+        familiarity[part.val] = outputs[:, -1] if spec.familiarity else np.nan
     asked = np.isfinite(logits).all(axis=1)  # what weights had seen before is in no fold
     known = familiarity[asked] if np.isfinite(familiarity[asked]).all() else None
     return HeldOut(f"{k} folds", logits[asked], data.labels[asked], data.scenes[asked], familiarity=known)
 
 
-def _answers(model: PhotoClassifier, photos: Sequence[Photo], geometry: Geometry) -> np.ndarray:
+def outputs_for(model: PhotoClassifier, photos: Sequence[Photo], geometry: Geometry) -> np.ndarray:
+    """A network's outputs side by side, float32 `[N, …]`, for photos as files."""
     blocks = [photos[start : start + AT_ONCE] for start in range(0, len(photos), AT_ONCE)]
     images = (np.stack(list(in_threads(lambda photo: pixels(photo.path, geometry), block))) for block in blocks)
     return np.concatenate([reference_outputs(model, block) for block in images])
