@@ -1,15 +1,16 @@
 """Do the tests notice when a line that decides is wrong? Each such line is changed by cosmic-ray, one change at a time.
 
 The tests are those files that import the module, the nearest six where they are many, which can only lower the score;
-tests that train a network or open a browser are left out. A change is made in a copy of the checkout, in
-artifacts/mutation/; what was interrupted goes on where it was, and a module is begun anew where it or its tests have
-changed. A change that no test notices and that no test can, because nothing that is promised differs, is listed with
-its reason in lab/mutation.toml.
+tests that open a browser are left out, and the small network that the others share is trained once, without a change.
+A change is made in a copy of the checkout, in artifacts/mutation/; what was interrupted goes on where it was, and a
+module is begun anew where it or its tests have changed. A change that no test notices and that no test can, because
+nothing that is promised differs, is listed with its reason in lab/mutation.toml.
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
@@ -27,6 +28,7 @@ from runtime.files import sha256_file, sha256_json
 from runtime.terminal import say
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "artifacts" / "mutation"
 LIMIT = 300.0  # seconds that the tests may take with a change; some changes never end
 NEAREST = 6  # files of tests
 # Of the ways to change an operator one or two each: its opposite, and for a comparison its bound
@@ -36,7 +38,7 @@ _SPARED = [
     f"core/Replace{kind}Operator_(?!{wanted.replace(' ', '$|')}$)"
     for kind, wanted in (("Binary", _OPERATORS), ("Comparison", _COMPARISONS))
 ]
-SLOW = ("model", "run", "browser", "page")  # fixtures of tests that take minutes
+SLOW = ("browser", "page")  # fixtures of tests that take minutes
 _DECIDE = ("export/parity.py", "export/precision.py", "training/photos/split.py", "training/run/confidence.py")
 
 
@@ -50,6 +52,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for each module."""
     if not importlib.util.find_spec("cosmic_ray"):
         raise Unavailable("cosmic-ray is not installed; type: .venv/bin/pip install -e '.[mutation]'")
+    shutil.rmtree(FOLDER / "made", ignore_errors=True)
     for module in arguments.modules or [*all_modules()]:
         yield tried(module, arguments.most)
 
@@ -89,7 +92,7 @@ def tried(module: str, most: int | None = None) -> Row:
     tests = tests_of(module)
     if not tests:
         raise Unavailable(f"no test imports {module}; name another module")
-    folder = ROOT / "artifacts" / "mutation" / module.removesuffix(".py").replace("/", ".")
+    folder = FOLDER / module.removesuffix(".py").replace("/", ".")
     session = _prepared(folder, module, tests, most)
     say(f"{module}: {', '.join(tests)}")
     _cosmic_ray(folder / "checkout", "exec", folder / "settings.toml", session)
@@ -188,7 +191,8 @@ def _draw(session: Path, most: int | None) -> None:
 def _cosmic_ray(checkout: Path, *words: str | Path, program: str = "cli") -> str:
     """What a command of cosmic-ray prints. Raises Unavailable where it fails: the baseline, where tests fail."""
     line = [sys.executable, "-m", f"cosmic_ray.{program}", *map(str, words)]
-    done = subprocess.run(line, cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    once = {**os.environ, "SAJI_MADE_ONCE": str(FOLDER / "made")}
+    done = subprocess.run(line, cwd=checkout, env=once, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["without a word"]
         raise Unavailable(f"cosmic-ray {words[0]} failed ({said[-1][:200]}); run the tests of the module first")

@@ -34,9 +34,14 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder that `make` fills, once for all workers of a test run. Whoever writes into it takes a copy."""
+    """The folder that `make` fills, once for all workers of a test run. Whoever writes into it takes a copy.
+
+    `SAJI_MADE_ONCE` is a folder to keep it in for further runs, which `lab mutation` has hundreds of.
+    """
     base = factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder = Path(os.environ.get("SAJI_MADE_ONCE") or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base))
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = folder / name
     with FileLock(f"{shared}.lock"):
         if not shared.is_dir():
             unfinished = shared.with_name(f"{name}.unfinished")

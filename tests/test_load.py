@@ -78,7 +78,7 @@ def test_wrk_counts_what_the_service_answered(photos: Path, tmp_path: Path) -> N
 def test_threads_tell_each_status_and_broken_connections(photos: Path, tmp_path: Path) -> None:
     files = sorted(photos.iterdir())
     with serving_of(colour_classifier(), tmp_path) as serving, running(serving) as address:
-        found = clients.threads(address, files, 3, 0.5, clients.ask_service)
+        found = clients.threads(address, files, 3, 2, clients.ask_service)
         assert found["answers"] > 3 and clients.statuses(found["samples"]) == {"200": found["answers"]}
         (tmp_path / "text.jpg").write_text("no picture")
         found = clients.threads(address, [tmp_path / "text.jpg"], 1, 0.1, clients.ask_service)
