@@ -33,7 +33,6 @@ KINDS: dict[str, Callable[[list[Row]], str]] = {
     "limits": study.limits,
     "headline": study.headline,
     "coverage": study.coverage,
-    "finest": study.finest,
     "duplicates": study.duplicates,
     "planted": study.planted,
     "growth": study.growth,
