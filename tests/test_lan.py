@@ -212,5 +212,5 @@ def test_the_codes_are_the_link(tmp_path: Path) -> None:
     halves = {" ": (0, 0), "\u2580": (255, 0), "\u2584": (0, 255), "\u2588": (255, 255)}
     cells = [[halves[sign][half] for sign in row] for row in rows for half in (0, 1)]
     picture = np.kron(np.array(cells, np.uint8), np.ones((8, 8), np.uint8))
-    assert cv2.QRCodeDetector().detectAndDecode(picture)[0] == link
+    assert cv2.QRCodeDetectorAruco().detectAndDecode(picture)[0] == link  # the older one misses 1 code in 75
     assert network.in_svg(link).startswith("<svg")
