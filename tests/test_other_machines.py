@@ -175,7 +175,7 @@ MODULES = {"ort-cpu": "onnxruntime", "openvino": "openvino", "pytorch": "torch"}
 
 def ready(folder: Path, engine: str, broken: str, lean: dict[str, str]) -> bool:
     """Whether the doctor calls an engine ready where `broken` is run as Python starts."""
-    # OpenVINO reports its use from a process of its own, which from Python 3.14 on would start as this one does, without end
+    # OpenVINO reports its use from a process of its own, which from Python 3.14 on starts as this one does, without end
     others = [module for name, module in MODULES.items() if name != engine] + ["openvino_telemetry"]
     hidden = "".join(f"sys.modules[{module!r}] = None\n" for module in others)
     (folder / "sitecustomize.py").write_text(f"import sys\n{hidden}{broken}")
