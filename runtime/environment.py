@@ -36,12 +36,15 @@ def commit() -> tuple[str | None, bool]:
 
 
 def stamp() -> dict[str, Any]:
-    """What every measured row carries: when, from which commit, on which machine, with which versions."""
+    """What every measured row carries: when, from which commit, on which machine, with which versions; as JSON has it."""
     head, dirty = commit()
+    here = {
+        name: [*value] if isinstance(value, tuple) else value for name, value in dataclasses.asdict(machine()).items()
+    }
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": head,
         "dirty": dirty,
-        **{f"machine_{name}": value for name, value in dataclasses.asdict(machine()).items()},
+        **{f"machine_{name}": value for name, value in here.items()},
         "versions": versions(),
     }

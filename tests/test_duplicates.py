@@ -1,5 +1,6 @@
 """Duplicates: every kind of copy is found and named, and nothing else is."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from lab.duplicates import drawn as drawn_search
 from lab.duplicates import exponent, known, scored
+from runtime import environment
 from runtime.errors import SajiError
 from training.photos.duplicates import Pair, find_duplicates, groups
 
@@ -174,6 +176,8 @@ def test_growth_is_the_power_of_the_number_of_photos() -> None:
     others = [row(400, 999, size=32), row(800, 1, processor="fast")]
     assert exponent([row(100, 2), *others, row(400, 16)]) == pytest.approx(1.5)
     assert exponent([row(400, 999, 32), row(400, 16)]) is None
+    read = json.loads(json.dumps(row(100, 2) | environment.stamp()))
+    assert exponent([read, row(400, 16) | environment.stamp()]) == pytest.approx(1.5), "one processor, read or at hand"
 
 
 def test_a_search_of_drawn_photos_is_measured(tmp_path: Path) -> None:
