@@ -36,11 +36,10 @@ def commit() -> tuple[str | None, bool]:
 
 
 def stamp() -> dict[str, Any]:
-    """What every measured row carries: when, from which commit, on which machine, with which versions; as JSON has it."""
+    """What every measured row carries, as JSON has it: when, of which commit, on which machine, with which versions."""
     head, dirty = commit()
-    here = {
-        name: [*value] if isinstance(value, tuple) else value for name, value in dataclasses.asdict(machine()).items()
-    }
+    here = dataclasses.asdict(machine())
+    here["cpu_features"] = [*here["cpu_features"]]
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": head,
