@@ -35,7 +35,7 @@ from training.network.classifier import finished, load_checkpoint
 from training.photos.dataset import Data, load_data
 from training.photos.split import folds, set_aside
 from training.recipe import Recipe, load_recipe
-from training.run.held_out import HeldOut, of_folds, outputs_for, settle
+from training.run.held_out import HeldOut, made_with, of_folds, outputs_for, settle
 from training.run.records import Share
 from training.run.train import Place, train
 
@@ -107,16 +107,11 @@ def run(job: Job, source: Path, out: Path, threads: int, at_once: int) -> Row:
 
 
 def first_fold(data: Data, job: Job) -> tuple[np.ndarray, Data]:
-    """The indices of the photos of the first fold of `held_out`, and what the job's network is made with.
-
-    That is its share of the others; an epoch that photos choose is chosen by some of these, never by those asked about.
-    """
+    """The indices of the photos of the first fold of `held_out`, and the job's share of the others to train with."""
     part = own = folds(data, FOLDS, job.recipe.seed)[0]
     if job.share < 1:
         own = replace(part, train=set_aside(part, 1 - job.share, job.recipe.seed).train)
-    if job.recipe.epoch_is_chosen:
-        own = set_aside(own, job.recipe.validation_share, job.recipe.seed)
-    return part.val, own
+    return part.val, made_with(own, job.recipe)
 
 
 def held_out_row(job: Job, data: Data, answers: HeldOut, folder: Path) -> Row:

@@ -1,12 +1,15 @@
 """Folds: every photo is judged once, by a network that saw neither it nor its scene."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.study import FOLDS, Job, first_fold
 from runtime.errors import SajiError
 from training.photos.photo_set import Photo
 from training.photos.split import Data, folds
@@ -65,3 +68,15 @@ def test_folds_do_not_depend_on_names() -> None:
 def test_too_many_or_too_few_folds_are_one_sentence(k: int, words: str) -> None:
     with pytest.raises(SajiError, match=words):
         folds(fake([(0, 5)] * 3 + [(1, 1)] * 9), k, 0)
+
+
+@pytest.mark.parametrize("release", ["best", "last"])
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_the_study_asks_about_scenes_that_neither_trained_nor_chose_an_epoch(release: Any, share: float) -> None:
+    data = fake([(label, 1 + number % 2) for label in (0, 1, 2) for number in range(20)])
+    asked, own = first_fold(data, Job("seeds", "resnet34", replace(RECIPE, release=release), share))
+    assert sorted(asked) == sorted(folds(data, FOLDS, RECIPE.seed)[0].val)
+    chose = own.val if release == "best" else own.val[:0]
+    assert not set(data.scenes[asked]) & set(data.scenes[[*own.train, *chose]])
+    assert len(chose) == 0 or not set(data.scenes[chose]) & set(data.scenes[own.train])
+    assert len(own.train) + len(chose) == pytest.approx(share * (len(data.photos) - len(asked)), abs=5)

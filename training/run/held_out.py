@@ -105,8 +105,7 @@ def of_folds(
     logits = np.full((len(data.photos), len(data.classes)), np.nan, np.float32)
     familiarity = np.full(len(data.photos), np.nan, np.float32)
     for number, part in enumerate(folds(data, k, recipe.seed)):
-        # An epoch that validation photos choose needs some of its own
-        own = set_aside(part, recipe.validation_share, recipe.seed) if recipe.epoch_is_chosen else part
+        own = made_with(part, recipe)
         place = folder / "folds" / f"{number}-of-{k}"
         if not finished(place, architecture, recipe, own.fingerprint):
             train(own, place)
@@ -117,6 +116,11 @@ def of_folds(
     asked = np.isfinite(logits).all(axis=1)  # what weights had seen before is in no fold
     known = familiarity[asked] if np.isfinite(familiarity[asked]).all() else None
     return HeldOut(f"{k} folds", logits[asked], data.labels[asked], data.scenes[asked], familiarity=known)
+
+
+def made_with(part: Data, recipe: Recipe) -> Data:
+    """A fold as its network is trained on it: photos that choose an epoch are not those that it is asked about."""
+    return set_aside(part, recipe.validation_share, recipe.seed) if recipe.epoch_is_chosen else part
 
 
 def outputs_for(model: PhotoClassifier, photos: Sequence[Photo], geometry: Geometry) -> np.ndarray:
