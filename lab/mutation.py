@@ -204,7 +204,7 @@ def _draw(session: Path, most: int | None) -> None:
 def _cosmic_ray(checkout: Path, *words: str | Path, program: str = "cli") -> str:
     """What a command of cosmic-ray prints. Raises Unavailable where it fails: the baseline, where tests fail."""
     line = [sys.executable, "-m", f"cosmic_ray.{program}", *map(str, words)]
-    once = {**os.environ, "SAJI_MADE_ONCE": str(FOLDER / "made")}
+    once = {**os.environ, "SAJI_MADE_ONCE": str(FOLDER / "made"), "PYTHONPATH": str(checkout)}
     done = subprocess.run(line, cwd=checkout, env=once, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["without a word"]
