@@ -28,7 +28,7 @@ from runtime.candidate import Candidate, candidates_in
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed
 from runtime.evaluation import ValidationSet
-from runtime.files import replacing_folder, sha256_file, sha256_modules
+from runtime.files import replacing_folder, sha256_file, sha256_modules, write_text
 from runtime.gate import Gate, no_logits, widened
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
@@ -198,7 +198,7 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
             if not spec.published:  # of pictures that show what it can name
                 _write_examples(new / "examples", validation, spec)
             report = parity.report(spec, source.described, candidates, validation, skipped, bounds)
-            (new / "parity.md").write_text(report, encoding="utf-8")
+            write_text(new / "parity.md", report)
         files = (
             path for path in new.rglob("*") if path.is_file() and path.suffix != ".cache"
         )  # which every start adds to

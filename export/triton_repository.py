@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.backends import BACKENDS
 from runtime.candidate import Candidate
-from runtime.files import replacing_folder
+from runtime.files import replacing_folder, write_text
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
@@ -44,9 +44,9 @@ def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt)
     with replacing_folder(path) as new:
         (new / "1").mkdir()
         shutil.copyfile(file, new / "1" / _SERVED[candidate.backend].file)
-        (new / "labels.txt").write_text("\n".join(receipt.spec.classes) + "\n", encoding="utf-8")
+        write_text(new / "labels.txt", "\n".join(receipt.spec.classes) + "\n")
         text = config(path.name, receipt.spec, candidate, profile[2] if profile else _LARGEST_BATCH)
-        (new / "config.pbtxt").write_text(text, encoding="utf-8")
+        write_text(new / "config.pbtxt", text)
 
 
 def config(name: str, spec: ModelSpec, candidate: Candidate, largest_batch: int) -> str:

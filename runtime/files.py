@@ -189,8 +189,18 @@ def parse_json(text: bytes) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented for people."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(as_text(text).encode())
+
+
+def as_text(name: str) -> str:
+    """The name of a file as UTF-8 can hold it: bytes that are no text are escaped, so that JSON reads the name back."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def write_record(path: Path, record: Any, version: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import SajiError
-from runtime.files import alone, make_folder
+from runtime.files import alone, as_text, make_folder
 
 
 class RowFile:
@@ -99,8 +99,3 @@ def _records(file: BinaryIO, form: str) -> Iterator[bytes]:
             record, quotes = b"", 0
     if record:
         yield record.rstrip(b"\n")
-
-
-def as_text(name: str) -> str:
-    """The name as a UTF-8 file can hold it: bytes that are no text are escaped."""
-    return name.encode(errors="backslashreplace").decode()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime import files
-from runtime.files import replacing, replacing_folder, write_json
+from runtime.files import read_json, replacing, replacing_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -89,3 +89,11 @@ def test_a_kill_at_any_moment_leaves_one_of_both_folders(tmp_path: Path, monkeyp
     with replacing_folder(tmp_path / "model") as new:
         (new / "new").write_text("")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+
+
+def test_a_name_that_is_no_text_can_be_written_and_json_reads_it_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "names.json", {"photo": name, "class": "é🍜"})
+    write_text(tmp_path / "parity.md", f"| {name} | é🍜 |\n")
+    assert read_json(tmp_path / "names.json") == {"photo": name, "class": "é🍜"}
+    assert (tmp_path / "parity.md").read_text(encoding="utf-8") == "| caf\\udce9.png | é🍜 |\n"

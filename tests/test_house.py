@@ -101,6 +101,13 @@ def test_functions_stay_short() -> None:
     assert sorted(lengths)[len(lengths) * 9 // 10] < 25
 
 
+def test_text_is_written_where_names_that_are_no_text_are_thought_of() -> None:
+    """By `runtime.files.write_text`: a photo's name may be any bytes, and no report of it may end in a traceback."""
+    for name, file in modules().items():
+        if name.split(".")[0] in PRODUCT:
+            assert ".write_text(" not in file.read_text(encoding="utf-8"), name
+
+
 def test_no_stage_folder_shadows_a_library() -> None:
     import sys
 

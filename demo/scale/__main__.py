@@ -15,6 +15,7 @@ from demo.starter import to_serve
 from runtime import cluster
 from runtime.command_line import Parser, exit_with_one_sentence
 from runtime.errors import SajiError, missing_extra
+from runtime.files import as_text
 from runtime.terminal import say
 
 DROP = 0.01  # accuracy that an update may cost, as `runtime.choice.Policy` has it
@@ -40,7 +41,7 @@ def write(arguments: argparse.Namespace) -> None:
         text, then = rollout.kuberay(values, arguments.port, image), f"kubectl apply -f {file}"
     else:
         text, then = rollout.config(values, arguments.port), f"serve deploy {file}"
-    file.write_text(text, encoding="utf-8")
+    file.write_bytes(as_text(text).encode())
     say(f"wrote {file}; on a running cluster: {then}")
 
 

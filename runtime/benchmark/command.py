@@ -15,7 +15,7 @@ from runtime.choice import Policy, choose
 from runtime.command_line import Parser, add_flags, add_gpu, from_flags
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.files import DAMAGE, replacing
+from runtime.files import DAMAGE, write_text
 from runtime.preprocess import decode
 from runtime.terminal import say, stage, tell, tell_programs
 
@@ -128,8 +128,7 @@ def _publish(rows: list[Row], options: Options) -> None:
         return
     append_rows(options.rows or options.out / "bench.jsonl", rows)
     page, picture = options.out / "bench.md", options.out / "bench.svg"
-    with replacing(page) as temporary:
-        temporary.write_text(table(rows) + "\n", encoding="utf-8", errors="replace")
+    write_text(page, table(rows) + "\n")
     show(rows, page)
     try:
         draw(rows, picture)

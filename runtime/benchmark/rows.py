@@ -14,7 +14,7 @@ from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
 from runtime.benchmark.watch import causes_of
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, in_words, make_folder
+from runtime.files import DAMAGE, as_text, in_words, make_folder
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile
 
@@ -112,7 +112,7 @@ def append_rows(path: Path, rows: list[Row]) -> None:
             file.truncate(whole)
             content = content[:whole]
         ended = b"" if content.endswith(b"\n") or not content else b"\n"
-        left = memoryview(ended + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        left = memoryview(ended + as_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)).encode())
         try:
             while left:  # a disk takes what it has room for
                 left = left[file.write(left) :]

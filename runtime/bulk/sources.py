@@ -9,9 +9,8 @@ from typing import Any
 from runtime import classify
 from runtime.bulk.places import located, saying
 from runtime.errors import SajiError
-from runtime.files import left_by_programs
+from runtime.files import as_text, left_by_programs
 from runtime.preprocess import SUFFIXES
-from runtime.rowfile import as_text
 
 NAME, CONTENT = "path", "bytes"  # as Ray Data calls the columns of files that it reads
 

@@ -14,7 +14,7 @@ from runtime.bulk.sources import CONTENT, NAME, Names, digest
 from runtime.classifier import load
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, SajiError
-from runtime.rowfile import as_text
+from runtime.files import as_text
 
 PIECE = "piece"  # the column of what there is to do
 READERS = 8  # photos that a process reads at a time from a network

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import SajiError
-from runtime.files import replacing
+from runtime.files import write_text
 from runtime.terminal import say, show_table, tell_programs
 from training.outcome import figures
 from training.outcome.summary import Outcome, differences, finished, read_outcome
@@ -46,9 +46,7 @@ def write_report(run: Path) -> list[Outcome]:
     outcomes = [read_outcome(folder) for folder in finished(run)]
     sections = [_head(run, outcomes), _curves(run, outcomes), _classes(run, outcomes), _pictures(run, outcomes)]
     sections += [_gradients(run, outcomes), _recipe(outcomes)]
-    with replacing(run / "report.md") as temporary:  # last: it names the figures
-        text = "\n\n".join(filter(None, sections)) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+    write_text(run / "report.md", "\n\n".join(filter(None, sections)) + "\n")  # last: it names the figures
     return outcomes
 
 
@@ -220,9 +218,7 @@ def report(names: Sequence[str], out: Path) -> None:
     full = runs[0] / "report.md"
     if len(runs) > 1:
         full = out / "comparison.md"
-        with replacing(full) as temporary:
-            text = "\n\n".join(filter(None, [table(outcomes), settings(outcomes)])) + "\n"
-            temporary.write_text(text, encoding="utf-8", errors="replace")
+        write_text(full, "\n\n".join(filter(None, [table(outcomes), settings(outcomes)])) + "\n")
         figures.write(figures.comparison, outcomes, out / "comparison.png")
         say(f"comparison: {out / 'comparison.png'}")
     first = "accuracy on photos that chose nothing", "accuracy on the validation photos"

@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.errors import GateFailed, SajiError
 from runtime.evaluation import ValidationSet
-from runtime.files import replacing_folder, write_json
+from runtime.files import replacing_folder, write_json, write_text
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
 from runtime.terminal import tell
@@ -122,7 +122,7 @@ def check(source: Path, out: Path, strict: bool, as_json: bool) -> None:
     findings, folder = data.findings, out / "data" / run_name(source)
     with replacing_folder(folder) as temporary:
         write_json(temporary / "data.json", asdict(findings))
-        (temporary / "data.md").write_text(page(findings), encoding="utf-8")
+        write_text(temporary / "data.md", page(findings))
         if findings.groups:
             contact_sheet(findings).save(temporary / "duplicates.png")
     if as_json:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 from runtime.errors import SajiError
-from runtime.files import replacing_folder
+from runtime.files import replacing_folder, write_text
 
 DRAWN = "drawn by saji, not a photo"
 STYLE = 1  # goes up when the drawings change, so that pictures of an older saji are not taken for these
@@ -392,5 +392,5 @@ def write_sample(folder: Path, per_class: int = 100, size: int = 256, seed: int 
         for name, (dish, one) in names.items():
             (draft / dish).mkdir(exist_ok=True)
             draw_dish(dish, one, size).save(draft / name, quality=90, comment=DRAWN, exif=exif)
-        (draft / "sample.json").write_text(record)
+        write_text(draft / "sample.json", record)
     return folder

@@ -14,6 +14,7 @@ only the search for neighbours below, for a library that brings pandas (results/
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from runtime.files import replacing
+from runtime.files import replacing, write_text
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
 from runtime.terminal import say, tell, tell_programs
@@ -139,10 +140,11 @@ def write(ranked: Sequence[Suspect], folder: Path) -> None:
     """Write all suspects to `folder/suspects.csv`, and the first ones as pictures to `folder/suspects.png`."""
     with replacing(folder / "suspects.png") as temporary:
         contact_sheet(ranked).save(temporary)
-    with replacing(folder / "suspects.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["photo", "label", "confidence", "other", "likeness", "distance"])
-        writer.writerows(suspect.row for suspect in ranked)
+    sheet = io.StringIO(newline="")
+    writer = csv.writer(sheet)
+    writer.writerow(["photo", "label", "confidence", "other", "likeness", "distance"])
+    writer.writerows(suspect.row for suspect in ranked)
+    write_text(folder / "suspects.csv", sheet.getvalue())
 
 
 def suspects(source: Path, architecture: str, k: int, seed: int, out: Path) -> None:
