@@ -2,7 +2,8 @@
 
 SajiError            a misuse: exit status 2
 ├── BadPhoto         the bytes are no picture that can be read
-│   └── TooManyPixels    or one that would fill the memory
+│   ├── TooManyPixels    or one that would fill the memory
+│   └── TooMuchMemory    or that did
 ├── BadModel         a model file, receipt or spec that cannot be trusted
 ├── Unavailable      this machine lacks the library, device or driver
 ├── NotAsAsked       an engine opened with another provider or precision than asked for
@@ -29,6 +30,10 @@ class BadPhoto(SajiError):
 
 class TooManyPixels(BadPhoto):
     """A picture with more pixels than are let through, told by its header alone."""
+
+
+class TooMuchMemory(BadPhoto):
+    """A picture that takes more memory to decode than there is, or than the decoder allows itself."""
 
 
 class BadModel(SajiError):

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from runtime.colours import Unshown, to_srgb, told_colours
-from runtime.errors import BadPhoto, SajiError, TooManyPixels
+from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
@@ -112,7 +112,7 @@ def decode(
     orientation is applied, transparency is laid on white, of an animation the first frame is taken, and the colours
     of an embedded profile are converted to sRGB (in preprocessing `version` 1 they were not; see runtime.spec).
     Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `bounds` let in,
-    MemoryError where decoding takes more than there is.
+    TooMuchMemory where decoding takes more than there is.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -141,7 +141,7 @@ def decode(
         megapixels = f"{min(bounds.max_pixels, MAX_PIXELS) / 1e6:g} megapixels"
         raise TooManyPixels(f"{name} has more than {megapixels}; send a smaller copy") from None
     except MemoryError:
-        raise
+        raise _too_much(name) from None
     except OSError as error:
         if error.errno is not None:  # the file system, not the picture: missing, a folder, no permission
             raise BadPhoto(f"{name} cannot be opened: {error.strerror}") from None
@@ -150,11 +150,15 @@ def decode(
         raise _damaged(name, error) from None
 
 
-def _damaged(name: str, error: Exception) -> Exception:
-    """BadPhoto, or MemoryError where the decoder says that it had too little."""
+def _too_much(name: str) -> BadPhoto:
+    return TooMuchMemory(f"{name} takes too much memory to decode; send a smaller copy")
+
+
+def _damaged(name: str, error: Exception) -> BadPhoto:
+    """The error, TooMuchMemory where the decoder says that it had too little."""
     said = str(error).lower()
     if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
-        return MemoryError(str(error))
+        return _too_much(name)
     return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
 

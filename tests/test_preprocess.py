@@ -15,7 +15,7 @@ from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from lab.torture.gallery import P3, profile
-from runtime.errors import BadModel, BadPhoto
+from runtime.errors import BadModel, BadPhoto, TooMuchMemory
 from runtime.preprocess import MAX_PIXELS, SUFFIXES, decode, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
 
@@ -292,6 +292,14 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
         bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
         with pytest.raises(BadPhoto, match=f"has more than {MAX_PIXELS // 10**6} megapixels; send a smaller copy"):
             decode(bytes(bomb))
+
+
+def test_a_picture_that_memory_does_not_hold_is_a_bad_photo_as_any_other() -> None:
+    tags = {256: 178_000_000, 257: 1, 258: 8, 259: 1, 262: 2, 273: 300, 277: 3, 278: 1, 279: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    wide = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)  # Pillow holds no line of that length
+    with pytest.raises(TooMuchMemory, match="^the file takes too much memory to decode; send a smaller copy$"):
+        decode(wide)
 
 
 def test_a_damaged_avif_is_one_sentence_too() -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from runtime.errors import BadPhoto, TooManyPixels
+from runtime.errors import BadPhoto, TooManyPixels, TooMuchMemory
 from runtime.files import as_record
 from runtime.preprocess import Bounds, decode, timed_pixels
 from runtime.spec import Geometry
@@ -102,11 +102,12 @@ def answered(order: dict[str, Any], photo: bytes) -> tuple[dict[str, Any], np.nd
         return {"milliseconds": milliseconds}, np.ascontiguousarray(image)
     except TooManyPixels as error:
         return _refused(413, "too-many-pixels", str(error))
+    except TooMuchMemory as error:
+        return _refused(413, "too-much-memory", str(error))
     except BadPhoto as error:
         return _refused(422, "not-a-picture", str(error))
-    except MemoryError:
-        name = order["name"] or "the file"
-        return _refused(413, "too-much-memory", f"{name} takes too much memory to decode; send a smaller copy")
+    except MemoryError:  # once it is decoded
+        return _refused(413, "too-much-memory", "the photo takes too much memory; send a smaller copy")
 
 
 @lru_cache(maxsize=8)  # to read a record takes longer than to send a small photo
