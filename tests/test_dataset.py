@@ -305,6 +305,17 @@ def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "find_duplicates", lambda *_: [])
 
 
+def test_photos_are_not_replaced_by_the_report_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: None
+) -> None:
+    for label in ("a", "b"):
+        write_photos(tmp_path / "data" / "food", label, 3, ord(label))
+    before = sorted(tmp_path.rglob("*.png"))
+    with pytest.raises(SajiError, match="food was not written by saji"):
+        check(monkeypatch, tmp_path / "data" / "food", "--out", tmp_path)  # where reports are in data/NAME, too
+    assert sorted(tmp_path.rglob("*.png")) == before
+
+
 def test_check_writes_a_page_json_and_a_contact_sheet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, remembered: None
 ) -> None:

@@ -241,7 +241,7 @@ def test_a_folder_replaced_whole_keeps_the_old_one_when_the_disk_is_full(tmp_pat
     (old / "model.json").write_text("old")
 
     def write() -> None:
-        with replacing_folder(old) as new:
+        with replacing_folder(old, "model.json") as new:
             (new / "model.onnx").write_text("new")
             raise OSError(28, "No space left on device")
 

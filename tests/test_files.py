@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runtime import files
+from runtime.errors import SajiError
 from runtime.files import read_json, replacing, replacing_folder, write_json, write_text
 
 
@@ -54,7 +55,7 @@ def test_a_loss_of_power_leaves_a_whole_file(forgetful: set[Path], tmp_path: Pat
 @on_linux
 def test_a_loss_of_power_leaves_a_whole_folder(forgetful: set[Path], tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with replacing_folder(tmp_path / "model") as new:
+        with replacing_folder(tmp_path / "model", "engines/a") as new:
             (new / "engines").mkdir()
             (new / "engines" / "a").write_text(text)
         assert (tmp_path / "model" / "engines" / "a").read_text() == text and tmp_path in forgetful
@@ -67,9 +68,9 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
     if not exchanges:
         monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
     for text in ("old", "new"):
-        with replacing_folder(tmp_path / "model") as new:
+        with replacing_folder(tmp_path / "model", "old") as new:
             (new / text).write_text(text)
-    with pytest.raises(KeyError), replacing_folder(tmp_path / "model") as new:
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "model", "new") as new:
         (new / "third").write_text("")
         raise KeyError
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/new"]
@@ -77,7 +78,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux alone exchanges two names at once")
 def test_a_kill_at_any_moment_leaves_one_of_both_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with replacing_folder(tmp_path / "model") as new:
+    with replacing_folder(tmp_path / "model", "old") as new:
         (new / "old").write_text("")
 
     def there(*_: Any, **__: Any) -> None:  # each step that changes a name, and the end
@@ -86,9 +87,27 @@ def test_a_kill_at_any_moment_leaves_one_of_both_folders(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "replace", there)
     rmtree = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda *args, **how: (there(), rmtree(*args, **how)))
-    with replacing_folder(tmp_path / "model") as new:
+    with replacing_folder(tmp_path / "model", "old") as new:
         (new / "new").write_text("")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("theirs", ["a folder", "a file", "a link"])
+def test_what_somebody_else_put_there_is_never_replaced(theirs: str, tmp_path: Path) -> None:
+    there, notes = tmp_path / "model", tmp_path / "notes" / "thesis.txt"
+    notes.parent.mkdir()
+    notes.write_text("years of work")
+    if theirs == "a link":
+        there.symlink_to(notes.parent)
+    else:
+        notes.parent.rename(there) if theirs == "a folder" else notes.rename(there)
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        pytest.raises(SajiError, match=r"was not written by saji \(it has no model.json\)"),
+        replacing_folder(there, "model.json"),
+    ):
+        raise AssertionError("hours of work come first")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_name_that_is_no_text_can_be_written_and_json_reads_it_back(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"), replacing_folder(model) as new:
+    with pytest.raises(OSError, match="No space"), replacing_folder(model, "old") as new:
         (new / "new").write_text("")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/old"]
 

@@ -60,7 +60,7 @@ def model_folder(out: Path, architecture: str, size: int) -> Path:
     folder = out / "models" / architecture
     if not (folder / "model.json").is_file():
         source = Checkpoint(_run(out / "runs" / "untrained" / architecture, architecture, size))
-        with replacing_folder(folder) as new:
+        with replacing_folder(folder, "model.json") as new:
             _write_graphs(source, new)
             source.validation.save(new / "validation.npz")
             write_golden(source.reference, source.spec, new, [])

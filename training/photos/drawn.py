@@ -388,7 +388,7 @@ def write_sample(folder: Path, per_class: int = 100, size: int = 256, seed: int 
         raise SajiError(f"{folder} holds something other than this sample; move it away with: mv {folder} {folder}.old")
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = DRAWN
-    with replacing_folder(folder) as draft:
+    with replacing_folder(folder, "sample.json") as draft:
         for name, (dish, one) in names.items():
             (draft / dish).mkdir(exist_ok=True)
             draw_dish(dish, one, size).save(draft / name, quality=90, comment=DRAWN, exif=exif)
