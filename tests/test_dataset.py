@@ -355,7 +355,7 @@ def test_a_full_disk_leaves_the_report_as_it_was(
     def full(*args: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         check(monkeypatch, tmp_path / "set", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "data" / "set" / "data.json").stat().st_mtime_ns == before
