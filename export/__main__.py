@@ -61,7 +61,7 @@ def main() -> None:
         signature.private_key(command.sign)  # what is wrong with it is told before minutes of work
     if foreign.onnx:
         with stage("import", f"Import {foreign.onnx}: check it against itself", command.out):
-            from export.foreign import import_foreign
+            from export.foreign.source import import_foreign
 
             return _conclude("", [import_foreign(foreign, command.out, say, settings)], command, settings)
     run = _run_folder(command.out / "runs", command.run)

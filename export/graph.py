@@ -127,8 +127,8 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
                 work[node.name] = math.prod(out) * math.prod(filters[1:])
             elif node.op_type == "Gemm":  # [in, out] or, transposed, [out, in]
                 work[node.name] = math.prod(filters) * out[0]
-            else:  # [in, out]; in attention two activations, whose last two positions are these
-                work[node.name] = math.prod(out) * filters[-2]
+            else:  # [in, out] or [in]; in attention two activations, whose last positions are these
+                work[node.name] = math.prod(out) * filters[-2:][0]
     return work
 
 

@@ -55,11 +55,10 @@ def linear_head(model: onnx.ModelProto) -> Head:
     head = onnx.utils.Extractor(model).extract_model([pooled], [logits])
     if any(INPUT in node.input for node in head.graph.node):
         raise SajiError("its logits depend on more than the average of its last maps")
-    run = ReferenceEvaluator(head)
 
     def answer(averages: np.ndarray) -> np.ndarray:
         try:
-            return run.run(None, {pooled: averages.astype(np.float32).reshape(-1, *shape)})[0]  # type: ignore[index]
+            return ReferenceEvaluator(head).run(None, {pooled: averages.astype(np.float32).reshape(-1, *shape)})[0]  # type: ignore[index]
         except Exception as error:  # of many kinds: a branch or a loop looks for what is not a part of this end
             raise SajiError(f"what follows its last maps does not run alone ({str(error)[:80]})") from None
 

@@ -1,6 +1,6 @@
 """The one sequence that makes a model folder: write the files, check each, describe them, receipt last.
 
-`write_model` takes a `Source`: a checkpoint of ours (here) or another project's ONNX file (`export.foreign`).
+`write_model` takes a `Source`: a checkpoint of ours (here) or another project's ONNX file (`export.foreign.source`).
 """
 
 import dataclasses
@@ -88,8 +88,8 @@ class Source(ABC):
         return ()
 
     @abstractmethod
-    def require_right(self, folder: Path, candidates: list[Candidate]) -> None:
-        """Raise GateFailed or BadModel, before anything is replaced, where the FP32 file is not the reference's."""
+    def require_right(self, candidates: list[Candidate]) -> None:
+        """Raise GateFailed, before anything is replaced, where the FP32 file is not the reference's."""
 
 
 class Checkpoint(Source):
@@ -156,7 +156,7 @@ class Checkpoint(Source):
         photos = ValidationSet.load(self.run / "calibration.npz").images
         return faults_of(folder / "model.onnx", folder / "model.int8.onnx", photos)
 
-    def require_right(self, folder: Path, candidates: list[Candidate]) -> None:
+    def require_right(self, candidates: list[Candidate]) -> None:
         """Raise GateFailed when an FP32 file does not agree with the checkpoint, by the engine that is its measure.
 
         What another engine makes of the file is that candidate's verdict.
@@ -190,7 +190,7 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
             why = ("there were no photos to check it by; import it again with --data",)
             candidates = [dataclasses.replace(c, reasons=why) for c in candidates_in(spec.architecture, new)]
         write_golden(source.reference, spec, new, candidates)
-        source.require_right(new, candidates)
+        source.require_right(candidates)
         if validation:
             candidates += write_with_geometry(new, spec, candidates, validation, source.photos, say, bounds)
             heatmaps, without = write_heatmap(new, spec, validation, say, bounds)

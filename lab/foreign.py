@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from export.foreign import lifted, read_foreign, wrapped
+from export.foreign.reading import lifted, read_foreign
+from export.foreign.wrapping import wrapped
 from export.graph import save_onnx
 from export.parity import with_result
 from export.settings import Foreign

@@ -178,7 +178,7 @@ class ModelSpec:
                 f"{origin} expects preprocessing version {spec.geometry.version}, this saji has 1 to "
                 f"{PREPROCESS_VERSION}; update saji, or train again"
             )
-        for wrong in _faults(spec):
+        for wrong in faults(spec):
             raise BadModel(f"{origin} carries a saji spec that cannot be right: {wrong}; export the model again")
         return spec
 
@@ -248,7 +248,7 @@ def _damaged(origin: str, error: Exception) -> BadModel:
     return BadModel(f"{origin} carries a damaged saji spec ({in_words(error)}); export the model again")
 
 
-def _faults(spec: ModelSpec) -> Iterator[str]:
+def faults(spec: ModelSpec) -> Iterator[str]:
     """What no spec of ours says, in words."""
     geometry = spec.geometry
     texts = (spec.name, spec.architecture, *spec.classes)

@@ -21,7 +21,7 @@ from demo.page.tabs.classify import heat_of, look
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving
-from export.foreign import import_foreign
+from export.foreign.source import import_foreign
 from export.graph import OPSET, save_onnx
 from export.heatmap import add_map, check_heatmap, linear_head, write_heatmap
 from runtime.backends import open_backend

@@ -12,7 +12,7 @@ import pytest
 
 import runtime
 from export import __main__ as exporting
-from export.foreign import import_foreign
+from export.foreign.source import import_foreign
 from export.graph import OPSET, check_contract
 from export.settings import Foreign
 from runtime.errors import SajiError
@@ -110,7 +110,7 @@ def with_external_data(asked: Foreign, location: str) -> Foreign:
     ("changes", "words"),
     [
         ({"photos": "float[1, 3, 24, 24]", "batch": "1"}, "takes a fixed batch .*export it anew with a dynamic batch"),
-        ({"photos": "float[N, 3, 24, 20]"}, "takes photos of"),
+        ({"photos": "float[N, 3, 24, 20]"}, r"takes photos of \[3, 24, 20\]; saji gives squares"),
         ({"photos": "float16[N, 3, 24, 24]"}, "cannot be read as ONNX|float32 photos"),
         ({"photos": "float[N, 3, 24, 24] other, float[N, 3, 24, 24]"}, "has the signature other FLOAT"),
         ({"opset": 99}, "is not run by ONNX Runtime|cannot be read as ONNX"),
@@ -133,7 +133,7 @@ def test_foreign_files_beside_the_graph_that_do_not_fit_are_one_sentence(sample:
         (replace(asked, classes=tmp_path / "others.txt", data=sample), "has the labels bakso, .*, the model a, b"),
         (replace(asked, onnx=tmp_path / "half.onnx"), "cannot be read as ONNX"),
         (replace(asked, size=32), "give the --layout and square --size"),
-        (replace(asked, layout="nhwc"), "give the --layout and square --size"),
+        (replace(asked, layout="nhwc"), "by --layout nhwc of 24 colours .* give the --layout that fits it"),
     ]
     (tmp_path / "weights.bin").write_bytes(bytes(10_000))
     for name, location in (("gone", "gone.bin"), ("outside", "../weights.bin")):

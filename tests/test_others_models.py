@@ -5,6 +5,7 @@ Each promise was broken in public for somebody else's program; the comments name
 
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,17 +39,18 @@ def network(
     photo: str = "float[N, 3, 24, 24] photo",
     scores: str = "float[N, 4] scores",
     ir: int = 8,
+    opset: int = 17,
     **constants: np.ndarray,
 ) -> Path:
     """A tiny classifier: a convolution, the mean of each map, and what `end` makes four scores of."""
-    graph = f'<ir_version: {ir}, opset_import: ["": 17]> theirs ({photo}) => ({scores}) {{ {body} {end} }}'
+    graph = f'<ir_version: {ir}, opset_import: ["": {opset}]> theirs ({photo}) => ({scores}) {{ {body} {end} }}'
     model, random = onnx.parser.parse_model(graph), np.random.default_rng(0)
     shapes = {"filters": (8, 3, 3, 3), "matrix": (8, 4), "bias": (4,), "inner": (8, 16), "inner_bias": (16,)}
     values = {name: random.normal(0, 1.5, shape) for name, shape in (shapes | {"outer": (16, 4)}).items()}
     used = {name for node in model.graph.node for name in node.input}
     for name, value in (values | constants).items():
         if name in used:
-            value = value if value.dtype in (np.int64, bool) else value.astype(np.float32)
+            value = value.astype(np.float32) if value.dtype == np.float64 else value
             model.graph.initializer.append(numpy_helper.from_array(value, name))
     onnx.save(model, path)
     return path
@@ -124,6 +126,32 @@ def test_a_network_that_ends_in_a_sigmoid_is_refused_as_one_that_ends_in_a_softm
     """A softmax over the answers of a multi-label network makes every class about equally likely."""
     said = bring(network(tmp_path / "tags.onnx", end))
     assert said.refused and ("igmoid" in said.last or "probabilities" in said.last), said
+
+
+# What a graph calls its end says little; microsoft/onnxruntime#14731 spells a sigmoid out
+BOUNDED = {
+    "sigmoid, cast": "h = Cast <to = 10> (raw) p = Sigmoid (h) scores = Cast <to = 1> (p)",
+    "sigmoid, flattened": "p = Sigmoid (raw) scores = Flatten (p)",
+    "sigmoid, clipped": "p = Sigmoid (raw) scores = Clip (p, zero, one)",
+    "sigmoid, spelled out": "n = Neg (raw) e = Exp (n) sum = Add (e, one) scores = Reciprocal (sum)",
+    "softmax in per cent": "p = Softmax (raw) scores = Mul (p, hundred)",
+    "softmax of the batch": "scores = Softmax <axis = 0> (raw)",
+    "softmax of five": "r = Gemm (flat, five) p = Softmax (r) scores = Slice (p, first, last, first)",
+    "two softmaxes": """
+        a, b = Split <axis = 1> (raw, halves)
+        c = Softmax (a)
+        d = Softmax (b)
+        scores = Concat <axis = 1> (c, d)""",
+}
+SCALARS = {"zero": np.float32(0), "one": np.float32(1), "hundred": np.float32(100)}
+SLICED = {"five": np.linspace(-1, 1, 40).reshape(8, 5), "first": np.array([1]), "last": np.array([5])}
+
+
+@pytest.mark.parametrize("end", BOUNDED)
+def test_probabilities_are_told_from_logits_by_what_they_are(end: str, tmp_path: Path) -> None:
+    file = network(tmp_path / "tags.onnx", f"{RAW} {BOUNDED[end]}", halves=np.array([2, 2]), **SCALARS, **SLICED)
+    said = bring(file)
+    assert said.refused and ("with probabilities, not logits" in said.last or "Softmax that is not over" in said.last)
 
 
 # pytorch/vision#1734, #4160; sarahpratt/CuPL#2; nottombrown/imagenet-stubs#2
@@ -310,6 +338,41 @@ def with_function(path: Path) -> Path:
     return path
 
 
+def with_function_of_another_opset(path: Path) -> Path:
+    model = onnx.load(with_function(path))
+    model.functions[0].opset_import[0].version = 13
+    onnx.save(model, path)
+    return path
+
+
+def with_the_long_domain(path: Path) -> Path:
+    """ "ai.onnx" is the standard's other name for "", also of single nodes."""
+    model = onnx.load(network(path))
+    model.opset_import[0].domain = model.graph.node[0].domain = "ai.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def with_channels_left_open(path: Path) -> Path:
+    """As Hugging Face's optimum declares them."""
+    return network(path, photo="float[batch_size, num_channels, 24, 24] photo")
+
+
+def with_a_batch_of_minus_one(path: Path) -> Path:
+    model = onnx.load(network(path))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(model, path)
+    return path
+
+
+def of_the_model_zoo(path: Path) -> Path:
+    """IR 3, of which each initialiser is an input, too."""
+    model = onnx.load(with_weights_among_inputs(path))
+    model.ir_version, model.opset_import[0].version = 3, 11
+    onnx.save(model, path)
+    return path
+
+
 def with_names_of_ours(path: Path) -> Path:
     """Its input is called images and a tensor inside logits, as in our contract."""
     model = onnx.load(network(path))
@@ -329,7 +392,11 @@ def with_weights_among_inputs(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", [with_function, with_names_of_ours, with_weights_among_inputs, with_branch])
+FORMS = (with_function, with_function_of_another_opset, with_the_long_domain, with_channels_left_open)
+MORE_FORMS = (with_a_batch_of_minus_one, of_the_model_zoo, with_names_of_ours, with_weights_among_inputs, with_branch)
+
+
+@pytest.mark.parametrize("form", [*FORMS, *MORE_FORMS])
 def test_other_forms_of_one_network_answer_alike(form: Any, tmp_path: Path) -> None:
     said = bring(form(tmp_path / "form.onnx"))
     assert said.status == 0, said
@@ -338,10 +405,18 @@ def test_other_forms_of_one_network_answer_alike(form: Any, tmp_path: Path) -> N
     assert np.abs(answers(brought(tmp_path / "form.onnx"), PICTURES) - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("end", ["LogSoftmax", "Softmax", "Identity"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        *(f"last = {end} (raw) scores = Identity (last)" for end in ("LogSoftmax", "Softmax", "Identity")),
+        "scores = Softmax (raw) unused = ArgMax (scores)",
+        "last = Softmax (raw) scores = Dropout (last)",
+        "maps4 = Reshape (raw, as_maps) last = Softmax <axis = 1> (maps4) scores = Flatten (last)",
+    ],
+)
 def test_what_follows_the_logits_changes_no_probability(end: str, tmp_path: Path) -> None:
-    dense = LINEAR.replace("scores", "raw")
-    assert bring(network(tmp_path / "end.onnx", f"{dense} last = {end} (raw) scores = Identity (last)")).status == 0
+    file = network(tmp_path / "end.onnx", f"{RAW} {end}", as_maps=np.array([0, 4, 1, 1]))
+    assert bring(file).status == 0
     assert bring(network(tmp_path / "plain.onnx")).status == 0
     both = [answers(brought(tmp_path / name), PICTURES) for name in ("end.onnx", "plain.onnx")]
     first, second = (ModelSpec("x", "x", NAMES).probabilities(logits) for logits in both)
@@ -355,6 +430,15 @@ def test_blue_green_red_is_told(tmp_path: Path) -> None:
     assert np.abs(answers(brought(tmp_path / "bgr.onnx"), PICTURES) - turned).max() < 1e-4
 
 
+HALVES = {"filters": (8, 3, 3, 3), "matrix": (8, 4), "bias": (4,)}
+WIDE = "AveragePool <kernel_shape = [24, 24], dilations = [1, 1], pads = [0, 0, 0, 0], ceil_mode = 0> (live)"
+CONSTANTS = {
+    **{"one_row": np.array([1, -1]), "own": np.array([1, 8]), "two": np.array([2, -1])},
+    **{"nan": np.array(np.nan), "step": np.array(0.1), "zero": np.array(0, np.uint8)},
+    **{"slim": np.ones((8, 1)), "slim_bias": np.ones(1)},
+}
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -364,14 +448,87 @@ def test_blue_green_red_is_told(tmp_path: Path) -> None:
          "has the signature .* scores INT64"),
         ({"scores": "float[N, 4] scores, float[N, 8] flat"}, "has the signature .* flat FLOAT"),
         ({"photo": "float[N, 3, 24, 24] photo, float[N, 3, 24, 24] second"}, "has the signature .* second FLOAT"),
-        ({"photo": "float[N, 1, 24, 24] photo", "filters": np.zeros((8, 1, 3, 3))}, "takes photos of"),
+        ({"photo": "float[N, 1, 24, 24] photo", "filters": np.zeros((8, 1, 3, 3))}, "of 1 colours and not of 3"),
+        ({"photo": "float[N, 3, 24, 32] photo"}, "saji gives squares"),
+        ({"end": f"{RAW} scores = Reshape (raw, one_row)"}, r"two photos with \[1, 8\] logits"),
+        ({"body": BODY.replace("Flatten (means)", "Reshape (means, own)")}, "takes no batch of two .* dynamic batch"),
+        ({"body": BODY.replace("Flatten (means)", "Reshape (means, two)")}, "give its --size, or .* dynamic batch"),
+        ({"end": f"{RAW} noise = RandomNormalLike (raw) scores = Add (raw, noise)"}, "otherwise each time"),
+        ({"end": f"{RAW} scores = Add (raw, nan)"}, "with NaN or infinity, from .* on"),
+        ({"end": f"{RAW} q = QuantizeLinear (raw, step, zero) scores = DequantizeLinear (q, step, zero)"},
+         r"is quantised already \(QuantizeLinear\); bring in the FP32 file"),
+        ({"body": "half = Cast <to = 10> (photo)" + BODY.replace("(photo,", "(half,"),
+          "end": f"{RAW.replace('raw', 'low')} scores = Cast <to = 1> (low)",
+          **{name: np.ones(shape, np.float16) for name, shape in HALVES.items()}},
+         "computes maps in float16; export it in float32"),
+        ({"photo": "float[N, 3, 24, 24] photo", "opset": 19, "ir": 9,
+          "body": BODY.replace("GlobalAveragePool (live)", WIDE)}, "cannot be converted to opset 18"),
+        ({"end": "scores = Gemm (flat, slim, slim_bias)", "scores": "float[N, 1] scores"}, "has 1 logits"),
     ],
 )  # fmt: skip
 def test_what_is_no_classifier_of_photos_is_refused_with_its_signature(
     asked: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    said = bring(network(tmp_path / "net.onnx", **asked))
+    said = bring(network(tmp_path / "net.onnx", **CONSTANTS | asked))
     assert said.refused and re.search(words, said.last), said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--mean", *["123.7"] * 3], "--mean 123.7 is above white, which is 1 by --scale; try --scale 1"),
+        (["--scale", "1"], "--std 0.25 is far below white, which is 255"),
+        (["--std", "0", "0", "0"], "--std and --scale above 0"),
+        (["--mean", "nan", "0", "0"], "are to be numbers"),
+        (["--resize", "10"], "cuts 24 pixels out of 10"),
+        (["--resize", "-40"], "cuts 24 pixels out of -40"),
+        (["--resize", "9999"], "cuts 24 pixels out of 9999"),
+        (["--precisions", "int8"], "leave --precisions out"),
+    ],
+)
+def test_what_a_file_cannot_be_brought_in_by_is_refused_before_anything_is_written(
+    flags: list[str], words: str, tmp_path: Path
+) -> None:
+    said = bring(network(tmp_path / "net.onnx"), *flags)
+    assert said.refused and words in said.last, said
+    assert not brought(tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", "git lfs pull"),
+        (b"PK\x03\x04\x14\0", "a zip archive"),
+        (b"\n<!DOCTYPE html><html>", "a page of the web"),
+        (b" \0\0\0TFL3", "of TensorFlow Lite"),
+        (None, "is not there"),
+    ],
+)
+def test_what_is_no_onnx_is_called_by_its_name(content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content:
+        (tmp_path / "net.onnx").write_bytes(content)
+    said = bring(tmp_path / "net.onnx")
+    assert said.refused and words in said.last, said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "net.onnx")
+    assert "is no regular file" in bring(tmp_path / "net.onnx").last
+
+
+def test_a_name_that_is_no_text_is_brought_in(photos: Path, tmp_path: Path) -> None:
+    file = network(tmp_path / "net.onnx").rename(tmp_path / os.fsdecode(b"caf\xe9.onnx"))
+    said = bring(file, data=photos)
+    assert said.status == 0, said
+
+
+def test_a_folder_of_somebody_is_not_replaced_by_an_import(tmp_path: Path) -> None:
+    file = network(tmp_path / "mine.onnx")
+    brought(file).mkdir(parents=True)
+    (brought(file) / "thesis.txt").write_text("years of work")
+    said = bring(file)
+    assert said.refused and "was not written by saji" in said.last and (brought(file) / "thesis.txt").is_file(), said
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])

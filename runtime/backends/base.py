@@ -137,7 +137,9 @@ def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: 
     apart, what remains must be as asked. `engine` names who computes, for the error.
     """
     layers = list(layers)
-    whole = sum(amount for _, _, amount in layers) or 1.0
+    whole = sum(amount for _, _, amount in layers)
+    if not whole:  # of no layer is known how much it computes
+        layers, whole = [(engine, UNTOLD, 1.0)], 1.0
     shares: dict[str, float] = {}
     for _, kind, amount in layers:
         shares[kind] = shares.get(kind, 0.0) + amount / whole

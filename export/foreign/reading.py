@@ -1,0 +1,150 @@
+"""What exporters of other projects write, as one graph in FP32: photos in, one row of logits for each out."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+import onnx.version_converter
+
+from export.graph import LAYERS, OPSET
+from runtime.errors import BadModel
+
+# From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
+# reads. Other versions add types, not meaning
+OLDEST_IR, NEWEST_IR = 4, 10
+# By what a file begins with at a place: what it is, and what to do about it
+OTHERS = {
+    (0, b"version https://git-lfs"): "a pointer of Git LFS; fetch the file itself with: git lfs pull",
+    (0, b"PK\x03\x04"): "a zip archive, as those of PyTorch and Keras are; export the network to ONNX",
+    (0, b"<"): "a page of the web; download the file itself",
+    (4, b"TFL3"): "a model of TensorFlow Lite; export the network to ONNX",
+}
+_QUANTISED = re.compile(r"Quantize|Integer|NBits|^Q[A-Z]")  # operators of ONNX and of ONNX Runtime
+_HIGH_AND_LOW = ("FLOAT16", "BFLOAT16", "DOUBLE")
+_RENAMING = ("Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze")  # what may stand behind a last Softmax
+
+
+def read_foreign(path: Path) -> onnx.ModelProto:
+    """The file as it was written, one float32 input `[batch, …]`, one float32 output `[batch, C]`.
+
+    Its functions are written out where they are used. Raises BadModel for anything else, such as external data that is
+    not beside it, a fixed batch, or layers that compute in another format than FP32.
+    """
+    _require_onnx(path)
+    try:
+        model = onnx.load(path)
+        model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
+        _use_short_domain(model)
+        onnx.checker.check_model(model)
+        typed = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
+        model.graph.value_info.extend(typed)  # by which functions of another opset are converted
+        model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    except Exception as error:  # protobuf's, onnx's and the system's errors are of no common family
+        raise BadModel(
+            f"{path} cannot be read as ONNX ({in_one_line(error)}); give the complete file, with what belongs to it "
+            "beside it and no links"
+        ) from None
+    graph, constants = model.graph, {tensor.name for tensor in model.graph.initializer}
+    if graph.sparse_initializer:
+        raise BadModel(
+            f"{path} has sparse weights ({graph.sparse_initializer[0].values.name}); export it with dense ones"
+        )
+    inputs = [value for value in graph.input if value.name not in constants]
+    signature = ", ".join(f"{value.name} {_type(value)} {dims(value)}" for value in (*inputs, *graph.output))
+    if [(_type(value), len(dims(value))) for value in (*inputs, *graph.output)] != [("FLOAT", 4), ("FLOAT", 2)]:
+        raise BadModel(
+            f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed"
+        )
+    if isinstance(dims(inputs[0])[0], int):
+        raise BadModel(f"{path} takes a fixed batch ({signature}); export it anew with a dynamic batch")
+    _require_float32(model, path)
+    del graph.input[:], graph.value_info[:]
+    graph.input.append(inputs[0])
+    return model
+
+
+def _require_onnx(path: Path) -> None:
+    """Raise BadModel for what is no file, and for files of other kinds that are taken for one."""
+    if not path.is_file():  # a pipe or a device would be waited for
+        raise BadModel(f"{path} is {'no regular file' if path.exists() else 'not there'}; give the ONNX file")
+    with open(path, "rb") as file:
+        beginning = file.read(64)
+    for (place, known), what in OTHERS.items():
+        if beginning[place:].lstrip().startswith(known):
+            raise BadModel(f"{path} is no ONNX but {what}")
+
+
+def _use_short_domain(model: onnx.ModelProto) -> None:
+    """Write the standard's domain as "", which it may also be called "ai.onnx"."""
+    for whole in (model, *model.functions):
+        for entry in whole.opset_import:
+            entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
+    for part in (*all_graphs(model.graph), *model.functions):
+        for node in part.node:
+            node.domain = "" if node.domain == "ai.onnx" else node.domain
+
+
+def _require_float32(model: onnx.ModelProto, path: Path) -> None:
+    """Raise BadModel where layers compute in another format: which one serves is decided here, from FP32."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    formats = {value.name: _type(value) for value in graph.value_info}
+    for node in graph.node:
+        made = formats.get(node.output[0])
+        if _QUANTISED.search(node.op_type):
+            raise BadModel(
+                f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
+            )
+        if node.op_type in LAYERS and made in _HIGH_AND_LOW:
+            raise BadModel(f"{path} computes {node.output[0]} in {made.lower()}; export it in float32")
+
+
+def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph up to its logits: a copy in which a last Softmax does nothing."""
+    core = onnx.ModelProto()
+    core.CopyFrom(model)
+    made_by = {name: node for node in core.graph.node for name in node.output}
+    last = made_by.get(core.graph.output[0].name)
+    while last and last.op_type in _RENAMING:
+        last = made_by.get(last.input[0])
+    if last and last.op_type == "Softmax":
+        last.op_type = "Identity"
+        del last.attribute[:]
+    return core
+
+
+def lifted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The graph at our opset. Raises BadModel where onnx cannot convert it."""
+    if next(entry.version for entry in model.opset_import if not entry.domain) == OPSET:
+        return model
+    try:
+        model = onnx.version_converter.convert_version(model, OPSET)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        what = in_one_line(error)
+        raise BadModel(f"{path} cannot be converted to opset {OPSET} ({what}); export it with that opset") from None
+    return model
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and the branches and loops inside it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from all_graphs(inner)
+
+
+def dims(value: onnx.ValueInfoProto) -> list[int | str]:
+    """The sizes of a tensor, a name or "?" where one is open."""
+    return [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
+
+
+def _type(value: onnx.ValueInfoProto) -> str:
+    return onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says, shortened."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,169 @@
+"""`python -m export --onnx FILE …`: a classifier of another project under our contract."""
+
+import contextlib
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.foreign.answers import Network, require_logits, require_same
+from export.foreign.reading import dims, in_one_line, lifted, read_foreign, without_softmax
+from export.foreign.wrapping import wrapped
+from export.graph import save_onnx
+from export.layers import first_without_answer
+from export.model import Say, Source, write_model
+from export.settings import Foreign, Settings
+from runtime.candidate import Candidate
+from runtime.errors import BadModel, BadPhoto, SajiError
+from runtime.evaluation import ValidationSet, accuracy
+from runtime.files import as_text, sha256_file, sha256_json
+from runtime.preprocess import pixels
+from runtime.receipt import Receipt
+from runtime.spec import Geometry, ModelSpec, faults
+from training.photos.photo_set import read_photo_set
+from training.photos.seen import Seen, started_from
+
+
+def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | None = None) -> Receipt:
+    """Write `out/models/NAME`: the foreign file wrapped, its golden vector, verdicts and receipt.
+
+    Raises SajiError for what is missing or does not fit, such as a file that answers otherwise once it is wrapped.
+    """
+    settings = settings or Settings()
+    if not (foreign.onnx and foreign.classes and foreign.mean and foreign.std):
+        raise SajiError("a foreign model needs --onnx FILE --classes FILE --mean R G B --std R G B; see --help")
+    if set(settings.precisions) - {"fp32"}:
+        raise SajiError("a foreign model is brought in as it is, in FP32; leave --precisions out")
+    source = ForeignModel(foreign, say)
+    folder = out / "models" / source.spec.architecture
+    _require_its_own(folder, foreign.onnx)
+    return write_model(source, folder, settings, say)
+
+
+def _require_its_own(folder: Path, file: Path) -> None:
+    """Raise SajiError where an import would replace a model that was trained here."""
+    with contextlib.suppress(BadModel):
+        if "onnx" not in Receipt.read(folder).request.get("inputs", {}):
+            raise SajiError(f"{folder} holds a model that was trained here; rename {file.name} and bring it in again")
+
+
+class ForeignModel(Source):
+    """A file of another project. The reference is that file on ONNX Runtime in FP32, normalised by numpy."""
+
+    described = "the foreign file in ONNX Runtime FP32 on the CPU"
+
+    def __init__(self, foreign: Foreign, say: Say) -> None:
+        assert foreign.onnx
+        self.foreign, self.file = foreign, foreign.onnx
+        as_written = read_foreign(foreign.onnx)
+        logits = without_softmax(as_written)
+        self.spec, self._network = _spec(as_written, foreign), Network(logits, foreign)
+        self._require_fit()
+        self.whole = wrapped(lifted(logits, foreign.onnx), self.spec, foreign)
+        require_logits(self._network, Network(as_written, foreign), self.whole, self.spec.geometry.size)
+        require_same(self.file, self.whole, self._network, self.spec.geometry.size)
+        self.inputs = {name: str(value) for name, value in asdict(foreign).items()}
+        self.photos, self.validation = foreign.data, None
+        if foreign.data:
+            self.validation, answers, photos = _validation_set(foreign.data, self.spec, self._network, say)
+            figures = {"accuracy": round(accuracy(answers, self.validation.labels), 4), "photos": len(answers)}
+            seen = Seen(as_text(str(self.file)), sha256_file(self.file), "onnx")  # what it saw is not known
+            self.spec = replace(self.spec, validation=figures, data={"fingerprint": photos, **started_from([seen])})
+
+    def _require_fit(self) -> None:
+        """Raise SajiError where it does not take photos of its size, or has another number of logits than names."""
+        size, names = self.spec.geometry.size, len(self.spec.classes)
+        try:
+            logits = self._network(np.zeros((1, size, size, 3), np.uint8))
+        except Exception as error:  # onnxruntime raises its own classes, which have no public base
+            raise BadModel(
+                f"{self.file} does not run on one photo of {size} px ({in_one_line(error)}); give its --size, or "
+                "export it with a dynamic batch"
+            ) from None
+        if logits.shape != (1, names):
+            got = f"{self.file} has logits of shape {list(logits.shape)} for a photo"
+            raise SajiError(f"{self.foreign.classes} names {names} classes, but {got}; name each logit, in their order")
+
+    def reference(self, images: np.ndarray) -> np.ndarray:
+        """The foreign network as it is."""
+        return self._network(images)
+
+    def require_right(self, candidates: list[Candidate]) -> None:
+        """What is written was held against the foreign file before."""
+
+    def first_without_answer(self, images: np.ndarray) -> str:
+        """The first node of the foreign graph."""
+        return first_without_answer(self.whole, images)
+
+    def write_graphs(self, folder: Path, settings: Settings, say: Say) -> None:
+        """`model.onnx` alone: there is no checkpoint to write others from."""
+        save_onnx(self.whole, self.spec, folder / "model.onnx")
+
+
+def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
+    """The model as all consumers see it. Raises SajiError where what is told and what the file says do not fit."""
+    assert foreign.onnx and foreign.classes
+    classes = _classes(foreign.classes)
+    logits, sides = dims(model.graph.output[0])[1], dims(model.graph.input[0])[1:]
+    channels, height, width = sides if foreign.layout == "nchw" else (sides[2], *sides[:2])
+    told = {side for side in (height, width, foreign.size or "open") if isinstance(side, int)}
+    if channels != 3 and isinstance(channels, int):
+        how = f"by --layout {foreign.layout} of {channels} colours and not of 3"
+        raise SajiError(f"{foreign.onnx} takes photos of {sides}, {how}; give the --layout that fits it")
+    if height != width and isinstance(height, int) and isinstance(width, int):
+        raise SajiError(
+            f"{foreign.onnx} takes photos of {sides}; saji gives squares: export it for one, with one --size"
+        )
+    if len(told) != 1:
+        raise SajiError(f"{foreign.onnx} takes photos of {sides}; give the --layout and square --size that fit it")
+    if isinstance(logits, int) and logits != len(classes):
+        raise SajiError(f"{foreign.classes} names {len(classes)} classes, but {foreign.onnx} has {logits} logits")
+    geometry = Geometry.for_size(told.pop())
+    resize, how = foreign.resize or geometry.resize, foreign.interpolation
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.onnx.stem)
+    spec = ModelSpec(name, name, classes, replace(geometry, resize=resize, interpolation=how))
+    for wrong in faults(spec):
+        raise SajiError(f"{foreign.onnx} cannot be brought in so: {wrong}; give other --classes, --size or --resize")
+    return spec
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    """The names in a text file, one a line; blank lines are left out."""
+    if not path.is_file():  # a pipe or a device would be waited for
+        raise SajiError(f"{path} is {'no regular file' if path.exists() else 'not there'}; give a file, a class a line")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        raise SajiError(f"{path} cannot be read as UTF-8 text ({error}); it needs a class a line") from None
+    if strange := [line for line in lines if not line.isprintable()]:
+        raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
+    for name, count in Counter(filter(None, lines)).items():
+        if count > 1:
+            at = ", ".join(str(number) for number, line in enumerate(lines, 1) if line == name)
+            raise SajiError(f"{path} names {name!r} {count} times (lines {at}); tell them apart, such as {name!r} (2)")
+    return tuple(filter(None, lines))
+
+
+def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> tuple[ValidationSet, np.ndarray, str]:
+    """The validation photos of `data`, or all where it has no split; the network's logits of them; who they are."""
+    everything = read_photo_set(data).photos
+    photos = [photo for photo in everything if photo.split == "val"] or list(everything)
+    if unknown := sorted({photo.label for photo in photos} - set(spec.classes)):
+        raise SajiError(f"{data} has the labels {', '.join(unknown)}, the model {', '.join(spec.classes)}; rename one")
+    images, right = [], []
+    for photo in photos:
+        try:
+            images.append(pixels(photo.path, spec.geometry))
+            right.append(photo)
+        except BadPhoto as error:
+            say(f"left out: {photo.path}: {error}")
+    if not right:
+        raise SajiError(f"{data} holds no photo that can be read; without photos leave --data out")
+    labels = np.array([spec.classes.index(photo.label) for photo in right])
+    names = tuple(f"{photo.label}/{photo.path.name}" for photo in right)
+    stacked = np.stack(images)
+    logits = network(stacked)
+    fingerprint = sha256_json([[photo.label, sha256_file(photo.path)] for photo in right])
+    return ValidationSet(stacked, labels, names, logits), logits, fingerprint
