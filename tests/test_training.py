@@ -164,10 +164,18 @@ def test_a_recipe_that_cannot_be_trained_by_is_refused_in_one_sentence(typed: st
         "--folds -1": "folds is -1; it must be",
         "--archs": "--archs names no architecture",
         "--out=": "the path is empty",
+        "--run=a\nb": "--run 'a\\nb' is no name for a folder",
+        "--run=\x1b[31m": "is no name for a folder",
+        "--run=\udcff": "is no name for a folder",
+        "--run=a/b": "is no name for a folder",
+        "--run=..": "is no name for a folder",
+        "--run=.": "is no name for a folder",
+        "--run=-r": "is no name for a folder",
+        f"--run={'ü' * 200}": "is no name for a folder",
     }.items(),
 )
 def test_a_training_that_cannot_be_is_refused_before_it_starts(line: str, words: str, sample: Path) -> None:
-    said = house.here("training", "--data", sample, *line.split())
+    said = house.here("training", "--data", sample, *line.split(" "))
     assert said.refused and words in said.last, said
 
 

@@ -31,7 +31,7 @@ class Command:
     archs: tuple[str, ...] = ("plain34", "resnet34", "se_resnet34")
     """Architectures: plain34, se_resnet34, every classification network of torchvision by name, timm's as timm/NAME."""
     run: str = ""
-    """Name of the run; by default that of the data."""
+    """Name of the run and of its folder; by default that of the data."""
     out: Path = Path("artifacts")
     """Folder of all artefacts."""
     device: str = "auto"
@@ -46,10 +46,16 @@ class Command:
     """Train again even when nothing has changed, and from the start where a run was interrupted."""
 
     def __post_init__(self) -> None:
-        """Raise SajiError for what nothing can be trained by: no network, or a device that is none."""
+        """Raise SajiError for what nothing can be trained by: no network, a device or a run's name that is none."""
         require_right(self)
         if not self.archs:
             raise SajiError("--archs names no architecture; name one or more, such as --archs resnet34")
+        # Which stands in a model's name too; file systems take 255 bytes
+        one = self.run.isprintable() and Path(self.run).name == self.run != ".." and len(self.run.encode()) <= 255
+        if not one or self.run.startswith("-"):
+            raise SajiError(
+                f"--run {self.run!r} is no name for a folder; use letters, digits, - and _, such as --run r1"
+            )
         kind, _, number = self.device.partition(":")
         if self.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
             raise SajiError(f"--device {self.device} is none; choose from auto, cpu, cuda, cuda:0, cuda:1 and so on")
