@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from runtime import signature
 from runtime.errors import SajiError, Unavailable, missing_extra
 from runtime.nvidia import NoSuchGpu, use
-from runtime.terminal import say
+from runtime.terminal import printable, say
 
 Record = TypeVar("Record")
 
@@ -183,5 +183,5 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _one_sentence(sentence: str, status: int) -> int:
-    say(f"saji: {sentence}")
+    say(f"saji: {printable(sentence)}")
     return status
