@@ -94,7 +94,8 @@ class Fitting(L.LightningModule):
     def diverged(self, what: str) -> SajiError:
         """The error that says what is not finite, and what to type."""
         rate = self.recipe.learning_rate
-        return SajiError(f"{what}; the likely cause is the learning rate {rate:g}, try: --learning-rate {rate / 5:g}")
+        lower = min(rate / 5, 0.1)  # from far above, a fifth would not get anywhere
+        return SajiError(f"{what}; the likely cause is the learning rate {rate:g}, try: --learning-rate {lower:g}")
 
     def on_validation_start(self) -> None:
         """The epoch's last step has been asked for: no epoch is measured or kept whose loss was not finite."""
