@@ -24,7 +24,7 @@ from runtime.files import left_by_programs
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile
 from runtime.spec import NAMED, UNKNOWN, ModelSpec
-from runtime.terminal import err, say
+from runtime.terminal import err, printable, say
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -270,11 +270,6 @@ def csv_line(cells: Iterable[object]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
-
-
-def printable(text: str) -> str:
-    """Text for one line of a terminal: what would break the line, colour it or is no text is escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class Counter:

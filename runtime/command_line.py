@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import textwrap
@@ -17,16 +18,21 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from runtime import signature
 from runtime.errors import SajiError, Unavailable, missing_extra
 from runtime.nvidia import NoSuchGpu, use
-from runtime.terminal import say
+from runtime.terminal import printable, say
 
 Record = TypeVar("Record")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises SajiError instead of printing its usage, and takes no shortened flags."""
+    """An argument parser that raises SajiError instead of printing its usage, and takes no shortened flags.
+
+    An empty path is none, not the current folder, and a number is a finite one.
+    """
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **more})
+        self.register("type", Path, _path)
+        self.register("type", float, _finite)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, with --image_size for --image-size; an optional value of a flag stands behind `=`."""
@@ -39,6 +45,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise SajiError with argparse's own words."""
         raise SajiError(f"{message}; see {self.prog} --help")
+
+
+def _path(typed: str) -> Path:
+    if not typed:
+        raise argparse.ArgumentTypeError("the path is empty; name a file or a folder (the current one is .)")
+    return Path(typed)
+
+
+def _finite(typed: str) -> float:
+    if not math.isfinite(number := float(typed)):
+        raise argparse.ArgumentTypeError(f"{typed} is no finite number")
+    return number
 
 
 def add_flags(parser: argparse._ActionsContainer, defaults: Any, skip: Container[str] = ()) -> None:
@@ -165,5 +183,5 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _one_sentence(sentence: str, status: int) -> int:
-    say(f"saji: {sentence}")
+    say(f"saji: {printable(sentence)}")
     return status

@@ -59,6 +59,11 @@ def _filled(line: str) -> str:
     return textwrap.fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
+def printable(text: str) -> str:
+    """Text for one line of a terminal: what would break the line, colour it or is no text is escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def say(text: str) -> None:
     """Tell progress on stderr."""
     _write(err(), text)
@@ -79,7 +84,7 @@ def tell_programs(values: dict[str, Any]) -> None:
 def heading(text: str) -> None:
     """Begin a stage, on stderr."""
     say("")
-    _write(err(), f"== {text}", "bold")
+    _write(err(), f"== {printable(text)}", "bold")
 
 
 def _write(stream: TextIO, text: str, style: str = "") -> None:

@@ -18,10 +18,11 @@ from PIL import Image
 
 import runtime
 from runtime import classify as verb
-from runtime.classify import COLUMNS, Photos, classify, in_order, printable
+from runtime.classify import COLUMNS, Photos, classify, in_order
 from runtime.errors import GateFailed, SajiError
 from runtime.files import sha256_file
 from runtime.rowfile import RowFile
+from runtime.terminal import printable
 
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
 ODD = ["a'b.png", 'qu"ote.png', "new\nline.png", "com,ma.png", "tab\t.png", "é🍜.png", os.fsdecode(b"caf\xe9.png")]

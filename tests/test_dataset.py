@@ -19,6 +19,7 @@ from test_duplicates import drawn
 
 from runtime.errors import GateFailed, SajiError
 from training.__main__ import main
+from training.outcome.evaluate import Evaluation, RejectionFigures, described
 from training.photos import dataset, duplicates
 from training.photos.dataset import load_data
 from training.photos.findings import Findings, Group, PhotoFacts, examine
@@ -287,6 +288,24 @@ def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: P
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["training", "check", *map(str, arguments)])
     main()
+
+
+def test_a_name_neither_breaks_a_line_nor_colours_it(tmp_path: Path) -> None:
+    odd = "new\nline \x1b[31mred.jpg"
+    for label, start in (("a", 0), ("b", 100)):
+        write_photos(tmp_path / "set", label, 4, start)
+        (tmp_path / "set" / label / odd).write_bytes(b"?")
+    report = quick(tmp_path / "set").findings
+    for text in (describe(report), page(report)):
+        assert r"\x1b[31mred.jpg" in text.replace(r"\\", "\\").replace(r"\[", "[")
+        assert all(line.isprintable() for line in text.splitlines())
+    assert all(line.startswith("data: ") for line in describe(report).splitlines())
+    (tmp_path / "labels.csv").write_text(f"filename,label\n{odd.partition(' ')[2]},a\n")
+    said = house.here("check", tmp_path)
+    assert said.refused and said.err.count("\n") == 1 and said.last.isprintable() and r"\x1b[31mred.jpg" in said.last
+    figures = Evaluation(0, 0, 0, RejectionFigures(None, None, None, None, None))
+    lines = described(figures, [], [f"{odd}: is no picture"], [odd]).splitlines()
+    assert all(line.isprintable() for line in lines) and [line.count("red.jpg") for line in lines[-2:]] == [1, 1]
 
 
 def test_names_are_text_in_the_page() -> None:

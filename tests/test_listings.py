@@ -68,10 +68,12 @@ def test_a_listing_is_read_however_it_was_written(
             assert sorted(p.path.name for p in found) == sorted(unicodedata.normalize("NFC", each) for each in files)
 
 
-@pytest.mark.parametrize("start", ["sep=;\n", "sep=;\r\n", "SEP=;\n", "\n"])
-def test_excels_line_about_the_delimiter_is_no_header(start: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "start", ["sep=;\n", "sep=;\r\n", "SEP=;\n", "\n", "\n \r\n;;\n", "\nsep=;\n\n", "sep=;\n;;\n"]
+)
+def test_excels_line_about_the_delimiter_and_blank_lines_are_no_header(start: str, tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg")
-    text = f"{start if start.strip() else ''}filename;label;split\na.jpg;x;train\nb.jpg;y, or z;val\n"
+    text = f"{start}filename;label;split\na.jpg;x;train\nb.jpg;y, or z;val\n"
     (tmp_path / "labels.csv").write_text(text, newline="")
     assert listed(tmp_path) == [("a.jpg", "x", "train"), ("b.jpg", "y, or z", "val")]
 
@@ -200,6 +202,52 @@ def test_links_are_followed_and_loops_are_told(tmp_path: Path) -> None:
     ]  # fmt: skip
     said = "\n".join(found.problems)
     assert said.count("a link to a folder that is read already") == 3 and said.count("a link to nothing") == 2
+
+
+def test_a_class_that_is_a_link_to_what_is_read_already_is_told_and_none(tmp_path: Path) -> None:
+    elsewhere = touch(tmp_path / "elsewhere", "0.jpg")
+    root = touch(tmp_path / "set", "ant/0.jpg", "bee/0.jpg")
+    for name, target in (
+        ("0", root / "ant"), ("self", root), ("up", tmp_path), ("cat", elsewhere), ("dog", elsewhere),
+        ("ant/more", root / "bee"),
+    ):  # fmt: skip
+        (root / name).symlink_to(target)
+    found = read_photo_set(root)
+    names = [(os.path.relpath(p.path, root), p.label) for p in found.photos]
+    assert names == [("ant/0.jpg", "ant"), ("bee/0.jpg", "bee"), ("cat/0.jpg", "cat")]
+    told = {os.path.relpath(line.partition(" is a link to a folder that is read")[0], root) for line in found.problems}
+    assert told == {"0", "self", "up", "dog", "ant/more"} and len(found.problems) == 5
+
+
+def test_a_split_that_is_a_link_to_another_is_told(tmp_path: Path) -> None:
+    root = touch(tmp_path, "train/ant/0.jpg", "train/bee/0.jpg")
+    (root / "test").symlink_to(root / "train")
+    found = read_photo_set(root)
+    assert {photo.split for photo in found.photos} == {"train"} and len(found.photos) == 2
+    assert sum("is a link to a folder that is read already" in line for line in found.problems) == 2
+
+
+def test_what_is_left_out_beside_classes_is_counted_once(tmp_path: Path) -> None:
+    found = read_photo_set(touch(tmp_path, "ant/0.jpg", "@eaDir/1.jpg"))
+    assert found.notes == ("1 files in folders of other programs are left out: @eaDir",)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("bakso", "bakso "), ("bakso", " bakso"), ("nasi goreng", "nasigoreng"), ("nasi_goreng", "nasigoreng"),
+        ("nasi-goreng", "NasiGoreng"), ("nasi\u2010goreng", "nasi\u2013goreng"), ("nasi__goreng", "nasi goreng_"),
+    ],
+)  # fmt: skip
+def test_classes_that_only_spaces_underscores_or_hyphens_tell_apart_are_refused(
+    one: str, other: str, tmp_path: Path
+) -> None:
+    touch(tmp_path / "folders", f"{one}/0.jpg", f"{other}/0.jpg")
+    listing = touch(tmp_path / "listing", "0.jpg", "1.jpg") / "labels.csv"
+    listing.write_text(f"filename,label\n0.jpg,{one}\n1.jpg,{other}\n", encoding="utf-8")
+    for source in ("folders", "listing") if one.strip() != other.strip() else ("folders",):
+        with pytest.raises(house.SajiError, match="which differ only by case, spaces, underscores"):
+            read_photo_set(tmp_path / source)
 
 
 def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,34 @@ def rewritten(straight: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1e30}, {"patience": 1, "learning_rate": 1e30}], ids=str)
+def test_weights_that_ran_away_in_the_last_step_replace_nothing(
+    changes: dict[str, Any], straight: Path, data: Data, tmp_path: Path
+) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    recipe = replace(TINY, epochs=1, warmup_epochs=0, batch_size=64, **changes)  # one step, whose loss is finite
+    for _ in range(2):
+        with pytest.raises(SajiError, match=r"NaN or infinite in epoch 1; .* 1e\+30, try: --learning-rate 0\.1$"):
+            train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu"))
+        assert files(tmp_path / "run") == files(straight)
+
+
+def test_a_state_of_an_earlier_saji_that_answers_with_nan_is_not_released(
+    straight: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    with monkeypatch.context() as before:
+        before.setattr(Fitting, "on_train_epoch_end", lambda self: None)
+        with pytest.raises(SajiError, match=r"answers with NaN or infinite numbers; .*, try: --learning-rate"):
+            recipe = replace(TINY, epochs=1, warmup_epochs=0, batch_size=64, learning_rate=1e30)
+            train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu"))
+    assert files(tmp_path / "run") == files(straight)
+
+
 def test_a_setting_that_is_new_at_its_default_does_not_train_again(straight: Path, data: Data, tmp_path: Path) -> None:
     recipe = replace(TINY, ema_decay=0.8)
     older = {name: value for name, value in asdict(recipe).items() if name not in ("mix", "head_dropout")}

@@ -10,7 +10,9 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
+import house
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet, accuracy
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
+from training.__main__ import Command
 from training.network import architectures
 from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
 from training.recipe import Recipe, load_recipe, names
@@ -128,6 +131,59 @@ def test_recipes_load_and_unknown_ones_are_listed(tmp_path: Path) -> None:
             load_recipe(str(tmp_path / "mine.toml"))
     with pytest.raises(SajiError, match="at least 1"):
         Recipe(epochs=0)
+
+
+@pytest.mark.parametrize("record", [Recipe, Command])
+def test_every_number_of_a_training_has_its_bounds(record: type) -> None:
+    kinds = get_type_hints(record, include_extras=True)
+    assert kinds and not [name for name, kind in kinds.items() if kind in (int, float)]
+
+
+WRONG = """learning_rate=nan learning_rate=inf learning_rate=0 clip_norm=nan weight_decay=nan weight_decay=-1 seed=-1
+    seed=99999999999 warmup_epochs=nan warmup_epochs=-1 smallest_crop=0 smallest_crop=2 label_smoothing=2 ema_decay=nan
+    head_dropout=7 se_ratio=0 patience=-1 freeze_epochs=-1 backbone_rate=-1 step_gamma=nan teacher_temperature=0
+    teacher_share=nan workers=-2 image_size=99999 batch_size=99999999999999999999 epochs=1.5 epochs=true
+    optimizer="lamb" mix="no" weights=5"""
+
+
+@pytest.mark.parametrize("typed", WRONG.split())
+def test_a_recipe_that_cannot_be_trained_by_is_refused_in_one_sentence(typed: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(typed)
+    with pytest.raises(SajiError, match=rf"is no recipe \({typed.partition('=')[0]} is .*; it must be "):
+        load_recipe(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    {
+        "--learning-rate nan": "nan is no finite number",
+        "--learning-rate 1e400": "1e400 is no finite number",
+        "--seed -1": "seed is -1; it must be a whole number, at least 0",
+        "--label-smoothing 2": "label_smoothing is 2.0; it must be at least 0 and below 1",
+        "--devices -1": "devices is -1; it must be",
+        "--folds -1": "folds is -1; it must be",
+        "--archs": "--archs names no architecture",
+        "--out=": "the path is empty",
+        "--run=a\nb": "--run 'a\\nb' is no name for a folder",
+        "--run=\x1b[31m": "is no name for a folder",
+        "--run=\udcff": "is no name for a folder",
+        "--run=a/b": "is no name for a folder",
+        "--run=..": "is no name for a folder",
+        "--run=.": "is no name for a folder",
+        "--run=-r": "is no name for a folder",
+        f"--run={'ü' * 200}": "is no name for a folder",
+    }.items(),
+)
+def test_a_training_that_cannot_be_is_refused_before_it_starts(line: str, words: str, sample: Path) -> None:
+    said = house.here("training", "--data", sample, *line.split(" "))
+    assert said.refused and words in said.last, said
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in (("check", ""), ("training", "--data", ""), ("evaluate", "x.pt", ""), ("export", "--onnx", "")):
+        said = house.here(*line)
+        assert said.refused and "the path is empty" in said.last, said
 
 
 def test_schedules() -> None:

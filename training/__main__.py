@@ -13,7 +13,7 @@ from runtime.errors import SajiError
 from runtime.files import alone, make_folder, write_json
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
-from training.recipe import Recipe, load_recipe, names
+from training.recipe import CountOrNone, Recipe, load_recipe, names, require_right
 
 if TYPE_CHECKING:  # they bring PyTorch, which takes seconds to import
     from training.photos.split import Data
@@ -31,22 +31,31 @@ class Command:
     archs: tuple[str, ...] = ("plain34", "resnet34", "se_resnet34")
     """Architectures: plain34, se_resnet34, every classification network of torchvision by name, timm's as timm/NAME."""
     run: str = ""
-    """Name of the run; by default that of the data."""
+    """Name of the run and of its folder; by default that of the data."""
     out: Path = Path("artifacts")
     """Folder of all artefacts."""
     device: str = "auto"
     """Where to train: cpu, cuda, or one GPU of several such as cuda:1; auto takes all CUDA GPUs that it can."""
-    devices: int = 0
+    devices: CountOrNone = 0
     """Processes that share each batch: 0 = all GPUs that can, or one process on a CPU."""
     tensorboard: bool = False
     """Write TensorBoard logs beside the checkpoint as well."""
-    folds: int = 0
+    folds: CountOrNone = 0
     """Also train so many networks, each without a part of the photos, for an accuracy on photos that chose nothing."""
     force: bool = False
     """Train again even when nothing has changed, and from the start where a run was interrupted."""
 
     def __post_init__(self) -> None:
-        """Raise SajiError for a device that is none."""
+        """Raise SajiError for what nothing can be trained by: no network, a device or a run's name that is none."""
+        require_right(self)
+        if not self.archs:
+            raise SajiError("--archs names no architecture; name one or more, such as --archs resnet34")
+        # Which stands in a model's name too; file systems take 255 bytes
+        one = self.run.isprintable() and Path(self.run).name == self.run != ".." and len(self.run.encode()) <= 255
+        if not one or self.run.startswith("-"):
+            raise SajiError(
+                f"--run {self.run!r} is no name for a folder; use letters, digits, - and _, such as --run r1"
+            )
         kind, _, number = self.device.partition(":")
         if self.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
             raise SajiError(f"--device {self.device} is none; choose from auto, cpu, cuda, cuda:0, cuda:1 and so on")
@@ -246,7 +255,7 @@ def suspects(arguments: Sequence[str]) -> None:
     require_extra("train", "torch", "torchvision", "lightning", "rich", "cv2", "sklearn", "imagehash")
     from training.photos.suspects import suspects
 
-    suspects(typed.data, typed.arch, typed.folds, typed.seed, typed.out)
+    suspects(typed.data, typed.arch, typed.folds, Recipe(seed=typed.seed).seed, typed.out)
 
 
 def starter(arguments: Sequence[str]) -> None:

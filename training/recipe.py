@@ -3,13 +3,32 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from runtime.errors import SajiError
 from runtime.files import sha256_file
+from runtime.spec import MOST_PIXELS
 
 FOLDER = Path(__file__).parent / "recipes"
+
+MOST = 1_000_000
+MOST_SIDE = MOST_PIXELS * 7 // 8  # pixels, before which a photo is resized to 8/7 of it
+MOST_SEED = 2**32 - 1  # of NumPy
+
+# What a number may be, in words and as a test, which NaN and infinity do not pass; see `require_right`
+Count = Annotated[int, f"a whole number, at least 1 and at most {MOST}", lambda n: 1 <= n <= MOST]
+CountOrNone = Annotated[int, f"a whole number, at least 0 and at most {MOST}", lambda n: 0 <= n <= MOST]
+Side = Annotated[int, f"a whole number, at least 1 and at most {MOST_SIDE}", lambda n: 1 <= n <= MOST_SIDE]
+Seed = Annotated[int, f"a whole number, at least 0 and at most {MOST_SEED}", lambda n: 0 <= n <= MOST_SEED]
+Workers = Annotated[int, "a whole number, at least -1 and at most 1000", lambda n: -1 <= n <= 1000]
+Positive = Annotated[float, "above 0", lambda x: 0 < x < inf]
+AtLeast0 = Annotated[float, "at least 0", lambda x: 0 <= x < inf]
+Share = Annotated[float, "at least 0 and at most 1", lambda x: 0 <= x <= 1]
+Part = Annotated[float, "at least 0 and below 1", lambda x: 0 <= x < 1]
+SomePart = Annotated[float, "above 0 and below 1", lambda x: 0 < x < 1]
+SomeShare = Annotated[float, "above 0 and at most 1", lambda x: 0 < x <= 1]
 
 
 @dataclass(frozen=True)
@@ -18,97 +37,87 @@ class Recipe:
 
     name: str = "scratch"
     """Which recipe this is."""
-    image_size: int = 128
+    image_size: Side = 128
     """Side of the square that the network sees, pixels."""
-    epochs: int = 40
+    epochs: Count = 40
     """Passes over the training photos."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Photos per optimiser step."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Optimiser; sgd has Nesterov momentum 0.9."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak learning rate."""
-    weight_decay: float = 0.05
+    weight_decay: AtLeast0 = 0.05
     """Weight decay, of matrices and filters only for adamw."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    warmup_epochs: float = 5
+    warmup_epochs: AtLeast0 = 5
     """Epochs over which the learning rate rises linearly from zero."""
-    step_epochs: int = 5
+    step_epochs: Count = 5
     """With schedule=step: epochs between two falls."""
-    step_gamma: float = 0.1
+    step_gamma: Share = 0.1
     """With schedule=step: the factor of each fall."""
-    label_smoothing: float = 0.1
+    label_smoothing: Part = 0.1
     """Share of each target spread over all classes."""
     augmentation: Literal["none", "flip", "crop", "trivial"] = "trivial"
     """none; flip; crop = random resized crop and flip; trivial = crop and TrivialAugment."""
-    smallest_crop: float = 0.35
+    smallest_crop: SomeShare = 0.35
     """Smallest area of a random crop, as a share of the photo."""
     mix: bool = False
     """Mix pairs of photos of a batch (MixUp and CutMix by turns)."""
-    clip_norm: float = 1.0
+    clip_norm: AtLeast0 = 1.0
     """Gradients are clipped to this norm; 0 = never."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches whose gradients are added up for one optimiser step."""
-    ema_decay: float = 0.0
+    ema_decay: Part = 0.0
     """Evaluate and release a moving average of the weights with this decay per step; 0 = the weights themselves."""
-    patience: int = 0
+    patience: CountOrNone = 0
     """Stop after so many epochs without a better validation loss; 0 = never."""
     release: Literal["best", "last"] = "last"
     """Which epoch becomes the checkpoint: the last, which nothing chose, or that of the best validation accuracy."""
-    validation_share: float = 0.2
+    validation_share: SomePart = 0.2
     """Share of photos kept for validation where the data has no split of its own."""
-    test_share: float = 0.0
+    test_share: Part = 0.0
     """Share of photos that nothing is trained or chosen by, to measure the accuracy on; 0 = none."""
-    calibration_photos: int = 300
+    calibration_photos: Count = 300
     """Training photos kept for INT8 calibration; 300 is NNCF's default."""
     pretrained: bool = False
     """Start from published weights instead of random ones."""
     weights: str = ""
     """Start from the weights in this local file, of torchvision's or timm's names."""
-    freeze_epochs: int = 0
+    freeze_epochs: CountOrNone = 0
     """Epochs at the start in which only the last layer learns."""
-    backbone_rate: float = 1.0
+    backbone_rate: AtLeast0 = 1.0
     """Learning rate of everything before the last layer, as a share of the last layer's."""
-    start_share: float = 0.0
+    start_share: Part = 0.0
     """Share of the weights that it started from in what is released, whose last layer is then fitted anew."""
     teacher: str = ""
     """Learn the answers of this checkpoint beside the labels (distillation); photos that it saw do not validate."""
-    teacher_share: float = 0.7
+    teacher_share: Share = 0.7
     """With a teacher: its share of the loss."""
-    teacher_temperature: float = 2.0
+    teacher_temperature: Positive = 2.0
     """With a teacher: the temperature at which its answers are softened."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of training; auto = bf16 where that is quicker, then fp16 on a GPU, then fp32."""
     channels_last: bool = True
     """Keep activations as NHWC in memory, which convolutions run faster on."""
-    workers: int = -1
+    workers: Workers = -1
     """Processes that prepare batches; -1 = none on a CPU, up to 8 beside a GPU."""
     deterministic: bool = False
     """On a GPU, use only algorithms that give the same result each time, at a cost of speed; a CPU always does."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split, the weights and the augmentation."""
     activation: Literal["relu", "mish", "silu", "leaky_relu", "gelu"] = "relu"
     """se_resnet34: what follows each convolution's batch norm."""
-    se_ratio: int = 16
+    se_ratio: Count = 16
     """se_resnet34: channels over the squeezed channels."""
-    head_dropout: float = 0.0
+    head_dropout: Part = 0.0
     """se_resnet34: dropout before the last layer."""
     head_batch_norm: Literal["none", "before_dropout", "after_dropout"] = "none"
     """se_resnet34: a batch norm in the head, and where."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "epochs", "batch_size", "step_epochs", "calibration_photos", "accumulate"):
-            if getattr(self, name) < 1:
-                raise SajiError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.test_share < 1:
-            raise SajiError(f"test_share is {self.test_share}; it must be at least 0 and below 1")
-        if not 0 < self.validation_share < 1:
-            raise SajiError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
-        if not 0 <= self.ema_decay < 1 or not 0 <= self.teacher_share <= 1:
-            raise SajiError("ema_decay must be at least 0 and below 1, teacher_share between 0 and 1")
-        if not 0 <= self.start_share < 1:
-            raise SajiError(f"start_share is {self.start_share}; it must be at least 0 and below 1")
+        require_right(self)
         if self.start_share and not (self.pretrained or self.weights):
             raise SajiError("start_share needs weights to start from; use --pretrained, or --start-share 0")
         if self.weights and self.pretrained:
@@ -150,6 +159,22 @@ class Recipe:
         return theirs == asdict(self) if files is None else {**theirs, **files} == self.by_content()
 
 
+def require_right(record: Any) -> None:
+    """Raise SajiError where a field of a dataclass has a value that its type does not allow."""
+    for name, kind in get_type_hints(type(record), include_extras=True).items():
+        value, parts = getattr(record, name), get_args(kind)
+        if get_origin(kind) is Annotated:
+            number, words, allows = parts
+            right = isinstance(value, int | number) and not isinstance(value, bool) and allows(value)
+        elif get_origin(kind) is Literal:
+            words, right = f"one of {', '.join(parts)}", value in parts
+        else:
+            words = "true or false" if kind is bool else "text"
+            right = isinstance(value, kind) if kind in (bool, str) else True
+        if not right:
+            raise SajiError(f"{name} is {value!r}; it must be {words}")
+
+
 DEFAULTS = Recipe()  # also what holds where no recipe is given
 
 
@@ -166,6 +191,6 @@ def load_recipe(name: str) -> Recipe:
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Recipe(**{"name": path.stem, **values})
-    except (OSError, ValueError, TypeError, RecursionError) as error:  # no text, no TOML, or values of no recipe
+    except (SajiError, OSError, ValueError, TypeError, RecursionError) as error:  # no TOML, or values of no recipe
         every = ", ".join(field.name for field in fields(Recipe))
         raise SajiError(f"{path} is no recipe ({error}); its fields are {every}") from None

@@ -17,7 +17,7 @@ from runtime.evaluation import calibration_error
 from runtime.files import sha256_file
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec, Rejection
-from runtime.terminal import tell, tell_programs
+from runtime.terminal import printable, tell, tell_programs
 from training.photos.photo_set import Photo, read_photo_set, spoken
 from training.progress import Progress, bar, in_threads, silent
 from training.run.records import Interval, Share, rounded
@@ -273,7 +273,7 @@ def described(
     if unreadable:
         lines.append(f"unreadable, left out: {len(unreadable)}")
         lines += [f"  {name}" for name in unreadable]
-    return "\n".join([*lines, *(f"note: {problem}" for problem in problems)])
+    return "\n".join(map(printable, [*lines, *(f"note: {problem}" for problem in problems)]))
 
 
 def _described_known(figures: Evaluation) -> list[str]:

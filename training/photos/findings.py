@@ -215,7 +215,7 @@ def collect(
     per_class = Counter((photo.label, photo.side) for photo in photo_facts)
     labels, used = sorted({photo.label for photo in photo_facts}), Counter(sides)
     return Findings(
-        source=printable(str(listed.source)),
+        source=as_utf8(str(listed.source)),
         listed=len(listed.photos),
         used={side: used[side] for side in SIDES},
         per_class={label: {side: per_class[label, side] for side in SIDES} for label in labels},
@@ -233,10 +233,10 @@ def collect(
 
 def _name(photo: Photo, listed: PhotoSet) -> str:
     root = listed.source if listed.source.is_dir() else listed.source.parent
-    return printable(Path(os.path.relpath(photo.path, root)).as_posix())
+    return as_utf8(Path(os.path.relpath(photo.path, root)).as_posix())
 
 
-def printable(name: str) -> str:
+def as_utf8(name: str) -> str:
     """The name as UTF-8 can hold it, "?" for what is no text: Linux allows such file names."""
     return name.encode("utf-8", "replace").decode()
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from runtime.errors import BadPhoto
 from runtime.preprocess import decode
+from runtime.terminal import printable
 from training.photos.findings import KINDS, Findings, PhotoFacts
 
 IMBALANCE = 3  # photos of the largest class over those of the smallest, from which it is worth a line
@@ -54,7 +55,7 @@ def describe(findings: Findings) -> str:
         lines.append(_leak(findings))
     if findings.perhaps:
         lines.append(_perhaps(findings))
-    return "\n".join(f"data: {line}" for line in lines)
+    return "\n".join(f"data: {printable(line)}" for line in lines)
 
 
 def page(findings: Findings) -> str:
@@ -93,7 +94,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def plain(text: str) -> str:
     """A text as one line that Markdown leaves as it is."""
-    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", printable(" ".join(text.split())))
 
 
 def _section(title: str, items: Sequence[str], sentence: str = "") -> list[str]:

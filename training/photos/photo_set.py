@@ -3,10 +3,9 @@
 import csv
 import io
 import os
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,19 +72,21 @@ def read_photo_set(source: Path) -> PhotoSet:
 
 def spoken(label: str) -> str:
     """A label as it is said aloud: two labels are the same class when only case, spaces, _ or - tell them apart."""
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label)).casefold()
+    letters = unicodedata.normalize("NFKC", label).casefold()
+    return "".join(each for each in letters if not each.isspace() and unicodedata.category(each) not in ("Pc", "Pd"))
 
 
 def _read_folders(root: Path) -> PhotoSet:
     photos, problems, walk = [], [], _Walk()
     splits = _splits(folders := walk.folders(root))
-    roots: dict[Path, str | None] = {**splits} if splits else {root: None}
-    for folder, split in roots.items():
-        for class_folder in walk.folders(folder):
-            files = sorted(walk.photos(class_folder))
-            photos += [Photo(file, class_folder.name, split) for file in files]
-            if not files:
-                problems.append(f"class folder {class_folder.name} is empty")
+    classes: dict[Path, str | None] = {each: split for top, split in splits.items() for each in walk.folders(top)}
+    classes = classes if splits else dict.fromkeys(folders, None)
+    for folder in walk.once(classes):
+        files = sorted(walk.photos(folder))
+        photos += [Photo(file, folder.name, classes[folder]) for file in files]
+        if not files:
+            problems.append(f"class folder {folder.name} is empty")
+    for folder in splits or [root]:
         stray = sum(walk.is_photo(file) for file in folder.iterdir() if not file.is_dir())
         if stray:
             problems.append(f"{stray} files directly in {folder.resolve().name}/ belong to no class and are ignored")
@@ -112,22 +113,34 @@ class _Walk:
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()
         self.problems: list[str] = []
+        self.read: set[Path] = set()
 
     def folders(self, root: Path) -> list[Path]:
         """The folders in one, but those of other programs."""
         return sorted(path for path in root.iterdir() if path.is_dir() and not self._passed_over(path))
 
+    def once(self, classes: Collection[Path]) -> list[Path]:
+        """The folders of classes, but no link to one of them or to what they lie in; none is then read as a part."""
+        taken = {above.resolve() for folder in classes for above in folder.absolute().parents}
+        self.read = taken | {folder.resolve() for folder in classes if not folder.is_symlink()}
+        again = set()
+        for folder in sorted(classes, key=lambda folder: (folder.parent.is_symlink(), folder.is_symlink())):
+            if (place := folder.resolve()) in taken:
+                self._tell(folder)
+                again.add(folder)
+            taken.add(place)
+        return [folder for folder in classes if folder not in again]
+
     def photos(self, folder: Path, read: set[Path] | None = None) -> Iterator[Path]:
         """The photos at any depth of a folder; links are followed, but not to what was `read` or leads back here."""
-        if read is None:
-            read = {above.resolve() for above in folder.absolute().parents}
+        read = self.read.copy() if read is None else read
         read.add(folder.resolve())
         for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
             if not path.is_dir():
                 if self.is_photo(path):
                     yield path
             elif path.resolve() in read:
-                self.problems.append(f"{path} is a link to a folder that is read already, and is ignored")
+                self._tell(path)
             elif not self._passed_over(path):
                 yield from self.photos(path, read)
 
@@ -145,6 +158,9 @@ class _Walk:
         files = sum(self.left_out.values())
         return (f"{files} files in folders of other programs are left out: {names}",) if files else ()
 
+    def _tell(self, link: Path) -> None:
+        self.problems.append(f"{link} is a link to a folder that is read already, and is ignored")
+
     def _passed_over(self, folder: Path) -> bool:
         if passed := left_by_programs(folder.name):
             self.left_out[folder.name] += sum(len(files) for _, _, files in os.walk(folder))
@@ -158,9 +174,7 @@ def _read_csv(path: Path) -> PhotoSet:
     try:
         # newline=None: old spreadsheets end lines with a lone CR, which csv refuses
         rows = csv.reader(io.StringIO(text, newline=None), delimiter=_delimiter(text))
-        header = [name.strip().lower() for name in next(rows, [])]
-        if header and header[0].startswith("sep="):  # Excel's own line, which says the delimiter
-            header = [name.strip().lower() for name in next(rows, [])]
+        header = _header(rows)
         if "filename" not in header or "label" not in header:
             raise SajiError(f"{path} has the columns {_named(header) or 'none'}; it needs filename,label[,split]")
         if twice := [name for name in _COLUMNS if header.count(name) > 1]:
@@ -182,6 +196,12 @@ def _read_csv(path: Path) -> PhotoSet:
         names = ", ".join(map(repr, sorted(set(spaced))))
         problems.append(f"{path.name} has {len(spaced)} labels with spaces in them, which stay: {names}")
     return PhotoSet(path, tuple(photos), (*problems, *bad_rows))
+
+
+def _header(rows: Iterable[Sequence[str]]) -> list[str]:
+    """The names in the first row that is not blank, but for Excel's own, which says the delimiter."""
+    named = ([name.strip().lower() for name in row] for row in rows)
+    return next((names for names in named if any(names) and not names[0].startswith("sep=")), [])
 
 
 def _named(cells: Sequence[str]) -> str:

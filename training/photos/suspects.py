@@ -27,11 +27,11 @@ from sklearn.neighbors import NearestNeighbors
 from runtime.files import replacing, write_text
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
-from runtime.terminal import say, tell, tell_programs
+from runtime.terminal import printable, say, tell, tell_programs
 from training.network import architectures
 from training.photos.dataset import load_data, run_name
 from training.photos.features import Backbone
-from training.photos.findings import printable
+from training.photos.findings import as_utf8
 from training.photos.findings_page import CELL, COLUMNS, LINE, MARGIN, RED, thumbnail
 from training.photos.photo_set import Photo
 from training.photos.split import Data, folds
@@ -68,7 +68,7 @@ class Suspect:
     def row(self) -> list[str]:
         """The cells of the CSV."""
         figures = [f"{value:.4f}" for value in (self.confidence, self.likeness, self.distance)]
-        return [printable(self.photo.as_posix()), self.label, figures[0], self.other, *figures[1:]]
+        return [as_utf8(self.photo.as_posix()), self.label, figures[0], self.other, *figures[1:]]
 
 
 def features(architecture: str, photos: Sequence[Photo], progress: Progress) -> np.ndarray:
@@ -157,6 +157,6 @@ def suspects(source: Path, architecture: str, k: int, seed: int, out: Path) -> N
     write(ranked, folder)
     for suspect in ranked[:LISTED]:
         path, label, confidence, other, likeness, distance = suspect.row
-        tell(f"{path}: {label} {confidence}, {other} {likeness}, distance {distance}")
+        tell(printable(f"{path}: {label} {confidence}, {other} {likeness}, distance {distance}"))
     say(f"all of them: {folder / 'suspects.csv'}, the first as pictures beside it")
     tell_programs({"suspects": str(folder / "suspects.csv"), "photos": len(ranked)})

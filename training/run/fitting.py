@@ -89,14 +89,23 @@ class Fitting(L.LightningModule):
     def _require_finite(self) -> None:
         """Raise SajiError once a loss was not finite; waits for the device."""
         if self.watched is not None and not torch.isfinite(self.watched):
-            raise SajiError(
-                f"the loss became {self.watched.item()} in epoch {self.current_epoch + 1}; the likely cause is the "
-                f"learning rate {self.recipe.learning_rate:g}, try: --learning-rate {self.recipe.learning_rate / 5:g}"
-            )
+            raise self.diverged(f"the loss became {self.watched.item()} in epoch {self.current_epoch + 1}")
+
+    def diverged(self, what: str) -> SajiError:
+        """The error that says what is not finite, and what to type."""
+        rate = self.recipe.learning_rate
+        lower = min(rate / 5, 0.1)  # from far above, a fifth would not get anywhere
+        return SajiError(f"{what}; the likely cause is the learning rate {rate:g}, try: --learning-rate {lower:g}")
 
     def on_validation_start(self) -> None:
         """The epoch's last step has been asked for: no epoch is measured or kept whose loss was not finite."""
         self._require_finite()
+
+    def on_train_epoch_end(self) -> None:
+        """Nor is one kept whose last step, of which no loss tells, left weights or answers that are not finite."""
+        loss = self.trainer.callback_metrics["val_loss"]
+        if not all(tensor.isfinite().all() for tensor in (loss, *self.model.state_dict().values())):
+            raise self.diverged(f"weights or answers became NaN or infinite in epoch {self.current_epoch + 1}")
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int, dataloader_idx: int = 0) -> None:
         """Loss without smoothing and accuracy: of the validation photos (0), and of training photos as they are (1)."""

@@ -68,7 +68,7 @@ def train(
     The checkpoint is written last and holds the epoch that the recipe's `release` names. While training, `last.ckpt`
     holds the last complete epoch; a run that was cut off goes on from there. Ctrl-C releases what there is so far, then
     raises KeyboardInterrupt. Gives what the released epoch does; None in all but the first of several processes. Raises
-    SajiError on a loss that is not finite.
+    SajiError on a loss, weights or answers that are not finite; what an earlier training left then stays as it is.
     """
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     geometry = Geometry.for_size(recipe.image_size)
@@ -123,12 +123,16 @@ def _require_same_again(path: Path, images: np.ndarray, outputs: np.ndarray) -> 
 
 def _released(fitting: Fitting, data: Data, geometry: Geometry, validation: ValidationSet, kept: Kept) -> np.ndarray:
     """Take up the weights of the epoch that the recipe releases, and what is made of them; the network's outputs for
-    the validation photos."""
+    the validation photos. Raises SajiError where they are not finite."""
     chosen = kept.best if fitting.recipe.release == "best" else kept.last
     fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
     start = fitting.start[0] if fitting.start else None
     release(fitting.model, start, fitting.recipe.start_share, data, geometry)
-    return reference_outputs(fitting.model, validation.images)
+    outputs = reference_outputs(fitting.model, validation.images)
+    if not np.isfinite(outputs).all():
+        kept.remove()  # left by an older saji: nothing comes of it
+        raise fitting.diverged("the network that was trained answers with NaN or infinite numbers")
+    return outputs
 
 
 def _spec(fitting: Fitting, data: Data, folder: Path, figures: Validation, before: list[seen.Seen]) -> ModelSpec:

@@ -26,8 +26,9 @@ from demo.service.problem import Problem
 from demo.service.queue import Result, Serving
 from demo.service.shares import OWN
 from runtime.classifier import Classifier, Prediction
-from runtime.classify import COLUMNS, csv_line, csv_row, json_row, printable
+from runtime.classify import COLUMNS, csv_line, csv_row, json_row
 from runtime.spec import ABSENT, UNKNOWN
+from runtime.terminal import printable
 
 HEADS = ("file", "answer", "probability", "sure")
 TICK = 0.3  # seconds between two states of the page
