@@ -152,6 +152,48 @@ def test_a_file_of_something_else_is_not_touched(content: bytes, form: str, tmp_
     assert (tmp_path / "mine").read_bytes() == content
 
 
+ROW = "%s,x,0.5,true,named,us,2\n"
+JSON = '{"photo": "%s", "served_by": "us"}\n'
+
+
+@pytest.mark.parametrize(
+    ("form", "rows"),
+    [
+        ("csv", ROW.replace("x", 'x"y') % "a" + ROW % "b"),
+        ("csv", ROW % "a" + ROW % '"b'),  # the last row
+        ("csv", ROW % '"a' + ROW % "b" * 2000),  # more than is read at once
+        ("csv", ROW % '"a' + ROW % '"b,b\nb"'),  # closed again by a row that has quotes
+        ("csv", ROW.replace("x", 'x"y') % "a" + ROW % "b" + ROW.replace("x", 'x"y') % "c"),
+        ("csv", (ROW % "a" + ROW % "b").replace("\n", "\r")),
+        ("csv", ROW % "a" + "\n" + ROW % "b"),
+        ("csv", ROW % "a" + ROW[:9] % "b" + "\n"),
+        ("json", JSON % "a" + JSON[:20] % "b" + "\n" + JSON % "c"),
+        ("json", JSON % "a" + '{"photo": 1, "served_by": "us"}\n'),
+        ("json", "\ufeff" + JSON % "a"),
+    ],
+)
+def test_rows_with_something_else_among_them_are_not_touched(form: str, rows: str, tmp_path: Path) -> None:
+    content = ((",".join(COLUMNS) + "\n" if form == "csv" else "") + rows).encode()
+    (tmp_path / "mine").write_bytes(content)
+    with pytest.raises(SajiError, match=rf"holds something else than {form.upper()} rows"):
+        RowFile(tmp_path / "mine", form, COLUMNS, "us").__enter__()
+    assert (tmp_path / "mine").read_bytes() == content
+
+
+@pytest.mark.parametrize(("form", "row"), [("csv", ROW), ("json", JSON)])
+def test_of_a_file_cut_anywhere_every_whole_row_is_kept(form: str, row: str, tmp_path: Path) -> None:
+    names = {"a": "a", "é": "é", 'b,c"\nd\n.png': '"b,c""\nd\n.png"'} if form == "csv" else {"a": "a", "é": "é"}
+    written = {name: row % cell for name, cell in names.items()}
+    whole = ((",".join(COLUMNS) + "\n" if form == "csv" else "") + "".join(written.values())).encode()
+    for cut in range(len(whole) + 1):
+        (tmp_path / "rows").write_bytes(whole[:cut])
+        with RowFile(tmp_path / "rows", form, COLUMNS, "us") as rows:
+            whole_ones = [name for name in ("a", "é", 'b,c"\nd\n.png') if name in rows]
+        assert whole_ones == [name for name, row in written.items() if row.rstrip("\n").encode() in whole[:cut]]
+        kept = (tmp_path / "rows").read_bytes()
+        assert kept.endswith(b"\n") or not kept
+
+
 def test_each_row_is_in_the_file_before_the_next_photo(tmp_path: Path) -> None:
     with RowFile(tmp_path / "new" / "rows.jsonl", "json", COLUMNS, "us") as rows:
         for i in (1, 2):
