@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, alone, as_text, make_folder, parse_json
+from runtime.files import DAMAGE, alone, as_text, make_folder, parse_json, require_regular
 
 _LONGEST = 2**17  # bytes of a record of CSV: more than any name takes
 
@@ -31,6 +31,7 @@ class RowFile:
 
     def __enter__(self) -> "RowFile":
         if self.path:
+            require_regular(self.path)
             make_folder(self.path.parent)
             with ExitStack() as opening:
                 self.file = opening.enter_context(open(self.path, "a+b"))
