@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,8 @@ from runtime.errors import SajiError
 from runtime.files import DAMAGE, alone, as_text, make_folder, parse_json, require_regular
 
 _LONGEST = 2**17  # bytes of a record of CSV: more than any name takes
+# What a spreadsheet runs, also as East Asian keyboards write it, and what would be taken for one that is guarded
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 class RowFile:
@@ -85,7 +88,9 @@ class RowFile:
             fields: dict[str, str] = parse_json(record)
             return fields
         [cells] = csv.reader(io.StringIO(record.decode(), newline=""), strict=True)
-        row = dict(zip(self.columns, cells, strict=True))
+        # A file of an earlier version has no apostrophes before formulas
+        texts = (cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in cells)
+        row = dict(zip(self.columns, texts, strict=True))
         if not cells[-1]:
             raise ValueError
         return row
@@ -108,6 +113,14 @@ class RowFile:
                 f"{self.path} holds answers of {served_by}, which this model ({self.served_by}) would go on with; "
                 "name another file for --output, or that model with --model"
             )
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """One record of a CSV; text that a spreadsheet would run as a formula has an apostrophe before it."""
+    text = io.StringIO()
+    safe = (f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in cells)
+    csv.writer(text).writerow(safe)  # with its own line end, for which it quotes a name with either half of that
+    return f"{text.getvalue()[:-2]}\n"
 
 
 def _records(file: BinaryIO, form: str) -> Iterator[bytes]:
