@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,22 +78,21 @@ class Classifier:
         """Classify one photo: a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]` RGB. Raises BadPhoto."""
         return self.classify([photo])[0]
 
-    def classify(self, photos: Sequence[Source]) -> list[Prediction]:
+    def classify(self, photos: Iterable[Source]) -> list[Prediction]:
         """Classify several photos in one batch; the milliseconds are those of one photo on average."""
-        if not photos:
+        read = [timed_pixels(photo, self.spec.geometry) for photo in _each(photos)]
+        if not read:
             return []
-        images, parts = zip(*(timed_pixels(photo, self.spec.geometry) for photo in photos), strict=True)
-        before = {name: round(sum(part[name] for part in parts) / len(photos), 3) for name in parts[0]}
+        images, parts = zip(*read, strict=True)
+        before = {name: round(sum(part[name] for part in parts) / len(parts), 3) for name in parts[0]}
         answers = self.predict(np.stack(images))
         return [replace(answer, milliseconds={**before, **answer.milliseconds}) for answer in answers]
 
     def predict(self, images: np.ndarray) -> list[Prediction]:
         """Answers to preprocessed photos, uint8 `[N, size, size, 3]` RGB; their milliseconds are of inference alone."""
-        if not len(images):
-            return []
         start = time.perf_counter()
         outputs = self.outputs(images)
-        milliseconds = {"inference": round(1000 * (time.perf_counter() - start) / len(images), 3)}
+        milliseconds = {"inference": round(1000 * (time.perf_counter() - start) / max(len(images), 1), 3)}
         return self.predictions(outputs, milliseconds)
 
     def predictions(self, outputs: np.ndarray, milliseconds: dict[str, float]) -> list[Prediction]:
@@ -108,12 +107,18 @@ class Classifier:
     def outputs(self, images: np.ndarray) -> np.ndarray:
         """As `logits`, with all that the model says of each photo side by side, see `runtime.spec.ModelSpec`."""
         size = self.spec.geometry.size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        is_array = isinstance(images, np.ndarray)
+        if not is_array or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            given = f"{images.dtype} {list(images.shape)}" if is_array else f"a {type(images).__name__}"
             raise SajiError(
-                f"these are {images.dtype} {list(images.shape)}, the model takes uint8 [N, {size}, {size}, 3] RGB; "
+                f"the model takes uint8 [N, {size}, {size}, 3] RGB, this is {given}; "
                 "call the classifier itself to have photos preprocessed"
             )
-        return self.backend.run(images)
+        if self._closed:
+            raise SajiError("this classifier was closed; open it again with runtime.load")
+        if not len(images):  # not every engine has an answer to no photo
+            return np.empty((0, len(self.spec.classes) + self.spec.familiarity), np.float32)
+        return self.backend.run(np.ascontiguousarray(images))  # PyTorch takes no array that runs backwards
 
     def _prediction(self, row: np.ndarray, answer: Answer, milliseconds: dict[str, float]) -> Prediction:
         order = np.argsort(-row, kind="stable")
@@ -130,6 +135,13 @@ class Classifier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _each(photos: Iterable[Source] | Source) -> Iterable[Source]:
+    """The photos; what is one photo counts as a list of it."""
+    letters = isinstance(photos, str | bytes | bytearray | memoryview) or hasattr(photos, "read")
+    many = isinstance(photos, Iterable) and not letters and not (isinstance(photos, np.ndarray) and photos.ndim < 4)
+    return photos if many else [photos]  # type: ignore[list-item, return-value]
 
 
 def load(

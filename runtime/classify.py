@@ -1,8 +1,6 @@
 """`python -m runtime classify`: say what photos show, a row each and as they come, from one photo to any number."""
 
 import argparse
-import csv
-import io
 import json
 import os
 import sys
@@ -22,7 +20,7 @@ from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
 from runtime.files import left_by_programs
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
-from runtime.rowfile import RowFile
+from runtime.rowfile import RowFile, csv_line
 from runtime.spec import NAMED, UNKNOWN, ModelSpec
 from runtime.terminal import err, printable, say
 
@@ -260,16 +258,9 @@ def fields(answer: Prediction) -> dict[str, Any]:
 
 
 def csv_row(photo: str, answer: Prediction, served_by: str) -> str:
-    """A row of COLUMNS; a name with quotes, commas or line ends is quoted."""
+    """A row of COLUMNS; a name with quotes, commas or line ends is quoted, one that is a formula made harmless."""
     milliseconds, sure = round(sum(answer.milliseconds.values()), 3), str(answer.sure).lower()
     return csv_line((photo, answer.label, round(answer.probability, 6), sure, answer.answer, served_by, milliseconds))
-
-
-def csv_line(cells: Iterable[object]) -> str:
-    """One record of a CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
 
 
 class Counter:

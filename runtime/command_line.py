@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from runtime import signature
 from runtime.errors import SajiError, Unavailable, missing_extra
 from runtime.nvidia import NoSuchGpu, use
-from runtime.terminal import printable, say
+from runtime.terminal import open_missing_streams, printable, say
 
 Record = TypeVar("Record")
 
@@ -159,6 +159,7 @@ def exit_with_one_sentence(main: Callable[[], None]) -> None:
 
     A sign that the output's encoding lacks, such as an arrow in a file on Windows, is written as its escape.
     """
+    open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -128,6 +128,12 @@ def make_folder(folder: Path) -> None:
         _to_disk(folder.parent)
 
 
+def require_regular(path: Path) -> None:
+    """Raise SajiError where there is something else than a regular file: a device or a pipe is read without end."""
+    if path.exists() and not path.is_file():
+        raise SajiError(f"{path} is no regular file, so no rows can be appended to it; name another one")
+
+
 def _to_disk(path: Path) -> None:
     """Wait until a file or folder is on the disk: a rename may get there before what it names."""
     if os.name == "nt" and path.is_dir():  # which Windows does not open

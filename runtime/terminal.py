@@ -39,6 +39,19 @@ def err() -> TextIO:
     return _ours.get(2) or sys.stderr
 
 
+def open_missing_streams() -> None:
+    """Give this process and those that it starts the null device for each standard stream that was closed before.
+
+    Python has None for such a stream, and the next file that is opened would get its number, and what is printed in C.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
 def width() -> int:
     """How many columns there are to fill: the terminal's or those of COLUMNS, and never more than WIDEST."""
     if (typed := os.environ.get("COLUMNS", "")).isdecimal() and int(typed):

@@ -18,14 +18,24 @@ from PIL import Image
 
 import runtime
 from runtime import classify as verb
-from runtime.classify import COLUMNS, Photos, classify, in_order
+from runtime.classifier import Prediction
+from runtime.classify import COLUMNS, Photos, classify, csv_row, in_order
 from runtime.errors import GateFailed, SajiError
 from runtime.files import sha256_file
 from runtime.rowfile import RowFile
 from runtime.terminal import printable
 
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
-ODD = ["a'b.png", 'qu"ote.png', "new\nline.png", "com,ma.png", "tab\t.png", "é🍜.png", os.fsdecode(b"caf\xe9.png")]
+ODD = [
+    "a'b.png",
+    'qu"ote.png',
+    "new\nline.png",
+    "com,ma.png",
+    "tab\t.png",
+    "re\rturn.png",
+    "é🍜.png",
+    os.fsdecode(b"caf\xe9.png"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,7 @@ def run_here(model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., t
     """Classify with the tiny model; stdout and stderr."""
 
     def run_here(*places: object, form: str = "", output: Path | None = None) -> tuple[str, str]:
-        with pytest.raises(GateFailed, match="1 of 9 photos could not be read and were skipped"):
+        with pytest.raises(GateFailed, match="1 of 10 photos could not be read and were skipped"):
             classify([str(place) for place in places], model, form, output)
         captured = capsys.readouterr()
         return captured.out, captured.err
@@ -78,12 +88,12 @@ def test_csv_holds_every_name(run_here: Callable, folder: Path, tmp_path: Path) 
 
 def test_lines_for_people_are_one_a_photo(run_here: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, _ = run_here(folder)
-    assert len(out.splitlines()) == 8 and {line.count("\t") for line in out.splitlines()} == {3}
+    assert len(out.splitlines()) == 9 and {line.count("\t") for line in out.splitlines()} == {3}
     assert r"new\nline.png" in out and r"caf\udce9.png" in out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     head, *lines = run_here(folder)[0].splitlines()
     at = head.index("photo")
-    assert len(lines) == 8 and all(line[at:].startswith(printable(str(folder))) for line in lines)
+    assert len(lines) == 9 and all(line[at:].startswith(printable(str(folder))) for line in lines)
 
 
 def test_the_progress_line_shows_only_where_it_disturbs_no_row(
@@ -106,14 +116,14 @@ def test_a_second_run_goes_on_where_a_kill_stopped_the_first(
     whole = output.read_bytes()
     for cut in (1, 40, len(whole) // 2, whole.index(b"new") + 4):  # the last within the quotes of a CSV's line end
         output.write_bytes(whole[:-cut] if cut < len(whole) // 2 else whole[:cut])
-        with pytest.raises(GateFailed, match=r"1 of \d photos"):
+        with pytest.raises(GateFailed, match=r"1 of \d+ photos"):
             classify([str(folder)], model, "", output)
         assert f"already in {output}" in capsys.readouterr().err or cut == whole.index(b"new") + 4
         assert _without_times(output) == _without_times(output, whole)
     Path(folder / "broken.jpg").rename(tmp_path / "broken.jpg")
     classify([str(folder)], model, "", output)
     Path(tmp_path / "broken.jpg").rename(folder / "broken.jpg")
-    assert f"0 photos classified; 8 already in {output}" in capsys.readouterr().err
+    assert f"0 photos classified; 9 already in {output}" in capsys.readouterr().err
 
 
 def _without_times(path: Path, content: bytes | None = None) -> list:
@@ -151,6 +161,74 @@ def test_a_file_of_something_else_is_not_touched(content: bytes, form: str, tmp_
     ):
         pass
     assert (tmp_path / "mine").read_bytes() == content
+
+
+ROW = "%s,x,0.5,true,named,us,2\n"
+JSON = '{"photo": "%s", "served_by": "us"}\n'
+
+
+@pytest.mark.parametrize(
+    ("form", "rows"),
+    [
+        ("csv", ROW.replace("x", 'x"y') % "a" + ROW % "b"),
+        ("csv", ROW % "a" + ROW % '"b'),  # the last row
+        ("csv", ROW % '"a' + ROW % "b" * 2000),  # more than is read at once
+        ("csv", ROW % '"a' + ROW % '"b,b\nb"'),  # closed again by a row that has quotes
+        ("csv", ROW.replace("x", 'x"y') % "a" + ROW % "b" + ROW.replace("x", 'x"y') % "c"),
+        ("csv", (ROW % "a" + ROW % "b").replace("\n", "\r")),
+        ("csv", ROW % "a" + "\n" + ROW % "b"),
+        ("csv", ROW % "a" + ROW[:9] % "b" + "\n"),
+        ("json", JSON % "a" + JSON[:20] % "b" + "\n" + JSON % "c"),
+        ("json", JSON % "a" + '{"photo": 1, "served_by": "us"}\n'),
+        ("json", "\ufeff" + JSON % "a"),
+    ],
+)
+def test_rows_with_something_else_among_them_are_not_touched(form: str, rows: str, tmp_path: Path) -> None:
+    content = ((",".join(COLUMNS) + "\n" if form == "csv" else "") + rows).encode()
+    (tmp_path / "mine").write_bytes(content)
+    with pytest.raises(SajiError, match=rf"holds something else than {form.upper()} rows"):
+        RowFile(tmp_path / "mine", form, COLUMNS, "us").__enter__()
+    assert (tmp_path / "mine").read_bytes() == content
+
+
+@pytest.mark.parametrize(("form", "row"), [("csv", ROW), ("json", JSON)])
+def test_of_a_file_cut_anywhere_every_whole_row_is_kept(form: str, row: str, tmp_path: Path) -> None:
+    names = {"a": "a", "é": "é", 'b,c"\nd\n.png': '"b,c""\nd\n.png"'} if form == "csv" else {"a": "a", "é": "é"}
+    written = {name: row % cell for name, cell in names.items()}
+    whole = ((",".join(COLUMNS) + "\n" if form == "csv" else "") + "".join(written.values())).encode()
+    for cut in range(len(whole) + 1):
+        (tmp_path / "rows").write_bytes(whole[:cut])
+        with RowFile(tmp_path / "rows", form, COLUMNS, "us") as rows:
+            whole_ones = [name for name in ("a", "é", 'b,c"\nd\n.png') if name in rows]
+        assert whole_ones == [name for name, row in written.items() if row.rstrip("\n").encode() in whole[:cut]]
+        kept = (tmp_path / "rows").read_bytes()
+        assert kept.endswith(b"\n") or not kept
+
+
+FORMULAS = ['=HYPERLINK("http:..x")', "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", "＝1", "'=1"]
+
+
+def test_a_csv_holds_no_formula_and_is_taken_up_again_by_the_names_themselves(tmp_path: Path) -> None:
+    def opened() -> RowFile:
+        return RowFile(tmp_path / "rows.csv", "csv", COLUMNS, "=us")
+
+    answer = Prediction({"=label": 1.0}, "named", {"inference": 1.0})
+    for name in FORMULAS:
+        with opened() as rows:
+            assert name not in rows
+            rows.append(csv_row(name, answer, "=us"))
+    with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["photo"] for row in written] == [f"'{name}" for name in FORMULAS]
+    assert {(row["label"], row["served_by"]) for row in written} == {("'=label", "'=us")}
+    with opened() as rows:
+        assert all(name in rows for name in FORMULAS) and "=1" not in rows and "''=1" not in rows
+
+
+def test_a_csv_of_an_earlier_version_is_taken_up_again(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"{','.join(COLUMNS)}\n{ROW % '=1'}{ROW % '-1'}")
+    with RowFile(tmp_path / "rows.csv", "csv", COLUMNS, "us") as rows:
+        assert "=1" in rows and "-1" in rows and "1" not in rows
 
 
 def test_each_row_is_in_the_file_before_the_next_photo(tmp_path: Path) -> None:

@@ -140,6 +140,47 @@ def test_load_answers_alike_for_path_bytes_and_array(model: Path) -> None:
     }
 
 
+def test_classify_takes_photos_of_any_kind_of_list_and_one_alone(model: Path) -> None:
+    example = next((model / "examples").glob("*.png"))
+    array = np.asarray(Image.open(example))
+    with runtime.load(model) as classifier:
+        expected = classifier(example).probabilities
+        for one in (example, str(example), example.read_bytes(), Image.open(example), array, array[None]):
+            assert [answer.probabilities for answer in classifier.classify(one)] == [expected]
+        for two in ((example for _ in range(2)), [str(example), array], np.stack([array, array])):
+            assert len(classifier.classify(two)) == 2
+        for nothing in (iter(()), [], set(), np.empty((0, 8, 8, 3), np.uint8)):
+            assert classifier.classify(nothing) == []
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "openvino", "pytorch"])
+def test_every_engine_takes_no_photo_and_any_memory_and_says_that_it_was_closed(backend: str, model: Path) -> None:
+    with runtime.load(model, backend) as classifier:
+        size = classifier.spec.geometry.size
+        images = np.random.default_rng(0).integers(0, 255, (4, size, size, 3), np.uint8)
+        before = classifier.outputs(images)
+        assert classifier.outputs(images[:0]).shape == (0, 6) and classifier.logits(images[:0]).shape == (0, 5)
+        assert classifier.predict(images[:0]) == [] and len(classifier.predict(images)) == 4
+        backwards = np.ascontiguousarray(images[::-1, ::-1, ::-1, ::-1])[::-1, ::-1, ::-1, ::-1]
+        assert np.allclose(classifier.outputs(backwards), before, atol=1e-4)
+        for wrong, given in ((images.tolist(), "a list"), (images / 255, r"float64 \[4, "), (None, "a NoneType")):
+            with pytest.raises(SajiError, match=rf"the model takes uint8 .*, this is {given}"):
+                classifier.predict(wrong)  # type: ignore[arg-type]
+    for use in (lambda: classifier.predict(images), lambda: classifier(images[0])):
+        with pytest.raises(SajiError, match=r"this classifier was closed; open it again with runtime\.load"):
+            use()
+
+
+def test_openvino_answers_again_after_a_batch_that_it_failed_at(model: Path) -> None:
+    pytest.importorskip("openvino")
+    opened = open_backend("openvino", model / "model.onnx", "fp32")
+    images = np.zeros((2, *opened.compiled[0].input(0).shape[1:]), np.uint8)  # type: ignore[attr-defined]
+    before = opened.run(images)
+    with pytest.raises(RuntimeError):
+        opened.run(images[:0])
+    assert np.array_equal(opened.run(images), before)
+
+
 def test_not_sure_follows_the_specs_rule(model: Path) -> None:
     with runtime.load(model) as classifier:
         example = next((model / "examples").glob("*.png"))

@@ -140,6 +140,12 @@ def test_the_command_writes_a_list_and_a_contact_sheet(
     assert sheet.width > 1300 and sheet.getpixel((88, 88)) in [(0, 0, 255), (0, 255, 0), (255, 0, 255)]
 
 
+def test_the_list_holds_no_formula(sample: Path, tmp_path: Path) -> None:
+    photo = next(sample.rglob("*.jpg"))
+    module.write([module.Suspect(photo, "=1+1", 0.1, "@x", 0.9, 0.2)], tmp_path)
+    assert (tmp_path / "suspects.csv").read_text().endswith(",'=1+1,0.1000,'@x,0.9000,0.2000\n")
+
+
 def test_photos_that_are_mixed_in_are_counted(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, quick: None
 ) -> None:

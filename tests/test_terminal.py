@@ -191,6 +191,36 @@ def test_the_streams_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == 2 * "ours\nours again\n" and terminal.library_output() == subprocess.DEVNULL
 
 
+WITHOUT_STREAMS = """
+import subprocess, sys
+from runtime import terminal
+from runtime.command_line import exit_with_one_sentence
+from runtime.errors import SajiError
+
+def work():
+    terminal.heading("a stage")
+    terminal.tell("a result")
+    terminal.tell_programs({})
+    with terminal.quiet(), terminal.progress("work", 1):
+        print("theirs")
+    child = [sys.executable, "-c", "import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))"]
+    subprocess.run(child, check=True)
+    with open(sys.argv[1], "w") as file:
+        subprocess.run("echo noise; echo noise >&2", shell=True, check=True)
+        file.write("done")
+    raise SajiError("one sentence")
+
+exit_with_one_sentence(work)
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_job_without_streams_works(closed: str, tmp_path: Path) -> None:
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", WITHOUT_STREAMS, tmp_path / "file"]
+    assert subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 2
+    assert (tmp_path / "file").read_text() == "done"
+
+
 # --- what make ends with
 
 

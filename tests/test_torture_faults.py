@@ -134,6 +134,24 @@ def test_rows_go_on_behind_one_that_was_cut_off(last: str, tmp_path: Path) -> No
     assert [row["n"] for row in read_rows(file)] == ([1, 2, 3] if last.endswith("}") else [1, 3])
 
 
+def test_rows_are_appended_behind_what_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text('{\n "mine": 1\n}')
+    append_rows(tmp_path / "mine", [{"n": 3}])
+    assert (tmp_path / "mine").read_text() == '{\n "mine": 1\n}\n{"n": 3}\n'
+
+
+@on_linux
+def test_what_is_no_regular_file_gets_no_rows_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/full")):
+        for write in (
+            RowFile(path, "csv", ("photo", "served_by"), "me").__enter__,
+            lambda to=path: append_rows(to, []),
+        ):
+            with pytest.raises(SajiError, match=r"is no regular file.*; name another one"):
+                write()
+
+
 @on_linux
 def test_rows_on_a_full_disk_come_all_or_not_at_all(tmp_path: Path) -> None:
     if not may_mount(tmp_path):

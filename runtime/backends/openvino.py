@@ -48,19 +48,25 @@ class OpenVino(Backend):
             settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads * streams
+        self.settings = settings
         try:
             # A file of a receipt has no weights beside it, which are found by its path
             self.model = openvino.Core().read_model(self.request.content() if self.request.sha256 else path)
             alone = self.model.clone()
             alone.reshape([1, *alone.input().get_partial_shape()[1:]])
-            models = (alone, self.model)
-            self.compiled = [openvino.Core().compile_model(model, "CPU", settings) for model in models]
+            self.models = (alone, self.model)
+            self.compiled = [self._compile(model) for model in self.models]
         except RuntimeError as error:
             why = next((line for line in reversed(str(error).splitlines()) if line.strip()), "without a word")
             raise BadModel(f"{path} cannot be opened by OpenVINO ({why.strip()[:160]})") from None
         self.outputs = outputs_of([output.get_any_name() for output in self.model.outputs])
         # That nobody uses, of each; ends of a deque may be used by several threads
         self.requests: tuple[deque[Any], ...] = (deque(), deque())
+
+    def _compile(self, model: Any) -> Any:
+        import openvino
+
+        return openvino.Core().compile_model(model, "CPU", self.settings)
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
@@ -70,7 +76,13 @@ class OpenVino(Backend):
             request = self.requests[which].pop()
         except IndexError:
             request = self.compiled[which].create_infer_request()
-        outputs = request.infer([images])
+        try:
+            outputs = request.infer([images])
+        except RuntimeError:
+            # What is compiled has half taken on the shape that it failed at, and may fail at every one from now on
+            self.compiled[which] = self._compile(self.models[which])
+            self.requests[which].clear()
+            raise
         self.requests[which].append(request)
         return side_by_side(*(outputs[place] for place in self.outputs))
 
@@ -88,7 +100,7 @@ class OpenVino(Backend):
 
     def close(self) -> None:
         """Free the compiled model."""
-        del self.requests, self.compiled, self.model
+        del self.requests, self.compiled, self.models, self.model
 
 
 def _precisions(compiled: Any) -> dict[str, str]:

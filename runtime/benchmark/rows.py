@@ -14,7 +14,7 @@ from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
 from runtime.benchmark.watch import causes_of
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, as_text, in_words, make_folder
+from runtime.files import DAMAGE, as_text, in_words, make_folder, require_regular
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile
 
@@ -100,7 +100,11 @@ def per_round(row: Row) -> list[float]:
 
 
 def append_rows(path: Path, rows: list[Row]) -> None:
-    """Add rows to a JSON lines file, all or none; a last one that is half-written, as by a kill, goes."""
+    """Add rows to a JSON lines file, all or none; a last one that is half-written, as by a kill, goes.
+
+    Whatever else the file holds stays there. Raises SajiError where it is no regular file.
+    """
+    require_regular(path)
     make_folder(path.parent)
     with open(path, "a+b", buffering=0) as file:
         file.seek(0)
@@ -109,8 +113,9 @@ def append_rows(path: Path, rows: list[Row]) -> None:
         try:
             json.loads(content[whole:] or b"{}")
         except ValueError:
-            file.truncate(whole)
-            content = content[:whole]
+            if content.startswith(b"{", whole):
+                file.truncate(whole)
+                content = content[:whole]
         ended = b"" if content.endswith(b"\n") or not content else b"\n"
         left = memoryview(ended + as_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)).encode())
         try:

@@ -13,8 +13,6 @@ With its outlier scores added as our distances are, by fold, both find 54 of 78 
 only the search for neighbours below, for a library that brings pandas (results/suspects.jsonl).
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from runtime.files import replacing, write_text
 from runtime.preprocess import pixels
+from runtime.rowfile import csv_line
 from runtime.spec import Geometry
 from runtime.terminal import printable, say, tell, tell_programs
 from training.network import architectures
@@ -140,11 +139,8 @@ def write(ranked: Sequence[Suspect], folder: Path) -> None:
     """Write all suspects to `folder/suspects.csv`, and the first ones as pictures to `folder/suspects.png`."""
     with replacing(folder / "suspects.png") as temporary:
         contact_sheet(ranked).save(temporary)
-    sheet = io.StringIO(newline="")
-    writer = csv.writer(sheet)
-    writer.writerow(["photo", "label", "confidence", "other", "likeness", "distance"])
-    writer.writerows(suspect.row for suspect in ranked)
-    write_text(folder / "suspects.csv", sheet.getvalue())
+    head = ["photo", "label", "confidence", "other", "likeness", "distance"]
+    write_text(folder / "suspects.csv", "".join(map(csv_line, [head, *(suspect.row for suspect in ranked)])))
 
 
 def suspects(source: Path, architecture: str, k: int, seed: int, out: Path) -> None:

@@ -26,7 +26,8 @@ from demo.service.problem import Problem
 from demo.service.queue import Result, Serving
 from demo.service.shares import OWN
 from runtime.classifier import Classifier, Prediction
-from runtime.classify import COLUMNS, csv_line, csv_row, json_row
+from runtime.classify import COLUMNS, csv_row, json_row
+from runtime.rowfile import csv_line
 from runtime.spec import ABSENT, UNKNOWN
 from runtime.terminal import printable
 
@@ -34,7 +35,6 @@ HEADS = ("file", "answer", "probability", "sure")
 TICK = 0.3  # seconds between two states of the page
 PATIENCE = 0.5  # seconds until a full queue is tried again
 THUMBNAIL = 160  # pixels of the longer side
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell for that begins so
 
 
 def build(serving: Serving) -> None:
@@ -159,15 +159,11 @@ def thumbnail(photo: Photo, decoders: Decoders) -> bytes:
 
 
 def as_csv(rows: Sequence[Row], served_by: str) -> str:
-    """As `python -m runtime classify` writes it; a photo that was not read has empty cells.
-
-    A name that a spreadsheet would run as a formula has an apostrophe before it.
-    """
+    """As `python -m runtime classify` writes it; a photo that was not read has empty cells."""
     lines = [csv_line(COLUMNS)]
     for row in rows:
-        name = f"'{row.name}" if row.name.startswith(FORMULA) else row.name
-        empty = csv_line((name, *[""] * (len(COLUMNS) - 1)))
-        lines.append(csv_row(name, row.prediction, served_by) if row.prediction else empty)
+        empty = csv_line((row.name, *[""] * (len(COLUMNS) - 1)))
+        lines.append(csv_row(row.name, row.prediction, served_by) if row.prediction else empty)
     return "".join(lines)
 
 
