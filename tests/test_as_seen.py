@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,6 +176,48 @@ def test_an_orientation_told_otherwise_than_a_browser_expects_it_turns_the_photo
     assert decode(MEANT[kind]).size == gallery.SIZE[::-1]
 
 
+def with_box(file: bytes, content: bytes) -> bytes:
+    """An AVIF or HEIC of one item, with a box before all that it tells of itself."""
+    meta, pixels = file.index(b"meta") - 4, file.index(b"mdat") + 4
+    told = file[meta : pixels - 8].replace(struct.pack(">I", pixels), struct.pack(">I", pixels + 8 + len(content)))
+    return file[:meta] + struct.pack(">I", 8 + len(content)) + b"free" + content + told + file[pixels - 8 :]
+
+
+def of_colours(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with these chunks before its pixels."""
+    return gallery.png(scene(), 2, 8, b"".join(png_chunk(*chunk) for chunk in chunks))
+
+
+WIDE, MUCH = (b"cICP", bytes([12, 13, 0, 1])), bytes(70_000)
+LETTERS = b"\0\0\0\4cICP" + bytes([9, 16, 0, 1])
+BOX_LETTERS = b"colrnclx" + struct.pack(">HH", 9, 16)
+PALETTE = (b"PLTE", bytes(range(48)))
+# What tells its colours in its own way, and a file that tells the same plainly; Chromium heeds and ignores the same
+TOLD_AS = {
+    "cICP behind much else": (of_colours((b"teXt", MUCH), WIDE), of_colours(WIDE)),
+    "cICP's letters in a comment": (of_colours((b"tEXt", b"Comment\0" + LETTERS)), of_colours()),
+    "cICP behind the pixels": (of_colours()[:-12] + png_chunk(*WIDE) + of_colours()[-12:], of_colours()),
+    "cICP behind the palette": (of_colours(PALETTE, WIDE), of_colours()),
+    "cICP of a wrong length": (of_colours((b"cICP", bytes([9, 16, 0, 1, 0]))), of_colours()),
+    "cICP of no colours, and a profile": (
+        of_colours((b"cICP", bytes([2, 2, 0, 1])), (b"iCCP", b"x\0\0" + zlib.compress(gallery.profile(**gallery.P3)))),
+        saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3)),
+    ),
+    "AVIF behind much else": (with_box(gallery.said_in_avif(12, 13), MUCH), gallery.said_in_avif(12, 13)),
+    "AVIF's letters elsewhere": (with_box(gallery.said_in_avif(12, 13), BOX_LETTERS), gallery.said_in_avif(12, 13)),
+    "HEIC's letters elsewhere": pytest.param(
+        with_box((HEIC / "colours.heic").read_bytes(), BOX_LETTERS),
+        (HEIC / "colours.heic").read_bytes(),
+        marks=needs_heif,
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "plain"), TOLD_AS.values(), ids=TOLD_AS)
+def test_colours_are_told_by_the_parts_of_a_file_and_not_by_letters_in_it(file: bytes, plain: bytes) -> None:
+    assert np.array_equal(decode(file), decode(plain))
+
+
 grey = np.asarray(picture("L"))[..., None]
 REFUSED = {
     "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),
@@ -184,6 +227,11 @@ REFUSED = {
     "TIFF of deep planes": (tiff(scene().astype(np.uint16) * 257, 2, planes=2), "one after the other"),
     "PFM": (b"Pf 48 32 -1.0\n" + (grey / 255).astype("<f4").tobytes(), "floating-point"),
     "PNG of high dynamic range": (gallery.png(scene(), 2, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))), "(PQ)"),
+    "PNG of high dynamic range behind much else": (
+        of_colours((b"teXt", MUCH), (b"cICP", bytes([9, 16, 0, 1]))),
+        "(PQ)",
+    ),
+    "AVIF of high dynamic range behind much else": (with_box(gallery.said_in_avif(9, 16), MUCH), "(PQ)"),
     "AVIF of high dynamic range": (gallery.said_in_avif(9, 18), "(HLG)"),
     "an icon": (saved(picture("RGBA"), "ICO"), "no picture that can be read"),
 }
