@@ -245,6 +245,10 @@ def _as_shown(image: Image.Image) -> Image.Image:
         frame = image.convert("RGBA").crop(box)  # around it the GIF's ground is not shown
         image = Image.new("RGBA", image.size)
         image.paste(frame, box)
+    elif image.format in ("BMP", "DIB", "TGA") and image.mode in ("RGBA", "LA"):
+        image.load()
+        if image.getbbox() is None:  # clear everywhere: a byte that its writer left unused
+            image = image.convert(image.mode[:-1])
     return image
 
 

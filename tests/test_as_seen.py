@@ -117,6 +117,9 @@ def hidden() -> dict[str, tuple[bytes, np.ndarray]]:
     deep = np.asarray(picture("L"), np.uint16)[..., None] * 257
     kinds |= {"PGM of 16 bits": (b"P5 48 32 65535\n" + deep.astype(">u2").tobytes(), deep >> 8)}
     kinds |= {"PGM of 10 bits": (b"P5 48 32 1023\n" + (deep >> 6).astype(">u2").tobytes(), deep >> 8)}
+    for mode in ("RGBA", "LA"):
+        unveiled = Image.merge(mode, (*picture(mode).split()[:-1], Image.new("L", gallery.SIZE)))
+        kinds |= {f"TGA, {mode}, clear everywhere": (saved(unveiled, "TGA"), np.asarray(unveiled.convert("RGB")))}
     return kinds | {f"{kind}, {mode}": (saved(picture(mode), kind), on_white(scene()) if mode == "RGBA" else scene())
                     for kind in ("JPEG2000", "TGA") for mode in ("RGB", "RGBA")}  # fmt: skip
 

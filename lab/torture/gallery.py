@@ -170,11 +170,15 @@ def gif(box: tuple[int, int, int, int], ground: int = 3, clear: int | None = Non
     return head + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0;"
 
 
+CLEAR = np.array([1, 1, 1, 0], np.uint8)  # times RGBA: transparent everywhere
+
+
 def bmp(bits: int, rows: np.ndarray, masks: tuple[int, ...] = (), downwards: bool = False) -> bytes:
     """A BMP of 16 or 32 bits a pixel, its first row the lowest unless `downwards`."""
     content, fields = rows[:: 1 if downwards else -1].tobytes(), struct.pack(f"<{len(masks)}I", *masks)
     height, start = -SIZE[1] if downwards else SIZE[1], 54 + len(fields)
-    head = struct.pack("<IiiHHIIiiII", 40, SIZE[0], height, 1, bits, 3 * bool(masks), len(content), 0, 0, 0, 0)
+    long = 56 if len(masks) == 4 else 40  # the header that has a mask for how opaque a pixel is holds all of them
+    head = struct.pack("<IiiHHIIiiII", long, SIZE[0], height, 1, bits, 3 * bool(masks), len(content), 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", start + len(content), 0, 0, start) + head + fields + content
 
 
@@ -303,6 +307,8 @@ def others() -> dict[str, bytes]:
     padded = np.concatenate([rgb[..., ::-1], opacity], 2)
     five = (rgb.astype(np.uint16) >> 3 << np.array([11, 6, 0], np.uint16)).sum(2, dtype=np.uint16)
     kinds |= {"BMP, 32 bits": bmp(32, padded), "BMP, downwards": bmp(32, padded, downwards=True)}
+    told = 0xFF0000, 0xFF00, 0xFF, 0xFF000000
+    kinds |= {"BMP, transparent": bmp(32, padded, told), "BMP, clear everywhere": bmp(32, padded * CLEAR, told)}
     kinds |= {"BMP, 16 bits": bmp(16, five.astype("<u2"), (0xF800, 0x7E0, 0x1F))}
     kinds |= {"AVIF": saved(picture(), "AVIF", quality=95, speed=9), "AVIF, grey": saved(picture("L"), "AVIF", speed=9)}
     return kinds | {f"AVIF, EXIF {o}": saved(picture(), "AVIF", speed=9, exif=exif(turn(o))) for o in (2, 3, 5, 6, 8)}
