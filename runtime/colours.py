@@ -36,7 +36,7 @@ def told_colours(image: Image.Image, file: BinaryIO | None = None) -> bytes | No
 
     None where nothing is told, which means sRGB. Raises Unshown where the numbers are light of high dynamic range.
     """
-    embedded, coded = image.info.get("icc_profile"), _coded(image, file) if file else None
+    embedded, coded = image.info.get("icc_profile"), _coded(image, file)
     if embedded and not (coded and image.format == "PNG"):  # PNG 3, 4.3: cICP comes first; in AVIF browsers take ICC
         return embedded if embedded[16:20] == _space(image) else None
     if coded:
@@ -52,13 +52,13 @@ def told_colours(image: Image.Image, file: BinaryIO | None = None) -> bytes | No
     return None
 
 
-def _coded(image: Image.Image, file: BinaryIO) -> tuple[int, int] | None:
+def _coded(image: Image.Image, file: BinaryIO | None) -> tuple[int, int] | None:
     """CICP's numbers of the primaries and of the curve, where the file has them."""
     if image.format == "HEIF":
         told = image.info.get("nclx_profile")
         return told and (told["color_primaries"], told["transfer_characteristics"])
     walk = {"PNG": _in_chunks, "AVIF": _in_boxes}.get(image.format or "")
-    if walk is None:
+    if walk is None or file is None:
         return None
     place = file.tell()
     try:

@@ -107,10 +107,12 @@ def decode(
     """Decode a photo to an upright 8-bit sRGB picture, mode "RGB".
 
     `source` is a path, encoded bytes, an open binary file, which is read from its beginning and left open, a PIL image
-    or a uint8 array `[H, W, 3]` in RGB order. With `shorter_side`,
-    a JPEG may be decoded at the smallest DCT scale that leaves its shorter side at least that long. EXIF
-    orientation is applied, transparency is laid on white, of an animation the first frame is taken, and the colours
-    of an embedded profile are converted to sRGB (in preprocessing `version` 1 they were not; see runtime.spec).
+    or a uint8 array `[H, W, 3]` in RGB order. A PIL image that was opened and not yet read is decoded as its file is;
+    of another one counts what Pillow made of it, so that PNG's cICP and AVIF's numbers are lost. With `shorter_side`, a
+    JPEG that is no PIL image may be decoded at the smallest DCT scale that leaves its shorter side at least that long.
+    EXIF orientation is applied, transparency is laid on white, of an animation the first frame is taken, or that which
+    a PIL image is at, and the colours of an embedded profile are converted to sRGB (in preprocessing `version` 1 they
+    were not; see runtime.spec).
     Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `bounds` let in,
     TooMuchMemory where decoding takes more than there is.
     """
@@ -119,15 +121,13 @@ def decode(
             raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, version, told_colours(source))
-    name = "the file" if isinstance(source, bytes) else Path(getattr(source, "name", source)).name  # type: ignore
+        name, shorter_side, source = "the picture", None, _unread(source)
+    else:
+        name = "the file" if isinstance(source, bytes) else Path(getattr(source, "name", source)).name  # type: ignore
     try:
-        with _PILLOW_IS_QUIET, _file(source) as file, _opened(file, bounds.formats) as image:
-            if image.width * image.height > bounds.max_pixels:
-                raise Image.DecompressionBombError
-            if image.info.get("progressive") and _scans(file) > MAX_SCANS:
-                raise Unshown(f"has more than {MAX_SCANS} scans, as no camera makes them; save it anew")
-            if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
+        with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
+            _measure(image, file, bounds)
+            if shorter_side is not None:
                 _draft(image, shorter_side)
             return _upright_rgb(_as_shown(image), version, told_colours(image, file))
     except SajiError:
@@ -157,13 +157,15 @@ def _too_much(name: str) -> BadPhoto:
 def _damaged(name: str, error: Exception) -> BadPhoto:
     """The error, TooMuchMemory where the decoder says that it had too little."""
     said = str(error).lower()
+    if isinstance(error, ValueError) and "closed" in said:
+        return BadPhoto(f"{name} is closed already; give it open, or give its path")
     if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
         return _too_much(name)
     return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
 
 @contextlib.contextmanager
-def _file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
+def _file(source: Any) -> Iterator[BinaryIO]:
     """An encoded photo as an open file, at its beginning."""
     if isinstance(source, str | os.PathLike):
         if Path(source).exists() and not Path(source).is_file() and not Path(source).is_dir():
@@ -177,7 +179,34 @@ def _file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
         yield source
 
 
-def _opened(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
+def _unread(image: Image.Image) -> Source:
+    """The file of a PIL image that was opened and not yet read, which tells more than the image does; or the image."""
+    file: Any = getattr(image, "fp", None)
+    unread = file and not file.closed and getattr(image, "tile", None) and image.tell() == 0
+    return file if unread and image.format in (*FORMATS, "MPO") else image
+
+
+@contextlib.contextmanager
+def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, BinaryIO | None]]:
+    """A photo, identified and not yet decoded, and its file; a PIL image is left open."""
+    if isinstance(source, Image.Image):
+        yield source, None
+        return
+    with _file(source) as file, _identified(file, formats) as image:
+        yield image, file
+
+
+def _measure(image: Image.Image, file: BinaryIO | None, bounds: Bounds) -> None:
+    """Raises Unshown or DecompressionBombError of a picture that is too small or costs too much to decode."""
+    if 0 in image.size:
+        raise Unshown("has no pixels; send another one")
+    if image.width * image.height > bounds.max_pixels:
+        raise Image.DecompressionBombError
+    if file and image.info.get("progressive") and _scans(file) > MAX_SCANS:
+        raise Unshown(f"has more than {MAX_SCANS} scans, as no camera makes them; save it anew")
+
+
+def _identified(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
     """The photo, identified and not yet decoded; pillow-heif is asked in once a HEIC photo needs it."""
     try:
         return Image.open(file, formats=[name for name in _COMMON if name in formats])
@@ -229,19 +258,23 @@ def _draft(image: ImageFile.ImageFile, shorter_side: int) -> None:
         image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
 
 
-def _as_shown(image: Image.Image) -> Image.Image:
-    """A picture just opened as viewers show its beginning, in what Pillow leaves to its caller. Raises Unshown."""
+def _as_shown(image: Any) -> Image.Image:
+    """A picture as viewers show its beginning, in what Pillow leaves to its caller. Raises Unshown."""
     tile = getattr(image, "tile", None)
     if image.mode == "F":
         raise Unshown(f"is of floating-point numbers, {_NO_WHITE}")
     if image.format == "TIFF":
         return _tiff_as_shown(image)
+    if image.mode == "I" and image.format not in ("PPM", "PNG"):  # whose numbers have 16 bits in this mode
+        raise Unshown(f"is of 32-bit numbers, {_NO_WHITE}")
+    if image.tell():  # a later frame, which the caller wants
+        return image
     if image.format == "PNG" and image.info.get("default_image"):  # of an APNG: what stands in where nothing moves
         image.seek(1)
     elif image.format == "PNG" and image.mode == "L" and tile and isinstance(image.info.get("transparency"), int):
         bits = int(str(tile[0].args).partition(";")[2] or 8)  # the transparent grey is told in samples of so many bits
         image.info["transparency"] *= 255 // (2**bits - 1)
-    elif image.format == "GIF" and tile and (box := tile[0].extents) and box != (0, 0, *image.size):
+    elif image.format == "GIF" and (box := image.dispose_extent) and box != (0, 0, *image.size):
         frame = image.convert("RGBA").crop(box)  # around it the GIF's ground is not shown
         image = Image.new("RGBA", image.size)
         image.paste(frame, box)
@@ -270,15 +303,16 @@ def _tiff_as_shown(image: Any) -> Image.Image:
 def _upright_rgb(image: Image.Image, version: int, profile: bytes | None) -> Image.Image:
     image.load()  # first: Pillow turns a TIFF as it loads it, and then its orientation is gone
     turn = _TURNS.get(_orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
-    rgb, opacity = _rgb(image)
+    upright = image if turn is None else image.transpose(turn)
+    rgb, opacity = _rgb(upright)
     if profile and version > 1:
-        rgb = to_srgb(image, rgb, profile)
-    if opacity is None:
-        return rgb
-    rgb.putalpha(opacity)
-    return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+        rgb = to_srgb(upright, rgb, profile)
+    if opacity is not None:
+        rgb.putalpha(opacity)
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+    if rgb is not image:
+        rgb.info = {}  # which would turn and convert it again, if it is given to `decode`
+    return rgb
 
 
 def _orientation(image: Image.Image) -> int:
@@ -318,7 +352,7 @@ def _rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         opacity = None if clear is None else Image.fromarray(np.where(samples == clear, 0, 255).astype(np.uint8))
         return Image.fromarray((samples.clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB"), opacity
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or clear is not None:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return image.convert("RGB"), image.getchannel("A")
     return (image if image.mode == "RGB" else image.convert("RGB")), None  # which would copy it
 

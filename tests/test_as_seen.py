@@ -269,3 +269,20 @@ def test_a_picture_that_is_open_already_has_the_same_pixels(tmp_path: Any) -> No
         (tmp_path / "photo.tif").write_bytes(tiff(scene(), 2, orientation=orientation))
         with Image.open(tmp_path / "photo.tif") as opened:
             assert np.array_equal(decode(opened), decode(tmp_path / "photo.tif"))
+
+
+@pytest.mark.parametrize("kinds", [*GALLERIES.values(), pytest.param(heics, marks=needs_heif)])
+def test_a_pil_image_has_the_pixels_of_its_file_each_time_and_stays_as_it_was(kinds: Callable) -> None:
+    for kind, file in kinds().items():
+        data = file if isinstance(file, bytes) else file[0]
+        photo = decode(data)
+        with Image.open(io.BytesIO(data)) as given, Image.open(io.BytesIO(data)) as other:
+            assert np.array_equal(decode(given), photo) and np.array_equal(decode(given), photo), kind
+            assert np.array_equal(given, other) and given.info == other.info, kind
+        assert np.array_equal(decode(photo), photo), kind
+
+
+def test_a_pil_image_of_high_dynamic_range_is_refused_as_its_file_is() -> None:
+    for file in (of_colours((b"cICP", bytes([9, 16, 0, 1]))), gallery.said_in_avif(9, 18)):
+        with pytest.raises(BadPhoto, match="the picture is a photo of high dynamic range"):
+            decode(Image.open(io.BytesIO(file)))

@@ -15,8 +15,8 @@ from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from lab.torture.gallery import P3, profile
-from runtime.errors import BadModel, BadPhoto, TooMuchMemory
-from runtime.preprocess import MAX_PIXELS, SUFFIXES, decode, fit, pixels
+from runtime.errors import BadModel, BadPhoto, TooManyPixels, TooMuchMemory
+from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
 
 GEOMETRY = Geometry.for_size(64)
@@ -64,10 +64,46 @@ def test_exif_orientation_is_applied_and_illegal_values_are_ignored(orientation:
     assert size == ((90, 120) if orientation in (5, 6, 7, 8) else (120, 90))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB", "HSV"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr", "LAB", "HSV"])
 def test_every_colour_mode_becomes_rgb(mode: str) -> None:
-    image = Image.new("I;16", (20, 10), 30000) if mode == "I;16" else picture(20, 10).convert(mode)
+    image = picture(20, 10).convert("LA" if mode == "La" else mode.removesuffix(";16")).convert(mode)
     assert decode(image).mode == "RGB"
+
+
+def gone(image: Image.Image) -> Image.Image:
+    image.close()
+    return image
+
+
+NO_PICTURES = {
+    "fractions": (picture().convert("F"), "is of floating-point numbers"),
+    "32-bit numbers": (picture().convert("I"), "is of 32-bit numbers"),
+    "cut short": (Image.open(io.BytesIO(encoded(picture(), "JPEG")[:800])), "is damaged .*; send a complete file"),
+    "of no size": (Image.new("RGB", (0, 5)), "has no pixels"),
+    "closed": (gone(picture()), "is closed already"),
+    "closed before it was read": (gone(Image.open(io.BytesIO(encoded(picture())))), "is closed already"),
+}
+
+
+@pytest.mark.parametrize(("image", "why"), NO_PICTURES.values(), ids=NO_PICTURES)
+def test_a_pil_image_that_cannot_be_shown_is_one_sentence(image: Image.Image, why: str) -> None:
+    with pytest.raises(BadPhoto, match=f"^the picture {why}"):
+        pixels(image, GEOMETRY)
+
+
+def test_a_pil_image_has_no_more_pixels_than_a_file() -> None:
+    with pytest.raises(TooManyPixels, match=r"^the picture has more than 0\.01 megapixels"):
+        decode(picture(), bounds=Bounds(max_pixels=10_000))
+
+
+def test_a_pil_image_is_shown_as_the_frame_that_it_is_at() -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "red")
+    blue.paste("blue", (2, 2, 5, 5))
+    with Image.open(io.BytesIO(encoded(red, "GIF", save_all=True, append_images=[blue]))) as image:
+        for frame, colour in ((0, [255, 0, 0]), (1, [0, 0, 255]), (0, [255, 0, 0])):
+            image.seek(frame)
+            found = np.asarray(decode(image))
+            assert found[3, 3].tolist() == colour and found[0, 0].tolist() == [255, 0, 0]
 
 
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
