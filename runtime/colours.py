@@ -3,7 +3,7 @@
 import functools
 import io
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,7 @@ class Unshown(ValueError):
     """A photo whose samples say no colours; the message goes on after the file's name."""
 
 
-def told_colours(image: Image.Image, file: BinaryIO | None = None) -> bytes | None:
+def told_colours(image: Image.Image, file: IO[bytes] | None = None) -> bytes | None:
     """The ICC profile of a picture just opened: the embedded one, or one made of what PNG or AVIF tell otherwise.
 
     None where nothing is told, which means sRGB. Raises Unshown where the numbers are light of high dynamic range.
@@ -52,7 +52,7 @@ def told_colours(image: Image.Image, file: BinaryIO | None = None) -> bytes | No
     return None
 
 
-def _coded(image: Image.Image, file: BinaryIO | None) -> tuple[int, int] | None:
+def _coded(image: Image.Image, file: IO[bytes] | None) -> tuple[int, int] | None:
     """CICP's numbers of the primaries and of the curve, where the file has them."""
     if image.format == "HEIF":
         told = image.info.get("nclx_profile")
@@ -67,7 +67,7 @@ def _coded(image: Image.Image, file: BinaryIO | None) -> tuple[int, int] | None:
         file.seek(place)
 
 
-def _in_chunks(file: BinaryIO, end: int) -> tuple[int, int] | None:
+def _in_chunks(file: IO[bytes], end: int) -> tuple[int, int] | None:
     """By the chunk cICP of a PNG (PNG 3, 11.3.2.6), where browsers heed it: before palette and pixels, and whole."""
     place, name = 8, b""
     while place + 16 <= end and name not in (b"PLTE", b"IDAT", b"cICP"):
@@ -80,7 +80,7 @@ def _in_chunks(file: BinaryIO, end: int) -> tuple[int, int] | None:
     return None
 
 
-def _in_boxes(file: BinaryIO, end: int) -> tuple[int, int] | None:
+def _in_boxes(file: IO[bytes], end: int) -> tuple[int, int] | None:
     """By the first box colr of an AVIF that tells numbers (ISO/IEC 14496-12, 4.2 and 12.1.5)."""
     place, size = 0, 8
     while place + 16 <= end and size >= 8:

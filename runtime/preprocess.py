@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
@@ -24,7 +24,7 @@ from runtime.colours import Unshown, to_srgb, told_colours
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
-Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
+Source = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
 # A 43-megapixel photo is honest, and a phone takes 108. Pillow itself refuses a little above this; to raise its bound
 # would raise it for the whole process.
@@ -120,10 +120,9 @@ def decode(
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
         return Image.fromarray(source)
+    name = _name(source)
     if isinstance(source, Image.Image):
-        name, shorter_side, source = "the picture", None, _unread(source)
-    else:
-        name = "the file" if isinstance(source, bytes) else Path(getattr(source, "name", source)).name  # type: ignore
+        shorter_side, source = None, _unread(source)
     try:
         with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
@@ -150,6 +149,14 @@ def decode(
         raise _damaged(name, error) from None
 
 
+def _name(source: Any) -> str:
+    """What a photo is called in a sentence: by its file, where that has a name."""
+    if isinstance(source, Image.Image):
+        return "the picture"
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
+    return Path(os.fsdecode(name)).name if isinstance(name, str | bytes | os.PathLike) else "the file"
+
+
 def _too_much(name: str) -> BadPhoto:
     return TooMuchMemory(f"{name} takes too much memory to decode; send a smaller copy")
 
@@ -157,23 +164,27 @@ def _too_much(name: str) -> BadPhoto:
 def _damaged(name: str, error: Exception) -> BadPhoto:
     """The error, TooMuchMemory where the decoder says that it had too little."""
     said = str(error).lower()
-    if isinstance(error, ValueError) and "closed" in said:
-        return BadPhoto(f"{name} is closed already; give it open, or give its path")
+    if isinstance(error, io.UnsupportedOperation) or (isinstance(error, ValueError) and "closed" in said):
+        return BadPhoto(f"{name} cannot be read ({error}); give its path or bytes")
     if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
         return _too_much(name)
     return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
 
 @contextlib.contextmanager
-def _file(source: Any) -> Iterator[BinaryIO]:
+def _file(source: Any) -> Iterator[IO[bytes]]:
     """An encoded photo as an open file, at its beginning."""
     if isinstance(source, str | os.PathLike):
-        if Path(source).exists() and not Path(source).is_file() and not Path(source).is_dir():
-            raise BadPhoto(f"{Path(source).name} is no regular file; give a photo")  # a pipe would be waited for
-        with open(source, "rb") as file:
+        path = Path(os.fsdecode(source))
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadPhoto(f"{path.name} is no regular file; give a photo")  # a pipe would be waited for
+        with path.open("rb") as file:
             yield file
-    elif isinstance(source, bytes):
-        yield io.BytesIO(source)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield io.BytesIO(bytes(source))
+    elif isinstance(source, io.TextIOBase) or not hasattr(source, "seek"):
+        allowed = 'a path, bytes, a file opened as "rb", a PIL image or a uint8 array [H, W, 3]'
+        raise BadPhoto(f"a photo is given as {allowed}; this one is of type {type(source).__name__}")
     else:
         source.seek(0)
         yield source
@@ -187,7 +198,7 @@ def _unread(image: Image.Image) -> Source:
 
 
 @contextlib.contextmanager
-def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, BinaryIO | None]]:
+def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, IO[bytes] | None]]:
     """A photo, identified and not yet decoded, and its file; a PIL image is left open."""
     if isinstance(source, Image.Image):
         yield source, None
@@ -196,7 +207,7 @@ def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, Binar
         yield image, file
 
 
-def _measure(image: Image.Image, file: BinaryIO | None, bounds: Bounds) -> None:
+def _measure(image: Image.Image, file: IO[bytes] | None, bounds: Bounds) -> None:
     """Raises Unshown or DecompressionBombError of a picture that is too small or costs too much to decode."""
     if 0 in image.size:
         raise Unshown("has no pixels; send another one")
@@ -206,7 +217,7 @@ def _measure(image: Image.Image, file: BinaryIO | None, bounds: Bounds) -> None:
         raise Unshown(f"has more than {MAX_SCANS} scans, as no camera makes them; save it anew")
 
 
-def _identified(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
+def _identified(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
     """The photo, identified and not yet decoded; pillow-heif is asked in once a HEIC photo needs it."""
     try:
         return Image.open(file, formats=[name for name in _COMMON if name in formats])
@@ -218,7 +229,7 @@ def _identified(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN and name not in _COMMON])
 
 
-def _scans(file: BinaryIO) -> int:
+def _scans(file: IO[bytes]) -> int:
     """How many scans a JPEG has, read in pieces; the decoder finds its place in the file again."""
     place, last, count = file.tell(), b"", 0
     file.seek(0)
@@ -229,7 +240,7 @@ def _scans(file: BinaryIO) -> int:
     return count
 
 
-def _brand(file: BinaryIO) -> str:
+def _brand(file: IO[bytes]) -> str:
     """By the brands in a photo's first box, whatever its name: "AVIF", "HEIC" or ""."""
     file.seek(0)
     head = file.read(64)
@@ -239,7 +250,7 @@ def _brand(file: BinaryIO) -> str:
     return "AVIF" if b"avif" in brands else "HEIC" if brands & {b"heic", b"heix", b"hevc", b"mif1"} else ""
 
 
-def _why_unidentified(file: BinaryIO, formats: Sequence[str]) -> str:
+def _why_unidentified(file: IO[bytes], formats: Sequence[str]) -> str:
     brand = _brand(file)
     if brand == "AVIF" and not features.check("avif"):
         return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"

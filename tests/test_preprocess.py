@@ -2,12 +2,16 @@
 
 import hashlib
 import io
+import os
 import struct
 import sys
+import tempfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +52,40 @@ def test_path_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) -> None
         assert np.array_equal(pixels(source, GEOMETRY), expected)
 
 
+@pytest.mark.parametrize("kind", [io.BytesIO, tempfile.TemporaryFile, tempfile.SpooledTemporaryFile])  # as FastAPI's
+def test_a_photo_is_read_from_an_open_file_without_a_name(kind: Callable[[], Any]) -> None:
+    with kind() as file:
+        file.write(encoded(picture()))
+        assert np.array_equal(decode(file), picture())
+
+
+def test_a_photo_is_read_from_a_file_opened_by_bytes_and_from_any_bytes(tmp_path: Path) -> None:
+    photo = encoded(picture())
+    (tmp_path / "photo.png").write_bytes(photo)
+    with open(os.fsencode(tmp_path / "photo.png"), "rb", buffering=0) as file:
+        for source in (file, bytearray(photo), memoryview(photo), memoryview(photo + b"end")[:-3]):
+            assert np.array_equal(decode(source), picture())
+
+
+def test_what_is_no_photo_by_its_type_is_told_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(encoded(picture()))
+    with open(tmp_path / "photo.png", encoding="latin-1") as text:
+        for source in (None, 5, [b""], text, io.StringIO("a")):
+            with pytest.raises(BadPhoto, match=r'a file opened as "rb", .*; this one is of type \w+$'):
+                decode(source)  # type: ignore[arg-type]
+
+
+def test_a_file_that_cannot_be_read_from_its_beginning_is_not_called_damaged(tmp_path: Path) -> None:
+    output, into = os.pipe()
+    os.close(into)
+    with open(output, "rb") as pipe, pytest.raises(BadPhoto, match=r"^the file cannot be read .*; give its path or"):
+        decode(pipe)
+    with open(tmp_path / "photo.png", "wb") as file:
+        pass
+    with pytest.raises(BadPhoto, match=r"^photo\.png cannot be read .*; give its path or bytes"):
+        decode(file)
+
+
 def test_cropping_while_resizing_equals_resizing_then_cropping() -> None:
     image = picture(300, 100)
     whole = image.resize((round(300 * 73 / 100), 73), Image.Resampling.BILINEAR)
@@ -80,8 +118,8 @@ NO_PICTURES = {
     "32-bit numbers": (picture().convert("I"), "is of 32-bit numbers"),
     "cut short": (Image.open(io.BytesIO(encoded(picture(), "JPEG")[:800])), "is damaged .*; send a complete file"),
     "of no size": (Image.new("RGB", (0, 5)), "has no pixels"),
-    "closed": (gone(picture()), "is closed already"),
-    "closed before it was read": (gone(Image.open(io.BytesIO(encoded(picture())))), "is closed already"),
+    "closed": (gone(picture()), "cannot be read .*closed"),
+    "closed before it was read": (gone(Image.open(io.BytesIO(encoded(picture())))), "cannot be read .*closed"),
 }
 
 
