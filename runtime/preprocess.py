@@ -37,10 +37,10 @@ SUFFIXES = frozenset((
     *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd"),
 ))  # fmt: skip
 
-# Of a progressive JPEG. Each makes the decoder walk all pixels again, so that a small file takes minutes ("Two Issues
-# with the JPEG Standard", libjpeg-turbo.org); encoders make about ten
+# Of a JPEG. Each makes the decoder walk all pixels again, so that a small file takes minutes ("Two Issues with the JPEG
+# Standard", libjpeg-turbo.org); encoders make about ten
 MAX_SCANS = 100
-_SCAN = b"\xff\xda"
+_SCAN = b"\xff\xda\0"  # the marker, and the upper byte of its length
 
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 FORMATS = (*_COMMON, "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD")
@@ -213,7 +213,7 @@ def _measure(image: Image.Image, file: IO[bytes] | None, bounds: Bounds) -> None
         raise Unshown("has no pixels; send another one")
     if image.width * image.height > bounds.max_pixels:
         raise Image.DecompressionBombError
-    if file and image.info.get("progressive") and _scans(file) > MAX_SCANS:
+    if file and image.format in ("JPEG", "MPO") and _scans(image, file) > MAX_SCANS:
         raise Unshown(f"has more than {MAX_SCANS} scans, as no camera makes them; save it anew")
 
 
@@ -229,15 +229,33 @@ def _identified(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN and name not in _COMMON])
 
 
-def _scans(file: IO[bytes]) -> int:
-    """How many scans a JPEG has, read in pieces; the decoder finds its place in the file again."""
-    place, last, count = file.tell(), b"", 0
+def _scans(image: Any, file: IO[bytes]) -> int:
+    """How many scans a JPEG has at most; the decoder finds its place in the file again.
+
+    Nothing is decoded behind a first scan of all colours, unless it is progressive. Other files are read, in pieces.
+    """
+    if not image.info.get("progressive") and _colours_of_first_scan(file) == image.layers:
+        return 1
+    last, count = b"", 0
     file.seek(0)
     while piece := file.read(2**20):
         count += (last + piece).count(_SCAN)
-        last = piece[-1:]
-    file.seek(place)
+        last = piece[-2:]
     return count
+
+
+def _colours_of_first_scan(file: IO[bytes]) -> int:
+    """How many colours a JPEG's first scan has, by a walk through its segments (ITU-T T.81, annex B); 0: unsure."""
+    place, marker = 2, 0
+    with contextlib.suppress(struct.error):
+        while marker != 0xFFDA:
+            file.seek(place)
+            marker, length, colours = struct.unpack(">HHB", file.read(5))
+            if marker < 0xFFC0 or 0xFFD0 <= marker <= 0xFFD9 or marker == 0xFFFF:  # no segment, or one of no length
+                return 0
+            place += 2 + length
+        return int(colours)
+    return 0
 
 
 def _brand(file: IO[bytes]) -> str:

@@ -368,6 +368,24 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
             decode(bytes(bomb))
 
 
+def test_a_jpeg_of_too_many_scans_is_refused_whether_progressive_or_not() -> None:
+    photo = encoded(picture(), "JPEG", subsampling=0)
+    start = photo.index(b"\xff\xda")
+    scans = [b"\xff\xda\0\x08\1" + bytes([colour, 0x11 * (colour > 1), 0, 63, 0]) for colour in (1, 2, 3)]
+    assert decode(photo[:start] + b"".join(scans) + b"\xff\xd9").size == (120, 90)
+    for between in (b"", b"\xff", b"\xff\xe5\0\0"):  # before the first one, what a decoder passes over
+        with pytest.raises(BadPhoto, match=r"has more than 100 scans, .*; save it anew"):
+            decode(photo[:start] + between + b"".join(scans) * 40 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("kind", [{"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "MPO"}])
+def test_a_film_behind_a_photo_is_not_taken_for_scans(kind: dict[str, Any]) -> None:
+    file = io.BytesIO()
+    picture().save(file, **kind)
+    film = b"\xff\xda" + (b"\xff\xda\1" if kind.get("progressive") else b"\xff\xda\0") * 200
+    assert decode(file.getvalue() + film).size == (120, 90)
+
+
 def test_a_picture_that_memory_does_not_hold_is_a_bad_photo_as_any_other() -> None:
     tags = {256: 178_000_000, 257: 1, 258: 8, 259: 1, 262: 2, 273: 300, 277: 3, 278: 1, 279: 64}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
