@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
 from runtime.colours import Unshown, to_srgb, told_colours
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
@@ -296,21 +296,23 @@ def _as_shown(image: Any) -> Image.Image:
         return _tiff_as_shown(image)
     if image.mode == "I" and image.format not in ("PPM", "PNG"):  # whose numbers have 16 bits in this mode
         raise Unshown(f"is of 32-bit numbers, {_NO_WHITE}")
-    if image.tell():  # a later frame, which the caller wants
+    if image.format in ("BMP", "DIB", "TGA") and image.mode in ("RGBA", "LA"):
+        image.load()
+        if image.getbbox() is None:  # clear everywhere: a byte that its writer left unused
+            return image.convert(image.mode[:-1])
+    if image.tell() or not tile:  # a later frame, or what the caller has read and perhaps changed
         return image
     if image.format == "PNG" and image.info.get("default_image"):  # of an APNG: what stands in where nothing moves
         image.seek(1)
-    elif image.format == "PNG" and image.mode == "L" and tile and isinstance(image.info.get("transparency"), int):
+        image.blend_op = PngImagePlugin.Blend.OP_SOURCE  # otherwise Pillow lays the frame on that
+    elif image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
         bits = int(str(tile[0].args).partition(";")[2] or 8)  # the transparent grey is told in samples of so many bits
         image.info["transparency"] *= 255 // (2**bits - 1)
-    elif image.format == "GIF" and (box := image.dispose_extent) and box != (0, 0, *image.size):
-        frame = image.convert("RGBA").crop(box)  # around it the GIF's ground is not shown
+    box = getattr(image, "dispose_extent", None)  # of the first frame of a GIF or an APNG
+    if box and box != (0, 0, *image.size):
+        frame = image.convert("RGBA").crop(box)  # around it neither a ground nor another picture is shown
         image = Image.new("RGBA", image.size)
         image.paste(frame, box)
-    elif image.format in ("BMP", "DIB", "TGA") and image.mode in ("RGBA", "LA"):
-        image.load()
-        if image.getbbox() is None:  # clear everywhere: a byte that its writer left unused
-            image = image.convert(image.mode[:-1])
     return image
 
 

@@ -82,6 +82,14 @@ def png(samples: np.ndarray, colour: int, bits: int = 8, extra: bytes = b"", int
     return b"\x89PNG\r\n\x1a\n" + content
 
 
+def apng_behind(stand_in: np.ndarray, frame: np.ndarray, left: int, top: int) -> bytes:
+    """An APNG (PNG 3, 11.3.6) of one frame, smaller than the picture that stands in for it; both `[H, W, 4]`."""
+    file = png(stand_in, 6, extra=png_chunk(b"acTL", struct.pack(">II", 1, 0)))
+    control = struct.pack(">5I2H2B", 0, frame.shape[1], frame.shape[0], left, top, 1, 1, 0, 1)  # 1: over what is there
+    moving = png_chunk(b"fcTL", control) + png_chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(packed(frame, 8)))
+    return file[:-12] + moving + file[-12:]
+
+
 def exif(*entries: tuple[int, int, int, bytes], order: str = "<") -> bytes:
     """An EXIF block of entries: tag, type, count, value."""
     found = b"".join(struct.pack(f"{order}HHI", *each[:3]) + each[3].ljust(4, b"\0") for each in sorted(entries))
@@ -296,6 +304,8 @@ def others() -> dict[str, bytes]:
     moving: dict[str, Any] = {"save_all": True, "append_images": [turned], "duration": 10_000}
     kinds = {"APNG": saved(picture(), "PNG", **moving), "PNG, EXIF 6": saved(picture(), "PNG", exif=exif(turn(6))[6:])}
     kinds |= {"APNG behind another picture": saved(picture(), "PNG", default_image=True, **moving)}
+    veiled = np.concatenate([rgb, opacity], 2)
+    kinds |= {"APNG, a small frame behind another picture": apng_behind(veiled, veiled[::-1][:9, 20:], 5, 6)}
     kinds |= {"GIF": saved(picture(), "GIF"), "GIF that moves": saved(picture(), "GIF", **moving)}
     kinds |= {"GIF, transparent": saved(picture("RGBA"), "GIF"), "GIF, a small frame": gif((10, 8, 20, 16))}
     kinds |= {"GIF, a small frame of its own colours": gif((10, 8, 20, 16), local=True)}
