@@ -58,6 +58,7 @@ ANY_PHOTO = Bounds()
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NO_WHITE = "of which it is not told what is white; save it as 8 or 16 bits a colour"
+_UNREAD = ("unsupported", "not supported", "not yet supported", "raw mode")  # how Pillow says what it does not read
 _ORIENTATION, _SHORT = 0x0112, 3  # the tag's number and its type's
 # What turns a photo of that orientation upright (EXIF 2.32, tag 274)
 _TURNS = {
@@ -168,6 +169,8 @@ def _damaged(name: str, error: Exception) -> BadPhoto:
         return BadPhoto(f"{name} cannot be read ({error}); give its path or bytes")
     if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
         return _too_much(name)
+    if any(words in said for words in _UNREAD):
+        return BadPhoto(f"{name} is of a kind that is not read ({error}); save it as JPEG or PNG")
     return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
 
@@ -275,7 +278,7 @@ def _why_unidentified(file: IO[bytes], formats: Sequence[str]) -> str:
     if brand == "HEIC" and not importlib.util.find_spec("pillow_heif"):
         return "is a HEIC photo, as iPhones take them; to read those type: pip install 'pillow-heif>=1.8'"
     file.seek(0)
-    if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*"):
+    if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "is a TIFF of a kind that Pillow cannot read; save it as a PNG, or with 8 bits a colour"
     return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
 

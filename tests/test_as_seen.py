@@ -222,6 +222,7 @@ def test_colours_are_told_by_the_parts_of_a_file_and_not_by_letters_in_it(file: 
 
 
 grey = np.asarray(picture("L"))[..., None]
+UNREAD = "is of a kind that is not read"
 REFUSED = {
     "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),
     "TIFF of coloured fractions": (tiff((scene() / 255).astype(np.float32), 2), "of a kind that Pillow cannot read"),
@@ -236,12 +237,30 @@ REFUSED = {
     ),
     "AVIF of high dynamic range behind much else": (with_box(gallery.said_in_avif(9, 16), MUCH), "(PQ)"),
     "AVIF of high dynamic range": (gallery.said_in_avif(9, 18), "(HLG)"),
+    "TIFF of more than 4 GB, big endian": (b"MM\0+\0\10" + bytes(40), "of a kind that Pillow cannot read"),
+    "TIFF of planes, grey and alpha": (
+        tiff(np.concatenate([grey, veil()[..., None]], 2), 1, planes=2, extra=2),
+        UNREAD,
+    ),
+    "TIFF of planes, multiplied by alpha": (
+        tiff(np.concatenate([scene(), veil()[..., None]], 2), 2, planes=2, extra=1),
+        UNREAD,
+    ),
+    "BMP of 4 bits a colour": (gallery.bmp(16, grey.astype(np.uint16), (0xF00, 0xF0, 0xF)), UNREAD),
+    "BMP of 10 bits a colour": (
+        gallery.bmp(32, grey.astype(np.uint32), (0x3FF << 20, 0x3FF << 10, 0x3FF)),
+        UNREAD,
+    ),
+    "TGA of a transparent palette": (
+        struct.pack("<3BHHBHHHHBB", 0, 1, 1, 0, 1, 32, 0, 0, 8, 8, 8, 0) + bytes(68),
+        UNREAD,
+    ),
     "an icon": (saved(picture("RGBA"), "ICO"), "no picture that can be read"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_samples_that_say_no_colours_are_one_sentence(kind: str) -> None:
+def test_what_is_not_read_is_one_sentence_and_not_called_damaged(kind: str) -> None:
     with pytest.raises(BadPhoto, match=r"^the file (is|keeps) ") as refusal:
         decode(REFUSED[kind][0])
     assert REFUSED[kind][1] in str(refusal.value)
