@@ -75,7 +75,7 @@ class Classifier:
         return " · ".join(part for part in (self.candidate.name, self.sha256[:12]) if part)
 
     def __call__(self, photo: Source) -> Prediction:
-        """Classify one photo: a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]` RGB. Raises BadPhoto."""
+        """Classify one photo: whatever `runtime.preprocess.decode` takes, such as a path or bytes. Raises BadPhoto."""
         return self.classify([photo])[0]
 
     def classify(self, photos: Iterable[Source]) -> list[Prediction]:

@@ -3,7 +3,7 @@
 import functools
 import io
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -18,8 +18,9 @@ _PRIMARIES = {1: _SRGB, 9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, *_D65)}
 _PRIMARIES[12] = (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, *_D65)  # Display P3
 _EXPONENTS = {1: 0.0, 4: 2.2, 5: 2.8, 6: 0.0, 8: 1.0, 13: 0.0, 14: 0.0, 15: 0.0}
 _HDR = {16: "PQ", 18: "HLG"}
-_CODED = {"PNG": (b"\0\0\0\4cICP", ">BB"), "AVIF": (b"colrnclx", ">HH"), "HEIF": (b"colrnclx", ">HH")}
-_HEAD = 65_536  # bytes of a file in which its colours are looked for
+# What is before the boxes in a box that holds others: on the way to the colours of a photo, and of a sequence's track
+_HOLDING = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"stsd": 8, b"av01": 78}
+_HOLDING |= dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl"), 0)
 
 # Bradford: XYZ to the responses of the cones, and the white of ICC profiles (ICC.1:2022, annex E and 7.2.16)
 _CONES = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -30,12 +31,12 @@ class Unshown(ValueError):
     """A photo whose samples say no colours; the message goes on after the file's name."""
 
 
-def told_colours(image: Image.Image, file: BinaryIO | None = None) -> bytes | None:
+def told_colours(image: Image.Image, file: IO[bytes] | None = None) -> bytes | None:
     """The ICC profile of a picture just opened: the embedded one, or one made of what PNG or AVIF tell otherwise.
 
     None where nothing is told, which means sRGB. Raises Unshown where the numbers are light of high dynamic range.
     """
-    embedded, coded = image.info.get("icc_profile"), _coded(image, file) if file else None
+    embedded, coded = image.info.get("icc_profile"), _coded(image, file)
     if embedded and not (coded and image.format == "PNG"):  # PNG 3, 4.3: cICP comes first; in AVIF browsers take ICC
         return embedded if embedded[16:20] == _space(image) else None
     if coded:
@@ -51,17 +52,47 @@ def told_colours(image: Image.Image, file: BinaryIO | None = None) -> bytes | No
     return None
 
 
-def _coded(image: Image.Image, file: BinaryIO) -> tuple[int, int] | None:
+def _coded(image: Image.Image, file: IO[bytes] | None) -> tuple[int, int] | None:
     """CICP's numbers of the primaries and of the curve, where the file has them."""
-    mark, form = _CODED.get(image.format or "", (b"", ""))
-    if not mark:
+    if image.format == "HEIF":
+        told = image.info.get("nclx_profile")
+        return told and (told["color_primaries"], told["transfer_characteristics"])
+    walk = {"PNG": _in_chunks, "AVIF": _in_boxes}.get(image.format or "")
+    if walk is None or file is None:
         return None
     place = file.tell()
-    file.seek(0)
-    head = file.read(_HEAD)
-    file.seek(place)
-    start = head.find(mark) + len(mark)
-    return struct.unpack_from(form, head, start) if start >= len(mark) and start + 4 <= len(head) else None
+    try:
+        return walk(file, file.seek(0, 2))
+    finally:
+        file.seek(place)
+
+
+def _in_chunks(file: IO[bytes], end: int) -> tuple[int, int] | None:
+    """By the chunk cICP of a PNG (PNG 3, 11.3.2.6), where browsers heed it: before palette and pixels, and whole."""
+    place, name = 8, b""
+    while place + 16 <= end and name not in (b"PLTE", b"IDAT", b"cICP"):
+        file.seek(place)
+        length, name, primaries, curve, matrix, full = struct.unpack(">I4s4B", file.read(12))
+        known = primaries in _PRIMARIES or curve in _HDR
+        if name == b"cICP" and (length, matrix, full) == (4, 0, 1) and known:
+            return primaries, curve
+        place += 12 + length
+    return None
+
+
+def _in_boxes(file: IO[bytes], end: int) -> tuple[int, int] | None:
+    """By the first box colr of an AVIF that tells numbers (ISO/IEC 14496-12, 4.2 and 12.1.5)."""
+    place, size = 0, 8
+    while place + 16 <= end and size >= 8:
+        file.seek(place)
+        size, name, kind, primaries, curve = struct.unpack(">I4s4sHH", file.read(16))
+        if name == b"colr" and kind == b"nclx":
+            return primaries, curve
+        if size == 1:  # a large one, told behind the name
+            file.seek(place + 8)
+            size = int.from_bytes(file.read(8), "big")
+        place += 8 + _HOLDING[name] if name in _HOLDING else size
+    return None
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,16 +15,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
 from runtime.colours import Unshown, to_srgb, told_colours
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
-Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
+Source = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
 # A 43-megapixel photo is honest, and a phone takes 108. Pillow itself refuses a little above this; to raise its bound
 # would raise it for the whole process.
@@ -37,10 +37,10 @@ SUFFIXES = frozenset((
     *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd"),
 ))  # fmt: skip
 
-# Of a progressive JPEG. Each makes the decoder walk all pixels again, so that a small file takes minutes ("Two Issues
-# with the JPEG Standard", libjpeg-turbo.org); encoders make about ten
+# Of a JPEG. Each makes the decoder walk all pixels again, so that a small file takes minutes ("Two Issues with the JPEG
+# Standard", libjpeg-turbo.org); encoders make about ten
 MAX_SCANS = 100
-_SCAN = b"\xff\xda"
+_SCAN = b"\xff\xda\0"  # the marker, and the upper byte of its length
 
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 FORMATS = (*_COMMON, "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD")
@@ -58,6 +58,7 @@ ANY_PHOTO = Bounds()
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NO_WHITE = "of which it is not told what is white; save it as 8 or 16 bits a colour"
+_UNREAD = ("unsupported", "not supported", "not yet supported", "raw mode")  # how Pillow says what it does not read
 _ORIENTATION, _SHORT = 0x0112, 3  # the tag's number and its type's
 # What turns a photo of that orientation upright (EXIF 2.32, tag 274)
 _TURNS = {
@@ -107,10 +108,12 @@ def decode(
     """Decode a photo to an upright 8-bit sRGB picture, mode "RGB".
 
     `source` is a path, encoded bytes, an open binary file, which is read from its beginning and left open, a PIL image
-    or a uint8 array `[H, W, 3]` in RGB order. With `shorter_side`,
-    a JPEG may be decoded at the smallest DCT scale that leaves its shorter side at least that long. EXIF
-    orientation is applied, transparency is laid on white, of an animation the first frame is taken, and the colours
-    of an embedded profile are converted to sRGB (in preprocessing `version` 1 they were not; see runtime.spec).
+    or a uint8 array `[H, W, 3]` in RGB order. A PIL image that was opened and not yet read is decoded as its file is;
+    of another one counts what Pillow made of it, so that PNG's cICP and AVIF's numbers are lost. With `shorter_side`, a
+    JPEG that is no PIL image may be decoded at the smallest DCT scale that leaves its shorter side at least that long.
+    EXIF orientation is applied, transparency is laid on white, of an animation the first frame is taken, or that which
+    a PIL image is at, and the colours of an embedded profile are converted to sRGB (in preprocessing `version` 1 they
+    were not; see runtime.spec).
     Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `bounds` let in,
     TooMuchMemory where decoding takes more than there is.
     """
@@ -118,16 +121,13 @@ def decode(
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
         return Image.fromarray(source)
+    name = _name(source)
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, version, told_colours(source))
-    name = "the file" if isinstance(source, bytes) else Path(getattr(source, "name", source)).name  # type: ignore
+        shorter_side, source = None, _unread(source)
     try:
-        with _PILLOW_IS_QUIET, _file(source) as file, _opened(file, bounds.formats) as image:
-            if image.width * image.height > bounds.max_pixels:
-                raise Image.DecompressionBombError
-            if image.info.get("progressive") and _scans(file) > MAX_SCANS:
-                raise Unshown(f"has more than {MAX_SCANS} scans, as no camera makes them; save it anew")
-            if shorter_side is not None and isinstance(image, ImageFile.ImageFile):
+        with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
+            _measure(image, file, bounds)
+            if shorter_side is not None:
                 _draft(image, shorter_side)
             return _upright_rgb(_as_shown(image), version, told_colours(image, file))
     except SajiError:
@@ -150,6 +150,14 @@ def decode(
         raise _damaged(name, error) from None
 
 
+def _name(source: Any) -> str:
+    """What a photo is called in a sentence: by its file, where that has a name."""
+    if isinstance(source, Image.Image):
+        return "the picture"
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
+    return Path(os.fsdecode(name)).name if isinstance(name, str | bytes | os.PathLike) else "the file"
+
+
 def _too_much(name: str) -> BadPhoto:
     return TooMuchMemory(f"{name} takes too much memory to decode; send a smaller copy")
 
@@ -157,27 +165,62 @@ def _too_much(name: str) -> BadPhoto:
 def _damaged(name: str, error: Exception) -> BadPhoto:
     """The error, TooMuchMemory where the decoder says that it had too little."""
     said = str(error).lower()
+    if isinstance(error, io.UnsupportedOperation) or (isinstance(error, ValueError) and "closed" in said):
+        return BadPhoto(f"{name} cannot be read ({error}); give its path or bytes")
     if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
         return _too_much(name)
+    if any(words in said for words in _UNREAD):
+        return BadPhoto(f"{name} is of a kind that is not read ({error}); save it as JPEG or PNG")
     return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
 
 @contextlib.contextmanager
-def _file(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[BinaryIO]:
+def _file(source: Any) -> Iterator[IO[bytes]]:
     """An encoded photo as an open file, at its beginning."""
     if isinstance(source, str | os.PathLike):
-        if Path(source).exists() and not Path(source).is_file() and not Path(source).is_dir():
-            raise BadPhoto(f"{Path(source).name} is no regular file; give a photo")  # a pipe would be waited for
-        with open(source, "rb") as file:
+        path = Path(os.fsdecode(source))
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadPhoto(f"{path.name} is no regular file; give a photo")  # a pipe would be waited for
+        with path.open("rb") as file:
             yield file
-    elif isinstance(source, bytes):
-        yield io.BytesIO(source)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield io.BytesIO(bytes(source))
+    elif isinstance(source, io.TextIOBase) or not hasattr(source, "seek"):
+        allowed = 'a path, bytes, a file opened as "rb", a PIL image or a uint8 array [H, W, 3]'
+        raise BadPhoto(f"a photo is given as {allowed}; this one is of type {type(source).__name__}")
     else:
         source.seek(0)
         yield source
 
 
-def _opened(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
+def _unread(image: Image.Image) -> Source:
+    """The file of a PIL image that was opened and not yet read, which tells more than the image does; or the image."""
+    file: Any = getattr(image, "fp", None)
+    unread = file and not file.closed and getattr(image, "tile", None) and image.tell() == 0
+    return file if unread and image.format in (*FORMATS, "MPO") else image
+
+
+@contextlib.contextmanager
+def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, IO[bytes] | None]]:
+    """A photo, identified and not yet decoded, and its file; a PIL image is left open."""
+    if isinstance(source, Image.Image):
+        yield source, None
+        return
+    with _file(source) as file, _identified(file, formats) as image:
+        yield image, file
+
+
+def _measure(image: Image.Image, file: IO[bytes] | None, bounds: Bounds) -> None:
+    """Raises Unshown or DecompressionBombError of a picture that is too small or costs too much to decode."""
+    if 0 in image.size:
+        raise Unshown("has no pixels; send another one")
+    if image.width * image.height > bounds.max_pixels:
+        raise Image.DecompressionBombError
+    if file and image.format in ("JPEG", "MPO") and _scans(image, file) > MAX_SCANS:
+        raise Unshown(f"has more than {MAX_SCANS} scans, as no camera makes them; save it anew")
+
+
+def _identified(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
     """The photo, identified and not yet decoded; pillow-heif is asked in once a HEIC photo needs it."""
     try:
         return Image.open(file, formats=[name for name in _COMMON if name in formats])
@@ -189,18 +232,36 @@ def _opened(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN and name not in _COMMON])
 
 
-def _scans(file: BinaryIO) -> int:
-    """How many scans a JPEG has, read in pieces; the decoder finds its place in the file again."""
-    place, last, count = file.tell(), b"", 0
+def _scans(image: Any, file: IO[bytes]) -> int:
+    """How many scans a JPEG has at most; the decoder finds its place in the file again.
+
+    Nothing is decoded behind a first scan of all colours, unless it is progressive. Other files are read, in pieces.
+    """
+    if not image.info.get("progressive") and _colours_of_first_scan(file) == image.layers:
+        return 1
+    last, count = b"", 0
     file.seek(0)
     while piece := file.read(2**20):
         count += (last + piece).count(_SCAN)
-        last = piece[-1:]
-    file.seek(place)
+        last = piece[-2:]
     return count
 
 
-def _brand(file: BinaryIO) -> str:
+def _colours_of_first_scan(file: IO[bytes]) -> int:
+    """How many colours a JPEG's first scan has, by a walk through its segments (ITU-T T.81, annex B); 0: unsure."""
+    place, marker = 2, 0
+    with contextlib.suppress(struct.error):
+        while marker != 0xFFDA:
+            file.seek(place)
+            marker, length, colours = struct.unpack(">HHB", file.read(5))
+            if marker < 0xFFC0 or 0xFFD0 <= marker <= 0xFFD9 or marker == 0xFFFF:  # no segment, or one of no length
+                return 0
+            place += 2 + length
+        return int(colours)
+    return 0
+
+
+def _brand(file: IO[bytes]) -> str:
     """By the brands in a photo's first box, whatever its name: "AVIF", "HEIC" or ""."""
     file.seek(0)
     head = file.read(64)
@@ -210,14 +271,14 @@ def _brand(file: BinaryIO) -> str:
     return "AVIF" if b"avif" in brands else "HEIC" if brands & {b"heic", b"heix", b"hevc", b"mif1"} else ""
 
 
-def _why_unidentified(file: BinaryIO, formats: Sequence[str]) -> str:
+def _why_unidentified(file: IO[bytes], formats: Sequence[str]) -> str:
     brand = _brand(file)
     if brand == "AVIF" and not features.check("avif"):
         return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"
     if brand == "HEIC" and not importlib.util.find_spec("pillow_heif"):
         return "is a HEIC photo, as iPhones take them; to read those type: pip install 'pillow-heif>=1.8'"
     file.seek(0)
-    if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*"):
+    if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "is a TIFF of a kind that Pillow cannot read; save it as a PNG, or with 8 bits a colour"
     return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
 
@@ -229,20 +290,30 @@ def _draft(image: ImageFile.ImageFile, shorter_side: int) -> None:
         image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
 
 
-def _as_shown(image: Image.Image) -> Image.Image:
-    """A picture just opened as viewers show its beginning, in what Pillow leaves to its caller. Raises Unshown."""
+def _as_shown(image: Any) -> Image.Image:
+    """A picture as viewers show its beginning, in what Pillow leaves to its caller. Raises Unshown."""
     tile = getattr(image, "tile", None)
     if image.mode == "F":
         raise Unshown(f"is of floating-point numbers, {_NO_WHITE}")
     if image.format == "TIFF":
         return _tiff_as_shown(image)
+    if image.mode == "I" and image.format not in ("PPM", "PNG"):  # whose numbers have 16 bits in this mode
+        raise Unshown(f"is of 32-bit numbers, {_NO_WHITE}")
+    if image.format in ("BMP", "DIB", "TGA") and image.mode in ("RGBA", "LA"):
+        image.load()
+        if image.getbbox() is None:  # clear everywhere: a byte that its writer left unused
+            return image.convert(image.mode[:-1])
+    if image.tell() or not tile:  # a later frame, or what the caller has read and perhaps changed
+        return image
     if image.format == "PNG" and image.info.get("default_image"):  # of an APNG: what stands in where nothing moves
         image.seek(1)
-    elif image.format == "PNG" and image.mode == "L" and tile and isinstance(image.info.get("transparency"), int):
+        image.blend_op = PngImagePlugin.Blend.OP_SOURCE  # otherwise Pillow lays the frame on that
+    elif image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
         bits = int(str(tile[0].args).partition(";")[2] or 8)  # the transparent grey is told in samples of so many bits
         image.info["transparency"] *= 255 // (2**bits - 1)
-    elif image.format == "GIF" and tile and (box := tile[0].extents) and box != (0, 0, *image.size):
-        frame = image.convert("RGBA").crop(box)  # around it the GIF's ground is not shown
+    box = getattr(image, "dispose_extent", None)  # of the first frame of a GIF or an APNG
+    if box and box != (0, 0, *image.size):
+        frame = image.convert("RGBA").crop(box)  # around it neither a ground nor another picture is shown
         image = Image.new("RGBA", image.size)
         image.paste(frame, box)
     return image
@@ -266,15 +337,16 @@ def _tiff_as_shown(image: Any) -> Image.Image:
 def _upright_rgb(image: Image.Image, version: int, profile: bytes | None) -> Image.Image:
     image.load()  # first: Pillow turns a TIFF as it loads it, and then its orientation is gone
     turn = _TURNS.get(_orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
-    rgb, opacity = _rgb(image)
+    upright = image if turn is None else image.transpose(turn)
+    rgb, opacity = _rgb(upright)
     if profile and version > 1:
-        rgb = to_srgb(image, rgb, profile)
-    if opacity is None:
-        return rgb
-    rgb.putalpha(opacity)
-    return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+        rgb = to_srgb(upright, rgb, profile)
+    if opacity is not None:
+        rgb.putalpha(opacity)
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+    if rgb is not image:
+        rgb.info = {}  # which would turn and convert it again, if it is given to `decode`
+    return rgb
 
 
 def _orientation(image: Image.Image) -> int:
@@ -314,7 +386,7 @@ def _rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         opacity = None if clear is None else Image.fromarray(np.where(samples == clear, 0, 255).astype(np.uint8))
         return Image.fromarray((samples.clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB"), opacity
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or clear is not None:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return image.convert("RGB"), image.getchannel("A")
     return (image if image.mode == "RGB" else image.convert("RGB")), None  # which would copy it
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,6 +117,9 @@ def hidden() -> dict[str, tuple[bytes, np.ndarray]]:
     deep = np.asarray(picture("L"), np.uint16)[..., None] * 257
     kinds |= {"PGM of 16 bits": (b"P5 48 32 65535\n" + deep.astype(">u2").tobytes(), deep >> 8)}
     kinds |= {"PGM of 10 bits": (b"P5 48 32 1023\n" + (deep >> 6).astype(">u2").tobytes(), deep >> 8)}
+    for mode in ("RGBA", "LA"):
+        unveiled = Image.merge(mode, (*picture(mode).split()[:-1], Image.new("L", gallery.SIZE)))
+        kinds |= {f"TGA, {mode}, clear everywhere": (saved(unveiled, "TGA"), np.asarray(unveiled.convert("RGB")))}
     return kinds | {f"{kind}, {mode}": (saved(picture(mode), kind), on_white(scene()) if mode == "RGBA" else scene())
                     for kind in ("JPEG2000", "TGA") for mode in ("RGB", "RGBA")}  # fmt: skip
 
@@ -175,7 +179,50 @@ def test_an_orientation_told_otherwise_than_a_browser_expects_it_turns_the_photo
     assert decode(MEANT[kind]).size == gallery.SIZE[::-1]
 
 
+def with_box(file: bytes, content: bytes) -> bytes:
+    """An AVIF or HEIC of one item, with a box before all that it tells of itself."""
+    meta, pixels = file.index(b"meta") - 4, file.index(b"mdat") + 4
+    told = file[meta : pixels - 8].replace(struct.pack(">I", pixels), struct.pack(">I", pixels + 8 + len(content)))
+    return file[:meta] + struct.pack(">I", 8 + len(content)) + b"free" + content + told + file[pixels - 8 :]
+
+
+def of_colours(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with these chunks before its pixels."""
+    return gallery.png(scene(), 2, 8, b"".join(png_chunk(*chunk) for chunk in chunks))
+
+
+WIDE, MUCH = (b"cICP", bytes([12, 13, 0, 1])), bytes(70_000)
+LETTERS = b"\0\0\0\4cICP" + bytes([9, 16, 0, 1])
+BOX_LETTERS = b"colrnclx" + struct.pack(">HH", 9, 16)
+PALETTE = (b"PLTE", bytes(range(48)))
+# What tells its colours in its own way, and a file that tells the same plainly; Chromium heeds and ignores the same
+TOLD_AS = {
+    "cICP behind much else": (of_colours((b"teXt", MUCH), WIDE), of_colours(WIDE)),
+    "cICP's letters in a comment": (of_colours((b"tEXt", b"Comment\0" + LETTERS)), of_colours()),
+    "cICP behind the pixels": (of_colours()[:-12] + png_chunk(*WIDE) + of_colours()[-12:], of_colours()),
+    "cICP behind the palette": (of_colours(PALETTE, WIDE), of_colours()),
+    "cICP of a wrong length": (of_colours((b"cICP", bytes([9, 16, 0, 1, 0]))), of_colours()),
+    "cICP of no colours, and a profile": (
+        of_colours((b"cICP", bytes([2, 2, 0, 1])), (b"iCCP", b"x\0\0" + zlib.compress(gallery.profile(**gallery.P3)))),
+        saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3)),
+    ),
+    "AVIF behind much else": (with_box(gallery.said_in_avif(12, 13), MUCH), gallery.said_in_avif(12, 13)),
+    "AVIF's letters elsewhere": (with_box(gallery.said_in_avif(12, 13), BOX_LETTERS), gallery.said_in_avif(12, 13)),
+    "HEIC's letters elsewhere": pytest.param(
+        with_box((HEIC / "colours.heic").read_bytes(), BOX_LETTERS),
+        (HEIC / "colours.heic").read_bytes(),
+        marks=needs_heif,
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "plain"), TOLD_AS.values(), ids=TOLD_AS)
+def test_colours_are_told_by_the_parts_of_a_file_and_not_by_letters_in_it(file: bytes, plain: bytes) -> None:
+    assert np.array_equal(decode(file), decode(plain))
+
+
 grey = np.asarray(picture("L"))[..., None]
+UNREAD = "is of a kind that is not read"
 REFUSED = {
     "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),
     "TIFF of coloured fractions": (tiff((scene() / 255).astype(np.float32), 2), "of a kind that Pillow cannot read"),
@@ -184,13 +231,36 @@ REFUSED = {
     "TIFF of deep planes": (tiff(scene().astype(np.uint16) * 257, 2, planes=2), "one after the other"),
     "PFM": (b"Pf 48 32 -1.0\n" + (grey / 255).astype("<f4").tobytes(), "floating-point"),
     "PNG of high dynamic range": (gallery.png(scene(), 2, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))), "(PQ)"),
+    "PNG of high dynamic range behind much else": (
+        of_colours((b"teXt", MUCH), (b"cICP", bytes([9, 16, 0, 1]))),
+        "(PQ)",
+    ),
+    "AVIF of high dynamic range behind much else": (with_box(gallery.said_in_avif(9, 16), MUCH), "(PQ)"),
     "AVIF of high dynamic range": (gallery.said_in_avif(9, 18), "(HLG)"),
+    "TIFF of more than 4 GB, big endian": (b"MM\0+\0\10" + bytes(40), "of a kind that Pillow cannot read"),
+    "TIFF of planes, grey and alpha": (
+        tiff(np.concatenate([grey, veil()[..., None]], 2), 1, planes=2, extra=2),
+        UNREAD,
+    ),
+    "TIFF of planes, multiplied by alpha": (
+        tiff(np.concatenate([scene(), veil()[..., None]], 2), 2, planes=2, extra=1),
+        UNREAD,
+    ),
+    "BMP of 4 bits a colour": (gallery.bmp(16, grey.astype(np.uint16), (0xF00, 0xF0, 0xF)), UNREAD),
+    "BMP of 10 bits a colour": (
+        gallery.bmp(32, grey.astype(np.uint32), (0x3FF << 20, 0x3FF << 10, 0x3FF)),
+        UNREAD,
+    ),
+    "TGA of a transparent palette": (
+        struct.pack("<3BHHBHHHHBB", 0, 1, 1, 0, 1, 32, 0, 0, 8, 8, 8, 0) + bytes(68),
+        UNREAD,
+    ),
     "an icon": (saved(picture("RGBA"), "ICO"), "no picture that can be read"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_samples_that_say_no_colours_are_one_sentence(kind: str) -> None:
+def test_what_is_not_read_is_one_sentence_and_not_called_damaged(kind: str) -> None:
     with pytest.raises(BadPhoto, match=r"^the file (is|keeps) ") as refusal:
         decode(REFUSED[kind][0])
     assert REFUSED[kind][1] in str(refusal.value)
@@ -218,3 +288,20 @@ def test_a_picture_that_is_open_already_has_the_same_pixels(tmp_path: Any) -> No
         (tmp_path / "photo.tif").write_bytes(tiff(scene(), 2, orientation=orientation))
         with Image.open(tmp_path / "photo.tif") as opened:
             assert np.array_equal(decode(opened), decode(tmp_path / "photo.tif"))
+
+
+@pytest.mark.parametrize("kinds", [*GALLERIES.values(), pytest.param(heics, marks=needs_heif)])
+def test_a_pil_image_has_the_pixels_of_its_file_each_time_and_stays_as_it_was(kinds: Callable) -> None:
+    for kind, file in kinds().items():
+        data = file if isinstance(file, bytes) else file[0]
+        photo = decode(data)
+        with Image.open(io.BytesIO(data)) as given, Image.open(io.BytesIO(data)) as other:
+            assert np.array_equal(decode(given), photo) and np.array_equal(decode(given), photo), kind
+            assert np.array_equal(given, other) and given.info == other.info, kind
+        assert np.array_equal(decode(photo), photo), kind
+
+
+def test_a_pil_image_of_high_dynamic_range_is_refused_as_its_file_is() -> None:
+    for file in (of_colours((b"cICP", bytes([9, 16, 0, 1]))), gallery.said_in_avif(9, 18)):
+        with pytest.raises(BadPhoto, match="the picture is a photo of high dynamic range"):
+            decode(Image.open(io.BytesIO(file)))

@@ -2,12 +2,16 @@
 
 import hashlib
 import io
+import os
 import struct
 import sys
+import tempfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +19,8 @@ from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from lab.torture.gallery import P3, profile
-from runtime.errors import BadModel, BadPhoto, TooMuchMemory
-from runtime.preprocess import MAX_PIXELS, SUFFIXES, decode, fit, pixels
+from runtime.errors import BadModel, BadPhoto, TooManyPixels, TooMuchMemory
+from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
 
 GEOMETRY = Geometry.for_size(64)
@@ -48,6 +52,40 @@ def test_path_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) -> None
         assert np.array_equal(pixels(source, GEOMETRY), expected)
 
 
+@pytest.mark.parametrize("kind", [io.BytesIO, tempfile.TemporaryFile, tempfile.SpooledTemporaryFile])  # as FastAPI's
+def test_a_photo_is_read_from_an_open_file_without_a_name(kind: Callable[[], Any]) -> None:
+    with kind() as file:
+        file.write(encoded(picture()))
+        assert np.array_equal(decode(file), picture())
+
+
+def test_a_photo_is_read_from_a_file_opened_by_bytes_and_from_any_bytes(tmp_path: Path) -> None:
+    photo = encoded(picture())
+    (tmp_path / "photo.png").write_bytes(photo)
+    with open(os.fsencode(tmp_path / "photo.png"), "rb", buffering=0) as file:
+        for source in (file, bytearray(photo), memoryview(photo), memoryview(photo + b"end")[:-3]):
+            assert np.array_equal(decode(source), picture())
+
+
+def test_what_is_no_photo_by_its_type_is_told_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(encoded(picture()))
+    with open(tmp_path / "photo.png", encoding="latin-1") as text:
+        for source in (None, 5, [b""], text, io.StringIO("a")):
+            with pytest.raises(BadPhoto, match=r'a file opened as "rb", .*; this one is of type \w+$'):
+                decode(source)  # type: ignore[arg-type]
+
+
+def test_a_file_that_cannot_be_read_from_its_beginning_is_not_called_damaged(tmp_path: Path) -> None:
+    output, into = os.pipe()
+    os.close(into)
+    with open(output, "rb") as pipe, pytest.raises(BadPhoto, match=r"^the file cannot be read .*; give its path or"):
+        decode(pipe)
+    with open(tmp_path / "photo.png", "wb") as file:
+        pass
+    with pytest.raises(BadPhoto, match=r"^photo\.png cannot be read .*; give its path or bytes"):
+        decode(file)
+
+
 def test_cropping_while_resizing_equals_resizing_then_cropping() -> None:
     image = picture(300, 100)
     whole = image.resize((round(300 * 73 / 100), 73), Image.Resampling.BILINEAR)
@@ -64,10 +102,46 @@ def test_exif_orientation_is_applied_and_illegal_values_are_ignored(orientation:
     assert size == ((90, 120) if orientation in (5, 6, 7, 8) else (120, 90))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB", "HSV"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr", "LAB", "HSV"])
 def test_every_colour_mode_becomes_rgb(mode: str) -> None:
-    image = Image.new("I;16", (20, 10), 30000) if mode == "I;16" else picture(20, 10).convert(mode)
+    image = picture(20, 10).convert("LA" if mode == "La" else mode.removesuffix(";16")).convert(mode)
     assert decode(image).mode == "RGB"
+
+
+def gone(image: Image.Image) -> Image.Image:
+    image.close()
+    return image
+
+
+NO_PICTURES = {
+    "fractions": (picture().convert("F"), "is of floating-point numbers"),
+    "32-bit numbers": (picture().convert("I"), "is of 32-bit numbers"),
+    "cut short": (Image.open(io.BytesIO(encoded(picture(), "JPEG")[:800])), "is damaged .*; send a complete file"),
+    "of no size": (Image.new("RGB", (0, 5)), "has no pixels"),
+    "closed": (gone(picture()), "cannot be read .*closed"),
+    "closed before it was read": (gone(Image.open(io.BytesIO(encoded(picture())))), "cannot be read .*closed"),
+}
+
+
+@pytest.mark.parametrize(("image", "why"), NO_PICTURES.values(), ids=NO_PICTURES)
+def test_a_pil_image_that_cannot_be_shown_is_one_sentence(image: Image.Image, why: str) -> None:
+    with pytest.raises(BadPhoto, match=f"^the picture {why}"):
+        pixels(image, GEOMETRY)
+
+
+def test_a_pil_image_has_no_more_pixels_than_a_file() -> None:
+    with pytest.raises(TooManyPixels, match=r"^the picture has more than 0\.01 megapixels"):
+        decode(picture(), bounds=Bounds(max_pixels=10_000))
+
+
+def test_a_pil_image_is_shown_as_the_frame_that_it_is_at() -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "red")
+    blue.paste("blue", (2, 2, 5, 5))
+    with Image.open(io.BytesIO(encoded(red, "GIF", save_all=True, append_images=[blue]))) as image:
+        for frame, colour in ((0, [255, 0, 0]), (1, [0, 0, 255]), (0, [255, 0, 0])):
+            image.seek(frame)
+            found = np.asarray(decode(image))
+            assert found[3, 3].tolist() == colour and found[0, 0].tolist() == [255, 0, 0]
 
 
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
@@ -292,6 +366,24 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
         bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
         with pytest.raises(BadPhoto, match=f"has more than {MAX_PIXELS // 10**6} megapixels; send a smaller copy"):
             decode(bytes(bomb))
+
+
+def test_a_jpeg_of_too_many_scans_is_refused_whether_progressive_or_not() -> None:
+    photo = encoded(picture(), "JPEG", subsampling=0)
+    start = photo.index(b"\xff\xda")
+    scans = [b"\xff\xda\0\x08\1" + bytes([colour, 0x11 * (colour > 1), 0, 63, 0]) for colour in (1, 2, 3)]
+    assert decode(photo[:start] + b"".join(scans) + b"\xff\xd9").size == (120, 90)
+    for between in (b"", b"\xff", b"\xff\xe5\0\0"):  # before the first one, what a decoder passes over
+        with pytest.raises(BadPhoto, match=r"has more than 100 scans, .*; save it anew"):
+            decode(photo[:start] + between + b"".join(scans) * 40 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("kind", [{"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "MPO"}])
+def test_a_film_behind_a_photo_is_not_taken_for_scans(kind: dict[str, Any]) -> None:
+    file = io.BytesIO()
+    picture().save(file, **kind)
+    film = b"\xff\xda" + (b"\xff\xda\1" if kind.get("progressive") else b"\xff\xda\0") * 200
+    assert decode(file.getvalue() + film).size == (120, 90)
 
 
 def test_a_picture_that_memory_does_not_hold_is_a_bad_photo_as_any_other() -> None:

@@ -82,6 +82,14 @@ def png(samples: np.ndarray, colour: int, bits: int = 8, extra: bytes = b"", int
     return b"\x89PNG\r\n\x1a\n" + content
 
 
+def apng_behind(stand_in: np.ndarray, frame: np.ndarray, left: int, top: int) -> bytes:
+    """An APNG (PNG 3, 11.3.6) of one frame, smaller than the picture that stands in for it; both `[H, W, 4]`."""
+    file = png(stand_in, 6, extra=png_chunk(b"acTL", struct.pack(">II", 1, 0)))
+    control = struct.pack(">5I2H2B", 0, frame.shape[1], frame.shape[0], left, top, 1, 1, 0, 1)  # 1: over what is there
+    moving = png_chunk(b"fcTL", control) + png_chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(packed(frame, 8)))
+    return file[:-12] + moving + file[-12:]
+
+
 def exif(*entries: tuple[int, int, int, bytes], order: str = "<") -> bytes:
     """An EXIF block of entries: tag, type, count, value."""
     found = b"".join(struct.pack(f"{order}HHI", *each[:3]) + each[3].ljust(4, b"\0") for each in sorted(entries))
@@ -170,11 +178,15 @@ def gif(box: tuple[int, int, int, int], ground: int = 3, clear: int | None = Non
     return head + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0;"
 
 
+CLEAR = np.array([1, 1, 1, 0], np.uint8)  # times RGBA: transparent everywhere
+
+
 def bmp(bits: int, rows: np.ndarray, masks: tuple[int, ...] = (), downwards: bool = False) -> bytes:
     """A BMP of 16 or 32 bits a pixel, its first row the lowest unless `downwards`."""
     content, fields = rows[:: 1 if downwards else -1].tobytes(), struct.pack(f"<{len(masks)}I", *masks)
     height, start = -SIZE[1] if downwards else SIZE[1], 54 + len(fields)
-    head = struct.pack("<IiiHHIIiiII", 40, SIZE[0], height, 1, bits, 3 * bool(masks), len(content), 0, 0, 0, 0)
+    long = 56 if len(masks) == 4 else 40  # the header that has a mask for how opaque a pixel is holds all of them
+    head = struct.pack("<IiiHHIIiiII", long, SIZE[0], height, 1, bits, 3 * bool(masks), len(content), 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", start + len(content), 0, 0, start) + head + fields + content
 
 
@@ -292,6 +304,8 @@ def others() -> dict[str, bytes]:
     moving: dict[str, Any] = {"save_all": True, "append_images": [turned], "duration": 10_000}
     kinds = {"APNG": saved(picture(), "PNG", **moving), "PNG, EXIF 6": saved(picture(), "PNG", exif=exif(turn(6))[6:])}
     kinds |= {"APNG behind another picture": saved(picture(), "PNG", default_image=True, **moving)}
+    veiled = np.concatenate([rgb, opacity], 2)
+    kinds |= {"APNG, a small frame behind another picture": apng_behind(veiled, veiled[::-1][:9, 20:], 5, 6)}
     kinds |= {"GIF": saved(picture(), "GIF"), "GIF that moves": saved(picture(), "GIF", **moving)}
     kinds |= {"GIF, transparent": saved(picture("RGBA"), "GIF"), "GIF, a small frame": gif((10, 8, 20, 16))}
     kinds |= {"GIF, a small frame of its own colours": gif((10, 8, 20, 16), local=True)}
@@ -303,6 +317,8 @@ def others() -> dict[str, bytes]:
     padded = np.concatenate([rgb[..., ::-1], opacity], 2)
     five = (rgb.astype(np.uint16) >> 3 << np.array([11, 6, 0], np.uint16)).sum(2, dtype=np.uint16)
     kinds |= {"BMP, 32 bits": bmp(32, padded), "BMP, downwards": bmp(32, padded, downwards=True)}
+    told = 0xFF0000, 0xFF00, 0xFF, 0xFF000000
+    kinds |= {"BMP, transparent": bmp(32, padded, told), "BMP, clear everywhere": bmp(32, padded * CLEAR, told)}
     kinds |= {"BMP, 16 bits": bmp(16, five.astype("<u2"), (0xF800, 0x7E0, 0x1F))}
     kinds |= {"AVIF": saved(picture(), "AVIF", quality=95, speed=9), "AVIF, grey": saved(picture("L"), "AVIF", speed=9)}
     return kinds | {f"AVIF, EXIF {o}": saved(picture(), "AVIF", speed=9, exif=exif(turn(o))) for o in (2, 3, 5, 6, 8)}
