@@ -154,6 +154,13 @@ def test_probabilities_are_told_from_logits_by_what_they_are(end: str, tmp_path:
     assert said.refused and ("with probabilities, not logits" in said.last or "Softmax that is not over" in said.last)
 
 
+def test_a_last_layer_of_zeros_is_not_taken_for_probabilities(photos: Path, tmp_path: Path) -> None:
+    """As torchvision's vision transformers begin; what it cannot tell apart is said once there are photos."""
+    file = network(tmp_path / "vit.onnx", matrix=np.zeros((8, 4)), bias=np.zeros(4))
+    assert bring(file).status == 0
+    assert "all 36 photos give the same logits" in bring(file, data=photos).last
+
+
 # pytorch/vision#1734, #4160; sarahpratt/CuPL#2; nottombrown/imagenet-stubs#2
 @pytest.mark.parametrize("names", [("crane", "bee", "crane", "dog"), ("maillot", "maillot ", "bee", "dog")])
 def test_two_classes_of_one_name_are_refused_by_name(names: tuple[str, ...], tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def require_logits(network: Network, as_written: Network, whole: onnx.ModelProto
         raise BadModel(f"{file} ends in a Softmax that is not over the classes of a photo; export it without")
     loud = network(shown, LOUD)
     told = np.concatenate([answers, loud[np.isfinite(loud).all(axis=1)]])
-    sums = told.sum(axis=1)
-    if told.min() >= 0 and (told.max() <= 1 or np.allclose(sums, sums[0], rtol=1e-3)):
+    sums, varied = told.sum(axis=1), np.ptp(told, axis=0).max() > 0  # which a last layer of zeros does not
+    if varied and told.min() >= 0 and (told.max() <= 1 or np.allclose(sums, sums[0], rtol=1e-3)):
         raise BadModel(
             f"{file} answers with probabilities, not logits (0 to {max(1, round(told.max()))} whatever it is shown, as "
             "after a Softmax or Sigmoid); export it without what follows its logits, if its classes exclude each other"
