@@ -1,7 +1,6 @@
 """What an export is asked for: the flags of `python -m export` that decide how its files turn out."""
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +82,8 @@ class Foreign:
     def __post_init__(self) -> None:
         """Raise SajiError for numbers that no photo is normalised by."""
         mean, std, white = self.mean or (0.0, 0.0, 0.0), self.std or (1.0, 1.0, 1.0), 255 * self.scale
-        if not all(map(math.isfinite, (*mean, *std, white))) or min(*std, white) <= 0:
-            raise SajiError("--mean, --std and --scale are to be numbers, --std and --scale above 0")
+        if min(*std, white) <= 0:
+            raise SajiError("--std and --scale are to be above 0")
         if max(mean) > white:
             raise SajiError(f"--mean {max(mean):g} is above white, which is {white:g} by --scale; try --scale 1")
         if white > 300 * min(std):
