@@ -108,7 +108,7 @@ readme: .venv/installed ## generate all tables and figures anew from the committ
 	$(PY) -m lab tables README.md CONTRIBUTING.md docs/*.md
 
 clean: ## remove caches; artifacts/ and .venv/ stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build $(call typed,OUT)/cache
+	rm -rf .pytest_cache .mypy_cache .ruff_cache dist build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@printf 'kept: %s/ (trained models) and .venv/; to remove them, too: rm -r %s .venv\n' $(call typed,OUT) $(call quoted,$(call typed,OUT))
 

@@ -59,6 +59,8 @@ def main() -> None:
     )
     if command.sign:
         signature.private_key(command.sign)  # what is wrong with it is told before minutes of work
+        if (command.out / "models").resolve() in command.sign.resolve().parents:
+            raise SajiError(f"{command.sign} is where models are replaced; keep the key in another folder")
     if foreign.onnx:
         with stage("import", f"Import {foreign.onnx}: check it against itself", command.out):
             from export.foreign.source import import_foreign

@@ -178,7 +178,7 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
     spec, validation = source.spec, source.validation
     if validation:
         _require_answer(source, validation)
-    with replacing_folder(folder, "model.json") as new:
+    with replacing_folder(folder, "model.json", "model.onnx") as new:
         source.write_graphs(new, settings, say)
         engines, skipped = dict[str, Built](), list[str]()
         if source.engines:

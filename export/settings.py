@@ -84,7 +84,9 @@ class Foreign:
         mean, std, white = self.mean or (0.0, 0.0, 0.0), self.std or (1.0, 1.0, 1.0), 255 * self.scale
         if min(*std, white) <= 0:
             raise SajiError("--std and --scale are to be above 0")
-        if max(mean) > white:
+        if max(mean) > 1.01 * white:
             raise SajiError(f"--mean {max(mean):g} is above white, which is {white:g} by --scale; try --scale 1")
         if white > 300 * min(std):
-            raise SajiError(f"--std {min(std):g} is far below white, which is {white:g} by --scale; leave --scale out")
+            raise SajiError(
+                f"--std {min(std):g} is far below white, which is {white:g} by --scale; give those that fit"
+            )

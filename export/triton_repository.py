@@ -41,7 +41,7 @@ def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable
 
 def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt) -> None:
     profile = receipt.engines.get(candidate.file, {}).get("profile")
-    with replacing_folder(path, "config.pbtxt") as new:
+    with replacing_folder(path, "config.pbtxt", "labels.txt") as new:
         (new / "1").mkdir()
         shutil.copyfile(file, new / "1" / _SERVED[candidate.backend].file)
         write_text(new / "labels.txt", "\n".join(receipt.spec.classes) + "\n")

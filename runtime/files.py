@@ -86,17 +86,20 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path, ours: str) -> Iterator[Path]:
+def replacing_folder(path: Path, *ours: str) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path` whole, otherwise it is removed.
 
-    Raises SajiError, and touches nothing, where there is something at `path` that is neither empty nor has the file
+    Raises SajiError, and touches nothing, where there is something at `path` that is neither empty nor has the files
     `ours`, which every folder of its kind has: it is somebody's own.
     On Linux either is there at any moment; elsewhere for a moment neither is, and a kill then leaves the old one under
     the temporary name with ".old" behind it.
     """
     empty = path.is_dir() and not any(path.iterdir())
-    if os.path.lexists(path) and not (path / ours).is_file() and not empty:
-        raise SajiError(f"{path} was not written by saji (it has no {ours}); move it away, or name another folder")
+    lacking = [name for name in ours if not (path / name).is_file()]
+    if os.path.lexists(path) and lacking and not empty:
+        raise SajiError(
+            f"{path} was not written by saji (it has no {lacking[0]}); move it away, or name another folder"
+        )
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

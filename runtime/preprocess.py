@@ -197,6 +197,7 @@ def _unread(image: Image.Image) -> Source:
     """The file of a PIL image that was opened and not yet read, which tells more than the image does; or the image."""
     file: Any = getattr(image, "fp", None)
     unread = file and not file.closed and getattr(image, "tile", None) and image.tell() == 0
+    unread = unread and not getattr(image, "decoderconfig", None)  # of a JPEG that the caller wants smaller
     return file if unread and image.format in (*FORMATS, "MPO") else image
 
 

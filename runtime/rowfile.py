@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,6 +101,8 @@ class RowFile:
         Only the names in a row hold line ends: none stands behind its last comma.
         """
         if self.form == "json":
+            with suppress(ValueError):
+                return not parse_json(record)  # whole, but somebody else's
             return not record.endswith(b"\n")
         commas = len(self.columns) - 1
         behind = b"".join(record.split(b",", commas)[commas:])

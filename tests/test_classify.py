@@ -181,6 +181,7 @@ JSON = '{"photo": "%s", "served_by": "us"}\n'
         ("json", JSON % "a" + JSON[:20] % "b" + "\n" + JSON % "c"),
         ("json", JSON % "a" + '{"photo": 1, "served_by": "us"}\n'),
         ("json", "\ufeff" + JSON % "a"),
+        ("json", '{"photo": ["my", "labels"], "count": 4}'),  # as json.dump ends a file
     ],
 )
 def test_rows_with_something_else_among_them_are_not_touched(form: str, rows: str, tmp_path: Path) -> None:

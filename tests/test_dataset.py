@@ -329,8 +329,10 @@ def test_photos_are_not_replaced_by_the_report_of_them(
 ) -> None:
     for label in ("a", "b"):
         write_photos(tmp_path / "data" / "food", label, 3, ord(label))
+    for notes in ("data.md", "data.json"):
+        (tmp_path / "data" / "food" / notes).write_text("my own")
     before = sorted(tmp_path.rglob("*.png"))
-    with pytest.raises(SajiError, match="food was not written by saji"):
+    with pytest.raises(SajiError, match="would take the place of the photos"):
         check(monkeypatch, tmp_path / "data" / "food", "--out", tmp_path)  # where reports are in data/NAME, too
     assert sorted(tmp_path.rglob("*.png")) == before
 

@@ -386,6 +386,12 @@ def test_a_film_behind_a_photo_is_not_taken_for_scans(kind: dict[str, Any]) -> N
     assert decode(file.getvalue() + film).size == (120, 90)
 
 
+def test_a_jpeg_that_its_owner_wants_smaller_is_not_read_in_full() -> None:
+    image = Image.open(io.BytesIO(encoded(picture(800, 600), "JPEG")))
+    image.draft("RGB", (200, 150))
+    assert decode(image).size == (200, 150)
+
+
 def test_a_picture_that_memory_does_not_hold_is_a_bad_photo_as_any_other() -> None:
     tags = {256: 178_000_000, 257: 1, 258: 8, 259: 1, 262: 2, 273: 300, 277: 3, 278: 1, 279: 64}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())

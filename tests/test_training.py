@@ -279,15 +279,33 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_pat
     command = [sys.executable, "-m", "training", "--data", str(sample), "--archs", "resnet18", "--epochs", "500"]
     command += ["--out", str(tmp_path), "--run", "r", "--image-size", "32", "--batch-size", "8", "--precision", "fp32"]
     heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background have Ctrl-C switched off
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heeded)
-    for line in process.stderr:
-        if "epoch 3/500" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stderr.read()
-    assert process.wait(60) == 130 and "Traceback" not in rest and "stopped by Ctrl-C" in rest
+
+    def stopped(epoch: int, *more: str) -> bytes:
+        process = subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heeded)
+        for line in process.stderr:
+            if f"epoch {epoch}/500" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(60) == 130 and "Traceback" not in rest and "stopped by Ctrl-C" in rest
+        return (tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt").read_bytes()
+
+    there = stopped(3)
     _, spec = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")
     assert spec.validation["photos"] > 0
+    assert stopped(1, "--force") == there, "which may have been of a whole training"
+
+
+def test_a_checkpoint_is_read_back_as_closely_as_rounding_lets_it(tmp_path: Path, monkeypatch) -> None:
+    """Familiarity of a network that tells no photo from another is rounding: it is held to its own unit."""
+    from training.run import train
+
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr(train, "load_checkpoint", lambda path: (None, ModelSpec("x", "x", ("a", "b"))))
+    monkeypatch.setattr(train, "reference_outputs", lambda model, images: np.float32([[1e-5, 2e-5, 3e-4]]))
+    train._require_same_again(tmp_path / "checkpoint.pt", np.empty(0), np.float32([[1e-5, 2e-5, -2e-4]]))
+    with pytest.raises(SajiError, match="read back as another network"):
+        train._require_same_again(tmp_path / "checkpoint.pt", np.empty(0), np.float32([[1e-5, 3e-5, 3e-4]]))
 
 
 def test_a_missing_extra_prints_the_install_line(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def lifted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
         what = in_one_line(error)
-        raise BadModel(f"{path} cannot be converted to opset {OPSET} ({what}); export it with that opset") from None
+        raise BadModel(
+            f"{path} cannot be converted to opset {OPSET} ({what}); export it with opset_version={OPSET}"
+        ) from None
     return model
 
 

@@ -113,7 +113,7 @@ def append_rows(path: Path, rows: list[Row]) -> None:
         try:
             json.loads(content[whole:] or b"{}")
         except ValueError:
-            if content.startswith(b"{", whole):
+            if content.startswith(b'{"', whole):
                 file.truncate(whole)
                 content = content[:whole]
         ended = b"" if content.endswith(b"\n") or not content else b"\n"

@@ -120,7 +120,9 @@ def check(source: Path, out: Path, strict: bool, as_json: bool) -> None:
     """
     data = load_data(source, DEFAULTS.validation_share, DEFAULTS.seed, True, out / "cache", bar)
     findings, folder = data.findings, out / "data" / run_name(source)
-    with replacing_folder(folder, "data.md") as temporary:
+    if folder.resolve() in (source.resolve(), *source.resolve().parents):
+        raise SajiError(f"the report would take the place of the photos in {folder}; name another --out")
+    with replacing_folder(folder, "data.json", "data.md") as temporary:
         write_json(temporary / "data.json", asdict(findings))
         write_text(temporary / "data.md", page(findings))
         if findings.groups:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -71,9 +72,10 @@ def read_photo_set(source: Path) -> PhotoSet:
 
 
 def spoken(label: str) -> str:
-    """A label as it is said aloud: two labels are the same class when only case, spaces, _ or - tell them apart."""
-    letters = unicodedata.normalize("NFKC", label).casefold()
-    return "".join(each for each in letters if not each.isspace() and unicodedata.category(each) not in ("Pc", "Pd"))
+    """A label as it is said aloud: two labels are the same class when only case, or what stands between words (spaces,
+    _ or a dash) tell them apart. A dash before a number or behind a letter may mean something: -1, A-."""
+    text = unicodedata.normalize("NFKC", label).casefold().replace("_", " ")
+    return " ".join(re.sub(r"(?<=[^\W\d])[\u2010-\u2015-]+(?=[^\W\d])", " ", text).split())
 
 
 def _read_folders(root: Path) -> PhotoSet:
