@@ -35,6 +35,8 @@ WATCHED = & pip=$$!; trap 'kill $$pip; exit 130' INT TERM; while [ -t 2 ] && kil
 
 # Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
 unexport PYTHONDONTWRITEBYTECODE
+# Make would expand them on their way into the environment: the name of a folder must not be run
+unexport DATA OUT RUN
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:

@@ -259,6 +259,13 @@ def test_make_help_names_every_target() -> None:
     assert {line.split()[1] for line in helped.splitlines() if line.startswith("make ")} == set(targets)
 
 
+def test_the_name_of_a_folder_is_never_run_by_make(tmp_path: Path) -> None:
+    name = f"it's $(shell touch {tmp_path}/run) `touch {tmp_path}/run` photos"
+    make = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", "train", "PY=echo", f"DATA={name}"]
+    done = subprocess.run([*make, "RUN=$(OUT)", f"OUT={name}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.count(name) == 2 and not list(tmp_path.iterdir()), done.stderr
+
+
 def test_make_refuses_a_python_without_venv(tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n')

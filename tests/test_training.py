@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from conftest import ROOT
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet, accuracy
+from runtime.files import read_json, write_json
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
-from training.__main__ import Command
+from training.__main__ import Command, main
 from training.network import architectures
 from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
 from training.recipe import Recipe, load_recipe, names
@@ -294,6 +296,16 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_pat
     _, spec = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")
     assert spec.validation["photos"] > 0
     assert stopped(1, "--force") == there, "which may have been of a whole training"
+
+
+def test_a_run_of_other_photos_is_not_replaced(sample: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    write_json(tmp_path / "runs" / "food" / "data.json", {"source": str(sample)})
+    other = shutil.copytree(sample, tmp_path / "other" / "food")
+    line = ["training", "--data", str(other), "--archs", "resnet18", "--image-size", "32", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", line)
+    with pytest.raises(SajiError, match="is of the photos in .*; name another with --run, or replace it with --force"):
+        main()
+    assert read_json(tmp_path / "runs" / "food" / "data.json") == {"source": str(sample)}
 
 
 def test_a_checkpoint_is_read_back_as_closely_as_rounding_lets_it(tmp_path: Path, monkeypatch) -> None:

@@ -3,14 +3,14 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
-from runtime.files import alone, make_folder, write_json
+from runtime.files import alone, make_folder, read_json, write_json
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
 from training.recipe import CountOrNone, Recipe, load_recipe, names, require_right
@@ -102,12 +102,14 @@ def _train(command: Command, recipe: Recipe) -> None:
     how = not drawn, command.out / "cache", bar, sources(recipe)
     data = load_data(source, recipe.validation_share, recipe.seed, *how, recipe.test_share)
     data = replace(data, findings=replace(data.findings, drawn=drawn))
-    write_json(run / "data.json", asdict(data.findings))
     say(describe(data.findings))
     if data.findings.one_sided:
         raise SajiError(data.findings.one_sided[0])
     if command.folds:  # what cannot be cut is told before hours of training
         folds(data, command.folds, recipe.seed)
+    if not command.force:
+        _require_same_photos(run, source)
+    write_json(run / "data.json", asdict(data.findings))
     changed = []
     for architecture in command.archs:
         with _alone(run / architecture):
@@ -116,6 +118,14 @@ def _train(command: Command, recipe: Recipe) -> None:
         write_report(run)
         say(f"report: {run / 'report.md'}")
     tell_programs({"run": run.name, "out": str(command.out), "archs": command.archs})
+
+
+def _require_same_photos(run: Path, source: Path) -> None:
+    """Raise SajiError where a run of this name is of photos that are somewhere else: its networks would be lost."""
+    with suppress(OSError, ValueError, KeyError):
+        before = Path(read_json(run / "data.json")["source"])
+        if not before.samefile(source):
+            raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
 
 
 def _reported(run: Path) -> bool:

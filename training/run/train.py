@@ -68,7 +68,7 @@ def train(
     The checkpoint is written last and holds the epoch that the recipe's `release` names. While training, `last.ckpt`
     holds the last complete epoch; a run that was cut off goes on from there. Ctrl-C raises KeyboardInterrupt, and where
     there is no checkpoint yet releases what there is so far. Gives what the released epoch does; None in all but the
-    first of several processes. Raises SajiError on a loss, weights or answers that are not finite, before it replaces any.
+    first of several processes. Raises SajiError on a loss, weights or answers that are not finite; files stay then.
     """
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     geometry = Geometry.for_size(recipe.image_size)
