@@ -303,7 +303,7 @@ def test_a_run_of_other_photos_is_not_replaced(sample: Path, tmp_path: Path, mon
     other = shutil.copytree(sample, tmp_path / "other" / "food")
     line = ["training", "--data", str(other), "--archs", "resnet18", "--image-size", "32", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", line)
-    with pytest.raises(SajiError, match="is of the photos in .*; name another with --run, or replace it with --force"):
+    with pytest.raises(SajiError, match=r"is of the photos in .*; name another with --run, or replace it with --force"):
         main()
     assert read_json(tmp_path / "runs" / "food" / "data.json") == {"source": str(sample)}
 
