@@ -67,13 +67,18 @@ def read_foreign(path: Path) -> onnx.ModelProto:
 
 def _require_onnx(path: Path) -> None:
     """Raise BadModel for what is no file, and for files of other kinds that are taken for one."""
-    if not path.is_file():  # a pipe or a device would be waited for
-        raise BadModel(f"{path} is {'no regular file' if path.exists() else 'not there'}; give the ONNX file")
+    require_file(path, "the ONNX file")
     with open(path, "rb") as file:
         beginning = file.read(64)
     for (place, known), what in OTHERS.items():
         if beginning[place:].lstrip().startswith(known):
             raise BadModel(f"{path} is no ONNX but {what}")
+
+
+def require_file(path: Path, wanted: str) -> None:
+    """Raise BadModel where there is none: a pipe or a device would be waited for."""
+    if not path.is_file():
+        raise BadModel(f"{path} is {'no regular file' if path.exists() else 'not there'}; give {wanted}")
 
 
 def _use_short_domain(model: onnx.ModelProto) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from export.foreign.answers import Network, require_logits, require_same
-from export.foreign.reading import dims, in_one_line, lifted, read_foreign, without_softmax
+from export.foreign.reading import dims, in_one_line, lifted, read_foreign, require_file, without_softmax
 from export.foreign.wrapping import wrapped
 from export.graph import save_onnx
 from export.layers import first_without_answer
@@ -131,8 +131,7 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
 
 def _classes(path: Path) -> tuple[str, ...]:
     """The names in a text file, one a line; blank lines are left out."""
-    if not path.is_file():  # a pipe or a device would be waited for
-        raise SajiError(f"{path} is {'no regular file' if path.exists() else 'not there'}; give a file, a class a line")
+    require_file(path, "a file, a class a line")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:

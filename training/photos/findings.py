@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageStat
 
 from runtime.errors import BadPhoto, SajiError
-from runtime.files import DAMAGE, read_json, sha256_file, sha256_json, write_json
+from runtime.files import DAMAGE, as_text, read_json, sha256_file, sha256_json, write_json
 from runtime.preprocess import decode
 from training.photos.photo_set import Photo, PhotoSet
 from training.progress import Progress
@@ -215,7 +215,7 @@ def collect(
     per_class = Counter((photo.label, photo.side) for photo in photo_facts)
     labels, used = sorted({photo.label for photo in photo_facts}), Counter(sides)
     return Findings(
-        source=as_utf8(str(listed.source)),
+        source=as_text(str(listed.source)),
         listed=len(listed.photos),
         used={side: used[side] for side in SIDES},
         per_class={label: {side: per_class[label, side] for side in SIDES} for label in labels},
@@ -233,12 +233,7 @@ def collect(
 
 def _name(photo: Photo, listed: PhotoSet) -> str:
     root = listed.source if listed.source.is_dir() else listed.source.parent
-    return as_utf8(Path(os.path.relpath(photo.path, root)).as_posix())
-
-
-def as_utf8(name: str) -> str:
-    """The name as UTF-8 can hold it, "?" for what is no text: Linux allows such file names."""
-    return name.encode("utf-8", "replace").decode()
+    return as_text(Path(os.path.relpath(photo.path, root)).as_posix())
 
 
 def leaks(scenes: Sequence[Scene], hashes: Sequence[str], sides: Sequence[str]) -> "dict[int, Kind]":

@@ -30,7 +30,6 @@ from runtime.terminal import printable, say, tell, tell_programs
 from training.network import architectures
 from training.photos.dataset import load_data, run_name
 from training.photos.features import Backbone
-from training.photos.findings import as_utf8
 from training.photos.findings_page import CELL, COLUMNS, LINE, MARGIN, RED, thumbnail
 from training.photos.photo_set import Photo
 from training.photos.split import Data, folds
@@ -67,7 +66,7 @@ class Suspect:
     def row(self) -> list[str]:
         """The cells of the CSV."""
         figures = [f"{value:.4f}" for value in (self.confidence, self.likeness, self.distance)]
-        return [as_utf8(self.photo.as_posix()), self.label, figures[0], self.other, *figures[1:]]
+        return [self.photo.as_posix(), self.label, figures[0], self.other, *figures[1:]]
 
 
 def features(architecture: str, photos: Sequence[Photo], progress: Progress) -> np.ndarray:
