@@ -259,7 +259,7 @@ def fields(answer: Prediction) -> dict[str, Any]:
 
 def csv_row(photo: str, answer: Prediction, served_by: str) -> str:
     """A row of COLUMNS; a name with quotes, commas or line ends is quoted, one that is a formula made harmless."""
-    milliseconds, sure = round(sum(answer.milliseconds.values()), 3), str(answer.sure).lower()
+    milliseconds, sure = f"{sum(answer.milliseconds.values()):.3f}", str(answer.sure).lower()
     return csv_line((photo, answer.label, round(answer.probability, 6), sure, answer.answer, served_by, milliseconds))
 
 

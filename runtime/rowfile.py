@@ -11,6 +11,7 @@ from typing import BinaryIO
 from runtime.errors import SajiError
 from runtime.files import DAMAGE, alone, as_text, make_folder, parse_json, require_regular
 
+_TIME = re.compile(r"\d+\.\d{3}")  # the last cell of a row: one that is cut within it has fewer decimals
 _LONGEST = 2**17  # bytes of a record of CSV: more than any name takes
 # What a spreadsheet runs, also as East Asian keyboards write it, and what would be taken for one that is guarded
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
@@ -91,7 +92,7 @@ class RowFile:
         # A file of an earlier version has no apostrophes before formulas
         texts = (cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in cells)
         row = dict(zip(self.columns, texts, strict=True))
-        if not cells[-1]:
+        if not (record.endswith(b"\n") or _TIME.fullmatch(cells[-1])) or not cells[-1]:
             raise ValueError
         return row
 

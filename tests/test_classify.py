@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -114,12 +115,13 @@ def test_a_second_run_goes_on_where_a_kill_stopped_the_first(
     output = tmp_path / f"rows.{kind}"
     run_here(folder, output=output)
     whole = output.read_bytes()
-    for cut in (1, 40, len(whole) // 2, whole.index(b"new") + 4):  # the last within the quotes of a CSV's line end
+    for cut in (1, 2, 40, len(whole) // 2, whole.index(b"new") + 4):  # the last within the quotes of a CSV's line end
         output.write_bytes(whole[:-cut] if cut < len(whole) // 2 else whole[:cut])
         with pytest.raises(GateFailed, match=r"1 of \d+ photos"):
             classify([str(folder)], model, "", output)
         assert f"already in {output}" in capsys.readouterr().err or cut == whole.index(b"new") + 4
         assert _without_times(output) == _without_times(output, whole)
+        assert kind == "jsonl" or all(re.search(rb"\.\d{3}$", line) for line in output.read_bytes().splitlines()[-1:])
     Path(folder / "broken.jpg").rename(tmp_path / "broken.jpg")
     classify([str(folder)], model, "", output)
     Path(tmp_path / "broken.jpg").rename(folder / "broken.jpg")
@@ -163,7 +165,7 @@ def test_a_file_of_something_else_is_not_touched(content: bytes, form: str, tmp_
     assert (tmp_path / "mine").read_bytes() == content
 
 
-ROW = "%s,x,0.5,true,named,us,2\n"
+ROW = "%s,x,0.5,true,named,us,2.000\n"
 JSON = '{"photo": "%s", "served_by": "us"}\n'
 
 
