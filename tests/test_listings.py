@@ -184,6 +184,14 @@ def test_what_is_left_out_is_counted_and_no_fault(folder: str, tmp_path: Path) -
     assert found.notes == (f"2 files in folders of other programs are left out: {folder}",)
 
 
+def test_what_saji_itself_wrote_among_the_photos_is_no_class(tmp_path: Path) -> None:
+    """`--data . --out artifacts`, for a second time."""
+    files = ("ant/0.jpg", "artifacts/cache/0f.duplicates.json", "artifacts/data/set/duplicates.png")
+    found = read_photo_set(touch(tmp_path, *files))
+    assert [photo.label for photo in found.photos] == ["ant"] and not found.problems
+    assert found.notes == ("2 files in folders of other programs are left out: artifacts",)
+
+
 def test_links_are_followed_and_loops_are_told(tmp_path: Path) -> None:
     elsewhere = touch(tmp_path / "elsewhere", "0.jpg", "deep/1.jpg")
     root = touch(tmp_path / "set", "ant/own.jpg")

@@ -164,7 +164,8 @@ class _Walk:
         self.problems.append(f"{link} is a link to a folder that is read already, and is ignored")
 
     def _passed_over(self, folder: Path) -> bool:
-        if passed := left_by_programs(folder.name):
+        ours = any((folder / "cache").glob("*.duplicates.json"))  # OUT among the photos
+        if passed := ours or left_by_programs(folder.name):
             self.left_out[folder.name] += sum(len(files) for _, _, files in os.walk(folder))
         return passed
 
