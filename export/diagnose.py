@@ -223,7 +223,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
 
 def main(arguments: list[str]) -> None:
     """The verb `diagnose`: explain one file, or every ONNX file of the folder that failed its gate."""
-    parser = Parser(prog="python -m export diagnose", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m export diagnose", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="a folder with model.json, such as artifacts/models/resnet34")
     parser.add_argument("file", nargs="?", default="", help="an ONNX file in it; by default all that failed their gate")
     parser.add_argument("--backend", choices=["ort-cpu", "openvino"], default="ort-cpu", help="what runs the file")

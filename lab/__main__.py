@@ -65,7 +65,7 @@ TABLES = Verb("lab.tables.documents", "write the tables of documents anew from t
 
 def main() -> None:
     """Read the command line, then measure and keep the rows, or write the tables."""
-    parser = Parser(prog="python -m lab", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m lab", description=(__doc__ or "").partition("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in {**VERBS, "tables": TABLES}.items():
         form = argparse.RawDescriptionHelpFormatter

@@ -5,12 +5,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
+from typing import NoReturn
 
 import numpy as np
 
 from runtime import golden, signature
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
 from runtime.candidate import Candidate
+from runtime.deployment import MOST_THREADS, Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.files import sha256_file
 from runtime.preprocess import Source, timed_pixels
@@ -67,7 +70,7 @@ class Classifier:
         self.spec, self.backend, self.candidate, self.sha256 = spec, backend, candidate, sha256
         self.signer = signer
         self.reason, self.passed_over = reason, tuple(passed_over)
-        self._closed = False
+        self._closed, self._calls, self._lock = False, 0, RLock()
 
     @property
     def served_by(self) -> str:
@@ -114,21 +117,36 @@ class Classifier:
                 f"the model takes uint8 [N, {size}, {size}, 3] RGB, this is {given}; "
                 "call the classifier itself to have photos preprocessed"
             )
-        if self._closed:
-            raise SajiError("this classifier was closed; open it again with runtime.load")
-        if not len(images):  # not every engine has an answer to no photo
-            return np.empty((0, len(self.spec.classes) + self.spec.familiarity), np.float32)
-        return self.backend.run(np.ascontiguousarray(images))  # PyTorch takes no array that runs backwards
+        with self._lock:
+            if self._closed:
+                raise SajiError("this classifier was closed; open it again with runtime.load")
+            self._calls += 1
+        try:
+            if not len(images):  # not every engine has an answer to no photo
+                return np.empty((0, len(self.spec.classes) + self.spec.familiarity), np.float32)
+            return self.backend.run(np.ascontiguousarray(images))  # PyTorch takes no array that runs backwards
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._free_if_closed()
 
     def _prediction(self, row: np.ndarray, answer: Answer, milliseconds: dict[str, float]) -> Prediction:
         order = np.argsort(-row, kind="stable")
         return Prediction({self.spec.classes[i]: float(row[i]) for i in order}, answer, milliseconds)
 
     def close(self) -> None:
-        """Free the engine; again does nothing."""
-        if not self._closed:
-            self._closed = True
+        """Take no more calls, and free the engine once those under way have their answers; again does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._free_if_closed()
+
+    def _free_if_closed(self) -> None:
+        if self._closed and not self._calls:
             self.backend.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise SajiError("a classifier cannot be copied or sent to another process; open it there with runtime.load")
 
     def __enter__(self) -> "Classifier":
         return self
@@ -159,14 +177,18 @@ def load(
     default "ort-cpu", and `precision`, default "fp32"; it must have passed), or a bare `.onnx` or `.pt2` file, which
     has to compute in `precision` where that is given. `threads` of one call, 0 for the deployment's or the engine's
     own; it is opened ready for `streams` calls side by side, a deployment for as many as it names if those are more.
+    Of a bare file nobody has checked in what it computes: unless asked for, its candidate's `precision` is "".
     Raises SajiError in one sentence when nothing can be opened.
 
     A folder of models is trusted: TensorRT engines are code. A `.pt2` that would run more than PyTorch's operators when
     it is opened, by a pickle for example, is refused. With `require_signature`, a public key's PEM file, only a folder
     that its owner signed is opened, whole and unchanged (`runtime.signature.Untrusted` else).
     """
+    for name, value in (("threads", threads), ("streams", streams)):
+        if not is_setting(value):
+            raise SajiError(f"{name} is {value!r}; give a whole number from 0 to {MOST_THREADS}")
     with signature.requiring(require_signature):
-        return _loaded(Path(path), backend, precision, threads, streams)
+        return _loaded(Path(path), backend or "", precision or "", threads, streams)
 
 
 def _loaded(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
@@ -187,8 +209,6 @@ def _loaded(path: Path, backend: str, precision: str, threads: int, streams: int
 
 
 def _from_deployment(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
-    from runtime.deployment import Deployment
-
     deployment = Deployment.read(path)
     places = [
         place
@@ -291,7 +311,7 @@ def _from_file(path: Path, backend: str, precision: str, threads: int, streams: 
     if precision and precision not in known:
         raise SajiError(f"{backend} computes in {', '.join(sorted(known))}, not in {precision!r}; name one of these")
     engine = open_backend(backend, path, precision or "fp32", threads=threads, streams=streams)
-    candidate = Candidate(spec.architecture, path.name, backend, precision or "fp32")
+    candidate = Candidate(spec.architecture, path.name, backend, precision)
     try:
         if precision:
             engine.precision_share()  # which not every engine checks as it opens

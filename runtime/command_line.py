@@ -6,11 +6,10 @@ import dataclasses
 import importlib.util
 import inspect
 import math
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Container
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -37,10 +36,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, with --image_size for --image-size; an optional value of a flag stands behind `=`."""
         typed = sys.argv[1:] if args is None else args
-        optional = {flag for action in self._actions if action.nargs == "?" for flag in action.option_strings}
-        typed = [f"{argument}=" if argument in optional else argument for argument in typed]
-        hyphens = [re.sub(r"^--\w+", lambda flag: flag[0].replace("_", "-"), argument) for argument in typed]
-        return super().parse_known_args(hyphens, namespace)
+        flags = [*takewhile(lambda argument: argument != "--", typed)]  # behind it stand names, as they are
+        return super().parse_known_args([*map(self._spelled, flags), *typed[len(flags) :]], namespace)
+
+    def _spelled(self, argument: str) -> str:
+        typed, equals, value = argument.partition("=")
+        flag = typed.replace("_", "-")
+        if not flag.startswith("--") or flag not in self._option_string_actions:
+            return argument
+        return f"{flag}{equals or '=' * (self._option_string_actions[flag].nargs == '?')}{value}"
 
     def error(self, message: str) -> NoReturn:
         """Raise SajiError with argparse's own words."""

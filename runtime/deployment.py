@@ -11,7 +11,12 @@ from runtime.files import as_record, read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
 
 SCHEMA_VERSION = 2
-MOST_THREADS = 1024  # or streams, that a deployment may ask for: far above any machine
+MOST_THREADS = 1024  # or streams, that may be asked for: far above any machine
+
+
+def is_setting(value: Any) -> bool:
+    """Whether a value may be the number of an engine's threads or streams."""
+    return isinstance(value, int) and 0 <= value <= MOST_THREADS
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Measured:
         if not isinstance(place.folder, str) or not isinstance(place.sha256, str):
             raise ValueError(f"{place.candidate.name} lies in no folder, or has no sha256")
         for setting in (place.threads, place.streams):
-            if not isinstance(setting, int) or not 0 <= setting <= MOST_THREADS:
+            if not is_setting(setting):
                 raise ValueError(f"{place.candidate.name} is to run with {setting!r} threads or streams")
         return place
 

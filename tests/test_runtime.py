@@ -1,6 +1,8 @@
 """Serving: open what was judged, prove it, answer; refuse everything else in one sentence."""
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import house
@@ -171,6 +174,45 @@ def test_every_engine_takes_no_photo_and_any_memory_and_says_that_it_was_closed(
             use()
 
 
+@pytest.mark.parametrize("backend", ["ort-cpu", "openvino", "pytorch"])
+def test_calls_that_are_under_way_have_their_answers_before_the_engine_is_freed(backend: str, model: Path) -> None:
+    classifier = runtime.load(model, backend)
+    size = classifier.spec.geometry.size
+    images, run, began, closed = np.zeros((1, size, size, 3), np.uint8), classifier.backend.run, Event(), Event()
+
+    def slow(images: np.ndarray) -> np.ndarray:
+        began.set()
+        assert closed.wait(60)
+        return run(images)
+
+    classifier.backend.run = slow  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as caller:
+        answer = caller.submit(classifier.outputs, images)
+        began.wait()
+        classifier.close()
+        with pytest.raises(SajiError, match="was closed"):
+            classifier.outputs(images)
+        closed.set()
+        assert answer.result().shape == (1, 6)
+    with pytest.raises(AttributeError):  # it is free
+        run(images)
+
+
+def test_a_classifier_is_not_copied_nor_sent_to_another_process(model: Path) -> None:
+    with runtime.load(model) as classifier:
+        for copied in (copy.copy, pickle.dumps):
+            with pytest.raises(SajiError, match=r"cannot be copied or sent .* open it there with runtime\.load"):
+                copied(classifier)
+
+
+@pytest.mark.parametrize("wrong", ["2", 1.5, None, -1, 2**31])
+@pytest.mark.parametrize("setting", ["threads", "streams"])
+def test_threads_and_streams_that_are_no_number_of_them_are_refused(setting: str, wrong: Any, model: Path) -> None:
+    for path in (model, model / "model.onnx", model / "no such deployment.json"):
+        with pytest.raises(SajiError, match=rf"{setting} is .*; give a whole number from 0 to 1024"):
+            runtime.load(path, **{setting: wrong})
+
+
 def test_openvino_answers_again_after_a_batch_that_it_failed_at(model: Path) -> None:
     pytest.importorskip("openvino")
     opened = open_backend("openvino", model / "model.onnx", "fp32")
@@ -193,6 +235,7 @@ def test_not_sure_follows_the_specs_rule(model: Path) -> None:
 def test_a_bare_file_opens_by_its_own_spec(model: Path, file: str) -> None:
     with runtime.load(model / file) as classifier:
         assert classifier.spec == Receipt.read(model).spec
+        assert classifier.candidate.precision == "" and classifier.served_by.count("fp32") == 0
 
 
 def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> None:

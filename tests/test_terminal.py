@@ -18,7 +18,9 @@ from runtime import terminal
 from runtime.benchmark.command import _last_screen
 from runtime.benchmark.run import BenchmarkRun, Options
 from runtime.candidate import not_run_here
+from runtime.command_line import Parser
 from runtime.deployment import Deployment
+from runtime.errors import SajiError
 from runtime.receipt import Receipt
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -281,3 +283,16 @@ def on_a_terminal(line: list[str], columns: int) -> str:
     os.close(ours)
     lines = CODES.sub("", written.decode(errors="replace")).replace("\r\n", "\n").split("\n")
     return "\n".join(line.rpartition("\r")[2] for line in lines)
+
+
+def test_behind_two_hyphens_stand_names_as_they_are_typed() -> None:
+    parser = Parser(prog="saji")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--open", nargs="?")
+    parser.add_argument("photos", nargs="*")
+    flags = ["--image_size=8", "--open", "a_b.jpg", "--"]
+    names = ["--a_b.jpg", "--image_size", "--open"]
+    typed = parser.parse_args(flags + names)
+    assert (typed.image_size, typed.open, typed.photos) == (8, "", ["a_b.jpg", *names])
+    with pytest.raises(SajiError, match="--no_such=1"):
+        parser.parse_args(["--no_such=1"])

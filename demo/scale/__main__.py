@@ -103,7 +103,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = Parser(prog="python -m demo.scale", description=__doc__.partition(": ")[2])
+    parser = Parser(prog="python -m demo.scale", description=(__doc__ or "").partition(": ")[2])
     add = parser.add_argument
     add("--out", type=Path, default=Path("artifacts"), help="folder of all artefacts (artifacts)")
     add("--deployment", type=Path, help="the choice to serve, on every node under this path (OUT/deployment.json)")
