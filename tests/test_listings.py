@@ -212,6 +212,12 @@ def test_links_are_followed_and_loops_are_told(tmp_path: Path) -> None:
     assert said.count("a link to a folder that is read already") == 3 and said.count("a link to nothing") == 2
 
 
+def test_what_lies_in_a_class_has_its_own_name_whatever_links_to_it(tmp_path: Path) -> None:
+    root = touch(tmp_path, "ant/a/0.jpg", "ant/b/1.jpg", "bee/2.jpg")
+    (root / "ant" / "a" / "link").symlink_to(root / "ant" / "b")
+    assert [name for name, _, _ in listed(root)] == ["ant/a/0.jpg", "ant/b/1.jpg", "bee/2.jpg"]
+
+
 def test_a_class_that_is_a_link_to_what_is_read_already_is_told_and_none(tmp_path: Path) -> None:
     elsewhere = touch(tmp_path / "elsewhere", "0.jpg")
     root = touch(tmp_path / "set", "ant/0.jpg", "bee/0.jpg")

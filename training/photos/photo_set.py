@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from runtime.errors import SajiError
-from runtime.files import left_by_programs
+from runtime.files import left_by_programs, walk_once
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _COLUMNS = ("filename", "label", "split")
@@ -133,18 +134,10 @@ class _Walk:
             taken.add(place)
         return [folder for folder in classes if folder not in again]
 
-    def photos(self, folder: Path, read: set[Path] | None = None) -> Iterator[Path]:
+    def photos(self, folder: Path) -> Iterator[Path]:
         """The photos at any depth of a folder; links are followed, but not to what was `read` or leads back here."""
-        read = self.read.copy() if read is None else read
-        read.add(folder.resolve())
-        for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
-            if not path.is_dir():
-                if self.is_photo(path):
-                    yield path
-            elif path.resolve() in read:
-                self._tell(path)
-            elif not self._passed_over(path):
-                yield from self.photos(path, read)
+        for _, files in walk_once(folder, self.read.copy(), self._passed_over, self._tell, _fail):
+            yield from filter(self.is_photo, files)
 
     def is_photo(self, file: Path) -> bool:
         """Whether a file is a photo, or is to be called a broken one."""
@@ -168,6 +161,10 @@ class _Walk:
         if passed := ours or left_by_programs(folder.name):
             self.left_out[folder.name] += sum(len(files) for _, _, files in os.walk(folder))
         return passed
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error
 
 
 def _read_csv(path: Path) -> PhotoSet:
