@@ -219,6 +219,13 @@ def test_photos_are_asked_batch_by_batch(sample: Path) -> None:
     assert answers.outputs.shape == (sum(asked), 3) and set(answers.labels) == {1}
 
 
+def test_classes_that_only_case_tells_apart_keep_their_own_photos() -> None:
+    """ImageNet has Cardigan, the dog, and cardigan, the garment."""
+    spec = replace(SPEC, classes=("Cardigan", "cardigan", "hot dog"))
+    named = {"Cardigan": 0, "cardigan": 1, "Hot_Dog": 2, "CARDIGAN": evaluate.NONE, "bakso": evaluate.NONE}
+    assert evaluate.numbers(spec, named) == named
+
+
 def test_misuse_is_one_sentence(run: Path, sample: Path, tmp_path: Path, run_command) -> None:
     with pytest.raises(SajiError, match=r"no photo of the split 'val' \(there: none\)"):
         run_command(run / "checkpoint.pt", sample, "--split", "val")

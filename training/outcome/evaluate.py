@@ -3,7 +3,8 @@
 Photos whose label is no class of the model count as "none of these": they are to be rejected, not to be classified.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def opened(path: Path) -> tuple[Outputs, ModelSpec]:
 def answer(ask: Outputs, spec: ModelSpec, photos: list[Photo], progress: Progress = silent) -> Answers:
     """Preprocess and ask batch by batch, so that memory stays bounded. Raises SajiError when no photo can be read."""
     outputs, labels, unreadable = [], [], []
-    number = {spoken(name): k for k, name in enumerate(spec.classes)}
+    number = numbers(spec, {photo.label for photo in photos})
     starts = range(0, len(photos), BATCH)
     for start in progress(starts, "evaluating", len(starts)):
         batch = photos[start : start + BATCH]
@@ -188,7 +189,7 @@ def answer(ask: Outputs, spec: ModelSpec, photos: list[Photo], progress: Progres
                 unreadable.append(f"{photo.path}: {image}")
             else:
                 images.append(image)
-                labels.append(number.get(spoken(photo.label), NONE))
+                labels.append(number[photo.label])
         if images:
             outputs.append(ask(np.stack(images)))
     if not outputs:
@@ -203,9 +204,15 @@ def _pixels(photo: Photo, spec: ModelSpec) -> np.ndarray | BadPhoto:
         return error
 
 
+def numbers(spec: ModelSpec, labels: Iterable[str]) -> dict[str, int]:
+    """The class that each label names: by its very name, or as one class alone is said aloud; else NONE."""
+    exact, aloud = {name: k for k, name in enumerate(spec.classes)}, Counter(map(spoken, spec.classes))
+    said = {spoken(name): k for name, k in exact.items() if aloud[spoken(name)] == 1}
+    return {label: exact.get(label, said.get(spoken(label), NONE)) for label in labels}
+
+
 def _strangers(spec: ModelSpec, photos: list[Photo]) -> list[str]:
-    classes = {spoken(name) for name in spec.classes}
-    return sorted({photo.label for photo in photos if spoken(photo.label) not in classes})
+    return sorted(label for label, k in numbers(spec, {photo.label for photo in photos}).items() if k == NONE)
 
 
 def evaluated(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> Evaluation:
