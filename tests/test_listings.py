@@ -147,7 +147,10 @@ SETS = {
         {"test", "ant"},
     ),
     "folders in classes": (["ant/red/small/0.jpg", "bee/0.jpg"], {"ant", "bee"}),
+    "numbered folders in classes": (["ant/batch1/0.jpg", "ant/batch2/0.jpg", "bee/batch1/0.jpg"], {"ant", "bee"}),
+    "the same folders in classes of a split": (["train/ant/left/0.jpg", "train/bee/left/0.jpg"], {"ant", "bee"}),
     "train and test": (["train/ant/0.jpg", "test/bee/0.jpg"], {"ant", "bee"}),
+    "Training and Testing": (["Training/ant/0.jpg", "Testing/ant/0.jpg"], {"ant"}),
     "Training and Validation": (["Training/ant/0.jpg", "Validation/ant/0.jpg"], {"ant"}),
     "names like a tool's": (["#1/0.jpg", "@home/0.jpg", "$100/0.jpg"], {"#1", "@home", "$100"}),
 }
@@ -157,6 +160,25 @@ SETS = {
 def test_classes_and_splits_are_told_apart(name: str, tmp_path: Path) -> None:
     files, classes = SETS[name]
     assert {label for _, label, _ in listed(touch(tmp_path, *files))} == classes
+
+
+# Folders that are no classes, as archives of photos have them, and what the sentence names
+PARTS = {
+    "splits of other names": (["training_set/cat/0.jpg", "training_set/dog/1.jpg", "test_set/cat/2.jpg"], "call them"),
+    "one too deep": (["seg_train/seg_train/sea/0.jpg", "seg_test/seg_test/sea/1.jpg"], "in seg_test/seg_test, seg_tr"),
+    "splits of digits": (["X_train/0/a.jpg", "X_train/1/b.jpg", "X_test/0/c.jpg"], "call them train"),
+    "kinds of photos": (["colour/ant/0.jpg", "colour/bee/1.jpg", "grey/ant/0.jpg", "grey/bee/1.jpg"], "colour, grey"),
+    "one folder more": (["dataset/train/ant/0.jpg", "dataset/val/ant/1.jpg"], "give {}/dataset as DATA"),
+    "beside texts": (["images/ant/0.jpg", "images/bee/1.jpg", "meta/classes.txt"], "give {}/images as DATA"),
+    "a split in itself": (["train/train/ant/0.jpg", "train/train/bee/1.jpg"], "give {}/train/train as DATA"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_splits_and_parts_of_a_set_are_not_taken_for_classes(name: str, tmp_path: Path) -> None:
+    files, words = PARTS[name]
+    with pytest.raises(house.SajiError, match=words.format(tmp_path)):
+        read_photo_set(touch(tmp_path, *files))
 
 
 def test_photos_alone_in_train_and_val_have_no_class(tmp_path: Path) -> None:

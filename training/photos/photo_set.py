@@ -13,8 +13,10 @@ from typing import NoReturn
 
 from runtime.errors import SajiError
 from runtime.files import left_by_programs, walk_once
+from runtime.preprocess import SUFFIXES
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS |= {"testing": "test"}
 _COLUMNS = ("filename", "label", "split")
 _LISTS = {"labels.csv", "sample.json"}
 
@@ -80,15 +82,19 @@ def spoken(label: str) -> str:
 
 
 def _read_folders(root: Path) -> PhotoSet:
-    photos, problems, walk = [], [], _Walk()
+    photos, problems, walk, by_class = [], [], _Walk(), dict[Path, list[Path]]()
     splits = _splits(folders := walk.folders(root))
     classes: dict[Path, str | None] = {each: split for top, split in splits.items() for each in walk.folders(top)}
     classes = classes if splits else dict.fromkeys(folders, None)
     for folder in walk.once(classes):
-        files = sorted(walk.photos(folder))
+        files = by_class[folder] = sorted(walk.photos(folder))
         photos += [Photo(file, folder.name, classes[folder]) for file in files]
         if not files:
             problems.append(f"class folder {folder.name} is empty")
+    for top in splits or [root]:
+        inside = {folder: files for folder, files in by_class.items() if folder.parent == top}
+        if not splits or all(folder.name.lower() in _SPLITS for folder in inside):
+            _require_classes(top, inside)
     for folder in splits or [root]:
         stray = sum(walk.is_photo(file) for file in folder.iterdir() if not file.is_dir())
         if stray:
@@ -108,6 +114,41 @@ def _splits(folders: Sequence[Path]) -> dict[Path, str]:
     found = {folder: _SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLITS}
     trains = any(split == "train" and _Walk().folders(folder) for folder, split in found.items())
     return found if trains or len(found) == len(folders) else {}
+
+
+def _require_classes(top: Path, given: dict[Path, list[Path]]) -> None:
+    """Raise SajiError where folders that are taken for classes are parts of a set, with the classes' folders in them.
+
+    Folders of one name in several classes, none of which has a photo of its own, are such; numbered ones, as cameras
+    and people call them, only where the classes are called like splits.
+    """
+    parts: dict[Path, set[str]] = {}
+    for folder, files in given.items():
+        places = {file.parent for file in files if file.suffix.lower() in SUFFIXES}
+        if folder in places:
+            return
+        if places:
+            inner = Path(os.path.commonpath(places))
+            inner = inner.parent if inner in places else inner
+            parts[inner] = {place.relative_to(inner).parts[0] for place in places}
+    counts = Counter(name for names in parts.values() for name in names)
+    shared = sorted(name for name, count in counts.items() if count > 1 or len(parts) == 1)
+    words = {word for folder in given for word in re.split(r"[\W_]+", folder.name.lower())}
+    if len(parts) > 1 and words.isdisjoint(_SPLITS) and all(re.search(r"\d", name) for name in shared):
+        return
+    holders = [inner for inner, names in parts.items() if not names.isdisjoint(shared)]
+    named = ", ".join(shared[:3]) + (" …" if len(shared) > 3 else "")
+    if len(parts) == 1:
+        raise SajiError(
+            f"{top} has photos only in folders ({named}) of {holders[0]}; give {holders[0]} as DATA, or, if "
+            f"{holders[0].name} is a class, move it into {top / 'train'}"
+        )
+    if shared:
+        several = ", ".join(str(inner.relative_to(top)) for inner in holders[:3])
+        raise SajiError(
+            f"{top} has the same folders ({named}) in {several}; if these are splits, call them train, val and test in "
+            f"{top}, if they are classes, move them into {top / 'train'}, or give one of them as DATA"
+        )
 
 
 class _Walk:
