@@ -37,7 +37,7 @@ def describe(findings: Findings) -> str:
     lines = [f"{used['train']} to train on + {used['val']} to validate ({per_class})"]
     lines += [*findings.one_sided, *findings.seen, *findings.notes]
     if used["test"]:
-        lines.append(f"{used['test']} photos of a test split are kept apart, to measure the accuracy")
+        lines.append(f"{findings.measuring} of {used['test']} photos of a test split measure the accuracy")
     if _imbalance(findings) >= IMBALANCE:
         lines.append(f"the largest class has {_imbalance(findings):.1f} times the photos of the smallest")
     for items, what in (
