@@ -95,6 +95,18 @@ def test_a_path_out_of_the_folder_is_refused_however_it_is_spelled(path: str, tm
         read_photo_set(tmp_path / "set")
 
 
+def test_an_absolute_path_of_the_folder_is_inside_whatever_link_leads_there(tmp_path: Path) -> None:
+    """As /data is a link to a disk, and /tmp to another folder on macOS; also to photos that are links into a cache."""
+    touch(tmp_path, "disk/set/ant/0.jpg", "cache/1.jpg")
+    (tmp_path / "data").symlink_to("disk")
+    (tmp_path / "disk" / "set" / "1.jpg").symlink_to(tmp_path / "cache" / "1.jpg")
+    for called in ("data", "disk"):
+        rows = [f"{tmp_path / called / 'set' / name},x" for name in ("ant/0.jpg", "1.jpg")]
+        (tmp_path / "disk" / "set" / "labels.csv").write_text("\n".join(["filename,label", *rows]))
+        for source in ("data", "disk"):
+            assert len(read_photo_set(tmp_path / source / "set").photos) == 2
+
+
 @pytest.mark.parametrize(
     "path", [r"C:\photos\0.jpg", r"\\server\share\0.jpg", "n" * 300, "a\\" + "n" * 300, "https://x.org/0.jpg"]
 )
