@@ -78,6 +78,13 @@ def test_excels_line_about_the_delimiter_and_blank_lines_are_no_header(start: st
     assert listed(tmp_path) == [("a.jpg", "x", "train"), ("b.jpg", "y, or z", "val")]
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_any_end_of_lines_is_told_before_the_columns_and_a_return_in_quotes_stays(end: str, tmp_path: Path) -> None:
+    rows = ["filename\tlabel\tnote", '"a\nb.jpg"\tx\tred, hot, big, hot', '"a\rb.jpg"\ty\tno, not this, no, no']
+    (touch(tmp_path, "a\nb.jpg", "a\rb.jpg") / "labels.csv").write_text(end.join(["", *rows, ""]), newline="")
+    assert listed(tmp_path) == [("a\nb.jpg", "x", None), ("a\rb.jpg", "y", None)]
+
+
 @pytest.mark.parametrize(
     "path", [r"ant\0.jpg", r".\ant\0.jpg", "ant//0.jpg", "./ant/0.jpg", "ant/../ant/0.jpg", " ant/0.jpg "]
 )

@@ -213,8 +213,8 @@ def _read_csv(path: Path) -> PhotoSet:
     root = path.parent.resolve()
     photos, bad_rows, padded = [], [], 0
     try:
-        # newline=None: old spreadsheets end lines with a lone CR, which csv refuses
-        rows = csv.reader(io.StringIO(text, newline=None), delimiter=_delimiter(text))
+        # newline="": old spreadsheets end lines with a lone CR, which elsewhere may be a part of a name
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
         header = _header(rows)
         if "filename" not in header or "label" not in header:
             raise SajiError(f"{path} has the columns {_named(header) or 'none'}; it needs filename,label[,split]")
@@ -258,7 +258,7 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
     label, split = cells.get("label", "").strip(), cells.get("split", "").strip().lower()
     file = _spelled_as_there(root, cells.get("filename", ""))
     exists = os.path.isfile(root / file)  # noqa: PTH113  also where the name is longer than the file system allows
-    if any(cell.strip() for cell in row[len(header) :]) or ("\n" in "".join(row) and not exists):
+    if any(cell.strip() for cell in row[len(header) :]) or (re.search(r"[\r\n]", "".join(row)) and not exists):
         return f"{line} has more cells than the header, or a line break in one; look for an unquoted comma or a quote"
     if not file:
         return f"{line} has no filename"
@@ -278,6 +278,7 @@ def _spelled_as_there(root: Path, cell: str) -> str:
     """A file's name as the folder has it: with spaces around, Windows' backslashes, accents apart from letters."""
     cells = [cell, cell.strip()]
     cells += [each.replace("\\", "/") for each in cells]
+    cells += [each.replace("\r\n", "\n") for each in cells]
     cells += [unicodedata.normalize(form, each) for each in cells for form in ("NFC", "NFD")]
     there = (each for each in cells if each.strip() and os.path.isfile(root / each))  # noqa: PTH113  never raises
     return next(there, cells[3])
@@ -285,7 +286,7 @@ def _spelled_as_there(root: Path, cell: str) -> str:
 
 def _delimiter(text: str) -> str:
     """What parts the columns: what stands most often in the first line of comma, semicolon, tab and bar."""
-    first = text.lstrip().partition("\n")[0].lower()
+    first = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0].lower()
     return first[4:5] if first.startswith("sep=") and len(first) > 4 else max(",;\t|", key=first.count)
 
 
