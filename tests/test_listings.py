@@ -128,6 +128,11 @@ def test_a_path_that_leads_to_nothing_is_a_fault_of_its_line(path: str, tmp_path
         assert len(found.photos) == 1 and "line 3" in found.problems[0]
 
 
+def test_a_folder_in_place_of_a_photo_is_told_to_be_one(tmp_path: Path) -> None:
+    (touch(tmp_path, "0.jpg", "ant/1.jpg") / "labels.csv").write_text("filename,label\n0.jpg,x\nant,x\n")
+    assert read_photo_set(tmp_path).problems == ("labels.csv line 3: ant is a folder; a row is for one photo",)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

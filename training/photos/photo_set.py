@@ -271,7 +271,10 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
         return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
     if split and split not in _SPLITS:
         raise SajiError(f"{line} has the split {split!r}; use train, val or test")
-    return Photo(folder / file, label, _SPLITS.get(split)) if exists else f"{line}: {file} does not exist"
+    if exists:
+        return Photo(folder / file, label, _SPLITS.get(split))
+    there = os.path.isdir(root / file)  # noqa: PTH112  never raises
+    return f"{line}: {file} is a folder; a row is for one photo" if there else f"{line}: {file} does not exist"
 
 
 def _spelled_as_there(root: Path, cell: str) -> str:
