@@ -150,6 +150,15 @@ def test_photos_that_the_checkpoint_has_seen_are_counted_and_left_out(
     assert "2 of 5 photos were seen by" in found["text"] and "left out" in found["text"]
 
 
+def test_photos_that_are_listed_more_than_once_are_told(model: Path, sample: Path, tmp_path: Path, run_command) -> None:
+    for i, photo in enumerate(sorted((sample / "bakso").glob("*.jpg"))[:3]):
+        shutil.copy(photo, tmp_path / f"{i}.jpg")
+    rows = ["filename,label", "0.jpg,bakso", "./0.jpg,bakso", "1.jpg,bakso", "1.jpg,rendang", "2.jpg,bakso"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    told = run_command(model / "model.onnx", tmp_path)["problems"]
+    assert "2 photos are listed more than once, 1 of them under two labels; each row counts" in told
+
+
 def scored(values: list[float]) -> np.ndarray:
     """Logits whose highest probability rises with the values; the answer is always class 0."""
     return np.array([[value, 0.0, 0.0] for value in values])

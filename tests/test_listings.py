@@ -205,6 +205,10 @@ def test_splits_and_parts_of_a_set_are_not_taken_for_classes(name: str, tmp_path
         read_photo_set(touch(tmp_path, *files))
 
 
+def test_where_there_is_no_train_nothing_is_kept_of_it(tmp_path: Path) -> None:
+    assert not read_photo_set(touch(tmp_path, "test/ant/0.jpg", "test/bee/1.jpg")).problems
+
+
 def test_photos_alone_in_train_and_val_have_no_class(tmp_path: Path) -> None:
     with pytest.raises(house.SajiError, match="holds no labelled photo"):
         read_photo_set(touch(tmp_path, "train/0.jpg", "val/0.jpg"))

@@ -3,7 +3,7 @@
 Photos whose label is no class of the model count as "none of these": they are to be rejected, not to be classified.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -100,7 +100,7 @@ def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
     photos, problems = _chosen(source, split)
     outputs, spec = opened(checkpoint)
     photos, seen, notes = _unseen(checkpoint, photos)
-    problems += notes
+    problems += [*notes, *_repeated(photos)]
     answers = answer(outputs, spec, photos, bar)
     evaluation, strangers = evaluated(spec, answers.outputs, answers.labels), _strangers(spec, photos)
     tell(described(evaluation, strangers, answers.unreadable, problems))
@@ -160,6 +160,17 @@ def _perhaps_seen(photos: list[Photo]) -> list[str]:
             "threshold of this model, its figures are somewhat too good"
         )
     return notes
+
+
+def _repeated(photos: list[Photo]) -> list[str]:
+    """That photos count more than once, where the set lists them so."""
+    labels = defaultdict(list)
+    for photo in photos:
+        labels[photo.path.resolve()].append(photo.label)
+    several = [given for given in labels.values() if len(given) > 1]
+    two = sum(len(set(given)) > 1 for given in several)
+    told = f"{len(several)} photos are listed more than once, {two} of them under two labels; each row counts"
+    return [told] if several else []
 
 
 def opened(path: Path) -> tuple[Outputs, ModelSpec]:

@@ -99,7 +99,7 @@ def _read_folders(root: Path) -> PhotoSet:
         stray = sum(walk.is_photo(file) for file in folder.iterdir() if not file.is_dir())
         if stray:
             problems.append(f"{stray} files directly in {folder.resolve().name}/ belong to no class and are ignored")
-    if splits and "val" not in splits.values():
+    if "train" in splits.values() and "val" not in splits.values():
         problems.append(f"there is no val/ in {root.resolve().name}: a part of train/ is kept to validate by")
     if splits:
         ignored = [folder.name for folder in folders if folder not in splits]
