@@ -162,8 +162,10 @@ class Photos:
             for path in files:
                 if _of_programs(path):
                     continue
-                # Not a pipe, which would never end; a link to nothing may have been a photo, or a folder of them
-                if (path.suffix.lower() in SUFFIXES and path.is_file()) or not path.exists():
+                # Not a pipe, which would never end; a link to nothing may have been a photo, or a folder of them. By
+                # os.path, which never raises
+                is_photo = path.suffix.lower() in SUFFIXES and os.path.isfile(path)  # noqa: PTH113
+                if is_photo or not os.path.exists(path):  # noqa: PTH110
                     photos += 1
                     yield str(path)
                 else:

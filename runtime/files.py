@@ -80,12 +80,12 @@ def walk_once(
     starts = [place]
     for start in starts:
         for name, folders, files in os.walk(start, onerror=closed, followlinks=True):
-            folder = Path(name)
-            if folder != place and folder.resolve() in read:
+            folder, real = Path(name), Path(name).resolve()
+            if folder != place and real in read:
                 again(folder)
                 folders.clear()
                 continue
-            read.add(folder.resolve())
+            read.add(real)
             inside = [path for path in (folder / each for each in sorted(folders)) if not passed_over(path)]
             folders[:] = [path.name for path in inside if not path.is_symlink()]
             starts += [path for path in inside if path.is_symlink()]

@@ -174,7 +174,7 @@ SETS = {
     "numbered folders in classes": (["ant/batch1/0.jpg", "ant/batch2/0.jpg", "bee/batch1/0.jpg"], {"ant", "bee"}),
     "the same folders in classes of a split": (["train/ant/left/0.jpg", "train/bee/left/0.jpg"], {"ant", "bee"}),
     "train and test": (["train/ant/0.jpg", "test/bee/0.jpg"], {"ant", "bee"}),
-    "Training and Testing": (["Training/ant/0.jpg", "Testing/ant/0.jpg"], {"ant"}),
+    "Training and Testing": (["Training/ant/0.jpg", "Testing/bee/0.jpg"], {"ant", "bee"}),
     "Training and Validation": (["Training/ant/0.jpg", "Validation/ant/0.jpg"], {"ant"}),
     "names like a tool's": (["#1/0.jpg", "@home/0.jpg", "$100/0.jpg"], {"#1", "@home", "$100"}),
 }
