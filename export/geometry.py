@@ -5,7 +5,9 @@ float32 `[1, C]` at the spec's temperature, `logits`, and of a model that has it
 Runtime family only: OpenVINO ignores the antialiasing of ONNX's Resize without a word, and the gate refuses it there.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from export.parity import line, with_result
 from runtime.backends import open_backend
 from runtime.backends.base import outputs_of
 from runtime.candidate import Candidate, run_all
-from runtime.errors import SajiError
+from runtime.errors import BadPhoto, SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import replacing
 from runtime.gate import GATES, Gate, GateResult, apply_gate
@@ -129,13 +131,20 @@ def write_with_geometry(
 
 def originals(source: Path, validation: ValidationSet, geometry: Geometry, most: int = 200) -> dict[int, Path]:
     """Up to `most` validation photos as files, by their place in the set: those that still have its very pixels."""
+    paths = defaultdict(list)  # a class may have photos of one name in several folders, as cameras number them
     try:
-        paths = {f"{photo.label}/{photo.path.name}": photo.path for photo in read_photo_set(source).photos}
+        for photo in read_photo_set(source).photos:
+            paths[f"{photo.label}/{photo.path.name}"].append(photo.path)
     except SajiError:
         return {}
-    spread = np.unique(np.linspace(0, len(validation.names) - 1, most, dtype=int))
-    files = {int(i): paths[validation.names[i]] for i in spread if validation.names[i] in paths}
-    return {i: path for i, path in files.items() if np.array_equal(pixels(path, geometry), validation.images[i])}
+    found = {}
+    for i in np.unique(np.linspace(0, len(validation.names) - 1, most, dtype=int)).tolist():
+        for path in paths[validation.names[i]]:
+            with suppress(BadPhoto):
+                if np.array_equal(pixels(path, geometry), validation.images[i]):
+                    found[i] = path
+                    break
+    return found
 
 
 def open_with_geometry(path: Path) -> Run:

@@ -305,5 +305,6 @@ def _write_examples(folder: Path, validation: ValidationSet, spec: ModelSpec) ->
         if len(of_class):
             best = of_class[probabilities[of_class, label].argmax()]
             safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+            safe = safe.encode()[:200].decode(errors="ignore")  # a file's name has 255 bytes at most
             framed = np.pad(validation.images[best], (around, around, (0, 0)), "symmetric")
             Image.fromarray(framed).save(folder / f"{label:03d}_{safe}.png")

@@ -8,7 +8,7 @@ from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in, check_candidate
 from runtime.evaluation import ValidationSet
 from runtime.gate import Gate, GateResult, growth
-from runtime.markdown import markdown
+from runtime.markdown import plain, plain_table
 from runtime.spec import ModelSpec
 from runtime.terminal import show_table
 
@@ -74,7 +74,7 @@ def is_measure(candidate: Candidate) -> bool:
 
 def table(candidates: list[Candidate]) -> str:
     """The verdicts as a Markdown table."""
-    return markdown(_HEADER, map(_row, candidates), "l", padded=True)
+    return plain_table(_HEADER, map(_row, candidates), "l", padded=True)
 
 
 def show(candidates: list[Candidate], report: Path) -> None:
@@ -122,9 +122,9 @@ def report(
     """
     n = len(validation.labels)
     lines = [
-        f"# Parity of {spec.name}",
+        f"# Parity of {plain(spec.name)}",
         "",
-        f"Reference: {reference}, {_accuracy(spec)} on {n} "
+        f"Reference: {plain(f'{reference}, {_accuracy(spec)}')} on {n} "
         "validation photos. Each candidate is the file loaded from disk through its backend, one photo at a time.",
         f"A candidate without a flip on {n} photos may still flip up to {100 * 3 / max(n, 1):.1f} % of photos "
         "(95 % bound, rule of three).",
@@ -150,10 +150,11 @@ def report(
         kept = candidate.facts.kept
         if kept:
             share = f"{100 * sum(kept.values()):.0f} % of the multiply-adds"
-            lines.append(f"- {candidate.name} keeps {len(kept)} layers above INT8 ({share}): {', '.join(kept)}")
+            named = plain(", ".join(kept))
+            lines.append(f"- {candidate.name} keeps {len(kept)} layers above INT8 ({share}): {named}")
         if candidate.figures and not candidate.figures.keeps_99_percent:
             lines.append(f"- {candidate.name} has less than 99 % of the FP32 accuracy (MLPerf's rule; not a gate here)")
         for flip in candidate.figures.flipped if candidate.figures else ():
-            lines.append(f"- {candidate.name} flips {validation.names[flip.photo]}, margin {flip.margin:.3f}")
-    lines += [f"- {reason}" for reason in skipped]
+            lines.append(f"- {candidate.name} flips {plain(validation.names[flip.photo])}, margin {flip.margin:.3f}")
+    lines += [f"- {plain(reason)}" for reason in skipped]
     return "\n".join(lines).rstrip() + "\n"

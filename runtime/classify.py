@@ -18,7 +18,7 @@ from runtime.classifier import Classifier, Prediction, load
 from runtime.command_line import add_gpu, add_require_signature
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, GateFailed, SajiError
-from runtime.files import left_by_programs
+from runtime.files import left_by_programs, walk_once
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile, csv_line
 from runtime.spec import NAMED, UNKNOWN, ModelSpec
@@ -127,10 +127,11 @@ def conclude(
 class Photos:
     """Paths of the photos in `places`: files, folders, and for "-" the files and folders that stdin lists, one a line.
 
-    They are found while iterating, folder by folder and sorted within each, so that a folder may hold any number. In
-    folders only regular files with a photo's suffix count; hidden ones are ignored, `left_alone` counts the others,
-    `closed` the folders that may not be read, and `known` the photos that are passed over because `done` has them.
-    Raises SajiError at the end of a folder without any photo.
+    They are found while iterating, folder by folder and sorted within each, so that a folder may hold any number. Links
+    are followed. In folders only regular files with a photo's suffix count, and links to nothing, which are to be told
+    as broken; hidden ones are ignored, `left_alone` counts the others, `closed` the folders that may not be read, and
+    `known` the photos that are passed over because `done` has them. Raises SajiError at the end of a folder without any
+    photo.
     """
 
     def __init__(self, places: list[str], say: Say, done: Container[Any] = ()) -> None:
@@ -156,10 +157,15 @@ class Photos:
             yield place  # whatever its suffix: it was named
             return
         photos, others, closed = 0, self.left_alone, self.closed
-        for folder, folders, files in os.walk(place, onerror=self._closed):
-            folders[:] = sorted(name for name in folders if not left_by_programs(name))
-            for path in (Path(folder, name) for name in sorted(files) if not left_by_programs(name)):
-                if path.suffix.lower() in SUFFIXES and path.is_file():  # not a pipe, which would never end
+        read = set(Path(place).resolve().parents)
+        for _, files in walk_once(Path(place), read, _of_programs, self._again, self._closed):
+            for path in files:
+                if _of_programs(path):
+                    continue
+                # Not a pipe, which would never end; a link to nothing may have been a photo, or a folder of them. By
+                # os.path, which never raises
+                is_photo = path.suffix.lower() in SUFFIXES and os.path.isfile(path)  # noqa: PTH113
+                if is_photo or not os.path.exists(path):  # noqa: PTH110
                     photos += 1
                     yield str(path)
                 else:
@@ -168,9 +174,16 @@ class Photos:
             others = self.left_alone - others
             raise SajiError(f"{place} holds no photo, {others} other files; photos end with .jpg, .png, .webp, .heic …")
 
+    def _again(self, link: Path) -> None:
+        self.say(f"saji: {printable(str(link))} is a link to a folder that is read already, and is ignored")
+
     def _closed(self, error: OSError) -> None:
         self.closed += 1
         self.say(f"saji: {printable(str(error.filename))}: {error.strerror}, so this folder is skipped")
+
+
+def _of_programs(path: Path) -> bool:
+    return left_by_programs(path.name)
 
 
 def answers(classifier: Classifier, photos: Iterable[str]) -> Generator[tuple[str, Prediction | BadPhoto]]:

@@ -12,7 +12,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -63,6 +63,33 @@ def sha256_json(value: Any) -> str:
 def left_by_programs(name: str) -> bool:
     """Whether a folder or file of this name is what other programs leave beside photos: hidden, thumbnails, a bin."""
     return name.startswith(".") or name.lower() in _LEFT
+
+
+def walk_once(
+    place: Path,
+    read: set[Path],
+    passed_over: Callable[[Path], bool],
+    again: Callable[[Path], None],
+    closed: Callable[[OSError], None],
+) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder in a place with its files, sorted; links to folders are followed, after what really lies there.
+
+    None is entered twice, nor one of those `read` (resolved) before, of which `again` is told; `closed` is told of
+    those that cannot be listed. `passed_over` says which are left out.
+    """
+    starts = [place]
+    for start in starts:
+        for name, folders, files in os.walk(start, onerror=closed, followlinks=True):
+            folder, real = Path(name), Path(name).resolve()
+            if folder != place and real in read:
+                again(folder)
+                folders.clear()
+                continue
+            read.add(real)
+            inside = [path for path in (folder / each for each in sorted(folders)) if not passed_over(path)]
+            folders[:] = [path.name for path in inside if not path.is_symlink()]
+            starts += [path for path in inside if path.is_symlink()]
+            yield folder, [folder / each for each in sorted(files)]
 
 
 @contextmanager

@@ -1,6 +1,10 @@
-"""Tables in Markdown, for the terminal and for documents."""
+"""Tables in Markdown, for the terminal and for documents, and names in them."""
 
+import re
 from collections.abc import Iterable, Sequence
+
+# Also GitHub's: strikethrough, mathematics, mentions, emoji, and addresses that need no brackets
+_MARKUP = r"[\\`*~&!#<>\[\]|$@]|(?<![^\W_])_|_(?![^\W_])|:(?=\S)|(?<=www)\."
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], align: str = "lr", padded: bool = False) -> str:
@@ -18,6 +22,25 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], align: str = "
     ]
     text = [f"| {' | '.join(map(_beside, row, widths, sides))} |" for row in rows]
     return "\n".join([text[0], f"| {' | '.join(dashes)} |", *text[1:]])
+
+
+def plain_table(head: Sequence[str], lines: Iterable[Sequence[str]], align: str = "lr", padded: bool = False) -> str:
+    """`markdown` of cells that are shown as they are."""
+    return markdown([*map(plain, head)], ([*map(plain, line)] for line in lines), align, padded)
+
+
+def plain(text: str) -> str:
+    """A text as one line that Markdown shows as it is, wherever it stands: nothing in it is markup.
+
+    An underscore between letters is none anyway; what begins a list or underlines a title is only that in the front.
+    """
+    line = re.sub(_MARKUP, r"\\\g<0>", printable(" ".join(text.split())))
+    return re.sub(r"^(\d{1,9})(?=[.)](\s|$))|^(?=[-+](\s|$)|[-=][-=\s]*$)", r"\1\\", line)
+
+
+def printable(text: str) -> str:
+    """Text for one line of a terminal: what would break the line, colour it or is no text is escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _beside(cell: str, width: int, side: str) -> str:

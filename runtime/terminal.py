@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from runtime.markdown import markdown
+from runtime.markdown import markdown, printable
 
 WIDEST = 100  # columns: lines longer than this are hard to read, and tables never need more
 NOW_AND_THEN = 30  # seconds between two lines of progress in a pipe
@@ -70,11 +70,6 @@ def wrapped(text: str) -> str:
 def _filled(line: str) -> str:
     indent = " " * (len(line) - len(line.lstrip()) + 2)
     return textwrap.fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def printable(text: str) -> str:
-    """Text for one line of a terminal: what would break the line, colour it or is no text is escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def say(text: str) -> None:

@@ -244,7 +244,7 @@ def test_each_row_is_in_the_file_before_the_next_photo(tmp_path: Path) -> None:
 def test_a_hundred_thousand_photos_are_never_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     visited: list[str] = []
 
-    def endless(place: str, onerror: object) -> object:
+    def endless(place: Path, **_: object) -> object:
         for i in range(10**9):
             visited.append(f"{place}/{i}")
             yield visited[-1], [], ["a.jpg"]
@@ -323,6 +323,22 @@ def test_a_folder_without_photos_and_one_that_is_closed_are_named(tmp_path: Path
     photos = Photos([str(tmp_path)], said.append)
     photos._closed(PermissionError(13, "Permission denied", "secret\n"))
     assert photos.closed == 1 and said == [r"saji: secret\n: Permission denied, so this folder is skipped"]
+
+
+def test_links_to_folders_are_followed_once_and_loops_are_told(tmp_path: Path) -> None:
+    """As training reads them; a photo that really lies in the folder has its own name there, not a link's."""
+    for name in ("disk/2023/0.jpg", "disk/2023/deep/1.jpg", "set/2024/2.jpg", "set/own.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    root, said = tmp_path / "set", list[str]()
+    links = {"2023": "../disk/2023", "again": "../disk/2023", "2024/self": "..", "0": "2024", "up": ".."}
+    links["2025"] = "gone"
+    for link, target in links.items():
+        (root / link).symlink_to(target)
+    found = [Path(photo).relative_to(root).as_posix() for photo in Photos([str(root)], said.append)]
+    assert found == ["2025", "own.jpg", "2024/2.jpg", "2023/0.jpg", "2023/deep/1.jpg"], "a link to nothing is broken"
+    told = {line.partition(" is a link to a folder that is read already")[0] for line in said}
+    assert told == {f"saji: {root / name}" for name in ("again", "0", "up", "2024/self")} and len(said) == 4
 
 
 def test_names_from_standard_input_and_the_exit_status(folder: Path, model: Path) -> None:

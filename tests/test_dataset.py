@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -96,6 +97,17 @@ def test_the_split_does_not_depend_on_names(tmp_path: Path) -> None:
         for number, file in enumerate(sorted((tmp_path / "one" / label).iterdir(), reverse=True)):
             (tmp_path / "two" / label / f"{number}.png").write_bytes(file.read_bytes())
     assert quick(tmp_path / "one").fingerprint == quick(tmp_path / "two").fingerprint
+
+
+def test_photos_of_the_test_split_that_measure_nothing_are_told(tmp_path: Path) -> None:
+    for number, (label, photos) in enumerate({"train/ant": 4, "train/bee": 4, "test/ant": 3, "test/cat": 2}.items()):
+        write_photos(tmp_path, label, photos, start=10 * number)
+    shutil.copy(tmp_path / "train/bee/10.png", tmp_path / "test/ant")
+    data = quick(tmp_path)
+    assert data.findings.measuring == len(data.test.photos) == 3
+    told = describe(data.findings)
+    assert "3 of 6 photos of a test split measure the accuracy" in told
+    assert "the test split's photos of 'cat' measure nothing, as no others have that label" in told
 
 
 def test_look_alikes_are_told_apart_and_stay_on_one_side(copies: Path, looked: tuple[Data, Path]) -> None:

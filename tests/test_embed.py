@@ -109,6 +109,19 @@ def test_photos_that_are_gone_or_changed_leave_the_embed_file_unjudged(
     assert (tmp_path / "model.embed.onnx").is_file()
 
 
+def test_photos_of_one_name_in_several_folders_are_told_apart_by_their_pixels(tmp_path: Path) -> None:
+    """As cameras number them; one that cannot be read is none of them."""
+    names = ("ant/batch1/0.png", "ant/batch2/0.png", "ant/batch3/0.png", "bee/batch1/0.png")
+    for seed, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True)
+        house.drawn(seed, path=tmp_path / name)
+    (tmp_path / names[1]).write_text("no picture")
+    there, geometry = [tmp_path / names[i] for i in (2, 0, 3)], Geometry.for_size(32)
+    images = np.stack([pixels(path, geometry) for path in there])
+    validation = ValidationSet(images, np.array([0, 0, 1]), ("ant/0.png", "ant/0.png", "bee/0.png"))
+    assert originals(tmp_path, validation, geometry) == dict(enumerate(there))
+
+
 @needs_shared
 def test_the_geometry_keeps_within_the_bound_on_real_photos(model: Path) -> None:
     spec = Receipt.read(model).spec

@@ -150,6 +150,15 @@ def test_photos_that_the_checkpoint_has_seen_are_counted_and_left_out(
     assert "2 of 5 photos were seen by" in found["text"] and "left out" in found["text"]
 
 
+def test_photos_that_are_listed_more_than_once_are_told(model: Path, sample: Path, tmp_path: Path, run_command) -> None:
+    for i, photo in enumerate(sorted((sample / "bakso").glob("*.jpg"))[:3]):
+        shutil.copy(photo, tmp_path / f"{i}.jpg")
+    rows = ["filename,label", "0.jpg,bakso", "./0.jpg,bakso", "1.jpg,bakso", "1.jpg,rendang", "2.jpg,bakso"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    told = run_command(model / "model.onnx", tmp_path)["problems"]
+    assert "2 photos are listed more than once, 1 of them under two labels; each row counts" in told
+
+
 def scored(values: list[float]) -> np.ndarray:
     """Logits whose highest probability rises with the values; the answer is always class 0."""
     return np.array([[value, 0.0, 0.0] for value in values])
@@ -217,6 +226,13 @@ def test_photos_are_asked_batch_by_batch(sample: Path) -> None:
     answers = evaluate.answer(logits, spec, [photo] * (2 * evaluate.BATCH + 3))
     assert asked == [evaluate.BATCH, evaluate.BATCH, 3]
     assert answers.outputs.shape == (sum(asked), 3) and set(answers.labels) == {1}
+
+
+def test_classes_that_only_case_tells_apart_keep_their_own_photos() -> None:
+    """ImageNet has Cardigan, the dog, and cardigan, the garment."""
+    spec = replace(SPEC, classes=("Cardigan", "cardigan", "hot dog"))
+    named = {"Cardigan": 0, "cardigan": 1, "Hot_Dog": 2, "CARDIGAN": evaluate.NONE, "bakso": evaluate.NONE}
+    assert evaluate.numbers(spec, named) == named
 
 
 def test_misuse_is_one_sentence(run: Path, sample: Path, tmp_path: Path, run_command) -> None:

@@ -17,14 +17,14 @@ from export import __main__ as exporting
 from export import model as module
 from export import parity
 from export.graph import OPSET, check_contract, export_onnx
-from export.model import Checkpoint, up_to_date, write_model
+from export.model import Checkpoint, _write_examples, up_to_date, write_model
 from export.precision import FP16_QDQ_OPSET
 from export.settings import Settings
 from runtime import files
 from runtime.benchmark import run as benchmark_run
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
-from runtime.evaluation import ValidationSet
+from runtime.evaluation import ValidationSet, compare
 from runtime.files import replacing_folder, sha256_modules
 from runtime.gate import GATES
 from runtime.golden import Golden
@@ -193,6 +193,27 @@ def test_every_verdict_carries_the_bounds_it_was_given_by(model: Path, run: Path
     tightened = replace(openvino, gate=replace(GATES["int8"], shift=1e-12))
     result = check_candidate(tightened, model, ValidationSet.load(model / "validation.npz"), Receipt.read(model).spec)
     assert result.verdict == "fail" and "above 1e-12" in result.reasons[0]
+
+
+def test_names_of_photos_and_models_are_no_markup_in_the_parity_report() -> None:
+    spec = ModelSpec("_m_", "y", ("a", "b"), validation={"accuracy": 1.0})
+    logits, other = np.array([[1.0, 0.9], [0.0, 9.0]]), np.array([[0.9, 1.0], [0.0, 9.0]])
+    figures = compare(logits, other, np.array([0, 1]))
+    candidate = Candidate("y", "model.onnx", "ort-cpu", "fp32", verdict="fail", reasons=("<b>",), figures=figures)
+    validation = ValidationSet(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a/<i>.jpg", "b/0.jpg"))
+    text = parity.report(spec, "*this*", [candidate], validation, ["~~no~~"], GATES)
+    for markup in ("_m_", "*this*", "<b>", "<i>", "~~no"):
+        assert markup not in text
+
+
+def test_a_class_of_any_length_has_an_example(tmp_path: Path) -> None:
+    names = ("\u0e02" * 90, "a" * 300, "b" * 199 + "\u0e02")
+    spec = ModelSpec("x", "y", names, Geometry.for_size(16))
+    validation = ValidationSet(np.zeros((3, 16, 16, 3), np.uint8), np.arange(3), names, np.eye(3, dtype=np.float32))
+    _write_examples(tmp_path / "examples", validation, spec)
+    written = sorted(path.stem for path in (tmp_path / "examples").glob("*.png"))
+    assert [stem[:3] for stem in written] == ["000", "001", "002"]
+    assert all(name.startswith(stem[4:]) and stem[4:] for stem, name in zip(written, names, strict=True))
 
 
 def test_examples_are_one_picture_per_class(model: Path) -> None:

@@ -78,6 +78,13 @@ def test_excels_line_about_the_delimiter_and_blank_lines_are_no_header(start: st
     assert listed(tmp_path) == [("a.jpg", "x", "train"), ("b.jpg", "y, or z", "val")]
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_any_end_of_lines_is_told_before_the_columns_and_a_return_in_quotes_stays(end: str, tmp_path: Path) -> None:
+    rows = ["filename\tlabel\tnote", '"a\nb.jpg"\tx\tred, hot, big, hot', '"a\rb.jpg"\ty\tno, not this, no, no']
+    (touch(tmp_path, "a\nb.jpg", "a\rb.jpg") / "labels.csv").write_text(end.join(["", *rows, ""]), newline="")
+    assert listed(tmp_path) == [("a\nb.jpg", "x", None), ("a\rb.jpg", "y", None)]
+
+
 @pytest.mark.parametrize(
     "path", [r"ant\0.jpg", r".\ant\0.jpg", "ant//0.jpg", "./ant/0.jpg", "ant/../ant/0.jpg", " ant/0.jpg "]
 )
@@ -95,6 +102,18 @@ def test_a_path_out_of_the_folder_is_refused_however_it_is_spelled(path: str, tm
         read_photo_set(tmp_path / "set")
 
 
+def test_an_absolute_path_of_the_folder_is_inside_whatever_link_leads_there(tmp_path: Path) -> None:
+    """As /data is a link to a disk, and /tmp to another folder on macOS; also to photos that are links into a cache."""
+    touch(tmp_path, "disk/set/ant/0.jpg", "cache/1.jpg")
+    (tmp_path / "data").symlink_to("disk")
+    (tmp_path / "disk" / "set" / "1.jpg").symlink_to(tmp_path / "cache" / "1.jpg")
+    for called in ("data", "disk"):
+        rows = [f"{tmp_path / called / 'set' / name},x" for name in ("ant/0.jpg", "1.jpg")]
+        (tmp_path / "disk" / "set" / "labels.csv").write_text("\n".join(["filename,label", *rows]))
+        for source in ("data", "disk"):
+            assert len(read_photo_set(tmp_path / source / "set").photos) == 2
+
+
 @pytest.mark.parametrize(
     "path", [r"C:\photos\0.jpg", r"\\server\share\0.jpg", "n" * 300, "a\\" + "n" * 300, "https://x.org/0.jpg"]
 )
@@ -107,6 +126,11 @@ def test_a_path_that_leads_to_nothing_is_a_fault_of_its_line(path: str, tmp_path
         assert "points outside its folder" in str(refusal)
     else:
         assert len(found.photos) == 1 and "line 3" in found.problems[0]
+
+
+def test_a_folder_in_place_of_a_photo_is_told_to_be_one(tmp_path: Path) -> None:
+    (touch(tmp_path, "0.jpg", "ant/1.jpg") / "labels.csv").write_text("filename,label\n0.jpg,x\nant,x\n")
+    assert read_photo_set(tmp_path).problems == ("labels.csv line 3: ant is a folder; a row is for one photo",)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +171,10 @@ SETS = {
         {"test", "ant"},
     ),
     "folders in classes": (["ant/red/small/0.jpg", "bee/0.jpg"], {"ant", "bee"}),
+    "numbered folders in classes": (["ant/batch1/0.jpg", "ant/batch2/0.jpg", "bee/batch1/0.jpg"], {"ant", "bee"}),
+    "the same folders in classes of a split": (["train/ant/left/0.jpg", "train/bee/left/0.jpg"], {"ant", "bee"}),
     "train and test": (["train/ant/0.jpg", "test/bee/0.jpg"], {"ant", "bee"}),
+    "Training and Testing": (["Training/ant/0.jpg", "Testing/bee/0.jpg"], {"ant", "bee"}),
     "Training and Validation": (["Training/ant/0.jpg", "Validation/ant/0.jpg"], {"ant"}),
     "names like a tool's": (["#1/0.jpg", "@home/0.jpg", "$100/0.jpg"], {"#1", "@home", "$100"}),
 }
@@ -157,6 +184,29 @@ SETS = {
 def test_classes_and_splits_are_told_apart(name: str, tmp_path: Path) -> None:
     files, classes = SETS[name]
     assert {label for _, label, _ in listed(touch(tmp_path, *files))} == classes
+
+
+# Folders that are no classes, as archives of photos have them, and what the sentence names
+PARTS = {
+    "splits of other names": (["training_set/cat/0.jpg", "training_set/dog/1.jpg", "test_set/cat/2.jpg"], "call them"),
+    "one too deep": (["seg_train/seg_train/sea/0.jpg", "seg_test/seg_test/sea/1.jpg"], "in seg_test/seg_test, seg_tr"),
+    "splits of digits": (["X_train/0/a.jpg", "X_train/1/b.jpg", "X_test/0/c.jpg"], "call them train"),
+    "kinds of photos": (["colour/ant/0.jpg", "colour/bee/1.jpg", "grey/ant/0.jpg", "grey/bee/1.jpg"], "colour, grey"),
+    "one folder more": (["dataset/train/ant/0.jpg", "dataset/val/ant/1.jpg"], "give {}/dataset as DATA"),
+    "beside texts": (["images/ant/0.jpg", "images/bee/1.jpg", "meta/classes.txt"], "give {}/images as DATA"),
+    "a split in itself": (["train/train/ant/0.jpg", "train/train/bee/1.jpg"], "give {}/train/train as DATA"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_splits_and_parts_of_a_set_are_not_taken_for_classes(name: str, tmp_path: Path) -> None:
+    files, words = PARTS[name]
+    with pytest.raises(house.SajiError, match=words.format(tmp_path)):
+        read_photo_set(touch(tmp_path, *files))
+
+
+def test_where_there_is_no_train_nothing_is_kept_of_it(tmp_path: Path) -> None:
+    assert not read_photo_set(touch(tmp_path, "test/ant/0.jpg", "test/bee/1.jpg")).problems
 
 
 def test_photos_alone_in_train_and_val_have_no_class(tmp_path: Path) -> None:
@@ -210,6 +260,12 @@ def test_links_are_followed_and_loops_are_told(tmp_path: Path) -> None:
     ]  # fmt: skip
     said = "\n".join(found.problems)
     assert said.count("a link to a folder that is read already") == 3 and said.count("a link to nothing") == 2
+
+
+def test_what_lies_in_a_class_has_its_own_name_whatever_links_to_it(tmp_path: Path) -> None:
+    root = touch(tmp_path, "ant/a/0.jpg", "ant/b/1.jpg", "bee/2.jpg")
+    (root / "ant" / "a" / "link").symlink_to(root / "ant" / "b")
+    assert [name for name, _, _ in listed(root)] == ["ant/a/0.jpg", "ant/b/1.jpg", "bee/2.jpg"]
 
 
 def test_a_class_that_is_a_link_to_what_is_read_already_is_told_and_none(tmp_path: Path) -> None:

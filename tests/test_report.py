@@ -3,20 +3,24 @@
 import contextlib
 import csv
 import errno
+import html
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 from torchvision.models import ResNet18_Weights
 
 from runtime.errors import BadModel, SajiError
+from runtime.markdown import plain, plain_table
 from training.__main__ import main
 from training.network.classifier import PhotoClassifier, load_checkpoint, save_checkpoint
 from training.outcome import figures, report
@@ -306,3 +310,26 @@ def test_a_failure_leaves_the_report_as_it_was(run: Path, tmp_path: Path, monkey
         report.write_report(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "resnet18"}
     assert (tmp_path / "report.md").read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "&amp;.jpg", "&#65;", "<b>", "a<br>b", "~~s~~", "~x~", "_em_", "__init__", "p/_em_.jpg", "nasi__goreng__ x",
+        "*em*", "`c`", "[a](b)", "![a](b)", "$x$", "a\\b", "a|b", "- li", "+ li", "-", "1. x", "1) x", "# h", "> q",
+        "===", "---", "- -", "new\nline", "nasi_goreng 0.jpg",
+    ],
+)  # fmt: skip
+def test_names_are_shown_as_they_are_wherever_they_stand_in_a_document(name: str) -> None:
+    reader, shown = MarkdownIt().enable(["table", "strikethrough"]), html.escape(name.replace("\n", " "), quote=False)
+    assert reader.render(f"- {plain(name)}") == f"<ul>\n<li>{shown}</li>\n</ul>\n"
+    assert reader.render(f"# {plain(name)}") == f"<h1>{shown}</h1>\n"
+    assert reader.render(f"text\n\n{plain(name)}") == f"<p>text</p>\n<p>{shown}</p>\n"
+    assert f"<td>{shown}</td>" in reader.render(plain_table(["c"], [[name]]))
+
+
+@pytest.mark.parametrize("name", ["http://a.org", "www.a.org", "a@b.org", "@user", ":smile:"])
+def test_names_are_no_addresses_nor_mentions(name: str) -> None:
+    """As GitHub finds them in plain text."""
+    assert not re.search(r"www\.|(?<!\\)[@:]\S", plain(name))
+    assert MarkdownIt().render(plain(name)) == f"<p>{name}</p>\n"

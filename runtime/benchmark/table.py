@@ -10,7 +10,7 @@ from runtime.benchmark.scenarios import SCENARIOS, Column
 from runtime.errors import missing_extra
 from runtime.evaluation import with_interval
 from runtime.files import replacing
-from runtime.markdown import markdown
+from runtime.markdown import markdown, plain_table
 from runtime.speed_ratio import compared
 from runtime.terminal import show_table
 
@@ -25,7 +25,7 @@ def table(rows: Sequence[Row]) -> str:
     """One line per candidate and batch, fastest first, with the conditions below; a table for each scenario."""
     blocks = []
     for group in _by_scenario(rows):
-        blocks += [markdown(*_cells(group)), conditions(group)]
+        blocks += [plain_table(*_cells(group)), conditions(group)]
         if unstable := [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in group if row.get("causes")]:
             blocks.append(f"Unstable, likely because: {' · '.join(unstable)}.")
     return "\n\n".join(blocks)

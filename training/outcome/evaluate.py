@@ -3,7 +3,8 @@
 Photos whose label is no class of the model count as "none of these": they are to be rejected, not to be classified.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
     photos, problems = _chosen(source, split)
     outputs, spec = opened(checkpoint)
     photos, seen, notes = _unseen(checkpoint, photos)
-    problems += notes
+    problems += [*notes, *_repeated(photos)]
     answers = answer(outputs, spec, photos, bar)
     evaluation, strangers = evaluated(spec, answers.outputs, answers.labels), _strangers(spec, photos)
     tell(described(evaluation, strangers, answers.unreadable, problems))
@@ -161,6 +162,17 @@ def _perhaps_seen(photos: list[Photo]) -> list[str]:
     return notes
 
 
+def _repeated(photos: list[Photo]) -> list[str]:
+    """That photos count more than once, where the set lists them so."""
+    labels = defaultdict(list)
+    for photo in photos:
+        labels[photo.path.resolve()].append(photo.label)
+    several = [given for given in labels.values() if len(given) > 1]
+    two = sum(len(set(given)) > 1 for given in several)
+    told = f"{len(several)} photos are listed more than once, {two} of them under two labels; each row counts"
+    return [told] if several else []
+
+
 def opened(path: Path) -> tuple[Outputs, ModelSpec]:
     """How to ask a checkpoint, or any model that `runtime.load` opens. Raises SajiError in one sentence."""
     if path.suffix != ".pt":
@@ -178,7 +190,7 @@ def opened(path: Path) -> tuple[Outputs, ModelSpec]:
 def answer(ask: Outputs, spec: ModelSpec, photos: list[Photo], progress: Progress = silent) -> Answers:
     """Preprocess and ask batch by batch, so that memory stays bounded. Raises SajiError when no photo can be read."""
     outputs, labels, unreadable = [], [], []
-    number = {spoken(name): k for k, name in enumerate(spec.classes)}
+    number = numbers(spec, {photo.label for photo in photos})
     starts = range(0, len(photos), BATCH)
     for start in progress(starts, "evaluating", len(starts)):
         batch = photos[start : start + BATCH]
@@ -188,7 +200,7 @@ def answer(ask: Outputs, spec: ModelSpec, photos: list[Photo], progress: Progres
                 unreadable.append(f"{photo.path}: {image}")
             else:
                 images.append(image)
-                labels.append(number.get(spoken(photo.label), NONE))
+                labels.append(number[photo.label])
         if images:
             outputs.append(ask(np.stack(images)))
     if not outputs:
@@ -203,9 +215,15 @@ def _pixels(photo: Photo, spec: ModelSpec) -> np.ndarray | BadPhoto:
         return error
 
 
+def numbers(spec: ModelSpec, labels: Iterable[str]) -> dict[str, int]:
+    """The class that each label names: by its very name, or as one class alone is said aloud; else NONE."""
+    exact, aloud = {name: k for k, name in enumerate(spec.classes)}, Counter(map(spoken, spec.classes))
+    said = {spoken(name): k for name, k in exact.items() if aloud[spoken(name)] == 1}
+    return {label: exact.get(label, said.get(spoken(label), NONE)) for label in labels}
+
+
 def _strangers(spec: ModelSpec, photos: list[Photo]) -> list[str]:
-    classes = {spoken(name) for name in spec.classes}
-    return sorted({photo.label for photo in photos if spoken(photo.label) not in classes})
+    return sorted(label for label, k in numbers(spec, {photo.label for photo in photos}).items() if k == NONE)
 
 
 def evaluated(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> Evaluation:

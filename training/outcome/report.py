@@ -8,10 +8,10 @@ import numpy as np
 
 from runtime.errors import SajiError
 from runtime.files import write_text
+from runtime.markdown import plain, plain_table
 from runtime.terminal import say, show_table, tell_programs
 from training.outcome import figures
 from training.outcome.summary import Outcome, differences, finished, read_outcome
-from training.photos.findings_page import markdown, plain
 from training.run.records import Share
 
 _HEADER = (
@@ -52,7 +52,7 @@ def write_report(run: Path) -> list[Outcome]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The networks as a Markdown table with its notes; runs are named where there are several."""
-    return "\n\n".join(filter(None, [markdown(_HEADER, _rows(outcomes)), _NOTES, _compared(outcomes)]))
+    return "\n\n".join(filter(None, [plain_table(_HEADER, _rows(outcomes)), _NOTES, _compared(outcomes)]))
 
 
 def _rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
@@ -72,13 +72,13 @@ def _compared(outcomes: Sequence[Outcome]) -> str:
         low, high = pair.interval
         rows.append([names, f"{pair.difference:+.3f} ({low:+.3f} to {high:+.3f})", f"{pair.p:.2g}"])
     note = "Paired: whole scenes are drawn for the interval and change signs for p, which is adjusted for all pairs."
-    return f"{markdown(head, rows)}\n\n{note}" if rows else ""
+    return f"{plain_table(head, rows)}\n\n{note}" if rows else ""
 
 
 def settings(outcomes: Sequence[Outcome]) -> str:
     """The settings in which networks of several runs differ, as a Markdown table; empty where they do not."""
     rows = [[name, *values] for name, values in _settings(outcomes).items() if len(set(values)) > 1]
-    return markdown(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
+    return plain_table(("setting", *(outcome.name for outcome in outcomes)), rows) if rows else ""
 
 
 def _row(outcome: Outcome, name: str) -> list[str]:
@@ -138,7 +138,7 @@ def _classes(run: Path, outcomes: Sequence[Outcome]) -> str:
             for name, scores, recall in zip(outcome.spec.classes, outcome.class_scores, _recalls(outcome), strict=True)
         ]
         head = outcome.network, "precision", "recall", "F1", "support", "recall on photos that chose nothing"
-        parts.append(markdown(head, rows))
+        parts.append(plain_table(head, rows))
     if any(outcome.held_out for outcome in outcomes):
         figure = _figure(run, figures.reliability, [outcome for outcome in outcomes if outcome.held_out])
         parts.append(f"How sure it was, and how often right, on photos that chose nothing:\n\n{figure}")
@@ -177,7 +177,7 @@ def _recipe(outcomes: Sequence[Outcome]) -> str:
     for setting, values in _settings(outcomes).items():
         each = [f"{outcome.network}: {value}" for outcome, value in zip(outcomes, values, strict=True)]
         rows.append([setting, values[0] if len(set(values)) == 1 else ", ".join(each)])
-    return f"## Recipe\n\n{markdown(('setting', 'value'), rows)}"
+    return f"## Recipe\n\n{plain_table(('setting', 'value'), rows)}"
 
 
 def _settings(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:

@@ -56,8 +56,7 @@ def load_data(
     classes = tuple(sorted({photo.label for photo in listed.photos if photo.split != "test"}))
     _require_enough(photos, classes, listed, len(listed.photos) - len(good))
     labels = np.array([classes.index(photo.label) for photo in photos])
-    everything = np.arange(len(photos))
-    bare = Data(photos, classes, labels, everything, everything[:0], hashes, scene_numbers(scenes, hashes))
+    bare = Data(photos, classes, labels, np.arange(len(photos)), np.arange(0), hashes, scene_numbers(scenes, hashes))
     data, told = split_unseen(bare, validation_share, seed, before)
     sides = ["train"] * len(photos) + ["test"] * (len(good) - len(photos))
     for index in data.val:
@@ -67,12 +66,13 @@ def load_data(
     clean = [i for i in range(len(photos), len(good)) if i not in shown and good[i][0].label in classes]
     test_labels = np.array([classes.index(good[i][0].label) for i in clean], int)
     test = HeldBack(tuple(good[i][0] for i in clean), test_labels, scene_numbers(scenes, all_hashes)[clean])
+    test = unknown_to(before, test, [all_hashes[i] for i in clean])
     return replace(
         data,
-        findings=replace(findings, seen=told, one_sided=_one_sided(data)),
+        findings=replace(findings, seen=told, one_sided=_one_sided(data, listed), measuring=len(test.photos)),
         seen=seen_in(data, before),
         leaking=np.intersect1d(data.val, [i for i, kind in shown.items() if kind != PERHAPS]),
-        test=unknown_to(before, test, [all_hashes[i] for i in clean]),
+        test=test,
     )
 
 
@@ -102,14 +102,17 @@ def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: Pho
             )
 
 
-def _one_sided(data: Data) -> list[str]:
-    """A sentence on each side of the split that a class is missing on."""
+def _one_sided(data: Data, listed: PhotoSet) -> list[str]:
+    """A sentence on each side of the split that a class is missing on; one of the test split may be trained nowhere."""
     why = "" if given_split(data.photos) else ", as photos of one scene stay together"
     sentences = []
     for side, indices in (("training", data.train), ("validation", data.val)):
         if missing := sorted(set(range(len(data.classes))) - set(data.labels[indices].tolist())):
             names = ", ".join(repr(data.classes[i]) for i in missing)
             sentences.append(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
+    if strange := sorted({photo.label for photo in listed.photos if photo.split == "test"}.difference(data.classes)):
+        names = ", ".join(map(repr, strange))
+        sentences.append(f"the test split's photos of {names} measure nothing, as no others have that label; rename it")
     return sentences
 
 

@@ -160,11 +160,12 @@ class Group:
 class Findings:
     """All that was found in a photo set; as JSON it is `data.json`.
 
-    `used` and `per_class` count the readable photos of each side. `leaks` has the closest likeness of each held-out
-    photo that an earlier side of the split shows too; `perhaps` names those that perhaps do. `two_labels` has the
-    photos of each picture that has several. `seen` has a sentence on each file that training starts from and that saw
-    validation photos, or may have, `one_sided` one on each side of the split that a class is missing on. `drawn` photos
-    are saji's own sample. Without `look_alikes` only identical files were looked for.
+    `used` and `per_class` count the readable photos of each side, `measuring` those of the test split whose accuracy is
+    told: they show a class that is trained, and no scene of another side. `leaks` has the closest likeness of each
+    held-out photo that an earlier side of the split shows too; `perhaps` names those that perhaps do. `two_labels` has
+    the photos of each picture that has several. `seen` has a sentence on each file that training starts from and that
+    saw validation photos, or may have, `one_sided` one on each side of the split that a class is missing on. `drawn`
+    photos are saji's own sample. Without `look_alikes` only identical files were looked for.
     """
 
     source: str = ""
@@ -181,6 +182,7 @@ class Findings:
     groups: list[Group] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     one_sided: list[str] = field(default_factory=list)
+    measuring: int = 0
     look_alikes: bool = True
     drawn: bool = False
 

@@ -1,6 +1,5 @@
 """The findings about a photo set for people: a few lines, a page, and a contact sheet of the duplicates."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from runtime.errors import BadPhoto
+from runtime.markdown import plain, plain_table, printable
 from runtime.preprocess import decode
-from runtime.terminal import printable
 from training.photos.findings import KINDS, Findings, PhotoFacts
 
 IMBALANCE = 3  # photos of the largest class over those of the smallest, from which it is worth a line
@@ -37,7 +36,7 @@ def describe(findings: Findings) -> str:
     lines = [f"{used['train']} to train on + {used['val']} to validate ({per_class})"]
     lines += [*findings.one_sided, *findings.seen, *findings.notes]
     if used["test"]:
-        lines.append(f"{used['test']} photos of a test split are kept apart, to measure the accuracy")
+        lines.append(f"{findings.measuring} of {used['test']} photos of a test split measure the accuracy")
     if _imbalance(findings) >= IMBALANCE:
         lines.append(f"the largest class has {_imbalance(findings):.1f} times the photos of the smallest")
     for items, what in (
@@ -67,7 +66,7 @@ def page(findings: Findings) -> str:
         f"# {plain(findings.source)}",
         f"{findings.listed} photos are listed, {sum(findings.used.values())} can be read.",
         *map(plain, [*findings.notes, *findings.one_sided]),
-        markdown(["class", *sides], rows),
+        plain_table(["class", *sides], rows),
         f"The largest class has {_imbalance(findings):.1f} times the photos of the smallest.",
         *(_section("Seen before", findings.seen) if findings.seen else []),
         *_section("Leaks across the split", [f"{n}: {kind}" for n, kind in findings.leaks.items()], _leak(findings)),
@@ -84,17 +83,6 @@ def page(findings: Findings) -> str:
         lines = [f"{group.kind}: {' / '.join(map(_picture, group.pictures))}" for group in groups]
         parts += [f"{_duplicates(findings)}.", f"![the first {ROWS} groups](duplicates.png)", _list(lines)]
     return "\n\n".join(parts) + "\n"
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of one line a row, the first column to the left; cells are plain text."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(plain, line)) + " |" for line in lines)
-
-
-def plain(text: str) -> str:
-    """A text as one line that Markdown leaves as it is."""
-    return re.sub(r"([\\|<*`$\[\]])", r"\\\1", printable(" ".join(text.split())))
 
 
 def _section(title: str, items: Sequence[str], sentence: str = "") -> list[str]:

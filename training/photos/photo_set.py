@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from runtime.errors import SajiError
-from runtime.files import left_by_programs
+from runtime.files import left_by_programs, walk_once
+from runtime.preprocess import SUFFIXES
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS |= {"testing": "test"}
 _COLUMNS = ("filename", "label", "split")
 _LISTS = {"labels.csv", "sample.json"}
 
@@ -79,20 +82,24 @@ def spoken(label: str) -> str:
 
 
 def _read_folders(root: Path) -> PhotoSet:
-    photos, problems, walk = [], [], _Walk()
+    photos, problems, walk, by_class = [], [], _Walk(), dict[Path, list[Path]]()
     splits = _splits(folders := walk.folders(root))
     classes: dict[Path, str | None] = {each: split for top, split in splits.items() for each in walk.folders(top)}
     classes = classes if splits else dict.fromkeys(folders, None)
     for folder in walk.once(classes):
-        files = sorted(walk.photos(folder))
+        files = by_class[folder] = sorted(walk.photos(folder))
         photos += [Photo(file, folder.name, classes[folder]) for file in files]
         if not files:
             problems.append(f"class folder {folder.name} is empty")
+    for top in splits or [root]:
+        inside = {folder: files for folder, files in by_class.items() if folder.parent == top}
+        if not splits or all(folder.name.lower() in _SPLITS for folder in inside):
+            _require_classes(top, inside)
     for folder in splits or [root]:
         stray = sum(walk.is_photo(file) for file in folder.iterdir() if not file.is_dir())
         if stray:
             problems.append(f"{stray} files directly in {folder.resolve().name}/ belong to no class and are ignored")
-    if splits and "val" not in splits.values():
+    if "train" in splits.values() and "val" not in splits.values():
         problems.append(f"there is no val/ in {root.resolve().name}: a part of train/ is kept to validate by")
     if splits:
         ignored = [folder.name for folder in folders if folder not in splits]
@@ -107,6 +114,41 @@ def _splits(folders: Sequence[Path]) -> dict[Path, str]:
     found = {folder: _SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLITS}
     trains = any(split == "train" and _Walk().folders(folder) for folder, split in found.items())
     return found if trains or len(found) == len(folders) else {}
+
+
+def _require_classes(top: Path, given: dict[Path, list[Path]]) -> None:
+    """Raise SajiError where folders that are taken for classes are parts of a set, with the classes' folders in them.
+
+    Folders of one name in several classes, none of which has a photo of its own, are such; numbered ones, as cameras
+    and people call them, only where the classes are called like splits.
+    """
+    parts: dict[Path, set[str]] = {}
+    for folder, files in given.items():
+        places = {file.parent for file in files if file.suffix.lower() in SUFFIXES}
+        if folder in places:
+            return
+        if places:
+            inner = Path(os.path.commonpath(places))
+            inner = inner.parent if inner in places else inner
+            parts[inner] = {place.relative_to(inner).parts[0] for place in places}
+    counts = Counter(name for names in parts.values() for name in names)
+    shared = sorted(name for name, count in counts.items() if count > 1 or len(parts) == 1)
+    words = {word for folder in given for word in re.split(r"[\W_]+", folder.name.lower())}
+    if len(parts) > 1 and words.isdisjoint(_SPLITS) and all(re.search(r"\d", name) for name in shared):
+        return
+    holders = [inner for inner, names in parts.items() if not names.isdisjoint(shared)]
+    named = ", ".join(shared[:3]) + (" …" if len(shared) > 3 else "")
+    if len(parts) == 1:
+        raise SajiError(
+            f"{top} has photos only in folders ({named}) of {holders[0]}; give {holders[0]} as DATA, or, if "
+            f"{holders[0].name} is a class, move it into {top / 'train'}"
+        )
+    if shared:
+        several = ", ".join(str(inner.relative_to(top)) for inner in holders[:3])
+        raise SajiError(
+            f"{top} has the same folders ({named}) in {several}; if these are splits, call them train, val and test in "
+            f"{top}, if they are classes, move them into {top / 'train'}, or give one of them as DATA"
+        )
 
 
 class _Walk:
@@ -133,18 +175,10 @@ class _Walk:
             taken.add(place)
         return [folder for folder in classes if folder not in again]
 
-    def photos(self, folder: Path, read: set[Path] | None = None) -> Iterator[Path]:
+    def photos(self, folder: Path) -> Iterator[Path]:
         """The photos at any depth of a folder; links are followed, but not to what was `read` or leads back here."""
-        read = self.read.copy() if read is None else read
-        read.add(folder.resolve())
-        for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
-            if not path.is_dir():
-                if self.is_photo(path):
-                    yield path
-            elif path.resolve() in read:
-                self._tell(path)
-            elif not self._passed_over(path):
-                yield from self.photos(path, read)
+        for _, files in walk_once(folder, self.read.copy(), self._passed_over, self._tell, _fail):
+            yield from filter(self.is_photo, files)
 
     def is_photo(self, file: Path) -> bool:
         """Whether a file is a photo, or is to be called a broken one."""
@@ -170,13 +204,17 @@ class _Walk:
         return passed
 
 
+def _fail(error: OSError) -> NoReturn:
+    raise error
+
+
 def _read_csv(path: Path) -> PhotoSet:
     text, problems = _text(path)
     root = path.parent.resolve()
     photos, bad_rows, padded = [], [], 0
     try:
-        # newline=None: old spreadsheets end lines with a lone CR, which csv refuses
-        rows = csv.reader(io.StringIO(text, newline=None), delimiter=_delimiter(text))
+        # newline="": old spreadsheets end lines with a lone CR, which elsewhere may be a part of a name
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
         header = _header(rows)
         if "filename" not in header or "label" not in header:
             raise SajiError(f"{path} has the columns {_named(header) or 'none'}; it needs filename,label[,split]")
@@ -220,24 +258,30 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
     label, split = cells.get("label", "").strip(), cells.get("split", "").strip().lower()
     file = _spelled_as_there(root, cells.get("filename", ""))
     exists = os.path.isfile(root / file)  # noqa: PTH113  also where the name is longer than the file system allows
-    if any(cell.strip() for cell in row[len(header) :]) or ("\n" in "".join(row) and not exists):
+    if any(cell.strip() for cell in row[len(header) :]) or (re.search(r"[\r\n]", "".join(row)) and not exists):
         return f"{line} has more cells than the header, or a line break in one; look for an unquoted comma or a quote"
     if not file:
         return f"{line} has no filename"
-    # By its letters: a photo that is a link into a cache stands where the link does
-    if not Path(os.path.normpath(root / file)).is_relative_to(root):
+    # By its letters, as the folder is given or truly called: a photo that is a link into a cache stands where the link
+    # does. Or by where its folder truly is, which an absolute path may reach through another link
+    places = Path(os.path.normpath(root / file)), Path(os.path.realpath((root / file).parent))
+    if not any(place.is_relative_to(base) for place in places for base in (root, os.path.normpath(folder.absolute()))):
         raise SajiError(f"{line} points outside its folder ({_named([file])}); keep the photos beside the CSV")
     if not label:
         return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
     if split and split not in _SPLITS:
         raise SajiError(f"{line} has the split {split!r}; use train, val or test")
-    return Photo(folder / file, label, _SPLITS.get(split)) if exists else f"{line}: {file} does not exist"
+    if exists:
+        return Photo(folder / file, label, _SPLITS.get(split))
+    there = os.path.isdir(root / file)  # noqa: PTH112  never raises
+    return f"{line}: {file} is a folder; a row is for one photo" if there else f"{line}: {file} does not exist"
 
 
 def _spelled_as_there(root: Path, cell: str) -> str:
     """A file's name as the folder has it: with spaces around, Windows' backslashes, accents apart from letters."""
     cells = [cell, cell.strip()]
     cells += [each.replace("\\", "/") for each in cells]
+    cells += [each.replace("\r\n", "\n") for each in cells]
     cells += [unicodedata.normalize(form, each) for each in cells for form in ("NFC", "NFD")]
     there = (each for each in cells if each.strip() and os.path.isfile(root / each))  # noqa: PTH113  never raises
     return next(there, cells[3])
@@ -245,7 +289,7 @@ def _spelled_as_there(root: Path, cell: str) -> str:
 
 def _delimiter(text: str) -> str:
     """What parts the columns: what stands most often in the first line of comma, semicolon, tab and bar."""
-    first = text.lstrip().partition("\n")[0].lower()
+    first = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0].lower()
     return first[4:5] if first.startswith("sep=") and len(first) > 4 else max(",;\t|", key=first.count)
 
 
