@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
 from runtime.colours import Unshown, to_srgb, told_colours
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
@@ -41,6 +41,10 @@ SUFFIXES = frozenset((
 # Standard", libjpeg-turbo.org); encoders make about ten
 MAX_SCANS = 100
 _SCAN = b"\xff\xda\0"  # the marker, and the upper byte of its length
+# The markers of frames (ITU-T T.81, table B.1), and of those that are kept as DCT: a lossless one has nothing to scale,
+# and writes beyond the memory that Pillow reserves for a smaller picture
+_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_DCT_FRAMES = frozenset((0xFFC0, 0xFFC1, 0xFFC2, 0xFFC9, 0xFFCA))
 
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 FORMATS = (*_COMMON, "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD")
@@ -127,8 +131,8 @@ def decode(
     try:
         with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
-            if shorter_side is not None:
-                _draft(image, shorter_side)
+            if shorter_side is not None and file:
+                _draft(image, file, shorter_side)
             return _upright_rgb(_as_shown(image), version, told_colours(image, file))
     except SajiError:
         raise
@@ -197,7 +201,7 @@ def _unread(image: Image.Image) -> Source:
     """The file of a PIL image that was opened and not yet read, which tells more than the image does; or the image."""
     file: Any = getattr(image, "fp", None)
     unread = file and not file.closed and getattr(image, "tile", None) and image.tell() == 0
-    unread = unread and not getattr(image, "decoderconfig", None)  # of a JPEG that the caller wants smaller
+    unread = unread and not (getattr(image, "decoderconfig", None) and _is_dct(file))  # which the caller wants smaller
     return file if unread and image.format in (*FORMATS, "MPO") else image
 
 
@@ -238,7 +242,8 @@ def _scans(image: Any, file: IO[bytes]) -> int:
 
     Nothing is decoded behind a first scan of all colours, unless it is progressive. Other files are read, in pieces.
     """
-    if not image.info.get("progressive") and _colours_of_first_scan(file) == image.layers:
+    colours = next((first for marker, first in _segments(file) if marker == 0xFFDA), 0)
+    if not image.info.get("progressive") and colours == image.layers:
         return 1
     last, count = b"", 0
     file.seek(0)
@@ -248,18 +253,23 @@ def _scans(image: Any, file: IO[bytes]) -> int:
     return count
 
 
-def _colours_of_first_scan(file: IO[bytes]) -> int:
-    """How many colours a JPEG's first scan has, by a walk through its segments (ITU-T T.81, annex B); 0: unsure."""
+def _segments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """A JPEG's segments up to its first scan (ITU-T T.81, annex B), as far as they are sure: marker and first byte."""
     place, marker = 2, 0
     with contextlib.suppress(struct.error):
         while marker != 0xFFDA:
             file.seek(place)
-            marker, length, colours = struct.unpack(">HHB", file.read(5))
+            marker, length, first = struct.unpack(">HHB", file.read(5))
             if marker < 0xFFC0 or 0xFFD0 <= marker <= 0xFFD9 or marker == 0xFFFF:  # no segment, or one of no length
-                return 0
+                return
+            yield marker, first
             place += 2 + length
-        return int(colours)
-    return 0
+
+
+def _is_dct(file: IO[bytes]) -> bool:
+    """Whether a JPEG is surely made of DCT blocks, which alone can be decoded smaller."""
+    frames = {marker for marker, _ in _segments(file) if marker in _FRAMES}
+    return bool(frames) and frames <= _DCT_FRAMES
 
 
 def _brand(file: IO[bytes]) -> str:
@@ -284,10 +294,10 @@ def _why_unidentified(file: IO[bytes], formats: Sequence[str]) -> str:
     return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
 
 
-def _draft(image: ImageFile.ImageFile, shorter_side: int) -> None:
+def _draft(image: Any, file: IO[bytes], shorter_side: int) -> None:
     # JPEG scales by whole eighths inside the decoder, which costs a quarter of decoding all pixels and dropping them
     scale = shorter_side / min(image.size)
-    if image.format in ("JPEG", "MPO") and scale < 1 and image.mode == "RGB":
+    if image.format in ("JPEG", "MPO") and scale < 1 and image.mode == "RGB" and _is_dct(file):
         image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
 
 

@@ -66,6 +66,9 @@ def test_photos_have_the_pixels_that_a_browser_shows(name: str, page: Any) -> No
         assert np.abs(ours - theirs).max() <= TOLERANCE, kind
 
 
+grey = np.asarray(picture("L"))[..., None]
+
+
 def on_white(colours: np.ndarray) -> np.ndarray:
     part = veil()[..., None] / 255
     return part * colours + 255 * (1 - part)
@@ -73,7 +76,7 @@ def on_white(colours: np.ndarray) -> np.ndarray:
 
 def tiffs() -> dict[str, tuple[bytes, np.ndarray]]:
     """TIFFs, which no browser shows, with what they are made of: `[H, W, 1 or 3]`."""
-    rgb, grey, opacity = scene(), np.asarray(picture("L"))[..., None], veil()[..., None]
+    rgb, opacity = scene(), veil()[..., None]
     deep = {name: each.astype(np.uint16) * 257 for name, each in (("rgb", rgb), ("grey", grey), ("opacity", opacity))}
     inks = np.concatenate([255 - rgb, 0 * opacity], 2)
     dimmed = (rgb * (opacity / 255)).round().astype(np.uint8)
@@ -114,7 +117,8 @@ def hidden() -> dict[str, tuple[bytes, np.ndarray]]:
     moving = {"save_all": True, "append_images": [picture().rotate(180)], "subsampling": "4:4:4"}
     kinds = {"AVIF, transparent": (saved(picture("RGBA"), "AVIF", quality=98, subsampling="4:4:4"), on_white(scene()))}
     kinds |= {"AVIF that moves": (saved(picture(), "AVIF", quality=98, **moving), scene())}
-    deep = np.asarray(picture("L"), np.uint16)[..., None] * 257
+    kinds |= {f"JPEG, lossless, {each.shape[2]}": (gallery.lossless_jpeg(each), each) for each in (scene(), grey)}
+    deep = grey.astype(np.uint16) * 257
     kinds |= {"PGM of 16 bits": (b"P5 48 32 65535\n" + deep.astype(">u2").tobytes(), deep >> 8)}
     kinds |= {"PGM of 10 bits": (b"P5 48 32 1023\n" + (deep >> 6).astype(">u2").tobytes(), deep >> 8)}
     for mode in ("RGBA", "LA"):
@@ -221,7 +225,6 @@ def test_colours_are_told_by_the_parts_of_a_file_and_not_by_letters_in_it(file: 
     assert np.array_equal(decode(file), decode(plain))
 
 
-grey = np.asarray(picture("L"))[..., None]
 UNREAD = "is of a kind that is not read"
 REFUSED = {
     "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),

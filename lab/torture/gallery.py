@@ -128,6 +128,27 @@ def ycck() -> bytes:
     return jpeg[: start + 11] + b"\2" + jpeg[start + 12 :]
 
 
+def lossless_jpeg(samples: np.ndarray, bits: int = 8) -> bytes:
+    """A lossless JPEG by its standard (ITU-T T.81, annex H), each sample told by its difference from the left one.
+
+    `samples` `[H, W, channels]`; a difference of 0 to `bits` bits is announced by a code of five.
+    """
+    height, width, channels = samples.shape
+    before = np.roll(samples.astype(int), 1, 1)
+    before[1:, 0], before[0, 0] = samples[:-1, 0], 1 << (bits - 1)
+    coded = ""
+    for step in (samples - before).ravel():
+        size = abs(int(step)).bit_length()
+        coded += f"{size:05b}" + (f"{step + (step < 0) * ((1 << size) - 1):0{size}b}" if size else "")
+    coded += "1" * (-len(coded) % 8)
+    pixels = int(coded, 2).to_bytes(len(coded) // 8, "big").replace(b"\xff", b"\xff\0")
+    frame = struct.pack(">BHHB", bits, height, width, channels) + b"".join(b"%c\x11\0" % i for i in range(channels))
+    codes = bytes([0, 0, 0, 0, 0, bits + 1, *[0] * 11, *range(bits + 1)])
+    scan = bytes([channels]) + b"".join(b"%c\0" % i for i in range(channels)) + b"\1\0\0"
+    rgb = segment(0xEE, b"Adobe\0\x64\0\0\0\0\0")
+    return b"\xff\xd8" + rgb + segment(0xC3, frame) + segment(0xC4, codes) + segment(0xDA, scan) + pixels + b"\xff\xd9"
+
+
 def tiff(samples: np.ndarray, photometric: int, order: str = "<", **tags: int | list[int]) -> bytes:
     """A TIFF by its standard, one strip without compression, or one for each plane where `planes` is 2.
 
