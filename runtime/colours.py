@@ -3,6 +3,7 @@
 import functools
 import io
 import struct
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -81,18 +82,24 @@ def _in_chunks(file: IO[bytes], end: int) -> tuple[int, int] | None:
 
 
 def _in_boxes(file: IO[bytes], end: int) -> tuple[int, int] | None:
-    """By the first box colr of an AVIF that tells numbers (ISO/IEC 14496-12, 4.2 and 12.1.5)."""
+    """By the first box colr of an AVIF that tells numbers (ISO/IEC 14496-12, 12.1.5)."""
+    for name, start, _ in boxes(file, end):
+        file.seek(start)
+        if name == b"colr" and file.read(4) == b"nclx":
+            return int.from_bytes(file.read(2), "big"), int.from_bytes(file.read(2), "big")
+    return None
+
+
+def boxes(file: IO[bytes], end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of a file of `end` bytes (ISO/IEC 14496-12, 4.2), and in others: name, begin and end of the content."""
     place, size = 0, 8
     while place + 16 <= end and size >= 8:
         file.seek(place)
-        size, name, kind, primaries, curve = struct.unpack(">I4s4sHH", file.read(16))
-        if name == b"colr" and kind == b"nclx":
-            return primaries, curve
-        if size == 1:  # a large one, told behind the name
-            file.seek(place + 8)
-            size = int.from_bytes(file.read(8), "big")
-        place += 8 + _HOLDING[name] if name in _HOLDING else size
-    return None
+        size, name, large = struct.unpack(">I4sQ", file.read(16))
+        start = place + (16 if size == 1 else 8)
+        size = large if size == 1 else size or end - place  # 0: it is the last one
+        yield name, start, place + size
+        place = start + _HOLDING[name] if name in _HOLDING else place + size
 
 
 @functools.lru_cache(maxsize=16)

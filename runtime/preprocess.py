@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
-from runtime.colours import Unshown, to_srgb, told_colours
+from runtime.colours import Unshown, boxes, to_srgb, told_colours
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
@@ -133,7 +133,7 @@ def decode(
             _measure(image, file, bounds)
             if shorter_side is not None and file:
                 _draft(image, file, shorter_side)
-            return _upright_rgb(_as_shown(image), version, told_colours(image, file))
+            return _upright_rgb(_as_shown(image, file), version, told_colours(image, file))
     except SajiError:
         raise
     except Unshown as why:
@@ -301,13 +301,15 @@ def _draft(image: Any, file: IO[bytes], shorter_side: int) -> None:
         image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
 
 
-def _as_shown(image: Any) -> Image.Image:
+def _as_shown(image: Any, file: IO[bytes] | None) -> Image.Image:
     """A picture as viewers show its beginning, in what Pillow leaves to its caller. Raises Unshown."""
     tile = getattr(image, "tile", None)
     if image.mode == "F":
         raise Unshown(f"is of floating-point numbers, {_NO_WHITE}")
     if image.format == "TIFF":
         return _tiff_as_shown(image)
+    if file and image.format == "JPEG2000" and (bits := _bits_of_jpeg2000(file)) != 8:
+        raise Unshown(f"keeps {bits}-bit colours, which Pillow misreads in JPEG 2000; save it as PNG")
     if image.mode == "I" and image.format not in ("PPM", "PNG"):  # whose numbers have 16 bits in this mode
         raise Unshown(f"is of 32-bit numbers, {_NO_WHITE}")
     if image.format in ("BMP", "DIB", "TGA") and image.mode in ("RGBA", "LA"):
@@ -328,6 +330,18 @@ def _as_shown(image: Any) -> Image.Image:
         image = Image.new("RGBA", image.size)
         image.paste(frame, box)
     return image
+
+
+def _bits_of_jpeg2000(file: IO[bytes]) -> int:
+    """How many bits the colours of a JPEG 2000 have (ITU-T T.800, A.5.1); 8 too where Pillow makes those of them."""
+    start = next((start for name, start, _ in boxes(file, file.seek(0, 2)) if name == b"jp2c"), 0)
+    file.seek(start)
+    if file.read(4) != b"\xff\x4f\xff\x51":  # which the decoder will tell
+        return 8
+    file.seek(start + 40)
+    colours = int.from_bytes(file.read(2), "big")
+    bits = {(each & 0x7F) + 1 for each in file.read(3 * colours)[::3]} - set(range(8, 17) if colours == 1 else (8,))
+    return max(bits, default=8)
 
 
 def _tiff_as_shown(image: Any) -> Image.Image:

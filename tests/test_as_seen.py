@@ -119,6 +119,7 @@ def hidden() -> dict[str, tuple[bytes, np.ndarray]]:
     kinds |= {"AVIF that moves": (saved(picture(), "AVIF", quality=98, **moving), scene())}
     kinds |= {f"JPEG, lossless, {each.shape[2]}": (gallery.lossless_jpeg(each), each) for each in (scene(), grey)}
     deep = grey.astype(np.uint16) * 257
+    kinds |= {"JPEG 2000 of 16-bit grey": (saved(Image.fromarray(deep[..., 0]), "JPEG2000"), grey)}
     kinds |= {"PGM of 16 bits": (b"P5 48 32 65535\n" + deep.astype(">u2").tobytes(), deep >> 8)}
     kinds |= {"PGM of 10 bits": (b"P5 48 32 1023\n" + (deep >> 6).astype(">u2").tobytes(), deep >> 8)}
     for mode in ("RGBA", "LA"):
@@ -225,6 +226,14 @@ def test_colours_are_told_by_the_parts_of_a_file_and_not_by_letters_in_it(file: 
     assert np.array_equal(decode(file), decode(plain))
 
 
+def of_bits(file: bytes, *bits: int) -> bytes:
+    """A JPEG 2000 that says of its colours, one after the other, that they have so many bits."""
+    start = file.index(b"\xff\x4f\xff\x51") + 42
+    told = b"".join(bytes([each - 1, 1, 1]) for each in bits)
+    return file[:start] + told + file[start + len(told) :]
+
+
+JP2, J2K = saved(picture(), "JPEG2000"), saved(picture("RGBA"), "JPEG2000", no_jp2=True)
 UNREAD = "is of a kind that is not read"
 REFUSED = {
     "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),
@@ -232,6 +241,11 @@ REFUSED = {
     "TIFF of signed numbers": (tiff(grey.astype(np.int16) * 128, 1), "signed numbers"),
     "TIFF of 32 bits": (tiff(grey.astype(np.uint32) << 24, 1), "32-bit numbers"),
     "TIFF of deep planes": (tiff(scene().astype(np.uint16) * 257, 2, planes=2), "one after the other"),
+    "JPEG 2000 of 12 bits": (of_bits(JP2, 12, 12, 12), "keeps 12-bit colours"),
+    "JPEG 2000 of 5 bits and 6": (of_bits(JP2, 5, 6, 5), "keeps 6-bit colours"),
+    "JPEG 2000 of 16 bits and transparent, without boxes": (of_bits(J2K, 8, 8, 8, 16), "keeps 16-bit colours"),
+    "JPEG 2000 of grey and alpha": (of_bits(saved(picture("LA"), "JPEG2000"), 9, 8), "keeps 9-bit colours"),
+    "JPEG 2000 of black and white": (of_bits(saved(picture("L"), "JPEG2000"), 1), "keeps 1-bit colours"),
     "PFM": (b"Pf 48 32 -1.0\n" + (grey / 255).astype("<f4").tobytes(), "floating-point"),
     "PNG of high dynamic range": (gallery.png(scene(), 2, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))), "(PQ)"),
     "PNG of high dynamic range behind much else": (
