@@ -324,12 +324,27 @@ def _as_shown(image: Any, file: IO[bytes] | None) -> Image.Image:
     elif image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
         bits = int(str(tile[0].args).partition(";")[2] or 8)  # the transparent grey is told in samples of so many bits
         image.info["transparency"] *= 255 // (2**bits - 1)
+    elif file and image.format == "PNG" and tile[0].args == "RGB;16B" and "transparency" in image.info:
+        image = _with_a_deep_colour_clear(image, file)
     box = getattr(image, "dispose_extent", None)  # of the first frame of a GIF or an APNG
     if box and box != (0, 0, *image.size):
         frame = image.convert("RGBA").crop(box)  # around it neither a ground nor another picture is shown
         image = Image.new("RGBA", image.size)
         image.paste(frame, box)
     return image
+
+
+def _with_a_deep_colour_clear(image: Any, file: IO[bytes]) -> Image.Image:
+    """A PNG of 16-bit colours and its clear one, of which Pillow keeps the upper bits; the lower ones are read anew."""
+    image.load()
+    lower = _identified(file, ("PNG",))
+    lower.tile = [lower.tile[0]._replace(args="RGB;16L")]
+    bits = np.array(image.info["transparency"], ">u2").reshape(3, 1).view(np.uint8)
+    clear = (np.asarray(image) == bits[:, 0]) & (np.asarray(lower) == bits[:, 1])
+    found = image.copy()
+    found.putalpha(Image.fromarray(np.where(clear.all(2), 0, 255).astype(np.uint8)))
+    del found.info["transparency"]
+    return found
 
 
 def _bits_of_jpeg2000(file: IO[bytes]) -> int:

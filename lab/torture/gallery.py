@@ -316,6 +316,9 @@ def pngs(interlaced: bool) -> dict[str, bytes]:
         }
     red = (230, 40, 30)
     kinds |= {"one colour clear": (colours, 2, 8, png_chunk(b"tRNS", struct.pack(">3H", *red)))}
+    near = deep[0].copy()
+    near[4:] ^= 3  # where the red corner is of another red, by the lower bits alone
+    kinds |= {"one colour clear of 16 bits": (near, 2, 16, png_chunk(b"tRNS", near[0, 0].astype(">u2").tobytes()))}
     return {f"PNG{' interlaced' * interlaced}, {name}": png(*kind, interlaced) for name, kind in kinds.items()}
 
 
