@@ -20,7 +20,7 @@ _PRIMARIES[12] = (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, *_D65)  # Display P3
 _EXPONENTS = {1: 0.0, 4: 2.2, 5: 2.8, 6: 0.0, 8: 1.0, 13: 0.0, 14: 0.0, 15: 0.0}
 _HDR = {16: "PQ", 18: "HLG"}
 # What is before the boxes in a box that holds others: on the way to the colours of a photo, and of a sequence's track
-_HOLDING = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"stsd": 8, b"av01": 78}
+_HOLDING = {b"jp2h": 0, b"meta": 4, b"iprp": 0, b"ipco": 0, b"stsd": 8, b"av01": 78}
 _HOLDING |= dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl"), 0)
 
 # Bradford: XYZ to the responses of the cones, and the white of ICC profiles (ICC.1:2022, annex E and 7.2.16)
@@ -37,7 +37,7 @@ def told_colours(image: Image.Image, file: IO[bytes] | None = None) -> bytes | N
 
     None where nothing is told, which means sRGB. Raises Unshown where the numbers are light of high dynamic range.
     """
-    embedded, coded = image.info.get("icc_profile"), _coded(image, file)
+    embedded, coded = image.info.get("icc_profile") or _embedded(image, file), _coded(image, file)
     if embedded and not (coded and image.format == "PNG"):  # PNG 3, 4.3: cICP comes first; in AVIF browsers take ICC
         return embedded if embedded[16:20] == _space(image) else None
     if coded:
@@ -50,6 +50,17 @@ def told_colours(image: Image.Image, file: IO[bytes] | None = None) -> bytes | N
         if "chromaticity" not in image.info and abs(exponent - 2.2) < 0.01:  # how sRGB was told before it had a chunk
             return None
         return made_profile((*white_first[2:], *white_first[:2]), exponent)
+    return None
+
+
+def _embedded(image: Image.Image, file: IO[bytes] | None) -> bytes | None:
+    """The profile that Pillow leaves in the file: of the first box colr of a JPEG 2000 (ITU-T T.800, I.5.3.3)."""
+    if file and image.format == "JPEG2000":
+        for name, start, end in boxes(file, file.seek(0, 2)):
+            if name == b"colr":
+                file.seek(start)
+                content = file.read(end - start)
+                return content[3:] if content[:1] in (b"\2", b"\3") else None
     return None
 
 

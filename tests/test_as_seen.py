@@ -196,6 +196,16 @@ def of_colours(*chunks: tuple[bytes, bytes]) -> bytes:
     return gallery.png(scene(), 2, 8, b"".join(png_chunk(*chunk) for chunk in chunks))
 
 
+def with_profile(jp2: bytes, kind: int) -> bytes:
+    """A JPEG 2000 whose box of colours has the profile of Display P3, which is of one kind or the other."""
+    header, colours = jp2.index(b"jp2h") - 4, jp2.index(b"colr") - 4
+    size, end = struct.unpack(">I", jp2[header : header + 4])[0], colours + int.from_bytes(jp2[colours : colours + 4])
+    box = b"colr" + bytes([kind, 0, 0]) + gallery.profile(**gallery.P3)
+    grown = struct.pack(">I", size + len(box) + 4 - (end - colours))
+    return jp2[:header] + grown + jp2[header + 4 : colours] + struct.pack(">I", len(box) + 4) + box + jp2[end:]
+
+
+JP2 = saved(picture(), "JPEG2000")
 WIDE, MUCH = (b"cICP", bytes([12, 13, 0, 1])), bytes(70_000)
 LETTERS = b"\0\0\0\4cICP" + bytes([9, 16, 0, 1])
 BOX_LETTERS = b"colrnclx" + struct.pack(">HH", 9, 16)
@@ -211,6 +221,9 @@ TOLD_AS = {
         of_colours((b"cICP", bytes([2, 2, 0, 1])), (b"iCCP", b"x\0\0" + zlib.compress(gallery.profile(**gallery.P3)))),
         saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3)),
     ),
+    "JPEG 2000, a profile": (with_profile(JP2, 2), saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3))),
+    "JPEG 2000, any profile": (with_profile(JP2, 3), with_profile(JP2, 2)),
+    "JPEG 2000, the profile of another kind": (with_profile(JP2, 4), JP2),
     "AVIF behind much else": (with_box(gallery.said_in_avif(12, 13), MUCH), gallery.said_in_avif(12, 13)),
     "AVIF's letters elsewhere": (with_box(gallery.said_in_avif(12, 13), BOX_LETTERS), gallery.said_in_avif(12, 13)),
     "HEIC's letters elsewhere": pytest.param(
@@ -233,7 +246,7 @@ def of_bits(file: bytes, *bits: int) -> bytes:
     return file[:start] + told + file[start + len(told) :]
 
 
-JP2, J2K = saved(picture(), "JPEG2000"), saved(picture("RGBA"), "JPEG2000", no_jp2=True)
+J2K = saved(picture("RGBA"), "JPEG2000", no_jp2=True)
 UNREAD = "is of a kind that is not read"
 REFUSED = {
     "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),
