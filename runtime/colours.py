@@ -54,14 +54,35 @@ def told_colours(image: Image.Image, file: IO[bytes] | None = None) -> bytes | N
 
 
 def _embedded(image: Image.Image, file: IO[bytes] | None) -> bytes | None:
-    """The profile that Pillow leaves in the file: of the first box colr of a JPEG 2000 (ITU-T T.800, I.5.3.3)."""
+    """What Pillow leaves in the file: a BMP's, or that of the first box colr of a JPEG 2000 (ITU-T T.800, I.5.3.3)."""
     if file and image.format == "JPEG2000":
         for name, start, end in boxes(file, file.seek(0, 2)):
             if name == b"colr":
                 file.seek(start)
                 content = file.read(end - start)
                 return content[3:] if content[:1] in (b"\2", b"\3") else None
+    if file and image.format == "BMP":
+        return _in_bmp(file)
     return None
+
+
+def _in_bmp(file: IO[bytes]) -> bytes | None:
+    """The profile of a BMP (BITMAPV5HEADER), or one made of its endpoints and gamma, where that is one for all colours.
+
+    As browsers do it, and who writes endpoints, X and Y are x and y, and white is that of sRGB.
+    """
+    file.seek(14)
+    head = file.read(124).ljust(124, b"\0")
+    length, kind = int.from_bytes(head[:4], "little"), head[56:60]
+    if length >= 124 and kind == b"DEBM":
+        start, size = struct.unpack_from("<II", head, 112)
+        file.seek(14 + start)
+        return file.read(size)
+    ends, gammas = struct.unpack_from("<9i", head, 60), set(struct.unpack_from("<3i", head, 96))
+    if length < 108 or kind != bytes(4) or len(gammas) > 1 or gammas == {0}:
+        return None
+    corners = [end / 2**30 for place, end in enumerate(ends) if place % 3 < 2]
+    return made_profile((*corners, *_D65), gammas.pop() / 65536)
 
 
 def _coded(image: Image.Image, file: IO[bytes] | None) -> tuple[int, int] | None:
@@ -149,7 +170,7 @@ def _xyz(value: np.ndarray) -> bytes:
 
 def _space(image: Image.Image) -> bytes:
     """What a profile for such a picture calls its colours (ICC.1:2022, table 19)."""
-    grey = image.mode in ("L", "LA", "La") or image.mode.startswith("I")
+    grey = image.format != "BMP" and (image.mode in ("L", "LA", "La") or image.mode.startswith("I"))
     return b"CMYK" if image.mode == "CMYK" else b"GRAY" if grey else b"RGB "
 
 

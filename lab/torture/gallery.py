@@ -211,6 +211,15 @@ def bmp(bits: int, rows: np.ndarray, masks: tuple[int, ...] = (), downwards: boo
     return b"BM" + struct.pack("<IHHI", start + len(content), 0, 0, start) + head + fields + content
 
 
+def bmp_of_colours(told: bytes, corners: tuple[float, ...] = (0,) * 9, gamma: float = 0, icc: bytes = b"") -> bytes:
+    """A BMP of 24 bits with the header that tells its colours (BITMAPV5HEADER), in one way or another."""
+    content = np.ascontiguousarray(scene()[::-1, :, ::-1]).tobytes()
+    head = struct.pack("<IiiHHIIiiII", 124, *SIZE, 1, 24, 0, len(content), 0, 0, 0, 0) + bytes(16) + told
+    fixed = [*(round(corner * 2**30) for corner in corners), *[round(gamma * 65536)] * 3]
+    head += struct.pack("<12i4I", *fixed, 4, 124 + len(content), len(icc), 0)
+    return b"BM" + struct.pack("<IHHI", 138 + len(content) + len(icc), 0, 0, 138) + head + content + icc
+
+
 def grey_profile(exponent: float) -> bytes:
     """An ICC profile for grey photos, such as Photoshop's (ICC.1:2001-04)."""
     curve = struct.pack(">4s4xIHxx", b"curv", 1, round(exponent * 256))
@@ -279,6 +288,9 @@ def colours_told() -> dict[str, bytes]:
     kinds |= {"ICC of grey, transparent": saved(picture("LA"), "PNG", icc_profile=grey_profile(1.3))}
     kinds |= {"ICC of grey in RGB": jpeg(icc_profile=grey_profile(1.3)), "ICC of RGB in grey": jpeg("L", **wide)}
     kinds |= {"ICC of RGB in CMYK": jpeg("CMYK", **wide), "ICC, broken": jpeg(icc_profile=b"junk" * 40)}
+    corners_of_p3 = 0.68, 0.32, 0, 0.265, 0.69, 0.045, 0.15, 0.06, 0.79
+    kinds |= {"ICC in BMP": bmp_of_colours(b"DEBM", icc=profile(**P3)), "BMP of sRGB": bmp_of_colours(b"BGRs")}
+    kinds |= {"BMP, endpoints": bmp_of_colours(bytes(4), corners_of_p3, 1.8), "BMP, none": bmp_of_colours(bytes(4))}
     gamma, old = png_chunk(b"gAMA", struct.pack(">I", 100000)), png_chunk(b"gAMA", struct.pack(">I", 45455))
     corners = png_chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000))
     nonsense = png_chunk(b"cHRM", bytes(32)), png_chunk(b"gAMA", struct.pack(">I", 1))
