@@ -296,10 +296,13 @@ def colours_told() -> dict[str, bytes]:
     nonsense = png_chunk(b"cHRM", bytes(32)), png_chunk(b"gAMA", struct.pack(">I", 1))
     chunks = {"gamma": gamma, "gamma of sRGB": old, "gamma and primaries": old + corners, "primaries alone": corners}
     chunks |= {"sRGB and gamma": png_chunk(b"sRGB", b"\0") + gamma, "cICP": png_chunk(b"cICP", bytes([12, 13, 0, 1]))}
+    told = (1, 1), (4, 4), (5, 6), (6, 14), (7, 7), (9, 15), (11, 8), (12, 5), (22, 13), (1, 2), (2, 1)
+    chunks |= {f"cICP {each}": png_chunk(b"cICP", bytes([*each, 0, 1])) for each in told}
+    chunks |= {f"gamma {each}": png_chunk(b"gAMA", struct.pack(">I", each)) for each in (43000, 43400, 47600, 47800)}
     chunks |= {"primaries of nothing": old + nonsense[0]}
     kinds |= {f"PNG, {name}": png(scene(), 2, 8, chunk) for name, chunk in chunks.items()}
     kinds |= {"PNG, gamma of grey": png(np.asarray(picture("L"))[..., None], 0, 8, gamma)}
-    return kinds | {"AVIF, Display P3": said_in_avif(12, 13), "AVIF, television": said_in_avif(1, 1)}
+    return kinds | {f"AVIF {each}": said_in_avif(*each) for each in ((12, 13), (1, 1), (6, 6), (7, 7), (4, 8))}
 
 
 def pngs(interlaced: bool) -> dict[str, bytes]:
