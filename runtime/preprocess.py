@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,8 +212,14 @@ def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, IO[by
     if isinstance(source, Image.Image):
         yield source, None
         return
-    with _file(source) as file, _identified(file, formats) as image:
-        yield image, file
+    with _file(source) as file:
+        try:
+            image = _identified(file, formats)
+        except UnidentifiedImageError:
+            file = _without_broken_chunks(file)
+            image = _identified(file, formats)
+        with image:
+            yield image, file
 
 
 def _measure(image: Image.Image, file: IO[bytes] | None, bounds: Bounds) -> None:
@@ -235,6 +242,22 @@ def _identified(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
             importlib.import_module("pillow_heif").register_heif_opener()
     file.seek(0)
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN and name not in _COMMON])
+
+
+def _without_broken_chunks(file: IO[bytes]) -> IO[bytes]:
+    """A PNG without what stands beside its picture and has a wrong checksum (PNG 3, 13.2), at which Pillow gives up."""
+    file.seek(0)
+    content, kept, place = file.read(8), [], 8
+    if content != b"\x89PNG\r\n\x1a\n":
+        raise UnidentifiedImageError
+    content += file.read()
+    while place + 12 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4])
+        beside, whole = content[place + 4] & 0x20, zlib.crc32(content[place + 4 : end - 4])
+        if not beside or whole == int.from_bytes(content[end - 4 : end]):
+            kept.append(content[place:end])
+        place = end
+    return io.BytesIO(content[:8] + b"".join(kept))
 
 
 def _scans(image: Any, file: IO[bytes]) -> int:
@@ -291,7 +314,19 @@ def _why_unidentified(file: IO[bytes], formats: Sequence[str]) -> str:
     file.seek(0)
     if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "is a TIFF of a kind that Pillow cannot read; save it as a PNG, or with 8 bits a colour"
+    if (bits := _bits_of_jpeg_or_psd(file)) != 8:
+        return f"keeps {bits}-bit colours, which Pillow reads in no JPEG or PSD; save it with 8 bits, or as PNG"
     return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
+
+
+def _bits_of_jpeg_or_psd(file: IO[bytes]) -> int:
+    """How many bits the colours have; 8 too where it is neither of them."""
+    file.seek(0)
+    head = file.read(26)
+    if head.startswith(b"8BPS\0\1"):
+        return int.from_bytes(head[22:24])
+    is_jpeg = head.startswith(b"\xff\xd8\xff")
+    return next((first for marker, first in _segments(file) if is_jpeg and marker in _FRAMES), 8)
 
 
 def _draft(image: Any, file: IO[bytes], shorter_side: int) -> None:

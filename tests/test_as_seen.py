@@ -259,6 +259,8 @@ REFUSED = {
     "JPEG 2000 of 16 bits and transparent, without boxes": (of_bits(J2K, 8, 8, 8, 16), "keeps 16-bit colours"),
     "JPEG 2000 of grey and alpha": (of_bits(saved(picture("LA"), "JPEG2000"), 9, 8), "keeps 9-bit colours"),
     "JPEG 2000 of black and white": (of_bits(saved(picture("L"), "JPEG2000"), 1), "keeps 1-bit colours"),
+    "JPEG of 12 bits": (gallery.lossless_jpeg(scene().astype(int) * 16, 12), "keeps 12-bit colours"),
+    "PSD of 16 bits": (b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 16, 3) + bytes(400), "keeps 16-bit colours"),
     "PFM": (b"Pf 48 32 -1.0\n" + (grey / 255).astype("<f4").tobytes(), "floating-point"),
     "PNG of high dynamic range": (gallery.png(scene(), 2, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))), "(PQ)"),
     "PNG of high dynamic range behind much else": (
