@@ -3,6 +3,7 @@
 import functools
 import io
 import struct
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -10,16 +11,21 @@ from PIL import Image
 
 from runtime.errors import Unavailable
 
-# CICP (ITU-T H.273): primaries as x and y of red, green, blue and white, table 2; exponents of the curve, table 3,
-# where 0 is that of sRGB, for which browsers also take the curves of television
-_D65 = (0.3127, 0.3290)
-_SRGB = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *_D65)
-_PRIMARIES = {1: _SRGB, 9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, *_D65)}
-_PRIMARIES[12] = (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, *_D65)  # Display P3
-_EXPONENTS = {1: 0.0, 4: 2.2, 5: 2.8, 6: 0.0, 8: 1.0, 13: 0.0, 14: 0.0, 15: 0.0}
+# CICP (ITU-T H.273): primaries as x and y of red, green, blue and white, table 2; curves, table 3, as exponent or as
+# the numbers of ICC's parametric curve of type 3
+_D65, _C = (0.3127, 0.3290), (0.310, 0.316)
+_SRGB, _SMPTE = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *_D65), (0.630, 0.340, 0.310, 0.595, 0.155, 0.070, *_D65)
+_PRIMARIES = {1: _SRGB, 4: (0.67, 0.33, 0.21, 0.71, 0.14, 0.08, *_C), 5: (0.64, 0.33, 0.29, 0.60, 0.15, 0.06, *_D65)}
+_PRIMARIES |= {6: _SMPTE, 7: _SMPTE, 9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, *_D65)}
+_P3 = (0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
+_PRIMARIES |= {11: (*_P3, 0.314, 0.351), 12: (*_P3, *_D65), 22: (0.630, 0.340, 0.295, 0.605, 0.155, 0.077, *_D65)}
+_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+_TELEVISION = (2.4,)  # as screens show it (ITU-R BT.1886); in AVIF and HEIC browsers take the curve of sRGB for it
+_CURVES = dict.fromkeys((1, 6, 14, 15), _TELEVISION)
+_CURVES |= {4: (2.2,), 5: (2.8,), 7: (1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4, 0.0913), 8: (1.0,)}
 _HDR = {16: "PQ", 18: "HLG"}
 # What is before the boxes in a box that holds others: on the way to the colours of a photo, and of a sequence's track
-_HOLDING = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"stsd": 8, b"av01": 78}
+_HOLDING = {b"jp2h": 0, b"meta": 4, b"iprp": 0, b"ipco": 0, b"stsd": 8, b"av01": 78}
 _HOLDING |= dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl"), 0)
 
 # Bradford: XYZ to the responses of the cones, and the white of ICC profiles (ICC.1:2022, annex E and 7.2.16)
@@ -36,20 +42,56 @@ def told_colours(image: Image.Image, file: IO[bytes] | None = None) -> bytes | N
 
     None where nothing is told, which means sRGB. Raises Unshown where the numbers are light of high dynamic range.
     """
-    embedded, coded = image.info.get("icc_profile"), _coded(image, file)
+    embedded, coded = image.info.get("icc_profile") or _embedded(image, file), _coded(image, file)
     if embedded and not (coded and image.format == "PNG"):  # PNG 3, 4.3: cICP comes first; in AVIF browsers take ICC
         return embedded if embedded[16:20] == _space(image) else None
     if coded:
         if coded[1] in _HDR:
             raise Unshown(f"is a photo of high dynamic range ({_HDR[coded[1]]}), which is not read; send it as a JPEG")
-        return made_profile(_PRIMARIES.get(coded[0], _SRGB), _EXPONENTS.get(coded[1], 0.0))
+        curve = _CURVES.get(coded[1], _SRGB_CURVE)
+        as_srgb = image.format != "PNG" and curve == _TELEVISION
+        return made_profile(_PRIMARIES.get(coded[0], _SRGB), _SRGB_CURVE if as_srgb else curve)
     if image.format == "PNG" and image.info.get("gamma") and "srgb" not in image.info:
         white_first = image.info.get("chromaticity", (*_D65, *_SRGB[:6]))
         exponent = 1 / image.info["gamma"]
-        if "chromaticity" not in image.info and abs(exponent - 2.2) < 0.01:  # how sRGB was told before it had a chunk
+        if (
+            "chromaticity" not in image.info and abs(2.2 / exponent - 1) <= 0.05
+        ):  # as sRGB was told before it had a chunk
             return None
-        return made_profile((*white_first[2:], *white_first[:2]), exponent)
+        return made_profile((*white_first[2:], *white_first[:2]), (exponent,))
     return None
+
+
+def _embedded(image: Image.Image, file: IO[bytes] | None) -> bytes | None:
+    """What Pillow leaves in the file: a BMP's, or that of the first box colr of a JPEG 2000 (ITU-T T.800, I.5.3.3)."""
+    if file and image.format == "JPEG2000":
+        for name, start, end in boxes(file, file.seek(0, 2)):
+            if name == b"colr":
+                file.seek(start)
+                content = file.read(end - start)
+                return content[3:] if content[:1] in (b"\2", b"\3") else None
+    if file and image.format == "BMP":
+        return _in_bmp(file)
+    return None
+
+
+def _in_bmp(file: IO[bytes]) -> bytes | None:
+    """The profile of a BMP (BITMAPV5HEADER), or one made of its endpoints and gamma, where that is one for all colours.
+
+    As browsers do it, and who writes endpoints, X and Y are x and y, and white is that of sRGB.
+    """
+    file.seek(14)
+    head = file.read(124).ljust(124, b"\0")
+    length, kind = int.from_bytes(head[:4], "little"), head[56:60]
+    if length >= 124 and kind == b"DEBM":
+        start, size = struct.unpack_from("<II", head, 112)
+        file.seek(14 + start)
+        return file.read(size)
+    ends, gammas = struct.unpack_from("<9i", head, 60), set(struct.unpack_from("<3i", head, 96))
+    if length < 108 or kind != bytes(4) or len(gammas) > 1 or gammas == {0}:
+        return None
+    corners = [end / 2**30 for place, end in enumerate(ends) if place % 3 < 2]
+    return made_profile((*corners, *_D65), (gammas.pop() / 65536,))
 
 
 def _coded(image: Image.Image, file: IO[bytes] | None) -> tuple[int, int] | None:
@@ -81,35 +123,41 @@ def _in_chunks(file: IO[bytes], end: int) -> tuple[int, int] | None:
 
 
 def _in_boxes(file: IO[bytes], end: int) -> tuple[int, int] | None:
-    """By the first box colr of an AVIF that tells numbers (ISO/IEC 14496-12, 4.2 and 12.1.5)."""
-    place, size = 0, 8
-    while place + 16 <= end and size >= 8:
-        file.seek(place)
-        size, name, kind, primaries, curve = struct.unpack(">I4s4sHH", file.read(16))
-        if name == b"colr" and kind == b"nclx":
-            return primaries, curve
-        if size == 1:  # a large one, told behind the name
-            file.seek(place + 8)
-            size = int.from_bytes(file.read(8), "big")
-        place += 8 + _HOLDING[name] if name in _HOLDING else size
+    """By the first box colr of an AVIF that tells numbers (ISO/IEC 14496-12, 12.1.5)."""
+    for name, start, _ in boxes(file, end):
+        file.seek(start)
+        if name == b"colr" and file.read(4) == b"nclx":
+            return int.from_bytes(file.read(2), "big"), int.from_bytes(file.read(2), "big")
     return None
 
 
+def boxes(file: IO[bytes], end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of a file of `end` bytes (ISO/IEC 14496-12, 4.2), and in others: name, begin and end of the content."""
+    place, size = 0, 8
+    while place + 16 <= end and size >= 8:
+        file.seek(place)
+        size, name, large = struct.unpack(">I4sQ", file.read(16))
+        start = place + (16 if size == 1 else 8)
+        size = large if size == 1 else size or end - place  # 0: it is the last one
+        yield name, start, place + size
+        place = start + _HOLDING[name] if name in _HOLDING else place + size
+
+
 @functools.lru_cache(maxsize=16)
-def made_profile(corners: tuple[float, ...], exponent: float) -> bytes | None:
-    """An ICC profile (ICC.1:2022, matrix and curves) of primaries x, y of red, green, blue, white; exponent 0: sRGB's.
+def made_profile(corners: tuple[float, ...], curve: tuple[float, ...]) -> bytes | None:
+    """An ICC profile (ICC.1:2022, matrix and curves) of primaries x, y of red, green, blue, white, and of `_CURVES`.
 
     None where these are no colours that an eye or a profile knows.
     """
-    kind, values = (0, [exponent]) if exponent else (3, [2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045])
     try:
-        curve = struct.pack(f">4s4xH2x{len(values)}i", b"para", kind, *(round(value * 65536) for value in values))
+        numbers = (round(value * 65536) for value in curve)
+        tag = struct.pack(f">4s4xH2x{len(curve)}i", b"para", 3 if len(curve) > 1 else 0, *numbers)
         xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in zip(*[iter(corners)] * 2, strict=True)])
         light = xyz[:3].T * np.linalg.solve(xyz[:3].T, xyz[3])
         adapted = np.linalg.solve(_CONES, np.diag(_CONES @ _D50 / (_CONES @ xyz[3])) @ _CONES) @ light
         tags = {b"wtpt": _xyz(_D50)}
         for name, column in zip((b"r", b"g", b"b"), adapted.T, strict=True):
-            tags |= {name + b"XYZ": _xyz(column), name + b"TRC": curve}
+            tags |= {name + b"XYZ": _xyz(column), name + b"TRC": tag}
     except (ArithmeticError, ValueError, struct.error, np.linalg.LinAlgError):
         return None
     return _profile_of(tags)
@@ -131,7 +179,7 @@ def _xyz(value: np.ndarray) -> bytes:
 
 def _space(image: Image.Image) -> bytes:
     """What a profile for such a picture calls its colours (ICC.1:2022, table 19)."""
-    grey = image.mode in ("L", "LA", "La") or image.mode.startswith("I")
+    grey = image.format != "BMP" and (image.mode in ("L", "LA", "La") or image.mode.startswith("I"))
     return b"CMYK" if image.mode == "CMYK" else b"GRAY" if grey else b"RGB "
 
 

@@ -12,15 +12,16 @@ import struct
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
-from runtime.colours import Unshown, to_srgb, told_colours
+from runtime.colours import Unshown, boxes, to_srgb, told_colours
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
@@ -41,6 +42,10 @@ SUFFIXES = frozenset((
 # Standard", libjpeg-turbo.org); encoders make about ten
 MAX_SCANS = 100
 _SCAN = b"\xff\xda\0"  # the marker, and the upper byte of its length
+# The markers of frames (ITU-T T.81, table B.1), and of those that are kept as DCT: a lossless one has nothing to scale,
+# and writes beyond the memory that Pillow reserves for a smaller picture
+_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_DCT_FRAMES = frozenset((0xFFC0, 0xFFC1, 0xFFC2, 0xFFC9, 0xFFCA))
 
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 FORMATS = (*_COMMON, "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD")
@@ -127,9 +132,9 @@ def decode(
     try:
         with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
-            if shorter_side is not None:
-                _draft(image, shorter_side)
-            return _upright_rgb(_as_shown(image), version, told_colours(image, file))
+            if shorter_side is not None and file:
+                _draft(image, file, shorter_side)
+            return _upright_rgb(_as_shown(image, file), version, told_colours(image, file))
     except SajiError:
         raise
     except Unshown as why:
@@ -197,7 +202,7 @@ def _unread(image: Image.Image) -> Source:
     """The file of a PIL image that was opened and not yet read, which tells more than the image does; or the image."""
     file: Any = getattr(image, "fp", None)
     unread = file and not file.closed and getattr(image, "tile", None) and image.tell() == 0
-    unread = unread and not getattr(image, "decoderconfig", None)  # of a JPEG that the caller wants smaller
+    unread = unread and not (getattr(image, "decoderconfig", None) and _is_dct(file))  # which the caller wants smaller
     return file if unread and image.format in (*FORMATS, "MPO") else image
 
 
@@ -207,8 +212,14 @@ def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, IO[by
     if isinstance(source, Image.Image):
         yield source, None
         return
-    with _file(source) as file, _identified(file, formats) as image:
-        yield image, file
+    with _file(source) as file:
+        try:
+            image = _identified(file, formats)
+        except UnidentifiedImageError:
+            file = _without_broken_chunks(file)
+            image = _identified(file, formats)
+        with image:
+            yield image, file
 
 
 def _measure(image: Image.Image, file: IO[bytes] | None, bounds: Bounds) -> None:
@@ -233,12 +244,29 @@ def _identified(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN and name not in _COMMON])
 
 
+def _without_broken_chunks(file: IO[bytes]) -> IO[bytes]:
+    """A PNG without what stands beside its picture and has a wrong checksum (PNG 3, 13.2), at which Pillow gives up."""
+    file.seek(0)
+    content, kept, place = file.read(8), [], 8
+    if content != b"\x89PNG\r\n\x1a\n":
+        raise UnidentifiedImageError
+    content += file.read()
+    while place + 12 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4])
+        beside, whole = content[place + 4] & 0x20, zlib.crc32(content[place + 4 : end - 4])
+        if not beside or whole == int.from_bytes(content[end - 4 : end]):
+            kept.append(content[place:end])
+        place = end
+    return io.BytesIO(content[:8] + b"".join(kept))
+
+
 def _scans(image: Any, file: IO[bytes]) -> int:
     """How many scans a JPEG has at most; the decoder finds its place in the file again.
 
     Nothing is decoded behind a first scan of all colours, unless it is progressive. Other files are read, in pieces.
     """
-    if not image.info.get("progressive") and _colours_of_first_scan(file) == image.layers:
+    colours = next((first for marker, first in _segments(file) if marker == 0xFFDA), 0)
+    if not image.info.get("progressive") and colours == image.layers:
         return 1
     last, count = b"", 0
     file.seek(0)
@@ -248,18 +276,23 @@ def _scans(image: Any, file: IO[bytes]) -> int:
     return count
 
 
-def _colours_of_first_scan(file: IO[bytes]) -> int:
-    """How many colours a JPEG's first scan has, by a walk through its segments (ITU-T T.81, annex B); 0: unsure."""
+def _segments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """A JPEG's segments up to its first scan (ITU-T T.81, annex B), as far as they are sure: marker and first byte."""
     place, marker = 2, 0
     with contextlib.suppress(struct.error):
         while marker != 0xFFDA:
             file.seek(place)
-            marker, length, colours = struct.unpack(">HHB", file.read(5))
+            marker, length, first = struct.unpack(">HHB", file.read(5))
             if marker < 0xFFC0 or 0xFFD0 <= marker <= 0xFFD9 or marker == 0xFFFF:  # no segment, or one of no length
-                return 0
+                return
+            yield marker, first
             place += 2 + length
-        return int(colours)
-    return 0
+
+
+def _is_dct(file: IO[bytes]) -> bool:
+    """Whether a JPEG is surely made of DCT blocks, which alone can be decoded smaller."""
+    frames = {marker for marker, _ in _segments(file) if marker in _FRAMES}
+    return bool(frames) and frames <= _DCT_FRAMES
 
 
 def _brand(file: IO[bytes]) -> str:
@@ -281,23 +314,37 @@ def _why_unidentified(file: IO[bytes], formats: Sequence[str]) -> str:
     file.seek(0)
     if "TIFF" in formats and file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "is a TIFF of a kind that Pillow cannot read; save it as a PNG, or with 8 bits a colour"
+    if (bits := _bits_of_jpeg_or_psd(file)) != 8:
+        return f"keeps {bits}-bit colours, which Pillow reads in no JPEG or PSD; save it with 8 bits, or as PNG"
     return "is no picture that can be read (send a JPEG, PNG or WEBP photo)"
 
 
-def _draft(image: ImageFile.ImageFile, shorter_side: int) -> None:
+def _bits_of_jpeg_or_psd(file: IO[bytes]) -> int:
+    """How many bits the colours have; 8 too where it is neither of them."""
+    file.seek(0)
+    head = file.read(26)
+    if head.startswith(b"8BPS\0\1"):
+        return int.from_bytes(head[22:24])
+    is_jpeg = head.startswith(b"\xff\xd8\xff")
+    return next((first for marker, first in _segments(file) if is_jpeg and marker in _FRAMES), 8)
+
+
+def _draft(image: Any, file: IO[bytes], shorter_side: int) -> None:
     # JPEG scales by whole eighths inside the decoder, which costs a quarter of decoding all pixels and dropping them
     scale = shorter_side / min(image.size)
-    if image.format in ("JPEG", "MPO") and scale < 1 and image.mode == "RGB":
+    if image.format in ("JPEG", "MPO") and scale < 1 and image.mode == "RGB" and _is_dct(file):
         image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
 
 
-def _as_shown(image: Any) -> Image.Image:
+def _as_shown(image: Any, file: IO[bytes] | None) -> Image.Image:
     """A picture as viewers show its beginning, in what Pillow leaves to its caller. Raises Unshown."""
     tile = getattr(image, "tile", None)
     if image.mode == "F":
         raise Unshown(f"is of floating-point numbers, {_NO_WHITE}")
     if image.format == "TIFF":
         return _tiff_as_shown(image)
+    if file and image.format == "JPEG2000" and (bits := _bits_of_jpeg2000(file)) != 8:
+        raise Unshown(f"keeps {bits}-bit colours, which Pillow misreads in JPEG 2000; save it as PNG")
     if image.mode == "I" and image.format not in ("PPM", "PNG"):  # whose numbers have 16 bits in this mode
         raise Unshown(f"is of 32-bit numbers, {_NO_WHITE}")
     if image.format in ("BMP", "DIB", "TGA") and image.mode in ("RGBA", "LA"):
@@ -312,12 +359,39 @@ def _as_shown(image: Any) -> Image.Image:
     elif image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
         bits = int(str(tile[0].args).partition(";")[2] or 8)  # the transparent grey is told in samples of so many bits
         image.info["transparency"] *= 255 // (2**bits - 1)
+    elif file and image.format == "PNG" and tile[0].args == "RGB;16B" and "transparency" in image.info:
+        image = _with_a_deep_colour_clear(image, file)
     box = getattr(image, "dispose_extent", None)  # of the first frame of a GIF or an APNG
     if box and box != (0, 0, *image.size):
         frame = image.convert("RGBA").crop(box)  # around it neither a ground nor another picture is shown
         image = Image.new("RGBA", image.size)
         image.paste(frame, box)
     return image
+
+
+def _with_a_deep_colour_clear(image: Any, file: IO[bytes]) -> Image.Image:
+    """A PNG of 16-bit colours and its clear one, of which Pillow keeps the upper bits; the lower ones are read anew."""
+    image.load()
+    lower = _identified(file, ("PNG",))
+    lower.tile = [lower.tile[0]._replace(args="RGB;16L")]
+    bits = np.array(image.info["transparency"], ">u2").reshape(3, 1).view(np.uint8)
+    clear = (np.asarray(image) == bits[:, 0]) & (np.asarray(lower) == bits[:, 1])
+    found = image.copy()
+    found.putalpha(Image.fromarray(np.where(clear.all(2), 0, 255).astype(np.uint8)))
+    del found.info["transparency"]
+    return found
+
+
+def _bits_of_jpeg2000(file: IO[bytes]) -> int:
+    """How many bits the colours of a JPEG 2000 have (ITU-T T.800, A.5.1); 8 too where Pillow makes those of them."""
+    start = next((start for name, start, _ in boxes(file, file.seek(0, 2)) if name == b"jp2c"), 0)
+    file.seek(start)
+    if file.read(4) != b"\xff\x4f\xff\x51":  # which the decoder will tell
+        return 8
+    file.seek(start + 40)
+    colours = int.from_bytes(file.read(2), "big")
+    bits = {(each & 0x7F) + 1 for each in file.read(3 * colours)[::3]} - set(range(8, 17) if colours == 1 else (8,))
+    return max(bits, default=8)
 
 
 def _tiff_as_shown(image: Any) -> Image.Image:

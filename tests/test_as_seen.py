@@ -66,6 +66,9 @@ def test_photos_have_the_pixels_that_a_browser_shows(name: str, page: Any) -> No
         assert np.abs(ours - theirs).max() <= TOLERANCE, kind
 
 
+grey = np.asarray(picture("L"))[..., None]
+
+
 def on_white(colours: np.ndarray) -> np.ndarray:
     part = veil()[..., None] / 255
     return part * colours + 255 * (1 - part)
@@ -73,7 +76,7 @@ def on_white(colours: np.ndarray) -> np.ndarray:
 
 def tiffs() -> dict[str, tuple[bytes, np.ndarray]]:
     """TIFFs, which no browser shows, with what they are made of: `[H, W, 1 or 3]`."""
-    rgb, grey, opacity = scene(), np.asarray(picture("L"))[..., None], veil()[..., None]
+    rgb, opacity = scene(), veil()[..., None]
     deep = {name: each.astype(np.uint16) * 257 for name, each in (("rgb", rgb), ("grey", grey), ("opacity", opacity))}
     inks = np.concatenate([255 - rgb, 0 * opacity], 2)
     dimmed = (rgb * (opacity / 255)).round().astype(np.uint8)
@@ -114,7 +117,9 @@ def hidden() -> dict[str, tuple[bytes, np.ndarray]]:
     moving = {"save_all": True, "append_images": [picture().rotate(180)], "subsampling": "4:4:4"}
     kinds = {"AVIF, transparent": (saved(picture("RGBA"), "AVIF", quality=98, subsampling="4:4:4"), on_white(scene()))}
     kinds |= {"AVIF that moves": (saved(picture(), "AVIF", quality=98, **moving), scene())}
-    deep = np.asarray(picture("L"), np.uint16)[..., None] * 257
+    kinds |= {f"JPEG, lossless, {each.shape[2]}": (gallery.lossless_jpeg(each), each) for each in (scene(), grey)}
+    deep = grey.astype(np.uint16) * 257
+    kinds |= {"JPEG 2000 of 16-bit grey": (saved(Image.fromarray(deep[..., 0]), "JPEG2000"), grey)}
     kinds |= {"PGM of 16 bits": (b"P5 48 32 65535\n" + deep.astype(">u2").tobytes(), deep >> 8)}
     kinds |= {"PGM of 10 bits": (b"P5 48 32 1023\n" + (deep >> 6).astype(">u2").tobytes(), deep >> 8)}
     for mode in ("RGBA", "LA"):
@@ -191,6 +196,16 @@ def of_colours(*chunks: tuple[bytes, bytes]) -> bytes:
     return gallery.png(scene(), 2, 8, b"".join(png_chunk(*chunk) for chunk in chunks))
 
 
+def with_profile(jp2: bytes, kind: int) -> bytes:
+    """A JPEG 2000 whose box of colours has the profile of Display P3, which is of one kind or the other."""
+    header, colours = jp2.index(b"jp2h") - 4, jp2.index(b"colr") - 4
+    size, end = struct.unpack(">I", jp2[header : header + 4])[0], colours + int.from_bytes(jp2[colours : colours + 4])
+    box = b"colr" + bytes([kind, 0, 0]) + gallery.profile(**gallery.P3)
+    grown = struct.pack(">I", size + len(box) + 4 - (end - colours))
+    return jp2[:header] + grown + jp2[header + 4 : colours] + struct.pack(">I", len(box) + 4) + box + jp2[end:]
+
+
+JP2 = saved(picture(), "JPEG2000")
 WIDE, MUCH = (b"cICP", bytes([12, 13, 0, 1])), bytes(70_000)
 LETTERS = b"\0\0\0\4cICP" + bytes([9, 16, 0, 1])
 BOX_LETTERS = b"colrnclx" + struct.pack(">HH", 9, 16)
@@ -206,6 +221,9 @@ TOLD_AS = {
         of_colours((b"cICP", bytes([2, 2, 0, 1])), (b"iCCP", b"x\0\0" + zlib.compress(gallery.profile(**gallery.P3)))),
         saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3)),
     ),
+    "JPEG 2000, a profile": (with_profile(JP2, 2), saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3))),
+    "JPEG 2000, any profile": (with_profile(JP2, 3), with_profile(JP2, 2)),
+    "JPEG 2000, the profile of another kind": (with_profile(JP2, 4), JP2),
     "AVIF behind much else": (with_box(gallery.said_in_avif(12, 13), MUCH), gallery.said_in_avif(12, 13)),
     "AVIF's letters elsewhere": (with_box(gallery.said_in_avif(12, 13), BOX_LETTERS), gallery.said_in_avif(12, 13)),
     "HEIC's letters elsewhere": pytest.param(
@@ -221,7 +239,14 @@ def test_colours_are_told_by_the_parts_of_a_file_and_not_by_letters_in_it(file: 
     assert np.array_equal(decode(file), decode(plain))
 
 
-grey = np.asarray(picture("L"))[..., None]
+def of_bits(file: bytes, *bits: int) -> bytes:
+    """A JPEG 2000 that says of its colours, one after the other, that they have so many bits."""
+    start = file.index(b"\xff\x4f\xff\x51") + 42
+    told = b"".join(bytes([each - 1, 1, 1]) for each in bits)
+    return file[:start] + told + file[start + len(told) :]
+
+
+J2K = saved(picture("RGBA"), "JPEG2000", no_jp2=True)
 UNREAD = "is of a kind that is not read"
 REFUSED = {
     "TIFF of fractions": (tiff((grey / 255).astype(np.float32), 1), "floating-point"),
@@ -229,6 +254,13 @@ REFUSED = {
     "TIFF of signed numbers": (tiff(grey.astype(np.int16) * 128, 1), "signed numbers"),
     "TIFF of 32 bits": (tiff(grey.astype(np.uint32) << 24, 1), "32-bit numbers"),
     "TIFF of deep planes": (tiff(scene().astype(np.uint16) * 257, 2, planes=2), "one after the other"),
+    "JPEG 2000 of 12 bits": (of_bits(JP2, 12, 12, 12), "keeps 12-bit colours"),
+    "JPEG 2000 of 5 bits and 6": (of_bits(JP2, 5, 6, 5), "keeps 6-bit colours"),
+    "JPEG 2000 of 16 bits and transparent, without boxes": (of_bits(J2K, 8, 8, 8, 16), "keeps 16-bit colours"),
+    "JPEG 2000 of grey and alpha": (of_bits(saved(picture("LA"), "JPEG2000"), 9, 8), "keeps 9-bit colours"),
+    "JPEG 2000 of black and white": (of_bits(saved(picture("L"), "JPEG2000"), 1), "keeps 1-bit colours"),
+    "JPEG of 12 bits": (gallery.lossless_jpeg(scene().astype(int) * 16, 12), "keeps 12-bit colours"),
+    "PSD of 16 bits": (b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 16, 3) + bytes(400), "keeps 16-bit colours"),
     "PFM": (b"Pf 48 32 -1.0\n" + (grey / 255).astype("<f4").tobytes(), "floating-point"),
     "PNG of high dynamic range": (gallery.png(scene(), 2, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))), "(PQ)"),
     "PNG of high dynamic range behind much else": (

@@ -104,6 +104,18 @@ def test_a_process_that_was_killed_is_replaced(decoders: Decoders) -> None:
     assert decoders.pixels(DISH, GEOMETRY)[0].any()
 
 
+@posix_only
+def test_what_a_photo_did_to_a_decoder_is_not_laid_to_the_next_one(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoders.pixels(DISH, GEOMETRY)
+    [process] = decoders._free.queue
+    os.kill(process._popen.pid, signal.SIGSEGV)
+    process._popen.wait()
+    monkeypatch.setattr(type(process), "ended", False)  # as if it ended once it is asked
+    assert decoders.pixels(DISH, GEOMETRY)[0].any()
+
+
 @pytest.mark.parametrize(
     "said", [b"", b"no JSON\n", b'{"bytes": 9}\nshort', b'{"bytes": 99999}\n', b'{"bytes": -1}\n', b"[]\n"]
 )

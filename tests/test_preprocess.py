@@ -18,7 +18,7 @@ import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
-from lab.torture.gallery import P3, profile
+from lab.torture.gallery import P3, lossless_jpeg, profile
 from runtime.errors import BadModel, BadPhoto, TooManyPixels, TooMuchMemory
 from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
@@ -177,6 +177,17 @@ def test_draft_decoding_stays_near_full_decoding() -> None:
     draft = pixels(data, Geometry.for_size(64)).astype(int)
     assert decode(data, 73).size < (2000, 1500)
     assert np.abs(full - draft).mean() < 1.5
+
+
+def test_a_lossless_jpeg_is_decoded_whole_as_it_cannot_be_made_smaller() -> None:
+    """Pillow reserves the memory of the smaller picture, and libjpeg writes the whole one into it."""
+    image = picture()
+    data = lossless_jpeg(np.asarray(image))
+    with Image.open(io.BytesIO(data)) as asked_smaller:
+        asked_smaller.draft("RGB", (15, 12))
+        for source, side in ((data, 12), (asked_smaller, None)):
+            assert np.array_equal(decode(source, side), image)
+    assert decode(encoded(image, "JPEG", progressive=True), 12).width < image.width
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (63, 65)])

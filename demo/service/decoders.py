@@ -56,8 +56,8 @@ class Decoders:
     def _ask(self, photo: Photo, order: dict[str, Any], side: int) -> tuple[dict[str, Any], np.ndarray]:
         content, name = self.read(photo)
         order |= {"name": name, "bounds": decoding.as_text(self._limits.photo)}
-        for _ in range(2):
-            with contextlib.suppress(_Killed), self._process() as process:
+        for again in (False, True):
+            with contextlib.suppress(_Blameless), self._process(again) as process:
                 answer, picture = process.ask(order, content, 3 * side * side)
                 break
         else:
@@ -78,12 +78,14 @@ class Decoders:
         return content, name
 
     @contextmanager
-    def _process(self) -> Iterator["_Process"]:
+    def _process(self, fresh: bool) -> Iterator["_Process"]:
         """A process that nobody else uses meanwhile. After any exception another one takes its place."""
         process = self._free.get()
         try:
-            if process is None or process.ended:
-                process = _Process(self._limits)
+            if process and (fresh or process.ended):
+                process.close()
+                process = None
+            process = process or _Process(self._limits)
             yield process
         except BaseException:
             if process:
@@ -101,8 +103,10 @@ class Decoders:
                     process.close()
 
 
-class _Killed(Exception):
-    """A decoder was ended from outside, as by a system that is out of memory: the photo need not be the cause."""
+class _Blameless(Exception):
+    """A decoder ended and the photo need not be the cause: from outside, as by a system that is out of memory, or by
+    what an earlier photo did to its memory.
+    """
 
 
 def _no_decoder() -> Problem:
@@ -113,7 +117,7 @@ class _Process:
     """A decoder as its service sees it. Raises Problem 503 where it cannot be started."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self._limits, self._used = limits, False
         bounds = map(str, (limits.decode_seconds, limits.decode_memory, limits.bytes))
         try:
             self._popen = subprocess.Popen(
@@ -125,29 +129,33 @@ class _Process:
             raise _no_decoder() from None
 
     def ask(self, order: dict[str, Any], photo: bytes, most: int) -> tuple[dict[str, Any], np.ndarray]:
-        """The answer, and its picture of up to `most` bytes. Raises Problem where there is none, or _Killed."""
+        """The answer, and its picture of up to `most` bytes. Raises Problem where there is none, or _Blameless."""
         assert self._popen.stdin and self._popen.stdout
         try:
             decoding.write(self._popen.stdin, order, photo)
             answer, content = decoding.read(self._popen.stdout, most)
-            return answer, np.frombuffer(content, np.uint8).reshape(answer["shape"])
+            picture = np.frombuffer(content, np.uint8).reshape(answer["shape"])
+            self._used = True
+            return answer, picture
         except (OSError, ValueError, KeyError, TypeError):  # it ended, or is no longer itself
             name, status = order["name"] or "the file", self._ended_by_itself()
             if hasattr(signal, "SIGALRM") and status == -signal.SIGALRM:
                 detail = f"{name} takes more than {self._limits.decode_seconds} s to decode; send a smaller copy"
                 raise Problem(413, "decodes-too-long", detail) from None
+            if self._used:
+                raise _Blameless from None
             detail = f"{name} is damaged (it ends the program that decodes it); send a complete file"
             raise Problem(422, "not-a-picture", detail) from None
 
     def _ended_by_itself(self) -> int:
-        """The exit status of one that is no longer of use. Raises _Killed."""
+        """The exit status of one that is no longer of use. Raises _Blameless."""
         try:
             status = self._popen.wait(ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             return self._popen.wait()
         if hasattr(signal, "SIGKILL") and status == -signal.SIGKILL:
-            raise _Killed
+            raise _Blameless
         return status
 
     @property

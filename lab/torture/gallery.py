@@ -128,6 +128,27 @@ def ycck() -> bytes:
     return jpeg[: start + 11] + b"\2" + jpeg[start + 12 :]
 
 
+def lossless_jpeg(samples: np.ndarray, bits: int = 8) -> bytes:
+    """A lossless JPEG by its standard (ITU-T T.81, annex H), each sample told by its difference from the left one.
+
+    `samples` `[H, W, channels]`; a difference of 0 to `bits` bits is announced by a code of five.
+    """
+    height, width, channels = samples.shape
+    before = np.roll(samples.astype(int), 1, 1)
+    before[1:, 0], before[0, 0] = samples[:-1, 0], 1 << (bits - 1)
+    coded = ""
+    for step in (samples - before).ravel():
+        size = abs(int(step)).bit_length()
+        coded += f"{size:05b}" + (f"{step + (step < 0) * ((1 << size) - 1):0{size}b}" if size else "")
+    coded += "1" * (-len(coded) % 8)
+    pixels = int(coded, 2).to_bytes(len(coded) // 8, "big").replace(b"\xff", b"\xff\0")
+    frame = struct.pack(">BHHB", bits, height, width, channels) + b"".join(b"%c\x11\0" % i for i in range(channels))
+    codes = bytes([0, 0, 0, 0, 0, bits + 1, *[0] * 11, *range(bits + 1)])
+    scan = bytes([channels]) + b"".join(b"%c\0" % i for i in range(channels)) + b"\1\0\0"
+    rgb = segment(0xEE, b"Adobe\0\x64\0\0\0\0\0")
+    return b"\xff\xd8" + rgb + segment(0xC3, frame) + segment(0xC4, codes) + segment(0xDA, scan) + pixels + b"\xff\xd9"
+
+
 def tiff(samples: np.ndarray, photometric: int, order: str = "<", **tags: int | list[int]) -> bytes:
     """A TIFF by its standard, one strip without compression, or one for each plane where `planes` is 2.
 
@@ -188,6 +209,15 @@ def bmp(bits: int, rows: np.ndarray, masks: tuple[int, ...] = (), downwards: boo
     long = 56 if len(masks) == 4 else 40  # the header that has a mask for how opaque a pixel is holds all of them
     head = struct.pack("<IiiHHIIiiII", long, SIZE[0], height, 1, bits, 3 * bool(masks), len(content), 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", start + len(content), 0, 0, start) + head + fields + content
+
+
+def bmp_of_colours(told: bytes, corners: tuple[float, ...] = (0,) * 9, gamma: float = 0, icc: bytes = b"") -> bytes:
+    """A BMP of 24 bits with the header that tells its colours (BITMAPV5HEADER), in one way or another."""
+    content = np.ascontiguousarray(scene()[::-1, :, ::-1]).tobytes()
+    head = struct.pack("<IiiHHIIiiII", 124, *SIZE, 1, 24, 0, len(content), 0, 0, 0, 0) + bytes(16) + told
+    fixed = [*(round(corner * 2**30) for corner in corners), *[round(gamma * 65536)] * 3]
+    head += struct.pack("<12i4I", *fixed, 4, 124 + len(content), len(icc), 0)
+    return b"BM" + struct.pack("<IHHI", 138 + len(content) + len(icc), 0, 0, 138) + head + content + icc
 
 
 def grey_profile(exponent: float) -> bytes:
@@ -258,15 +288,21 @@ def colours_told() -> dict[str, bytes]:
     kinds |= {"ICC of grey, transparent": saved(picture("LA"), "PNG", icc_profile=grey_profile(1.3))}
     kinds |= {"ICC of grey in RGB": jpeg(icc_profile=grey_profile(1.3)), "ICC of RGB in grey": jpeg("L", **wide)}
     kinds |= {"ICC of RGB in CMYK": jpeg("CMYK", **wide), "ICC, broken": jpeg(icc_profile=b"junk" * 40)}
+    corners_of_p3 = 0.68, 0.32, 0, 0.265, 0.69, 0.045, 0.15, 0.06, 0.79
+    kinds |= {"ICC in BMP": bmp_of_colours(b"DEBM", icc=profile(**P3)), "BMP of sRGB": bmp_of_colours(b"BGRs")}
+    kinds |= {"BMP, endpoints": bmp_of_colours(bytes(4), corners_of_p3, 1.8), "BMP, none": bmp_of_colours(bytes(4))}
     gamma, old = png_chunk(b"gAMA", struct.pack(">I", 100000)), png_chunk(b"gAMA", struct.pack(">I", 45455))
     corners = png_chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000))
     nonsense = png_chunk(b"cHRM", bytes(32)), png_chunk(b"gAMA", struct.pack(">I", 1))
     chunks = {"gamma": gamma, "gamma of sRGB": old, "gamma and primaries": old + corners, "primaries alone": corners}
     chunks |= {"sRGB and gamma": png_chunk(b"sRGB", b"\0") + gamma, "cICP": png_chunk(b"cICP", bytes([12, 13, 0, 1]))}
+    told = (1, 1), (4, 4), (5, 6), (6, 14), (7, 7), (9, 15), (11, 8), (12, 5), (22, 13), (1, 2), (2, 1)
+    chunks |= {f"cICP {each}": png_chunk(b"cICP", bytes([*each, 0, 1])) for each in told}
+    chunks |= {f"gamma {each}": png_chunk(b"gAMA", struct.pack(">I", each)) for each in (43000, 43400, 47600, 47800)}
     chunks |= {"primaries of nothing": old + nonsense[0]}
     kinds |= {f"PNG, {name}": png(scene(), 2, 8, chunk) for name, chunk in chunks.items()}
     kinds |= {"PNG, gamma of grey": png(np.asarray(picture("L"))[..., None], 0, 8, gamma)}
-    return kinds | {"AVIF, Display P3": said_in_avif(12, 13), "AVIF, television": said_in_avif(1, 1)}
+    return kinds | {f"AVIF {each}": said_in_avif(*each) for each in ((12, 13), (1, 1), (6, 6), (7, 7), (4, 8))}
 
 
 def pngs(interlaced: bool) -> dict[str, bytes]:
@@ -295,6 +331,9 @@ def pngs(interlaced: bool) -> dict[str, bytes]:
         }
     red = (230, 40, 30)
     kinds |= {"one colour clear": (colours, 2, 8, png_chunk(b"tRNS", struct.pack(">3H", *red)))}
+    near = deep[0].copy()
+    near[4:] ^= 3  # where the red corner is of another red, by the lower bits alone
+    kinds |= {"one colour clear of 16 bits": (near, 2, 16, png_chunk(b"tRNS", near[0, 0].astype(">u2").tobytes()))}
     return {f"PNG{' interlaced' * interlaced}, {name}": png(*kind, interlaced) for name, kind in kinds.items()}
 
 
@@ -303,6 +342,8 @@ def others() -> dict[str, bytes]:
     turned, rgb, opacity = picture().transpose(Image.Transpose.ROTATE_180), scene(), veil()[..., None]
     moving: dict[str, Any] = {"save_all": True, "append_images": [turned], "duration": 10_000}
     kinds = {"APNG": saved(picture(), "PNG", **moving), "PNG, EXIF 6": saved(picture(), "PNG", exif=exif(turn(6))[6:])}
+    broken = png_chunk(b"tEXt", b"a\0b")[:-1] + b"?" + png_chunk(b"gAMA", struct.pack(">I", 100000))[:-1] + b"?"
+    kinds |= {"PNG, chunks of a wrong checksum": png(rgb, 2, extra=broken)}
     kinds |= {"APNG behind another picture": saved(picture(), "PNG", default_image=True, **moving)}
     veiled = np.concatenate([rgb, opacity], 2)
     kinds |= {"APNG, a small frame behind another picture": apng_behind(veiled, veiled[::-1][:9, 20:], 5, 6)}
