@@ -142,16 +142,63 @@ BOUNDED = {
         c = Softmax (a)
         d = Softmax (b)
         scores = Concat <axis = 1> (c, d)""",
+    "sigmoid in per cent": "p = Sigmoid (raw) scores = Mul (p, hundred)",
+    "softmax in whole per cent": "p = Softmax (raw) q = Mul (p, hundred) scores = Floor (q)",
+    "softmax, spelled out, in whole per cent": """
+        e = Exp (raw)
+        sum = ReduceSum <keepdims = 1> (e, one_axis)
+        p = Div (e, sum)
+        q = Mul (p, hundred)
+        scores = Round (q)""",
+    "mean of two sigmoids": """
+        r = Gemm (flat, other)
+        a = Sigmoid (raw)
+        b = Sigmoid (r)
+        both = Add (a, b)
+        scores = Mul (both, hundred)""",
+    "logarithm of a sigmoid": "n = Neg (raw) p = Softplus (n) scores = Neg (p)",
+    "clipped at six": "scores = Clip (raw, zero, six)",
 }
-SCALARS = {"zero": np.float32(0), "one": np.float32(1), "hundred": np.float32(100)}
+SCALARS = {"zero": np.float32(0), "one": np.float32(1), "hundred": np.float32(100), "six": np.float32(6)}
+ENDS = {"halves": np.array([2, 2]), "one_axis": np.array([1]), "other": np.random.default_rng(9).normal(0, 1.5, (8, 4))}
 SLICED = {"five": np.linspace(-1, 1, 40).reshape(8, 5), "first": np.array([1]), "last": np.array([5])}
 
 
 @pytest.mark.parametrize("end", BOUNDED)
 def test_probabilities_are_told_from_logits_by_what_they_are(end: str, tmp_path: Path) -> None:
-    file = network(tmp_path / "tags.onnx", f"{RAW} {BOUNDED[end]}", halves=np.array([2, 2]), **SCALARS, **SLICED)
+    file = network(tmp_path / "tags.onnx", f"{RAW} {BOUNDED[end]}", **SCALARS, **ENDS, **SLICED)
     said = bring(file)
-    assert said.refused and ("with probabilities, not logits" in said.last or "Softmax that is not over" in said.last)
+    assert said.refused and ("probabilities, not logits" in said.last or "Softmax that is not over" in said.last), said
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_answers_that_are_sorted_are_of_no_class(largest: int, tmp_path: Path) -> None:
+    end = f"{RAW} scores, places = TopK <axis = 1, largest = {largest}> (raw, all)"
+    said = bring(network(tmp_path / "best.onnx", end, all=np.array([4])))
+    assert said.refused and "TopK" in said.last, said
+
+
+# Never below 0 as SqueezeNet's, far above it, never above 0 as distances are, kept within bounds by tanh
+@pytest.mark.parametrize(
+    "end",
+    [
+        "scores = Relu (raw)",
+        "scores = Add (raw, hundred)",
+        "square = Mul (raw, raw) scores = Neg (square)",
+        "bound = Tanh (raw) scores = Mul (bound, hundred)",
+    ],
+)
+def test_logits_are_not_taken_for_probabilities(end: str, tmp_path: Path) -> None:
+    said = bring(network(tmp_path / "net.onnx", f"{RAW} {end}", **SCALARS))
+    assert said.status == 0, said
+
+
+def test_two_classes_that_are_always_likely_are_not_taken_for_probabilities(tmp_path: Path) -> None:
+    """An untrained network that normalises inside answers about the same, however strong the photos are."""
+    own = {"least": np.full(8, 0.001), "ones": np.ones(8), "pair": np.array([[0.05, 0.1]] * 4 + [[0.06, 0.09]] * 4)}
+    end = "normed = LayerNormalization (flat, least, ones) scores = Gemm (normed, pair)"
+    said = bring(network(tmp_path / "net.onnx", end, scores="float[N, 2] scores", **own), names=NAMES[:2])
+    assert said.status == 0, said
 
 
 def test_a_last_layer_of_zeros_is_not_taken_for_probabilities(photos: Path, tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ from export.graph import INPUT, OUTPUT
 from export.settings import Foreign
 from runtime.spec import ModelSpec
 
+OURS, THEIRS = "saji/", "foreign/"  # before the names of what is put in front, and of the foreign graph
+
 
 def wrapped(core: onnx.ModelProto, spec: ModelSpec, foreign: Foreign) -> onnx.ModelProto:
     """The foreign graph under the contract: uint8 `[batch, S, S, 3]` RGB in, float32 logits `[batch, C]` out."""
     whole, size = onnx.ModelProto(), spec.geometry.size
     whole.CopyFrom(core)
     graph = whole.graph
-    _rename(graph, "foreign/")  # its own names may be "images" and "logits", too
+    _rename(graph, THEIRS)  # its own names may be "images" and "logits", too
     entry = graph.input[0].name
     exit_ = graph.output[0].name
     first = _normalisation(foreign, entry)
@@ -43,20 +45,20 @@ class Prefix:
 
 def _normalisation(foreign: Foreign, output: str) -> Prefix:
     """From photos as the contract has them to what the foreign network takes: (pixels × scale − mean) / std."""
-    constants = {f"saji/{name}": np.array(getattr(foreign, name), np.float32) for name in ("scale", "mean", "std")}
+    constants = {f"{OURS}{name}": np.array(getattr(foreign, name), np.float32) for name in ("scale", "mean", "std")}
     steps: list[tuple[str, list[str], dict[str, Any]]] = [
         ("Cast", [], {"to": onnx.TensorProto.FLOAT}),
-        ("Mul", ["saji/scale"], {}),
-        ("Sub", ["saji/mean"], {}),
-        ("Div", ["saji/std"], {}),
+        ("Mul", [f"{OURS}scale"], {}),
+        ("Sub", [f"{OURS}mean"], {}),
+        ("Div", [f"{OURS}std"], {}),
     ]
     if foreign.channels == "bgr":
-        constants["saji/bgr"] = np.array([2, 1, 0])
-        steps.append(("Gather", ["saji/bgr"], {"axis": 3}))
+        constants[f"{OURS}bgr"] = np.array([2, 1, 0])
+        steps.append(("Gather", [f"{OURS}bgr"], {"axis": 3}))
     steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}) if foreign.layout == "nchw" else ("Identity", [], {}))
-    names = [INPUT, *(f"saji/{number}" for number in range(1, len(steps))), output]
+    names = [INPUT, *(f"{OURS}{number}" for number in range(1, len(steps))), output]
     nodes = [
-        helper.make_node(kind, [names[i], *more], [names[i + 1]], name=f"saji/{kind}", **attributes)
+        helper.make_node(kind, [names[i], *more], [names[i + 1]], name=f"{OURS}{kind}", **attributes)
         for i, (kind, more, attributes) in enumerate(steps)
     ]
     return Prefix(nodes, constants)
