@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import house
@@ -341,7 +342,34 @@ def test_an_import_does_not_replace_a_model_that_was_trained_here(model: Path, t
     own = house.linked(model, brought(file), "model.json", "model.onnx")
     said = bring(file)
     assert Receipt.read(own) == Receipt.read(model)
-    assert said.refused or said.status == 0, said
+    assert said.refused and "was trained here" in said.last and "rename resnet18.onnx" in said.last, said
+
+
+def test_a_file_does_not_replace_another_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes from Hugging Face is always called model.onnx, and may be named by a path from where it lies."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        network(tmp_path / name / "model.onnx")
+    first = tmp_path / "one" / "model.onnx"
+    assert bring(first).status == 0
+    before = Receipt.read(brought(first))
+    monkeypatch.chdir(tmp_path / "other")
+    said = bring(Path("model.onnx"), "--out", first.parent / "out", names=[name.upper() for name in NAMES])
+    assert said.refused and str(first) in said.last and "rename model.onnx" in said.last, said
+    assert Receipt.read(brought(first)) == before
+    monkeypatch.chdir(tmp_path / "one")
+    assert bring(Path("model.onnx"), "--out", first.parent / "out").status == 0, "it is the same file"
+
+
+def test_an_export_does_not_replace_a_model_that_was_brought_in(tmp_path: Path) -> None:
+    from export.model import write_model
+    from export.settings import Settings
+
+    file = network(tmp_path / "resnet18.onnx")
+    assert bring(file).status == 0
+    run: Any = SimpleNamespace(spec=None, validation=None, inputs={"validation.npz": "0" * 64})
+    with pytest.raises(house.SajiError, match=f"brought in from {re.escape(str(file))}; move that folder away"):
+        write_model(run, brought(file), Settings(), print)
 
 
 def test_an_import_replaces_its_own_earlier_one(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`python -m export --onnx FILE …`: a classifier of another project under our contract."""
 
-import contextlib
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,16 +36,7 @@ def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | N
     if set(settings.precisions) - {"fp32"}:
         raise SajiError("a foreign model is brought in as it is, in FP32; leave --precisions out")
     source = ForeignModel(foreign, say)
-    folder = out / "models" / source.spec.architecture
-    _require_its_own(folder, foreign.onnx)
-    return write_model(source, folder, settings, say)
-
-
-def _require_its_own(folder: Path, file: Path) -> None:
-    """Raise SajiError where an import would replace a model that was trained here."""
-    with contextlib.suppress(BadModel):
-        if "onnx" not in Receipt.read(folder).request.get("inputs", {}):
-            raise SajiError(f"{folder} holds a model that was trained here; rename {file.name} and bring it in again")
+    return write_model(source, out / "models" / source.spec.architecture, settings, say)
 
 
 class ForeignModel(Source):
@@ -64,7 +54,7 @@ class ForeignModel(Source):
         self.whole = wrapped(lifted(logits, foreign.onnx), self.spec, foreign)
         require_logits(self._network, Network(as_written, foreign), self.whole, self.spec.geometry.size)
         require_same(self.file, self.whole, self._network, self.spec.geometry.size)
-        self.inputs = {name: str(value) for name, value in asdict(foreign).items()}
+        self.inputs = {name: str(value) for name, value in asdict(foreign).items()} | {"onnx": str(self.file.resolve())}
         self.photos, self.validation = foreign.data, None
         if foreign.data:
             self.validation, answers, photos = _validation_set(foreign.data, self.spec, self._network, say)
