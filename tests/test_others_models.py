@@ -186,6 +186,7 @@ def test_answers_that_are_sorted_are_of_no_class(largest: int, tmp_path: Path) -
         "scores = Relu (raw)",
         "scores = Add (raw, hundred)",
         "square = Mul (raw, raw) scores = Neg (square)",
+        "far = Mul (raw, hundred) square = Mul (far, far) scores = Neg (square)",
         "bound = Tanh (raw) scores = Mul (bound, hundred)",
     ],
 )

@@ -19,7 +19,7 @@ from export.settings import Foreign
 from runtime.errors import BadModel
 from runtime.spec import softmax
 
-LOUD = 1000.0  # times as strong a last layer: logits grow with it and change their sign, where probabilities cannot
+LOUD = 1e6  # times as strong a last layer: logits grow with it and change their sign, where probabilities cannot
 
 
 class Network:
@@ -134,7 +134,7 @@ def _no_logits(told: np.ndarray) -> str:
     """
     logarithms = told.max() <= 1e-3
     scores = np.exp(told) if logarithms else told
-    sums, ceiling = scores.sum(axis=1), scores.max()
+    sums, ceiling = scores.sum(axis=1), 1 if logarithms else scores.max()  # of strong distances all may be 0
     reached = (scores >= (1 - 1e-5) * ceiling).any(axis=0).sum() > 1
     if logarithms:  # those of a softmax, too, are logits
         one = np.allclose(sums, 1, rtol=1e-3)

@@ -1,5 +1,6 @@
 """A foreign graph under our contract: the normalisation that its photos need before it, our names around it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,6 @@ def wrapped(core: onnx.ModelProto, spec: ModelSpec, foreign: Foreign) -> onnx.Mo
     graph.node.extend(nodes)
     graph.input.append(helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, ["batch", size, size, 3]))
     graph.output.append(helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["batch", len(spec.classes)]))
-    for number, node in enumerate(graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"  # multiply-adds are listed by the node's name
     return whole
 
 
@@ -65,9 +64,16 @@ def _normalisation(foreign: Foreign, output: str) -> Prefix:
 
 
 def _rename(graph: onnx.GraphProto, prefix: str) -> None:
-    """Put a prefix before the name of every tensor of a graph, and of the branches and loops inside it."""
+    """Put a prefix before the name of every tensor and node of a graph, and of the branches and loops inside it.
+
+    Each node has then a name of its own, by which its multiply-adds are listed; in a foreign graph they may share one.
+    """
+    taken = Counter[str]()
     for each in all_graphs(graph):
         for node in each.node:
+            name = prefix + (node.name or node.op_type)
+            taken[name] += 1
+            node.name = f"{name}#{taken[name]}" if taken[name] > 1 else name
             for names in (node.input, node.output):
                 names[:] = [name and prefix + name for name in names]  # an empty name is an input left out
         for value in (*each.input, *each.output, *each.value_info, *each.initializer):
