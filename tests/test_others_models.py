@@ -467,6 +467,15 @@ def with_names_of_ours(path: Path) -> Path:
     return path
 
 
+def with_nodes_of_our_names(path: Path) -> Path:
+    """As a last layer called logits."""
+    model = onnx.load(network(path))
+    for node, name in zip(model.graph.node, ("saji/Mul", "embed/x", "cam/top", "Flatten_8", "logits"), strict=True):
+        node.name = name
+    onnx.save(model, path)
+    return path
+
+
 def with_weights_among_inputs(path: Path) -> Path:
     model = onnx.load(network(path))
     for tensor in model.graph.initializer:
@@ -476,16 +485,38 @@ def with_weights_among_inputs(path: Path) -> Path:
 
 
 FORMS = (with_function, with_function_of_another_opset, with_the_long_domain, with_channels_left_open)
-MORE_FORMS = (with_a_batch_of_minus_one, of_the_model_zoo, with_names_of_ours, with_weights_among_inputs, with_branch)
+MORE_FORMS = (with_a_batch_of_minus_one, of_the_model_zoo, with_weights_among_inputs, with_branch)
+NAMES_OF_OURS = (with_names_of_ours, with_nodes_of_our_names)
 
 
-@pytest.mark.parametrize("form", [*FORMS, *MORE_FORMS])
+@pytest.mark.parametrize("form", [*FORMS, *MORE_FORMS, *NAMES_OF_OURS])
 def test_other_forms_of_one_network_answer_alike(form: Any, tmp_path: Path) -> None:
     said = bring(form(tmp_path / "form.onnx"))
     assert said.status == 0, said
     assert bring(network(tmp_path / "plain.onnx")).status == 0
     expected = answers(brought(tmp_path / "plain.onnx"), PICTURES)
     assert np.abs(answers(brought(tmp_path / "form.onnx"), PICTURES) - expected).max() < 1e-4
+
+
+def test_no_file_is_lost_to_the_names_of_layers(photos: Path, tmp_path: Path) -> None:
+    file = with_nodes_of_our_names(tmp_path / "named.onnx")
+    assert bring(file, data=photos).status == 0
+    verdicts = {c.file: c.verdict for c in Receipt.read(brought(file)).candidates if c.backend == "ort-cpu"}
+    assert {verdicts[f"model{kind}.onnx"] for kind in ("", ".embed", ".cam")} == {"pass"}, verdicts
+
+
+def test_a_heat_map_that_no_engine_opens_is_left_out(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import export.heatmap
+
+    def opened(*_: object) -> None:
+        raise house.BadModel("it is not opened")
+
+    monkeypatch.setattr(export.heatmap, "Heatmap", opened)
+    said = bring(network(tmp_path / "net.onnx"), data=photos)
+    assert said.status == 0 and "model.cam.onnx is left out" in said.err, said
+    assert not (brought(tmp_path / "net.onnx") / "model.cam.onnx").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A foreign graph under our contract: the normalisation that its photos need before it, our names around it."""
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ def wrapped(core: onnx.ModelProto, spec: ModelSpec, foreign: Foreign) -> onnx.Mo
     exit_ = graph.output[0].name
     first = _normalisation(foreign, entry)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in first.constants.items())
-    nodes = [*first.nodes, *graph.node, helper.make_node("Identity", [exit_], [OUTPUT], name="logits")]
+    nodes = [*first.nodes, *graph.node, helper.make_node("Identity", [exit_], [OUTPUT], name=OUTPUT)]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.input.append(helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, ["batch", size, size, 3]))
@@ -66,15 +65,12 @@ def _normalisation(foreign: Foreign, output: str) -> Prefix:
 def _rename(graph: onnx.GraphProto, prefix: str) -> None:
     """Put a prefix before the name of every tensor and node of a graph, and of the branches and loops inside it.
 
-    Each node has then a name of its own, by which its multiply-adds are listed; in a foreign graph they may share one.
+    A node's has its number, too: the multiply-adds are listed by it, and several may have one name or none.
     """
-    taken = Counter[str]()
+    for number, node in enumerate(node for each in all_graphs(graph) for node in each.node):
+        node.name = f"{prefix}{number}/{node.name or node.op_type}"
+        for names in (node.input, node.output):
+            names[:] = [name and prefix + name for name in names]  # an empty name is an input left out
     for each in all_graphs(graph):
-        for node in each.node:
-            name = prefix + (node.name or node.op_type)
-            taken[name] += 1
-            node.name = f"{name}#{taken[name]}" if taken[name] > 1 else name
-            for names in (node.input, node.output):
-                names[:] = [name and prefix + name for name in names]  # an empty name is an input left out
         for value in (*each.input, *each.output, *each.value_info, *each.initializer):
             value.name = prefix + value.name
