@@ -298,6 +298,50 @@ def with_branch(path: Path) -> Path:
     return path
 
 
+CONVOLVED = "c = Conv <pads = [1, 1, 1, 1]> ({0}, {1}) r = Relu (c) m = GlobalAveragePool (r)"
+BRANCHES = {
+    "fp32": f"{CONVOLVED.format('photo', 'filters')} o = Flatten (m)",
+    "half": f"""
+        h = Cast <to = 10> (photo) w = Cast <to = 10> (filters)
+        {CONVOLVED.format("h", "w")} f = Flatten (m) o = Cast <to = 1> (f)""",
+    "quantised": f"""
+        q = QuantizeLinear (photo, tenth, middle) p = DequantizeLinear (q, tenth, middle)
+        {CONVOLVED.format("p", "filters")} o = Flatten (m)""",
+}
+
+
+def with_layers_in_a_branch(path: Path, kind: str) -> Path:
+    model = onnx.load(network(path))
+    one = onnx.parser.parse_graph(f"one () => (float[N, 8] o) {{ {BRANCHES[kind]} }}")
+    other = onnx.parser.parse_graph(f"other () => (float[N, 8] o) {{ {BRANCHES['fp32']} }}")
+    gemm = model.graph.node[-1]
+    branch = helper.make_node("If", ["condition"], ["flat"], then_branch=one, else_branch=other)
+    del model.graph.node[:]
+    model.graph.node.extend([branch, gemm])
+    constants = {"condition": np.array(True), "tenth": np.float32(0.1), "middle": np.uint8(128)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "words"), [("half", "computes c in float16"), ("quantised", "is quantised already")])
+def test_what_a_branch_computes_in_another_format_is_refused(kind: str, words: str, tmp_path: Path) -> None:
+    said = bring(with_layers_in_a_branch(tmp_path / "branch.onnx", kind))
+    assert said.refused and words in said.last, said
+
+
+def test_the_layers_of_a_branch_count(photos: Path, tmp_path: Path) -> None:
+    file = with_layers_in_a_branch(tmp_path / "branch.onnx", "fp32")
+    said = bring(file, data=photos)
+    assert said.status == 0, said
+    facts = {entry.key: entry.value for entry in onnx.load(brought(file) / "model.onnx").metadata_props}
+    convolution = 24 * 24 * 8 * 3 * 3 * 3
+    assert sorted(json.loads(facts["multiply_adds"]).values()) == [8 * 4, convolution, convolution]
+    verdicts = {c.backend: c.verdict for c in Receipt.read(brought(file)).candidates if c.file == "model.onnx"}
+    assert verdicts["ort-cpu"] == "pass", verdicts
+
+
 def test_a_graph_with_a_branch_is_brought_in_or_refused(photos: Path, tmp_path: Path) -> None:
     said = bring(with_branch(tmp_path / "branch.onnx"), data=photos)
     assert said.status == 0 or said.refused, said

@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from export.foreign.reading import all_graphs, in_one_line, inner_graphs
+from export.foreign.reading import in_one_line
 from export.foreign.wrapping import OURS
-from export.graph import INPUT, LAYERS, OUTPUT
+from export.graph import INPUT, LAYERS, OUTPUT, all_graphs, inner_graphs
 from export.layers import first_without_answer
 from export.settings import Foreign
 from runtime.errors import BadModel

@@ -1,14 +1,13 @@
 """What exporters of other projects write, as one graph in FP32: photos in, one row of logits for each out."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx.inliner
 import onnx.version_converter
 
-from export.graph import LAYERS, OPSET
+from export.graph import LAYERS, OPSET, all_graphs
 from runtime.errors import BadModel
 
 # From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
@@ -93,16 +92,16 @@ def _use_short_domain(model: onnx.ModelProto) -> None:
 
 def _require_float32(model: onnx.ModelProto, path: Path) -> None:
     """Raise BadModel where layers compute in another format: which one serves is decided here, from FP32."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    formats = {value.name: _type(value) for value in graph.value_info}
-    for node in graph.node:
-        made = formats.get(node.output[0])
-        if _QUANTISED.search(node.op_type):
-            raise BadModel(
-                f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
-            )
-        if node.op_type in LAYERS and made in _HIGH_AND_LOW:
-            raise BadModel(f"{path} computes {node.output[0]} in {made.lower()}; export it in float32")
+    for graph in all_graphs(onnx.shape_inference.infer_shapes(model).graph):
+        formats = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}
+        for node in graph.node:
+            made = formats.get(node.output[0])
+            if _QUANTISED.search(node.op_type):
+                raise BadModel(
+                    f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
+                )
+            if node.op_type in LAYERS and made in _HIGH_AND_LOW:
+                raise BadModel(f"{path} computes {node.output[0]} in {made.lower()}; export it in float32")
 
 
 def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -132,20 +131,6 @@ def lifted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             f"{path} cannot be converted to opset {OPSET} ({what}); export it with opset_version={OPSET}"
         ) from None
     return model
-
-
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and the branches and loops inside it."""
-    yield graph
-    for node in graph.node:
-        yield from inner_graphs(node)
-
-
-def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The branches and loops of a node, and those inside them."""
-    for attribute in node.attribute:
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            yield from all_graphs(inner)
 
 
 def dims(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -7,8 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.foreign.reading import all_graphs
-from export.graph import INPUT, OUTPUT
+from export.graph import INPUT, OUTPUT, all_graphs
 from export.settings import Foreign
 from runtime.spec import ModelSpec
 
