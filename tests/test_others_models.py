@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -696,6 +697,26 @@ def test_names_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -
     said = bring(file, "--classes", names)
     assert said.status == 0, said
     assert Receipt.read(brought(file)).spec.classes == ("ant", "crème", "cat", "dog")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_is_the_folder_whose_name_looks_the_same(form: Any, tmp_path: Path) -> None:
+    """An accent may be a part of its letter or stand behind it, as macOS writes names."""
+    names = ("crème", "bee", "cat", "dog")
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    for label in names:
+        folder = tmp_path / "set" / unicodedata.normalize(other, label)
+        folder.mkdir(parents=True)
+        house.drawn(len(label), path=folder / "0.png")
+    file = network(tmp_path / "net.onnx")
+    said = bring(file, names=[unicodedata.normalize(form, name) for name in names], data=tmp_path / "set")
+    assert said.status == 0, said
+
+
+def test_two_classes_that_look_the_same_are_refused(tmp_path: Path) -> None:
+    twice = [unicodedata.normalize(form, "crème") for form in ("NFC", "NFD")]
+    said = bring(network(tmp_path / "net.onnx"), names=[*twice, "cat", "dog"])
+    assert said.refused and "2 times (lines 1, 2)" in said.last, said
 
 
 @pytest.mark.parametrize("content", [b"ant\ncr\xe8me\ncat\ndog", "a\nb\nc\nd".encode("utf-16"), b"a\n\x1b[2J\nc\nd"])

@@ -1,5 +1,6 @@
 """`python -m export --onnx FILE …`: a classifier of another project under our contract."""
 
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -128,18 +129,24 @@ def _classes(path: Path) -> tuple[str, ...]:
         raise SajiError(f"{path} cannot be read as UTF-8 text ({error}); it needs a class a line") from None
     if strange := [line for line in lines if not line.isprintable()]:
         raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
-    for name, count in Counter(filter(None, lines)).items():
+    for name, count in Counter(map(_composed, filter(None, lines))).items():
         if count > 1:
-            at = ", ".join(str(number) for number, line in enumerate(lines, 1) if line == name)
+            at = ", ".join(str(number) for number, line in enumerate(lines, 1) if _composed(line) == name)
             raise SajiError(f"{path} names {name!r} {count} times (lines {at}); tell them apart, such as {name!r} (2)")
     return tuple(filter(None, lines))
+
+
+def _composed(name: str) -> str:
+    """A name with each accent in its letter (NFC): macOS writes names of folders the other way."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> tuple[ValidationSet, np.ndarray, str]:
     """The validation photos of `data`, or all where it has no split; the network's logits of them; who they are."""
     everything = read_photo_set(data).photos
     photos = [photo for photo in everything if photo.split == "val"] or list(everything)
-    if unknown := sorted({photo.label for photo in photos} - set(spec.classes)):
+    places = {_composed(name): place for place, name in enumerate(spec.classes)}
+    if unknown := sorted({photo.label for photo in photos if _composed(photo.label) not in places}):
         raise SajiError(f"{data} has the labels {', '.join(unknown)}, the model {', '.join(spec.classes)}; rename one")
     images, right = [], []
     for photo in photos:
@@ -150,7 +157,7 @@ def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> 
             say(f"left out: {photo.path}: {error}")
     if not right:
         raise SajiError(f"{data} holds no photo that can be read; without photos leave --data out")
-    labels = np.array([spec.classes.index(photo.label) for photo in right])
+    labels = np.array([places[_composed(photo.label)] for photo in right])
     names = tuple(f"{photo.label}/{photo.path.name}" for photo in right)
     stacked = np.stack(images)
     logits = network(stacked)
