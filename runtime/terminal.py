@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +23,10 @@ WIDEST = 100  # columns: lines longer than this are hard to read, and tables nev
 NOW_AND_THEN = 30  # seconds between two lines of progress in a pipe
 _BAR = 12  # columns
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+# What is not for a name: control signs, halves of letters, what is no letter yet, and separators of lines, by category;
+# and what turns the direction in which a line is read (Bidi_Control of Unicode)
+_STEERING = ("Cc", "Cs", "Cn", "Zl", "Zp")
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 Advance = Callable[..., None]  # advance(steps=1, now="what is done now")
 
@@ -72,9 +77,17 @@ def _filled(line: str) -> str:
     return textwrap.fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
+def is_printable(text: str) -> bool:
+    """Whether text stays on one line and steers no terminal: the one rule for names, of classes, models and runs.
+
+    Joiners, as Persian has them, and spaces that do not break are parts of words; str.isprintable knows none.
+    """
+    return not any(unicodedata.category(letter) in _STEERING or letter in _TURNING for letter in text)
+
+
 def printable(text: str) -> str:
     """Text for one line of a terminal: what would break the line, colour it or is no text is escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return "".join(letter if is_printable(letter) else repr(letter)[1:-1] for letter in text)
 
 
 def say(text: str) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -717,6 +718,34 @@ def test_two_classes_that_look_the_same_are_refused(tmp_path: Path) -> None:
     twice = [unicodedata.normalize(form, "crème") for form in ("NFC", "NFD")]
     said = bring(network(tmp_path / "net.onnx"), names=[*twice, "cat", "dog"])
     assert said.refused and "2 times (lines 1, 2)" in said.last, said
+
+
+def test_joiners_and_spaces_that_do_not_break_are_parts_of_names(photos: Path, tmp_path: Path) -> None:
+    names = ("خورش\u200cقیمه", "crème\u00a0brûlée", "क्\u200dष", "dog")
+    for label, folder in zip(names, NAMES, strict=True):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        shutil.copy(photos / folder / "0.png", tmp_path / "set" / label)
+    file = network(tmp_path / "net.onnx")
+    assert bring(file, names=names, data=tmp_path / "set").status == 0
+    said = house.here("runtime", "show", brought(file))
+    assert said.status == 0 and all(name in said.out for name in names), said
+
+
+@pytest.mark.parametrize("which", ["input", "output"])
+def test_a_shape_that_is_not_told_is_asked_for(which: str, tmp_path: Path) -> None:
+    model = onnx.load(network(tmp_path / "net.onnx"))
+    (value,) = getattr(model.graph, which)
+    value.type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "net.onnx")
+    said = bring(tmp_path / "net.onnx")
+    assert said.refused and f"does not say the shape of {value.name}" in said.last, said
+
+
+@pytest.mark.parametrize("length", [241, 246])
+def test_a_name_that_is_too_long_for_a_folder_is_called_by_its_file(length: int, tmp_path: Path) -> None:
+    file = network(tmp_path / f"{'n' * length}.onnx")
+    said = bring(file)
+    assert said.refused and file.name in said.last and said.last.endswith("rename it"), said
 
 
 @pytest.mark.parametrize("content", [b"ant\ncr\xe8me\ncat\ndog", "a\nb\nc\nd".encode("utf-16"), b"a\n\x1b[2J\nc\nd"])

@@ -281,3 +281,16 @@ def on_a_terminal(line: list[str], columns: int) -> str:
     os.close(ours)
     lines = CODES.sub("", written.decode(errors="replace")).replace("\r\n", "\n").split("\n")
     return "\n".join(line.rpartition("\r")[2] for line in lines)
+
+
+@pytest.mark.parametrize("letter", ["\u200c", "\u200d", "\u00a0", "\u202f", "é", "飯", "\ue000"])
+def test_what_is_a_part_of_a_word_is_shown_as_it_is(letter: str) -> None:
+    assert terminal.is_printable(f"a{letter}b") and terminal.printable(f"a{letter}b") == f"a{letter}b"
+
+
+@pytest.mark.parametrize(
+    "letter", ["\n", "\x1b", "\x85", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\ud800", "\u0378"]
+)
+def test_what_steers_a_terminal_or_is_no_letter_is_escaped(letter: str) -> None:
+    assert not terminal.is_printable(f"a{letter}b")
+    assert terminal.printable(f"a{letter}b").isprintable()

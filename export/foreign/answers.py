@@ -29,8 +29,9 @@ class Network:
     """
 
     def __init__(self, graph: onnx.ModelProto, foreign: Foreign) -> None:
-        self.foreign, self.input = foreign, graph.graph.input[0].name
-        self.session = _session(foreign.onnx, graph)
+        assert foreign.onnx
+        self.foreign, self.file, self.input = foreign, foreign.onnx, graph.graph.input[0].name
+        self.session = _session(self.file, graph)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, S, S, 3]` RGB → float32 `[N, C]`."""
@@ -59,7 +60,7 @@ def require_logits(network: Network, as_written: Network, whole: onnx.ModelProto
 
     `as_written`: the same with the Softmax that was taken off its end, if there was one. `whole`: the same, wrapped.
     """
-    file, shown = network.foreign.onnx, pictures(size)
+    file, shown = network.file, pictures(size)
     answers = network(shown)
     if not np.isfinite(answers).all():
         layer = first_without_answer(whole, shown)

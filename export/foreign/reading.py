@@ -36,10 +36,13 @@ def read_foreign(path: Path) -> onnx.ModelProto:
         model = onnx.load(path)
         model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
         _use_short_domain(model)
+        _require_shapes(model.graph, path)
         onnx.checker.check_model(model)
         typed = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
         model.graph.value_info.extend(typed)  # by which functions of another opset are converted
         model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    except BadModel:
+        raise
     except Exception as error:  # protobuf's, onnx's and the system's errors are of no common family
         raise BadModel(
             f"{path} cannot be read as ONNX ({in_one_line(error)}); give the complete file, with what belongs to it "
@@ -88,6 +91,16 @@ def _use_short_domain(model: onnx.ModelProto) -> None:
     for part in (*all_graphs(model.graph), *model.functions):
         for node in part.node:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
+
+
+def _require_shapes(graph: onnx.GraphProto, path: Path) -> None:
+    """Raise BadModel where an input or output is a tensor of any number of dimensions."""
+    for value in (*graph.input, *graph.output):
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise BadModel(
+                f"{path} does not say the shape of {value.name}; export it with the shapes of its input and output, "
+                "which may leave sizes open"
+            )
 
 
 def _require_float32(model: onnx.ModelProto, path: Path) -> None:

@@ -22,8 +22,11 @@ from runtime.files import as_text, sha256_file, sha256_json
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec, faults
+from runtime.terminal import is_printable
 from training.photos.photo_set import read_photo_set
 from training.photos.seen import Seen, started_from
+
+LONGEST = 240  # bytes of a model's name: file systems take 255, and what is written for it has more before and behind
 
 
 def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | None = None) -> Receipt:
@@ -114,6 +117,8 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
     geometry = Geometry.for_size(told.pop())
     resize, how = foreign.resize or geometry.resize, foreign.interpolation
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.onnx.stem)
+    if len(name.encode()) > LONGEST:
+        raise SajiError(f"{foreign.onnx} has a name of more than {LONGEST} bytes, too long for its folder; rename it")
     spec = ModelSpec(name, name, classes, replace(geometry, resize=resize, interpolation=how))
     for wrong in faults(spec):
         raise SajiError(f"{foreign.onnx} cannot be brought in so: {wrong}; give other --classes, --size or --resize")
@@ -127,7 +132,7 @@ def _classes(path: Path) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise SajiError(f"{path} cannot be read as UTF-8 text ({error}); it needs a class a line") from None
-    if strange := [line for line in lines if not line.isprintable()]:
+    if strange := [line for line in lines if not is_printable(line)]:
         raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
     for name, count in Counter(map(_composed, filter(None, lines))).items():
         if count > 1:

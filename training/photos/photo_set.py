@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runtime.errors import SajiError
 from runtime.files import left_by_programs
+from runtime.terminal import is_printable
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _COLUMNS = ("filename", "label", "split")
@@ -60,7 +61,7 @@ def read_photo_set(source: Path) -> PhotoSet:
     labels = {photo.label for photo in photo_set.photos}
     by_spoken: dict[str, str] = {}
     for label in sorted(labels):
-        if not label.isprintable():
+        if not is_printable(label):
             raise SajiError(f"{source} has the class {label!r}, whose name cannot be printed; rename it")
         other = by_spoken.setdefault(spoken(label), label)
         if other != label:
