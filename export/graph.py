@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,20 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, list[Any]]:
     return value.name, tensor.elem_type, [d.dim_param or d.dim_value for d in tensor.shape.dim]
 
 
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and the branches and loops inside it."""
+    yield graph
+    for node in graph.node:
+        yield from inner_graphs(node)
+
+
+def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The branches and loops of a node, and those inside them."""
+    for attribute in node.attribute:
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from all_graphs(inner)
+
+
 def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
     """Multiply-adds per photo of every convolution and matrix product, by node name.
 
@@ -107,15 +121,18 @@ def multiply_adds(model: onnx.ModelProto) -> dict[str, int]:
     """
     one = onnx.ModelProto()
     one.CopyFrom(model)
-    del one.graph.value_info[:]
+    for part in all_graphs(one.graph):
+        del part.value_info[:]
     for value in (*one.graph.input, *one.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
-    graph = onnx.shape_inference.infer_shapes(one, data_prop=True).graph
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
-    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    through = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    graphs = [*all_graphs(onnx.shape_inference.infer_shapes(one, data_prop=True).graph)]
+    values = [value for graph in graphs for value in (*graph.value_info, *graph.output)]
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in values}
+    shapes |= {tensor.name: list(tensor.dims) for graph in graphs for tensor in graph.initializer}
+    nodes = [node for graph in graphs for node in graph.node]
+    through = {n.output[0]: n.input[0] for n in nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     work = {}
-    for node in graph.node:
+    for node in nodes:
         if node.op_type in LAYERS:
             weight = node.input[1]
             while weight in through:

@@ -129,19 +129,20 @@ def write_heatmap(
 
     Returns its verdict as a file check, or else the sentence that says why this network has none.
     """
-    model = onnx.load(folder / "model.onnx")
+    model, gate = onnx.load(folder / "model.onnx"), gates["fp32"]
     try:
         head = linear_head(model)
-    except SajiError as error:
+        add_map(model, head, spec)
+        with replacing(folder / FILE) as temporary:
+            onnx.save_model(model, temporary)
+        result = check_heatmap(folder / FILE, head, spec, validation, gate)
+    except SajiError as error:  # of the graph, or of an engine that does not open what was added to it
+        (folder / FILE).unlink(missing_ok=True)
         why = f"{FILE} is left out: {spec.architecture} has no class activation map, {error}"
         say(f"{spec.architecture}: {why}")
         return [], [why]
-    add_map(model, head, spec)
-    with replacing(folder / FILE) as temporary:
-        onnx.save_model(model, temporary)
-    gate = gates["fp32"]
     check = Candidate(spec.architecture, FILE, "ort-cpu", "fp32", "cam", False, machine=machine(), gate=gate)
-    check = with_result(check, check_heatmap(folder / FILE, head, spec, validation, gate))
+    check = with_result(check, result)
     say(line(check))
     if check.verdict != "pass":
         (folder / FILE).unlink()

@@ -3,6 +3,7 @@
 `write_model` takes a `Source`: a checkpoint of ours (here) or another project's ONNX file (`export.foreign.source`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -26,7 +27,7 @@ from export.settings import Settings
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in
 from runtime.environment import versions
-from runtime.errors import BadModel, GateFailed
+from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import replacing_folder, sha256_file, sha256_modules, write_text
 from runtime.gate import Gate, no_logits, widened
@@ -173,9 +174,11 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
     """Make a model folder of a source; `folder` is replaced whole once the files are complete and checked.
 
     Enterprise TensorRT keeps the timings of its builds in the folder `cache`. Raises GateFailed or BadModel, leaving an
-    earlier folder untouched, when the FP32 file does not agree with the reference.
+    earlier folder untouched, when the FP32 file does not agree with the reference, or SajiError where it is of another
+    source.
     """
     spec, validation = source.spec, source.validation
+    _require_same_source(folder, source)
     if validation:
         _require_answer(source, validation)
     with replacing_folder(folder, "model.json", "model.onnx") as new:
@@ -216,6 +219,16 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
         )
         receipt.write(new)
     return receipt
+
+
+def _require_same_source(folder: Path, source: Source) -> None:
+    """Raise SajiError where an export would replace a model that was made of something else than this source."""
+    with contextlib.suppress(BadModel):
+        there, here = (each.get("onnx", "") for each in (Receipt.read(folder).request.get("inputs", {}), source.inputs))
+        if bool(there) != bool(here) or Path(there).resolve() != Path(here).resolve():
+            held = f"the model brought in from {there}" if there else "a model that was trained here"
+            other = f", or rename {source.file.name} and bring it in again" if here else " and export again"
+            raise SajiError(f"{folder} holds {held}; move that folder away{other}")
 
 
 def _judged(

@@ -1,10 +1,15 @@
 """Tables in Markdown, for the terminal and for documents, and names in them."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 # Also GitHub's: strikethrough, mathematics, mentions, emoji, and addresses that need no brackets
 _MARKUP = r"[\\`*~&!#<>\[\]|$@]|(?<![^\W_])_|_(?![^\W_])|:(?=\S)|(?<=www)\."
+# What is not for a name: control signs, halves of letters, what is no letter yet, and separators of lines, by category;
+# and what turns the direction in which a line is read (Bidi_Control of Unicode)
+_STEERING = ("Cc", "Cs", "Cn", "Zl", "Zp")
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], align: str = "lr", padded: bool = False) -> str:
@@ -38,9 +43,17 @@ def plain(text: str) -> str:
     return re.sub(r"^(\d{1,9})(?=[.)](\s|$))|^(?=[-+](\s|$)|[-=][-=\s]*$)", r"\1\\", line)
 
 
+def is_printable(text: str) -> bool:
+    """Whether text stays on one line and steers no terminal: the one rule for names, of classes, models and runs.
+
+    Joiners, as Persian has them, and spaces that do not break are parts of words; str.isprintable knows none.
+    """
+    return not any(unicodedata.category(letter) in _STEERING or letter in _TURNING for letter in text)
+
+
 def printable(text: str) -> str:
     """Text for one line of a terminal: what would break the line, colour it or is no text is escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return "".join(letter if is_printable(letter) else repr(letter)[1:-1] for letter in text)
 
 
 def _beside(cell: str, width: int, side: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.errors import BadModel
 from runtime.files import DAMAGE, as_record, in_words
+from runtime.markdown import is_printable
 
 # Where an older reader would go wrong: 2 has a guard, without which its classes would be taken for names; 3 has a
 # second output, without which its rejection rule cannot be followed. A model has the lowest that tells all of it
@@ -256,7 +257,7 @@ def faults(spec: ModelSpec) -> Iterator[str]:
         yield "its name, its architecture and its classes are to be text"
     elif len(spec.classes) < 2:
         yield "it has fewer than two classes"
-    elif strange := [text for text in texts if not text.isprintable()]:
+    elif strange := [text for text in texts if not is_printable(text)]:
         yield f"the name {strange[0]!r} cannot be printed"
     if not _is_number(spec.temperature) or spec.temperature <= 0:
         yield f"the temperature is {spec.temperature!r}, no number above 0"

@@ -7,8 +7,11 @@ import io
 import json
 import os
 import re
+import shutil
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import house
@@ -142,16 +145,64 @@ BOUNDED = {
         c = Softmax (a)
         d = Softmax (b)
         scores = Concat <axis = 1> (c, d)""",
+    "sigmoid in per cent": "p = Sigmoid (raw) scores = Mul (p, hundred)",
+    "softmax in whole per cent": "p = Softmax (raw) q = Mul (p, hundred) scores = Floor (q)",
+    "softmax, spelled out, in whole per cent": """
+        e = Exp (raw)
+        sum = ReduceSum <keepdims = 1> (e, one_axis)
+        p = Div (e, sum)
+        q = Mul (p, hundred)
+        scores = Round (q)""",
+    "mean of two sigmoids": """
+        r = Gemm (flat, other)
+        a = Sigmoid (raw)
+        b = Sigmoid (r)
+        both = Add (a, b)
+        scores = Mul (both, hundred)""",
+    "logarithm of a sigmoid": "n = Neg (raw) p = Softplus (n) scores = Neg (p)",
+    "clipped at six": "scores = Clip (raw, zero, six)",
 }
-SCALARS = {"zero": np.float32(0), "one": np.float32(1), "hundred": np.float32(100)}
+SCALARS = {"zero": np.float32(0), "one": np.float32(1), "hundred": np.float32(100), "six": np.float32(6)}
+ENDS = {"halves": np.array([2, 2]), "one_axis": np.array([1]), "other": np.random.default_rng(9).normal(0, 1.5, (8, 4))}
 SLICED = {"five": np.linspace(-1, 1, 40).reshape(8, 5), "first": np.array([1]), "last": np.array([5])}
 
 
 @pytest.mark.parametrize("end", BOUNDED)
 def test_probabilities_are_told_from_logits_by_what_they_are(end: str, tmp_path: Path) -> None:
-    file = network(tmp_path / "tags.onnx", f"{RAW} {BOUNDED[end]}", halves=np.array([2, 2]), **SCALARS, **SLICED)
+    file = network(tmp_path / "tags.onnx", f"{RAW} {BOUNDED[end]}", **SCALARS, **ENDS, **SLICED)
     said = bring(file)
-    assert said.refused and ("with probabilities, not logits" in said.last or "Softmax that is not over" in said.last)
+    assert said.refused and ("probabilities, not logits" in said.last or "Softmax that is not over" in said.last), said
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_answers_that_are_sorted_are_of_no_class(largest: int, tmp_path: Path) -> None:
+    end = f"{RAW} scores, places = TopK <axis = 1, largest = {largest}> (raw, all)"
+    said = bring(network(tmp_path / "best.onnx", end, all=np.array([4])))
+    assert said.refused and "TopK" in said.last, said
+
+
+# Never below 0 as SqueezeNet's, far above it, never above 0 as distances are, kept within bounds by tanh
+@pytest.mark.parametrize(
+    "end",
+    [
+        "scores = Relu (raw)",
+        "scores = Add (raw, hundred)",
+        "square = Mul (raw, raw) scores = Neg (square)",
+        "far = Mul (raw, hundred) square = Mul (far, far) scores = Neg (square)",
+        "bound = Tanh (raw) scores = Mul (bound, hundred)",
+    ],
+)
+def test_logits_are_not_taken_for_probabilities(end: str, tmp_path: Path) -> None:
+    said = bring(network(tmp_path / "net.onnx", f"{RAW} {end}", **SCALARS))
+    assert said.status == 0, said
+
+
+def test_two_classes_that_are_always_likely_are_not_taken_for_probabilities(tmp_path: Path) -> None:
+    """An untrained network that normalises inside answers about the same, however strong the photos are."""
+    own = {"least": np.full(8, 0.001), "ones": np.ones(8), "pair": np.array([[0.05, 0.1]] * 4 + [[0.06, 0.09]] * 4)}
+    end = "normed = LayerNormalization (flat, least, ones) scores = Gemm (normed, pair)"
+    said = bring(network(tmp_path / "net.onnx", end, scores="float[N, 2] scores", **own), names=NAMES[:2])
+    assert said.status == 0, said
 
 
 def test_a_last_layer_of_zeros_is_not_taken_for_probabilities(photos: Path, tmp_path: Path) -> None:
@@ -249,6 +300,50 @@ def with_branch(path: Path) -> Path:
     return path
 
 
+CONVOLVED = "c = Conv <pads = [1, 1, 1, 1]> ({0}, {1}) r = Relu (c) m = GlobalAveragePool (r)"
+BRANCHES = {
+    "fp32": f"{CONVOLVED.format('photo', 'filters')} o = Flatten (m)",
+    "half": f"""
+        h = Cast <to = 10> (photo) w = Cast <to = 10> (filters)
+        {CONVOLVED.format("h", "w")} f = Flatten (m) o = Cast <to = 1> (f)""",
+    "quantised": f"""
+        q = QuantizeLinear (photo, tenth, middle) p = DequantizeLinear (q, tenth, middle)
+        {CONVOLVED.format("p", "filters")} o = Flatten (m)""",
+}
+
+
+def with_layers_in_a_branch(path: Path, kind: str) -> Path:
+    model = onnx.load(network(path))
+    one = onnx.parser.parse_graph(f"one () => (float[N, 8] o) {{ {BRANCHES[kind]} }}")
+    other = onnx.parser.parse_graph(f"other () => (float[N, 8] o) {{ {BRANCHES['fp32']} }}")
+    gemm = model.graph.node[-1]
+    branch = helper.make_node("If", ["condition"], ["flat"], then_branch=one, else_branch=other)
+    del model.graph.node[:]
+    model.graph.node.extend([branch, gemm])
+    constants = {"condition": np.array(True), "tenth": np.float32(0.1), "middle": np.uint8(128)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "words"), [("half", "computes c in float16"), ("quantised", "is quantised already")])
+def test_what_a_branch_computes_in_another_format_is_refused(kind: str, words: str, tmp_path: Path) -> None:
+    said = bring(with_layers_in_a_branch(tmp_path / "branch.onnx", kind))
+    assert said.refused and words in said.last, said
+
+
+def test_the_layers_of_a_branch_count(photos: Path, tmp_path: Path) -> None:
+    file = with_layers_in_a_branch(tmp_path / "branch.onnx", "fp32")
+    said = bring(file, data=photos)
+    assert said.status == 0, said
+    facts = {entry.key: entry.value for entry in onnx.load(brought(file) / "model.onnx").metadata_props}
+    convolution = 24 * 24 * 8 * 3 * 3 * 3
+    assert sorted(json.loads(facts["multiply_adds"]).values()) == [8 * 4, convolution, convolution]
+    verdicts = {c.backend: c.verdict for c in Receipt.read(brought(file)).candidates if c.file == "model.onnx"}
+    assert verdicts["ort-cpu"] == "pass", verdicts
+
+
 def test_a_graph_with_a_branch_is_brought_in_or_refused(photos: Path, tmp_path: Path) -> None:
     said = bring(with_branch(tmp_path / "branch.onnx"), data=photos)
     assert said.status == 0 or said.refused, said
@@ -294,7 +389,34 @@ def test_an_import_does_not_replace_a_model_that_was_trained_here(model: Path, t
     own = house.linked(model, brought(file), "model.json", "model.onnx")
     said = bring(file)
     assert Receipt.read(own) == Receipt.read(model)
-    assert said.refused or said.status == 0, said
+    assert said.refused and "was trained here" in said.last and "rename resnet18.onnx" in said.last, said
+
+
+def test_a_file_does_not_replace_another_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes from Hugging Face is always called model.onnx, and may be named by a path from where it lies."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        network(tmp_path / name / "model.onnx")
+    first = tmp_path / "one" / "model.onnx"
+    assert bring(first).status == 0
+    before = Receipt.read(brought(first))
+    monkeypatch.chdir(tmp_path / "other")
+    said = bring(Path("model.onnx"), "--out", first.parent / "out", names=[name.upper() for name in NAMES])
+    assert said.refused and str(first) in said.last and "rename model.onnx" in said.last, said
+    assert Receipt.read(brought(first)) == before
+    monkeypatch.chdir(tmp_path / "one")
+    assert bring(Path("model.onnx"), "--out", first.parent / "out").status == 0, "it is the same file"
+
+
+def test_an_export_does_not_replace_a_model_that_was_brought_in(tmp_path: Path) -> None:
+    from export.model import write_model
+    from export.settings import Settings
+
+    file = network(tmp_path / "resnet18.onnx")
+    assert bring(file).status == 0
+    run: Any = SimpleNamespace(spec=None, validation=None, inputs={"validation.npz": "0" * 64})
+    with pytest.raises(house.SajiError, match=f"brought in from {re.escape(str(file))}; move that folder away"):
+        write_model(run, brought(file), Settings(), print)
 
 
 def test_an_import_replaces_its_own_earlier_one(tmp_path: Path) -> None:
@@ -391,6 +513,15 @@ def with_names_of_ours(path: Path) -> Path:
     return path
 
 
+def with_nodes_of_our_names(path: Path) -> Path:
+    """As a last layer called logits."""
+    model = onnx.load(network(path))
+    for node, name in zip(model.graph.node, ("saji/Mul", "embed/x", "cam/top", "Flatten_8", "logits"), strict=True):
+        node.name = name
+    onnx.save(model, path)
+    return path
+
+
 def with_weights_among_inputs(path: Path) -> Path:
     model = onnx.load(network(path))
     for tensor in model.graph.initializer:
@@ -400,16 +531,38 @@ def with_weights_among_inputs(path: Path) -> Path:
 
 
 FORMS = (with_function, with_function_of_another_opset, with_the_long_domain, with_channels_left_open)
-MORE_FORMS = (with_a_batch_of_minus_one, of_the_model_zoo, with_names_of_ours, with_weights_among_inputs, with_branch)
+MORE_FORMS = (with_a_batch_of_minus_one, of_the_model_zoo, with_weights_among_inputs, with_branch)
+NAMES_OF_OURS = (with_names_of_ours, with_nodes_of_our_names)
 
 
-@pytest.mark.parametrize("form", [*FORMS, *MORE_FORMS])
+@pytest.mark.parametrize("form", [*FORMS, *MORE_FORMS, *NAMES_OF_OURS])
 def test_other_forms_of_one_network_answer_alike(form: Any, tmp_path: Path) -> None:
     said = bring(form(tmp_path / "form.onnx"))
     assert said.status == 0, said
     assert bring(network(tmp_path / "plain.onnx")).status == 0
     expected = answers(brought(tmp_path / "plain.onnx"), PICTURES)
     assert np.abs(answers(brought(tmp_path / "form.onnx"), PICTURES) - expected).max() < 1e-4
+
+
+def test_no_file_is_lost_to_the_names_of_layers(photos: Path, tmp_path: Path) -> None:
+    file = with_nodes_of_our_names(tmp_path / "named.onnx")
+    assert bring(file, data=photos).status == 0
+    verdicts = {c.file: c.verdict for c in Receipt.read(brought(file)).candidates if c.backend == "ort-cpu"}
+    assert {verdicts[f"model{kind}.onnx"] for kind in ("", ".embed", ".cam")} == {"pass"}, verdicts
+
+
+def test_a_heat_map_that_no_engine_opens_is_left_out(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import export.heatmap
+
+    def opened(*_: object) -> None:
+        raise house.BadModel("it is not opened")
+
+    monkeypatch.setattr(export.heatmap, "Heatmap", opened)
+    said = bring(network(tmp_path / "net.onnx"), data=photos)
+    assert said.status == 0 and "model.cam.onnx is left out" in said.err, said
+    assert not (brought(tmp_path / "net.onnx") / "model.cam.onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -545,6 +698,54 @@ def test_names_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -
     said = bring(file, "--classes", names)
     assert said.status == 0, said
     assert Receipt.read(brought(file)).spec.classes == ("ant", "crème", "cat", "dog")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_is_the_folder_whose_name_looks_the_same(form: Any, tmp_path: Path) -> None:
+    """An accent may be a part of its letter or stand behind it, as macOS writes names."""
+    names = ("crème", "bee", "cat", "dog")
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    for label in names:
+        folder = tmp_path / "set" / unicodedata.normalize(other, label)
+        folder.mkdir(parents=True)
+        house.drawn(len(label), path=folder / "0.png")
+    file = network(tmp_path / "net.onnx")
+    said = bring(file, names=[unicodedata.normalize(form, name) for name in names], data=tmp_path / "set")
+    assert said.status == 0, said
+
+
+def test_two_classes_that_look_the_same_are_refused(tmp_path: Path) -> None:
+    twice = [unicodedata.normalize(form, "crème") for form in ("NFC", "NFD")]
+    said = bring(network(tmp_path / "net.onnx"), names=[*twice, "cat", "dog"])
+    assert said.refused and "2 times (lines 1, 2)" in said.last, said
+
+
+def test_joiners_and_spaces_that_do_not_break_are_parts_of_names(photos: Path, tmp_path: Path) -> None:
+    names = ("خورش\u200cقیمه", "crème\u00a0brûlée", "क्\u200dष", "dog")
+    for label, folder in zip(names, NAMES, strict=True):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        shutil.copy(photos / folder / "0.png", tmp_path / "set" / label)
+    file = network(tmp_path / "net.onnx")
+    assert bring(file, names=names, data=tmp_path / "set").status == 0
+    said = house.here("runtime", "show", brought(file))
+    assert said.status == 0 and all(name in said.out for name in names), said
+
+
+@pytest.mark.parametrize("which", ["input", "output"])
+def test_a_shape_that_is_not_told_is_asked_for(which: str, tmp_path: Path) -> None:
+    model = onnx.load(network(tmp_path / "net.onnx"))
+    (value,) = getattr(model.graph, which)
+    value.type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "net.onnx")
+    said = bring(tmp_path / "net.onnx")
+    assert said.refused and f"does not say the shape of {value.name}" in said.last, said
+
+
+@pytest.mark.parametrize("length", [241, 246])
+def test_a_name_that_is_too_long_for_a_folder_is_called_by_its_file(length: int, tmp_path: Path) -> None:
+    file = network(tmp_path / f"{'n' * length}.onnx")
+    said = bring(file)
+    assert said.refused and file.name in said.last and said.last.endswith("rename it"), said
 
 
 @pytest.mark.parametrize("content", [b"ant\ncr\xe8me\ncat\ndog", "a\nb\nc\nd".encode("utf-16"), b"a\n\x1b[2J\nc\nd"])

@@ -14,7 +14,7 @@ import house
 import pytest
 from conftest import ROOT
 
-from runtime import terminal
+from runtime import markdown, terminal
 from runtime.benchmark.command import _last_screen
 from runtime.benchmark.run import BenchmarkRun, Options
 from runtime.candidate import not_run_here
@@ -296,3 +296,16 @@ def test_behind_two_hyphens_stand_names_as_they_are_typed() -> None:
     assert (typed.image_size, typed.open, typed.photos) == (8, "", ["a_b.jpg", *names])
     with pytest.raises(SajiError, match="--no_such=1"):
         parser.parse_args(["--no_such=1"])
+
+
+@pytest.mark.parametrize("letter", ["\u200c", "\u200d", "\u00a0", "\u202f", "é", "飯", "\ue000"])
+def test_what_is_a_part_of_a_word_is_shown_as_it_is(letter: str) -> None:
+    assert markdown.is_printable(f"a{letter}b") and terminal.printable(f"a{letter}b") == f"a{letter}b"
+
+
+@pytest.mark.parametrize(
+    "letter", ["\n", "\x1b", "\x85", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\ud800", "\u0378"]
+)
+def test_what_steers_a_terminal_or_is_no_letter_is_escaped(letter: str) -> None:
+    assert not markdown.is_printable(f"a{letter}b")
+    assert terminal.printable(f"a{letter}b").isprintable()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
 from runtime.files import alone, make_folder, read_json, write_json
+from runtime.markdown import is_printable
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
 from training.recipe import CountOrNone, Recipe, load_recipe, names, require_right
@@ -51,7 +52,7 @@ class Command:
         if not self.archs:
             raise SajiError("--archs names no architecture; name one or more, such as --archs resnet34")
         # Which stands in a model's name too; file systems take 255 bytes
-        one = self.run.isprintable() and Path(self.run).name == self.run != ".." and len(self.run.encode()) <= 255
+        one = is_printable(self.run) and Path(self.run).name == self.run != ".." and len(self.run.encode()) <= 255
         if not one or self.run.startswith("-"):
             raise SajiError(
                 f"--run {self.run!r} is no name for a folder; use letters, digits, - and _, such as --run r1"

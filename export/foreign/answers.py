@@ -3,19 +3,23 @@
 That is asked of the answers, not of the graph: after its last layer exporters write a Sigmoid in many spellings.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper
 
 from export.foreign.reading import in_one_line
+from export.foreign.wrapping import OURS
+from export.graph import INPUT, LAYERS, OUTPUT, all_graphs, inner_graphs
 from export.layers import first_without_answer
 from export.settings import Foreign
 from runtime.errors import BadModel
 from runtime.spec import softmax
 
-LOUD = 1000.0  # times as strong as photos: logits grow beyond 1 where probabilities cannot
+LOUD = 1e6  # times as strong a last layer: logits grow with it and change their sign, where probabilities cannot
 
 
 class Network:
@@ -25,22 +29,18 @@ class Network:
     """
 
     def __init__(self, graph: onnx.ModelProto, foreign: Foreign) -> None:
-        self.foreign, self.input = foreign, graph.graph.input[0].name
-        try:
-            self.session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own classes, which have no public base
-            raise BadModel(
-                f"{foreign.onnx} is not run by ONNX Runtime ({in_one_line(error)}); export it anew"
-            ) from None
+        assert foreign.onnx
+        self.foreign, self.file, self.input = foreign, foreign.onnx, graph.graph.input[0].name
+        self.session = _session(self.file, graph)
 
-    def __call__(self, images: np.ndarray, louder: float = 1.0) -> np.ndarray:
-        """uint8 `[N, S, S, 3]` RGB → float32 `[N, C]`; `louder` multiplies what the network is shown."""
-        return np.concatenate([self._answer(image, louder) for image in images])
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, S, S, 3]` RGB → float32 `[N, C]`."""
+        return np.concatenate([self._answer(image) for image in images])
 
-    def _answer(self, image: np.ndarray, louder: float) -> np.ndarray:
+    def _answer(self, image: np.ndarray) -> np.ndarray:
         foreign = self.foreign
         mean, std = (np.array(triple, np.float32) for triple in (foreign.mean, foreign.std))
-        photo = (image[None].astype(np.float32) * np.float32(foreign.scale) - mean) / std * np.float32(louder)
+        photo = (image[None].astype(np.float32) * np.float32(foreign.scale) - mean) / std
         photo = photo[..., ::-1] if foreign.channels == "bgr" else photo
         photo = photo.transpose(0, 3, 1, 2) if foreign.layout == "nchw" else photo
         return self.session.run(None, {self.input: photo})[0]
@@ -60,7 +60,7 @@ def require_logits(network: Network, as_written: Network, whole: onnx.ModelProto
 
     `as_written`: the same with the Softmax that was taken off its end, if there was one. `whole`: the same, wrapped.
     """
-    file, shown = network.foreign.onnx, pictures(size)
+    file, shown = network.file, pictures(size)
     answers = network(shown)
     if not np.isfinite(answers).all():
         layer = first_without_answer(whole, shown)
@@ -70,23 +70,89 @@ def require_logits(network: Network, as_written: Network, whole: onnx.ModelProto
     as_given = as_written(shown)
     if not any(np.allclose(as_given, same, rtol=1e-3, atol=1e-3) for same in (answers, softmax(answers))):
         raise BadModel(f"{file} ends in a Softmax that is not over the classes of a photo; export it without")
-    loud = network(shown, LOUD)
-    told = np.concatenate([answers, loud[np.isfinite(loud).all(axis=1)]])
-    sums, varied = told.sum(axis=1), np.ptp(told, axis=0).max() > 0  # which a last layer of zeros does not
-    if varied and told.min() >= 0 and (told.max() <= 1 or np.allclose(sums, sums[0], rtol=1e-3)):
+    told = np.concatenate([answers, *(_alone(file, louder(whole, times), shown) for times in (LOUD, -LOUD))])
+    told = told[(told < np.inf).all(axis=1)]  # the logarithm of a probability may be -inf
+    if np.ptp(told, axis=0).max() == 0:  # as of a last layer of zeros: nothing can be told from it
+        return
+    if why := _no_logits(told):
         raise BadModel(
-            f"{file} answers with probabilities, not logits (0 to {max(1, round(told.max()))} whatever it is shown, as "
-            "after a Softmax or Sigmoid); export it without what follows its logits, if its classes exclude each other"
+            f"{file} answers with {why}; export it without what follows its logits, if its classes exclude each other"
         )
+    in_order = (np.diff(told) <= 0).all() or (np.diff(told) >= 0).all()
+    if in_order and any(node.op_type == "TopK" for graph in all_graphs(whole.graph) for node in graph.node):
+        raise BadModel(f"{file} sorts its answers (TopK), so that none is of one class; export it without what sorts")
+
+
+def louder(whole: onnx.ModelProto, times: float) -> onnx.ModelProto:
+    """A copy in which the last layers that multiply and add are `times` as strong; without such layers the photos.
+
+    What a network computes before them may be normalised, and is then as strong whatever it is shown.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(whole)
+    last, nodes = set(_last_layers(copy.graph)), []
+    for node in copy.graph.node:
+        nodes.append(node)
+        if (name := node.output[0]) in last:
+            node.output[0] = f"{OURS}quiet/{name}"
+            nodes.append(helper.make_node("Mul", [node.output[0], f"{OURS}times"], [name], f"{OURS}loud/{name}"))
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    copy.graph.initializer.append(helper.make_tensor(f"{OURS}times", onnx.TensorProto.FLOAT, [], [times]))
+    return copy
+
+
+def _last_layers(graph: onnx.GraphProto) -> Iterator[str]:
+    """What comes out of the layers, or else of our normalisation, that no other stands behind on the way to OUTPUT."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    todo = [OUTPUT]
+    while todo:
+        node = made_by.pop(todo.pop(), None)  # once each
+        if node and (node.op_type in LAYERS or node.name.startswith(OURS)):
+            yield node.output[0]
+        elif node:
+            todo += node.input
+            todo += [name for inner in inner_graphs(node) for each in inner.node for name in each.input]
+
+
+def _alone(file: Path, whole: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    session = _session(file, whole)
+    return np.concatenate([session.run([OUTPUT], {INPUT: image[None]})[0] for image in images])
+
+
+def _session(file: Path, graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A graph in ONNX Runtime. Raises BadModel where that does not open it."""
+    try:
+        return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes, which have no public base
+        raise BadModel(f"{file} is not run by ONNX Runtime ({in_one_line(error)}); export it anew") from None
+
+
+def _no_logits(told: np.ndarray) -> str:
+    """What answers `[N, C]` are in place of logits, in words; empty where they may be logits.
+
+    Probabilities, of whatever scale, keep within a ceiling that more than one class reaches, or have one sum.
+    """
+    logarithms = told.max() <= 1e-3
+    scores = np.exp(told) if logarithms else told
+    sums, ceiling = scores.sum(axis=1), 1 if logarithms else scores.max()  # of strong distances all may be 0
+    reached = (scores >= (1 - 1e-5) * ceiling).any(axis=0).sum() > 1
+    if logarithms:  # those of a softmax, too, are logits
+        one = np.allclose(sums, 1, rtol=1e-3)
+        return "logarithms of probabilities, not logits (up to 0, as after a LogSigmoid)" if reached and not one else ""
+    rounded = min(scores.shape[1] * np.diff(np.unique(scores)).min(), 0.1 * ceiling)  # in whole per cent sums differ
+    if scores.min() < 0 or not (ceiling <= 1 or reached or np.ptp(sums) <= max(1e-3 * sums.max(), rounded)):
+        return ""
+    most = max(1, round(ceiling))
+    return f"probabilities, not logits (0 to {most} whatever it is shown, as after a Softmax, Sigmoid or ReLU6)"
 
 
 def require_same(file: Path, whole: onnx.ModelProto, network: Network, size: int) -> None:
     """Raise BadModel unless a wrapped graph answers as the foreign one, and two photos side by side as each alone."""
-    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
-    images = pictures(size)[-2:]
-    alone = np.concatenate([session.run(["logits"], {"images": image[None]})[0] for image in images])
+    session, images = _session(file, whole), pictures(size)[-2:]
+    alone = np.concatenate([session.run([OUTPUT], {INPUT: image[None]})[0] for image in images])
     try:
-        beside = session.run(["logits"], {"images": images})[0]
+        beside = session.run([OUTPUT], {INPUT: images})[0]
     except Exception as error:  # onnxruntime raises its own classes, which have no public base
         raise BadModel(f"{file} takes no batch of two ({str(error)[:120]}); export it with a dynamic batch") from None
     if beside.shape != alone.shape:

@@ -1,14 +1,13 @@
 """What exporters of other projects write, as one graph in FP32: photos in, one row of logits for each out."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx.inliner
 import onnx.version_converter
 
-from export.graph import LAYERS, OPSET
+from export.graph import LAYERS, OPSET, all_graphs
 from runtime.errors import BadModel
 
 # From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
@@ -37,10 +36,13 @@ def read_foreign(path: Path) -> onnx.ModelProto:
         model = onnx.load(path)
         model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
         _use_short_domain(model)
+        _require_shapes(model.graph, path)
         onnx.checker.check_model(model)
         typed = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
         model.graph.value_info.extend(typed)  # by which functions of another opset are converted
         model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    except BadModel:
+        raise
     except Exception as error:  # protobuf's, onnx's and the system's errors are of no common family
         raise BadModel(
             f"{path} cannot be read as ONNX ({in_one_line(error)}); give the complete file, with what belongs to it "
@@ -91,18 +93,28 @@ def _use_short_domain(model: onnx.ModelProto) -> None:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
 
 
+def _require_shapes(graph: onnx.GraphProto, path: Path) -> None:
+    """Raise BadModel where an input or output is a tensor of any number of dimensions."""
+    for value in (*graph.input, *graph.output):
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise BadModel(
+                f"{path} does not say the shape of {value.name}; export it with the shapes of its input and output, "
+                "which may leave sizes open"
+            )
+
+
 def _require_float32(model: onnx.ModelProto, path: Path) -> None:
     """Raise BadModel where layers compute in another format: which one serves is decided here, from FP32."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    formats = {value.name: _type(value) for value in graph.value_info}
-    for node in graph.node:
-        made = formats.get(node.output[0])
-        if _QUANTISED.search(node.op_type):
-            raise BadModel(
-                f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
-            )
-        if node.op_type in LAYERS and made in _HIGH_AND_LOW:
-            raise BadModel(f"{path} computes {node.output[0]} in {made.lower()}; export it in float32")
+    for graph in all_graphs(onnx.shape_inference.infer_shapes(model).graph):
+        formats = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}
+        for node in graph.node:
+            made = formats.get(node.output[0])
+            if _QUANTISED.search(node.op_type):
+                raise BadModel(
+                    f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
+                )
+            if node.op_type in LAYERS and made in _HIGH_AND_LOW:
+                raise BadModel(f"{path} computes {node.output[0]} in {made.lower()}; export it in float32")
 
 
 def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -132,15 +144,6 @@ def lifted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             f"{path} cannot be converted to opset {OPSET} ({what}); export it with opset_version={OPSET}"
         ) from None
     return model
-
-
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and the branches and loops inside it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from all_graphs(inner)
 
 
 def dims(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -1,6 +1,6 @@
 """`python -m export --onnx FILE …`: a classifier of another project under our contract."""
 
-import contextlib
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,11 +19,14 @@ from runtime.candidate import Candidate
 from runtime.errors import BadModel, BadPhoto, SajiError
 from runtime.evaluation import ValidationSet, accuracy
 from runtime.files import as_text, sha256_file, sha256_json
+from runtime.markdown import is_printable
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec, faults
 from training.photos.photo_set import read_photo_set
 from training.photos.seen import Seen, started_from
+
+LONGEST = 240  # bytes of a model's name: file systems take 255, and what is written for it has more before and behind
 
 
 def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | None = None) -> Receipt:
@@ -37,16 +40,7 @@ def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | N
     if set(settings.precisions) - {"fp32"}:
         raise SajiError("a foreign model is brought in as it is, in FP32; leave --precisions out")
     source = ForeignModel(foreign, say)
-    folder = out / "models" / source.spec.architecture
-    _require_its_own(folder, foreign.onnx)
-    return write_model(source, folder, settings, say)
-
-
-def _require_its_own(folder: Path, file: Path) -> None:
-    """Raise SajiError where an import would replace a model that was trained here."""
-    with contextlib.suppress(BadModel):
-        if "onnx" not in Receipt.read(folder).request.get("inputs", {}):
-            raise SajiError(f"{folder} holds a model that was trained here; rename {file.name} and bring it in again")
+    return write_model(source, out / "models" / source.spec.architecture, settings, say)
 
 
 class ForeignModel(Source):
@@ -64,7 +58,7 @@ class ForeignModel(Source):
         self.whole = wrapped(lifted(logits, foreign.onnx), self.spec, foreign)
         require_logits(self._network, Network(as_written, foreign), self.whole, self.spec.geometry.size)
         require_same(self.file, self.whole, self._network, self.spec.geometry.size)
-        self.inputs = {name: str(value) for name, value in asdict(foreign).items()}
+        self.inputs = {name: str(value) for name, value in asdict(foreign).items()} | {"onnx": str(self.file.resolve())}
         self.photos, self.validation = foreign.data, None
         if foreign.data:
             self.validation, answers, photos = _validation_set(foreign.data, self.spec, self._network, say)
@@ -123,6 +117,8 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
     geometry = Geometry.for_size(told.pop())
     resize, how = foreign.resize or geometry.resize, foreign.interpolation
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.onnx.stem)
+    if len(name.encode()) > LONGEST:
+        raise SajiError(f"{foreign.onnx} has a name of more than {LONGEST} bytes, too long for its folder; rename it")
     spec = ModelSpec(name, name, classes, replace(geometry, resize=resize, interpolation=how))
     for wrong in faults(spec):
         raise SajiError(f"{foreign.onnx} cannot be brought in so: {wrong}; give other --classes, --size or --resize")
@@ -136,20 +132,26 @@ def _classes(path: Path) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise SajiError(f"{path} cannot be read as UTF-8 text ({error}); it needs a class a line") from None
-    if strange := [line for line in lines if not line.isprintable()]:
+    if strange := [line for line in lines if not is_printable(line)]:
         raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
-    for name, count in Counter(filter(None, lines)).items():
+    for name, count in Counter(map(_composed, filter(None, lines))).items():
         if count > 1:
-            at = ", ".join(str(number) for number, line in enumerate(lines, 1) if line == name)
+            at = ", ".join(str(number) for number, line in enumerate(lines, 1) if _composed(line) == name)
             raise SajiError(f"{path} names {name!r} {count} times (lines {at}); tell them apart, such as {name!r} (2)")
     return tuple(filter(None, lines))
+
+
+def _composed(name: str) -> str:
+    """A name with each accent in its letter (NFC): macOS writes names of folders the other way."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> tuple[ValidationSet, np.ndarray, str]:
     """The validation photos of `data`, or all where it has no split; the network's logits of them; who they are."""
     everything = read_photo_set(data).photos
     photos = [photo for photo in everything if photo.split == "val"] or list(everything)
-    if unknown := sorted({photo.label for photo in photos} - set(spec.classes)):
+    places = {_composed(name): place for place, name in enumerate(spec.classes)}
+    if unknown := sorted({photo.label for photo in photos if _composed(photo.label) not in places}):
         raise SajiError(f"{data} has the labels {', '.join(unknown)}, the model {', '.join(spec.classes)}; rename one")
     images, right = [], []
     for photo in photos:
@@ -160,7 +162,7 @@ def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> 
             say(f"left out: {photo.path}: {error}")
     if not right:
         raise SajiError(f"{data} holds no photo that can be read; without photos leave --data out")
-    labels = np.array([spec.classes.index(photo.label) for photo in right])
+    labels = np.array([places[_composed(photo.label)] for photo in right])
     names = tuple(f"{photo.label}/{photo.path.name}" for photo in right)
     stacked = np.stack(images)
     logits = network(stacked)

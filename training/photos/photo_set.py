@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from runtime.errors import SajiError
 from runtime.files import left_by_programs, walk_once
+from runtime.markdown import is_printable
 from runtime.preprocess import SUFFIXES
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -63,7 +64,7 @@ def read_photo_set(source: Path) -> PhotoSet:
     labels = {photo.label for photo in photo_set.photos}
     by_spoken: dict[str, str] = {}
     for label in sorted(labels):
-        if not label.isprintable():
+        if not is_printable(label):
             raise SajiError(f"{source} has the class {label!r}, whose name cannot be printed; rename it")
         other = by_spoken.setdefault(spoken(label), label)
         if other != label:
