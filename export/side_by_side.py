@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 
 from export.settings import Settings
+from runtime import command_line
 from runtime.errors import SajiError
 from runtime.machine import cgroup_limits, gpu_name, usable_cores
 from runtime.receipt import Receipt
@@ -69,6 +71,11 @@ def _pool(at_once: int, say: Say) -> Iterator[Executor]:
     thread.start()
     try:
         yield pool
+    except KeyboardInterrupt:
+        if command_line.stopped_by != signal.SIGINT:  # which, unlike Ctrl-C, may have come to this process alone
+            for process in multiprocessing.active_children():
+                process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         lines.put("")
@@ -78,6 +85,7 @@ def _pool(at_once: int, say: Say) -> Iterator[Executor]:
 def _begin(lines: Any, threads: int) -> None:
     global _lines
     _lines = lines
+    command_line.stop_by_signals()
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     import torch
 

@@ -2,10 +2,12 @@
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
 import math
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Container
@@ -20,6 +22,9 @@ from runtime.nvidia import NoSuchGpu, use
 from runtime.terminal import open_missing_streams, printable, say
 
 Record = TypeVar("Record")
+# A scheduler's time limit and a terminal that closes; Windows has no SIGHUP
+_STOPS = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+stopped_by = signal.SIGINT  # whose KeyboardInterrupt it is
 
 
 class Parser(argparse.ArgumentParser):
@@ -158,11 +163,30 @@ def require_extra(extra: str, *modules: str) -> None:
             sys.exit(_one_sentence(str(missing_extra(module, extra)), Unavailable.exit_status))
 
 
+def stop_by_signals() -> None:
+    """Let SIGTERM and SIGHUP stop this process as Ctrl-C does, so that nothing half-written stays behind.
+
+    For a process of ours alone, never for one that imports us. What it is to ignore, as under nohup, it ignores.
+    """
+    for number in _STOPS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    global stopped_by
+    stopped_by = signal.Signals(number)
+    for other in _STOPS:  # a shell hands on the SIGHUP that came already, and cleaning up takes its time
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def exit_with_one_sentence(main: Callable[[], None]) -> None:
     """Run a command line; turn an expected failure into one sentence on stderr and its exit status.
 
     A sign that the output's encoding lacks, such as an arrow in a file on Windows, is written as its escape.
     """
+    stop_by_signals()
     open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -172,7 +196,8 @@ def exit_with_one_sentence(main: Callable[[], None]) -> None:
     except SajiError as error:
         sys.exit(_one_sentence("; ".join([str(error), *_notes(error)]), error.exit_status))
     except KeyboardInterrupt:
-        sys.exit(_one_sentence("stopped by Ctrl-C; finished files are kept", 130))
+        how = "Ctrl-C" if stopped_by == signal.SIGINT else stopped_by.name
+        sys.exit(_one_sentence(f"stopped by {how}; finished files are kept", 128 + stopped_by))
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output (head, a pager) has gone: nothing to say to it
         sys.exit(141)
@@ -188,5 +213,6 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _one_sentence(sentence: str, status: int) -> int:
-    say(f"saji: {printable(sentence)}")
+    with contextlib.suppress(OSError):  # the terminal has gone
+        say(f"saji: {printable(sentence)}")
     return status

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from runtime import files
 from runtime.errors import SajiError
@@ -90,6 +94,57 @@ def test_a_kill_at_any_moment_leaves_one_of_both_folders(tmp_path: Path, monkeyp
     with replacing_folder(tmp_path / "model", "old") as new:
         (new / "new").write_text("")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+
+
+WRITES = """
+import signal, sys, time
+from pathlib import Path
+from export.side_by_side import _pool
+from runtime.command_line import exit_with_one_sentence
+from runtime.files import replacing, replacing_folder
+
+def write(place):
+    with replacing_folder(place / "model"), replacing(place / "file") as file:
+        file.touch()
+        print("writing", flush=True)
+        time.sleep(100)
+
+def main():
+    if sys.argv[2] == "alone":
+        write(Path(sys.argv[1]))
+    with _pool(1, print) as pool:
+        list(pool.map(write, [Path(sys.argv[1])]))
+
+if __name__ == "__main__":
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "who only imports us has his own"
+    exit_with_one_sentence(main)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows ends a process at once")
+@pytest.mark.parametrize("how", ["alone", "by a child"])
+@pytest.mark.parametrize(("stop", "ignored"), [("SIGTERM", False), ("SIGHUP", False), ("SIGTERM", True)])
+def test_a_signal_leaves_nothing_half_written(how: str, stop: str, ignored: bool, tmp_path: Path) -> None:
+    """Of a scheduler, or of a terminal that closes, whose shell hands it on; under nohup that one does not stop."""
+    (tmp_path / "work.py").write_text(WRITES)
+    (tmp_path / "torch.py").write_text("def set_num_threads(n): pass")  # which takes seconds to import
+    (tmp_path / "place").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "work.py", tmp_path / "place", how],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "writing\n"
+        assert len(list((tmp_path / "place").iterdir())) == 2
+        process.send_signal(signal.SIGHUP if ignored else signal.Signals[stop])
+        process.send_signal(signal.Signals[stop])
+        said = process.communicate(timeout=50)[1]
+        assert process.returncode == 128 + signal.Signals[stop], said
+        assert said == f"saji: stopped by {stop}; finished files are kept\n"
+        assert not list((tmp_path / "place").iterdir())
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("theirs", ["a folder", "a file", "a link"])

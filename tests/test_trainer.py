@@ -15,11 +15,16 @@ import pytest
 import timm
 import torch
 from conftest import ROOT
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import nn
 
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
+from runtime.files import alone
+from training import __main__ as command_line
 from training.__main__ import main
+from training.launch import Launch, launch
 from training.network import architectures
 from training.network.classifier import finished, load_checkpoint, save_checkpoint
 from training.network.pretrained import load_weights
@@ -31,7 +36,7 @@ from training.run import fitting
 from training.run.batches import EpochSampler, TrainPhotos, share_of
 from training.run.fitting import Fitting, Teacher, distillation
 from training.run.history import History
-from training.run.train import Place, _check_teacher, _processes, saji_version, train
+from training.run.train import Place, _check_teacher, _processes, _trainer, saji_version, train
 
 TINY = Recipe(image_size=32, epochs=3, batch_size=16, warmup_epochs=1, precision="fp32", calibration_photos=20)
 
@@ -230,10 +235,54 @@ def test_augmentation_depends_on_epoch_and_photo_alone(data: Data, tmp_path: Pat
     assert torch.equal(photos[2, 5][0], first) and not torch.equal(photos[3, 5][0], first)
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"GROUP_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+SLURM = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train.sh", "SLURM_JOB_ID": "1", "SLURM_NODELIST": "n1"}
+SLURM |= {"SLURM_NODEID": "0", "SLURM_LOCALID": "1", "SLURM_PROCID": "1"}
+KUBEFLOW = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.77.0.10", "MASTER_PORT": "29400"}
+
+
+@pytest.mark.parametrize("others", [SLURM, KUBEFLOW, {"RANK": ""}, {"LOCAL_RANK": "2", "NODE_RANK": "x"}])
+def test_what_is_not_started_by_torchrun_trains_alone(tmp_path: Path, others: dict[str, str], monkeypatch) -> None:
+    """One that shares nothing is the first, whom a second one that is started into the same folder has to find."""
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    assert launch() == Launch()
+    trainer = _trainer(TINY, Place("cpu"), tmp_path, [])
+    assert trainer.is_global_zero and trainer.world_size == 1
+    assert _get_rank() is None, "which Lightning asks as soon as it is imported"
+    with alone(tmp_path, "training into"), pytest.raises(SajiError, match="another process is training into"):
+        command_line._alone(tmp_path).__enter__()
+
+
+def test_the_first_of_those_that_share_the_work_is_known(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SAJI_SHARED", "1")
+    for rank in "01":
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert launch() == Launch(first=rank == "0")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert launch() == Launch(True, False, 2, 6)
+    environment = _trainer(replace(TINY, batch_size=24), Place("cpu"), tmp_path, []).strategy.cluster_environment
+    assert isinstance(environment, TorchElasticEnvironment) and environment.global_rank() == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"LOCAL_WORLD_SIZE": None}, {"RANK": ""}, {"RANK": "6"}, {"LOCAL_WORLD_SIZE": "4"}, {"MASTER_PORT": "x"}]
+)
+def test_half_of_what_torchrun_sets_is_refused(wrong: dict[str, str | None], monkeypatch) -> None:
+    for name, value in {**TORCHRUN, **wrong}.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    said = r"torchrun started this, but RANK=.* is not what it sets; start it with torchrun, or unset TORCHELASTIC"
+    monkeypatch.setattr("sys.argv", ["training", "--archs", "resnet18"])
+    with pytest.raises(SajiError, match=said):
+        main()
+
+
 def test_one_process_a_device_or_as_many_as_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _processes("cpu", 0, TINY) == {"devices": 1, "strategy": "auto"}
     assert _processes("cpu", 2, TINY)["devices"] == 2
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}.items():
+    for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     placed = _processes("cpu", 0, replace(TINY, batch_size=24))
     assert (placed["devices"], placed["num_nodes"]) == (2, 3)

@@ -1,6 +1,5 @@
 """`python -m training`: photos → checkpoints, one per architecture; its verbs look at photos and at what came out."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -14,6 +13,7 @@ from runtime.files import alone, make_folder, read_json, write_json
 from runtime.markdown import is_printable
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
+from training.launch import launch
 from training.recipe import CountOrNone, Recipe, load_recipe, names, require_right
 
 if TYPE_CHECKING:  # they bring PyTorch, which takes seconds to import
@@ -76,6 +76,7 @@ def main() -> None:
 def train(arguments: Sequence[str]) -> None:
     """Prepare the data once, train what is out of date, report on the run."""
     command, recipe = _read(arguments)
+    launch()  # what is wrong with it is told before anything takes time
     require_extra("train", "torch", "torchvision", "lightning", "sklearn", "matplotlib")
     command = replace(_on_one_gpu(command), archs=tuple(name.replace("/", "-") for name in command.archs))  # of timm
     title = f"Training of {', '.join(command.archs)} on {command.data or 'drawn dishes'}, recipe {recipe.name}"
@@ -115,7 +116,7 @@ def _train(command: Command, recipe: Recipe) -> None:
     for architecture in command.archs:
         with _alone(run / architecture):
             changed.append(_train_one(architecture, data, recipe, command, run))
-    if any(changed) or (_first() and not _reported(run)):
+    if any(changed) or (launch().first and not _reported(run)):
         write_report(run)
         say(f"report: {run / 'report.md'}")
     tell_programs({"run": run.name, "out": str(command.out), "archs": command.archs})
@@ -139,12 +140,7 @@ def _reported(run: Path) -> bool:
 def _alone(folder: Path) -> AbstractContextManager[None]:
     """A network's folder for one training at a time, whose first process keeps it for all that share the work."""
     make_folder(folder)
-    return alone(folder, "training into") if _first() else nullcontext()
-
-
-def _first() -> bool:
-    """Whether this is the first of the processes that share the work, or the only one."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK"))
+    return alone(folder, "training into") if launch().first else nullcontext()
 
 
 def _on_one_gpu(command: Command) -> Command:

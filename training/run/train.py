@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from runtime.backends.pytorch import why_no_gpu
@@ -25,6 +26,7 @@ from runtime.machine import machine
 from runtime.nvidia import driver
 from runtime.spec import Geometry, ModelSpec
 from runtime.terminal import quiet, say
+from training.launch import SHARED, launch
 from training.network.classifier import load_checkpoint, reference_outputs, save_checkpoint
 from training.photos import seen
 from training.photos.dataset import calibration_set, validation_set
@@ -187,6 +189,10 @@ def _check_teacher(fitting: Fitting, data: Data) -> None:
 
 def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callback]) -> L.Trainer:
     accelerator, precision = resolve_device(place.device, recipe.precision)
+    processes = _processes(accelerator, place.devices, recipe)
+    torchrun = launch().torchrun
+    if processes["devices"] > 1 and not torchrun:
+        os.environ[SHARED] = "1"
     if recipe.ema_decay:
         callbacks = [*callbacks, EMAWeightAveraging(decay=recipe.ema_decay)]
     if recipe.patience:
@@ -197,7 +203,7 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
         callbacks=callbacks,
-        plugins=AtomicFiles(),
+        plugins=[AtomicFiles(), TorchElasticEnvironment() if torchrun else LightningEnvironment()],
         logger=_tensorboard(folder) if place.tensorboard else False,
         log_every_n_steps=10,
         deterministic=recipe.deterministic,
@@ -207,7 +213,7 @@ def _trainer(recipe: Recipe, place: Place, folder: Path, callbacks: list[Callbac
         num_sanity_val_steps=0,
         default_root_dir=folder,
         sync_batchnorm=accelerator == "cuda",  # PyTorch has it on GPUs only; alone it does nothing
-        **_processes(accelerator, place.devices, recipe),
+        **processes,
     )
 
 
@@ -215,10 +221,10 @@ def _processes(accelerator: str, devices: int, recipe: Recipe) -> dict[str, Any]
     """How many processes train together: as torchrun says, or as many as devices were asked for."""
     # Frozen layers have no gradient to wait for
     together = DDPStrategy(find_unused_parameters=recipe.freeze_epochs > 0)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        share_of(recipe.batch_size, everywhere)
-        return {"devices": here, "num_nodes": everywhere // here, "strategy": together}
+    if (started := launch()).torchrun:
+        share_of(recipe.batch_size, started.everywhere)
+        nodes = started.everywhere // started.here
+        return {"devices": started.here, "num_nodes": nodes, "strategy": together}
     there = torch.cuda.device_count() if accelerator == "cuda" else 1
     count = devices or max(n for n in range(1, there + 1) if recipe.batch_size % n == 0)
     share_of(recipe.batch_size, count)
