@@ -21,7 +21,7 @@ _P3 = (0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
 _PRIMARIES |= {11: (*_P3, 0.314, 0.351), 12: (*_P3, *_D65), 22: (0.630, 0.340, 0.295, 0.605, 0.155, 0.077, *_D65)}
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _TELEVISION = (2.4,)  # as screens show it (ITU-R BT.1886); in AVIF and HEIC browsers take the curve of sRGB for it
-_CURVES = dict.fromkeys((1, 6, 14, 15), _TELEVISION)
+_CURVES: dict[int, tuple[float, ...]] = dict.fromkeys((1, 6, 14, 15), _TELEVISION)
 _CURVES |= {4: (2.2,), 5: (2.8,), 7: (1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4, 0.0913), 8: (1.0,)}
 _HDR = {16: "PQ", 18: "HLG"}
 # What is before the boxes in a box that holds others: on the way to the colours of a photo, and of a sequence's track

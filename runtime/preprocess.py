@@ -372,7 +372,7 @@ def _as_shown(image: Any, file: IO[bytes] | None) -> Image.Image:
 def _with_a_deep_colour_clear(image: Any, file: IO[bytes]) -> Image.Image:
     """A PNG of 16-bit colours and its clear one, of which Pillow keeps the upper bits; the lower ones are read anew."""
     image.load()
-    lower = _identified(file, ("PNG",))
+    lower: Any = _identified(file, ("PNG",))
     lower.tile = [lower.tile[0]._replace(args="RGB;16L")]
     bits = np.array(image.info["transparency"], ">u2").reshape(3, 1).view(np.uint8)
     clear = (np.asarray(image) == bits[:, 0]) & (np.asarray(lower) == bits[:, 1])
