@@ -125,11 +125,12 @@ def decode(
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
-        return Image.fromarray(source)
     name = _name(source)
     if isinstance(source, Image.Image):
         shorter_side, source = None, _unread(source)
     try:
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source)
         with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
             if shorter_side is not None and file:
@@ -157,7 +158,7 @@ def decode(
 
 def _name(source: Any) -> str:
     """What a photo is called in a sentence: by its file, where that has a name."""
-    if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image | np.ndarray):
         return "the picture"
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
     return Path(os.fsdecode(name)).name if isinstance(name, str | bytes | os.PathLike) else "the file"

@@ -2,12 +2,15 @@
 
 import csv
 import os
+import subprocess
+import sys
 import tempfile
 import unicodedata
 from pathlib import Path
 
 import house
 import pytest
+from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -240,6 +243,15 @@ def test_what_saji_itself_wrote_among_the_photos_is_no_class(tmp_path: Path) -> 
     found = read_photo_set(touch(tmp_path, *files))
     assert [photo.label for photo in found.photos] == ["ant"] and not found.problems
     assert found.notes == ("2 files in folders of other programs are left out: artifacts",)
+
+
+def test_where_names_are_read_as_ascii_that_is_what_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "crème brûlée/0.jpg", "ant/0.jpg")
+    code = "from pathlib import Path; from training.photos.photo_set import read_photo_set; read_photo_set(Path('.'))"
+    how = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, env={**os.environ, **how}, capture_output=True, text=True)
+    assert "rename it, or set PYTHONUTF8=1: names are read as ascii here" in done.stderr
 
 
 def test_links_are_followed_and_loops_are_told(tmp_path: Path) -> None:

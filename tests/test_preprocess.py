@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -409,6 +410,12 @@ def test_a_picture_that_memory_does_not_hold_is_a_bad_photo_as_any_other() -> No
     wide = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)  # Pillow holds no line of that length
     with pytest.raises(TooMuchMemory, match="the file takes too much memory to decode; send a"):
         decode(wide)
+
+
+def test_an_array_that_takes_too_much_memory_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "fromarray", Mock(side_effect=MemoryError))
+    with pytest.raises(TooMuchMemory, match="the picture takes too much memory to decode"):
+        decode(np.zeros((4, 4, 3), np.uint8))
 
 
 def test_a_damaged_avif_is_one_sentence_too() -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -65,7 +66,9 @@ def read_photo_set(source: Path) -> PhotoSet:
     by_spoken: dict[str, str] = {}
     for label in sorted(labels):
         if not is_printable(label):
-            raise SajiError(f"{source} has the class {label!r}, whose name cannot be printed; rename it")
+            encoding = sys.getfilesystemencoding()
+            how = f", or set PYTHONUTF8=1: names are read as {encoding} here" if encoding != "utf-8" else ""
+            raise SajiError(f"{source} has the class {label!r}, whose name cannot be printed; rename it{how}")
         other = by_spoken.setdefault(spoken(label), label)
         if other != label:
             raise SajiError(
