@@ -122,14 +122,13 @@ def decode(
     Raises BadPhoto when it is no picture or is truncated, TooManyPixels when it has more than `bounds` let in,
     TooMuchMemory where decoding takes more than there is.
     """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
-            raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
     name = _name(source)
     if isinstance(source, Image.Image):
         shorter_side, source = None, _unread(source)
     try:
         if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+                raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
             return Image.fromarray(source)
         with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
