@@ -274,7 +274,7 @@ def _opened(candidate: Candidate, folder: Path, receipt: Receipt, threads: int, 
     """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
     engine = candidate.open(folder, threads, streams, receipt.files[candidate.file].sha256)
     try:
-        golden.check(engine, folder, receipt.spec, candidate)
+        golden.check(engine, folder, receipt, candidate)
     except SajiError:
         engine.close()
         raise

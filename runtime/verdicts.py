@@ -14,7 +14,7 @@ from runtime import environment, signature
 from runtime.backends import BACKENDS, distributions, unavailable_because
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel
-from runtime.evaluation import ValidationSet
+from runtime.evaluation import EARLIER, PHOTOS
 from runtime.files import read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
 from runtime.receipt import VERDICTS, Receipt
@@ -52,12 +52,12 @@ def judged_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candida
     """The candidate with a verdict that holds here; where there is none it is taken now, which is said, and kept."""
     if (known := of_here(folder, receipt).get(candidate.key())) is not None:
         return known
-    why, photos = difference(candidate, receipt.versions), folder / "validation.npz"
-    if not photos.is_file():
+    why = difference(candidate, receipt.versions)
+    if not any((folder / name).is_file() for name in (PHOTOS, EARLIER)):
         alone = f"its verdict {why}, and {folder} has no validation.npz to judge it here by; copy the folder whole"
         return replace(candidate, verdict="unchecked", reasons=candidate.reasons or (alone,))
     say(f"saji: judging {candidate.name} anew on this machine: its verdict {why}")
-    fresh = check_candidate(candidate, folder, ValidationSet.load(photos), receipt.spec)
+    fresh = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
     keep(folder, receipt, [fresh])
     return fresh
 

@@ -11,6 +11,7 @@ import pytest
 import runtime
 from runtime import verdicts
 from runtime.errors import SajiError
+from runtime.evaluation import ValidationSet
 from runtime.machine import Machine, machine
 from runtime.receipt import FileFacts, Receipt
 
@@ -64,6 +65,14 @@ def test_a_folder_that_cannot_be_written_to_is_judged_and_served(moved: Path, mo
 def test_without_photos_to_judge_by_it_is_refused(moved: Path) -> None:
     (moved / "validation.npz").unlink()
     with pytest.raises(SajiError, match=r"given elsewhere .* no validation\.npz .* copy the folder whole"):
+        runtime.load(moved)
+
+
+def test_it_is_judged_by_the_photos_of_the_export_alone(moved: Path, model: Path) -> None:
+    photos = ValidationSet.load(model / "validation.npz")
+    (moved / "validation.npz").unlink()
+    replace(photos, labels=photos.labels[::-1]).save(moved / "validation.npz")
+    with pytest.raises(SajiError, match=r"validation\.npz is not the file that was checked"):
         runtime.load(moved)
 
 
