@@ -49,7 +49,7 @@ def _selftest(arguments: argparse.Namespace) -> None:
         try:
             receipt.verify(folder, candidate.file)
             engine = candidate.open(folder)
-            largest = golden.check(engine, folder, receipt.spec, candidate, (golden.PICTURE, golden.PHOTO))
+            largest = golden.check(engine, folder, receipt, candidate, (golden.PICTURE, golden.PHOTO))
             engine.close()
             tell(f"right: {candidate.name} (a probability differs by at most {largest:.4f})")
         except SajiError as error:

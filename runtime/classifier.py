@@ -267,13 +267,12 @@ def _trusted(folder: Path) -> tuple[Receipt, str]:
 
 
 def _of_receipt(candidate: Candidate, receipt: Receipt) -> Candidate:
-    """A deployment's candidate; as the receipt has it where a signature is required, for a deployment has none."""
-    if not signature.required():
-        return candidate
-    signed = [each for each in receipt.candidates if each.key() == candidate.key()]
-    if not signed:
-        raise signature.Untrusted(f"{candidate.name} is not in the signed receipt; choose again with: make bench")
-    return signed[0]
+    """A deployment's candidate as the receipt has it, by whose bounds it is judged and which may be signed."""
+    for each in receipt.candidates:
+        if each.key() == candidate.key():
+            return each
+    kind = signature.Untrusted if signature.required() else BadModel
+    raise kind(f"{candidate.name} is not in the receipt of its folder; choose again with: make bench")
 
 
 def _passed_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candidate:
@@ -295,7 +294,7 @@ def _opened(candidate: Candidate, folder: Path, receipt: Receipt, threads: int, 
     """Open the engine and let it answer the golden picture: it leaves here right and warm, or not at all."""
     engine = candidate.open(folder, threads, streams, receipt.files[candidate.file].sha256)
     try:
-        golden.check(engine, folder, receipt.spec, candidate)
+        golden.check(engine, folder, receipt, candidate)
     except SajiError:
         engine.close()
         raise

@@ -246,6 +246,7 @@ def centred(logits: np.ndarray) -> np.ndarray:
     return logits - logits.mean(axis=1, keepdims=True)
 
 
+PHOTOS, EARLIER = "validation.npz", "judging.npz"  # the name until version 0.1
 OPTIONAL = ("logits", "scenes", "familiarity")  # arrays that a validation set may lack
 
 
@@ -284,8 +285,10 @@ class ValidationSet:
             if unknown := set(arrays) - {field.name for field in fields(cls)}:  # a part by a damaged name is missing
                 raise ValueError(f"it holds {min(unknown)!r}, which is no part of one")
             names = tuple(map(str, arrays["names"]))
-            more = {name: arrays.get(name) for name in OPTIONAL}
-            return cls(arrays["images"], arrays["labels"], names, **more)
+            found = cls(arrays["images"], arrays["labels"], names, **{name: arrays.get(name) for name in OPTIONAL})
+            if {len(each) for each in vars(found).values() if each is not None} != {len(names)} or not names:
+                raise ValueError("it holds no photos, or not as many of each part")
+            return found
 
     @staticmethod
     def first_images(path: Path, most: int) -> np.ndarray:
@@ -300,7 +303,7 @@ class ValidationSet:
 @contextmanager
 def _readable(path: Path) -> Iterator[Path]:
     """The file of a validation set, whose reading in the context raises BadModel where it is missing or damaged."""
-    earlier = path.with_name("judging.npz")  # its name until version 0.1
+    earlier = path.with_name(EARLIER)
     try:
         yield path if path.exists() else earlier
     except (OSError, ValueError, KeyError, EOFError) as error:

@@ -17,6 +17,7 @@ from runtime.candidate import Candidate
 from runtime.errors import BadModel, NotAsAsked
 from runtime.files import DAMAGE, as_record, in_words, read_json, write_json
 from runtime.preprocess import pixels
+from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
 PICTURE, PHOTO, FILE = "golden.png", "golden.jpg", "golden.json"
@@ -85,23 +86,25 @@ def difference(engine: Backend, images: np.ndarray, answer: Answer, spec: ModelS
 
 
 def check(
-    engine: Backend, folder: Path, spec: ModelSpec, candidate: Candidate, pictures: Sequence[str] = (PICTURE,)
+    engine: Backend, folder: Path, receipt: Receipt, candidate: Candidate, pictures: Sequence[str] = (PICTURE,)
 ) -> float:
     """Compare an opened engine with the golden vector; the largest difference of a probability.
 
     By default one small picture: cheap enough for every start, and the engine is warm afterwards. Raises NotAsAsked
-    when the pixels or the answer are not what export wrote down.
+    when the pixels or the answer are not what export wrote down, BadModel when it did not write this vector.
     """
+    for file in (FILE, *pictures):
+        receipt.verify(folder, file)
     golden, largest = Golden.read(folder), 0.0
     for picture in pictures:
         answer, allowed = golden.expected(folder, picture, candidate)
-        images = pixels(folder / picture, spec.geometry)[None]
+        images = pixels(folder / picture, receipt.spec.geometry)[None]
         if answer.pixels_sha256 and digest(images) != answer.pixels_sha256:
             raise NotAsAsked(
                 f"{folder / picture} becomes other pixels here than at export, so every answer may differ; "
                 "install the Pillow version of constraints.txt, or export again"
             )
-        apart = difference(engine, images, answer, spec)
+        apart = difference(engine, images, answer, receipt.spec)
         if not apart <= allowed:
             raise NotAsAsked(
                 f"{candidate.name} answers the golden picture otherwise than the checkpoint (in {picture} a "

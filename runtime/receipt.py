@@ -9,6 +9,7 @@ from typing import Any
 from runtime import signature
 from runtime.candidate import Candidate
 from runtime.errors import BadModel
+from runtime.evaluation import EARLIER, PHOTOS, ValidationSet
 from runtime.files import read_record, sha256_file, write_record
 from runtime.spec import ModelSpec
 
@@ -77,8 +78,17 @@ class Receipt:
             except BadModel as error:
                 raise signature.Untrusted(str(error)) from None
 
+    def photos(self, folder: Path) -> ValidationSet:
+        """The validation photos that verdicts are given by. Raises BadModel unless they are those of the export."""
+        file = EARLIER if EARLIER in self.files else PHOTOS
+        self.verify(folder, file)
+        return ValidationSet.load(folder / file)
+
     def verify(self, folder: Path, file: str) -> None:
-        """Raise BadModel unless `file` is exactly what the receipt describes. Engines are code: check first."""
+        """Raise BadModel unless `file` is exactly what the receipt describes.
+
+        Before anything that decides is read: engines are code, and pictures and photos tell right engines from wrong.
+        """
         path = folder / file
         if file not in self.files:
             raise BadModel(f"{path} is not in its receipt model.json and is not opened; export the model again")

@@ -1,31 +1,33 @@
 """Verdicts hold where they were given: on that kind of machine, with those versions of the engine.
 
 A model folder's receipt has those of the machine that exported it. What another kind of machine finds is kept beside it
-in `verdicts/`, a file for each kind, until the folder is exported again.
+in `verdicts/`, a file for each kind, as long as the receipt stays as it is: it has the sha256 of every file, and the
+bounds. Another model copied over this one brings its own.
 """
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from runtime import environment, signature
 from runtime.backends import BACKENDS, distributions, unavailable_because
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel
-from runtime.evaluation import ValidationSet
+from runtime.evaluation import EARLIER, PHOTOS
 from runtime.files import read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
 from runtime.receipt import VERDICTS, Receipt
 from runtime.terminal import say
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 did not say of which receipt
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What one kind of machine found, with the versions that it had."""
+    """What one kind of machine found, with the versions that it had, of the folder whose receipt has this sha256."""
 
+    of: str
     machine: Machine
     versions: dict[str, str]
     candidates: tuple[Candidate, ...]
@@ -37,7 +39,8 @@ def of_here(folder: Path, receipt: Receipt) -> dict[tuple[str, ...], Candidate]:
     with contextlib.suppress(BadModel):  # none yet, or damaged
         if not signature.required():  # nobody signed what lies beside the receipt
             kept = read_record(_file(folder), Verdicts, SCHEMA_VERSION, "it is taken anew")
-            known |= {candidate.key(): (candidate, kept.versions) for candidate in kept.candidates}
+            if kept.of == _of(receipt):
+                known |= {candidate.key(): (candidate, kept.versions) for candidate in kept.candidates}
     return {
         key: candidate
         for key, (candidate, versions) in known.items()
@@ -49,12 +52,12 @@ def judged_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candida
     """The candidate with a verdict that holds here; where there is none it is taken now, which is said, and kept."""
     if (known := of_here(folder, receipt).get(candidate.key())) is not None:
         return known
-    why, photos = difference(candidate, receipt.versions), folder / "validation.npz"
-    if not photos.is_file():
+    why = difference(candidate, receipt.versions)
+    if not any((folder / name).is_file() for name in (PHOTOS, EARLIER)):
         alone = f"its verdict {why}, and {folder} has no validation.npz to judge it here by; copy the folder whole"
         return replace(candidate, verdict="unchecked", reasons=candidate.reasons or (alone,))
     say(f"saji: judging {candidate.name} anew on this machine: its verdict {why}")
-    fresh = check_candidate(candidate, folder, ValidationSet.load(photos), receipt.spec)
+    fresh = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
     keep(folder, receipt, [fresh])
     return fresh
 
@@ -64,7 +67,7 @@ def keep(folder: Path, receipt: Receipt, fresh: list[Candidate]) -> None:
     found = of_here(folder, receipt) | {candidate.key(): candidate for candidate in fresh}
     try:
         _file(folder).parent.mkdir(exist_ok=True)
-        record = Verdicts(machine(), environment.versions(), tuple(found.values()))
+        record = Verdicts(_of(receipt), machine(), environment.versions(), tuple(found.values()))
         write_record(_file(folder), record, SCHEMA_VERSION)
     except OSError:  # a folder that is only to be read: judged again at the next start
         pass
@@ -102,6 +105,10 @@ def same_kind(other: Machine | None) -> bool:
 def _kind(of: Machine) -> tuple[str, str, str | None]:
     """What decides how numbers come out: the processor's formats or, where they are not told, its name; system; GPU."""
     return " ".join(of.cpu_features) or of.cpu, of.system, of.gpu
+
+
+def _of(receipt: Receipt) -> str:
+    return sha256_json(asdict(receipt))
 
 
 def _file(folder: Path) -> Path:

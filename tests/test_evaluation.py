@@ -1,5 +1,7 @@
 """The gate: healthy candidates pass, broken ones fail, too few photos give no verdict."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,17 @@ def test_judging_set_survives_the_disk_and_damage_is_one_sentence(tmp_path) -> N
             ValidationSet.load(file)
     with pytest.raises(BadModel):
         ValidationSet.load(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("part", ["images", "labels", "names", "logits", "scenes", "familiarity", "all of them"])
+def test_a_validation_set_without_photos_or_with_parts_of_others_is_refused(part: str, tmp_path: Path) -> None:
+    parts = {"labels": np.zeros(2, int), "logits": np.ones((2, 2)), "scenes": np.arange(2), "familiarity": np.ones(2)}
+    parts |= {"images": np.zeros((2, 4, 4, 3), np.uint8), "names": np.array(["a", "b"])}
+    for name in parts if part == "all of them" else [part]:
+        parts[name] = parts[name][:0]
+    ValidationSet(**parts).save(tmp_path / "validation.npz")
+    with pytest.raises(BadModel, match="holds no photos, or not as many of each part"):
+        ValidationSet.load(tmp_path / "validation.npz")
 
 
 def test_mcnemar_and_bootstrap_against_known_values() -> None:

@@ -1,5 +1,6 @@
 """A verdict is used where it was given: on that kind of machine, with that version of the engine."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import runtime
 from runtime import verdicts
 from runtime.errors import SajiError
+from runtime.evaluation import ValidationSet
 from runtime.machine import Machine, machine
-from runtime.receipt import Receipt
+from runtime.receipt import FileFacts, Receipt
 
 
 def given_by(folder: Path, **facts: Any) -> Receipt:
@@ -66,6 +68,14 @@ def test_without_photos_to_judge_by_it_is_refused(moved: Path) -> None:
         runtime.load(moved)
 
 
+def test_it_is_judged_by_the_photos_of_the_export_alone(moved: Path, model: Path) -> None:
+    photos = ValidationSet.load(model / "validation.npz")
+    (moved / "validation.npz").unlink()
+    replace(photos, labels=photos.labels[::-1]).save(moved / "validation.npz")
+    with pytest.raises(SajiError, match=r"validation\.npz is not the file that was checked"):
+        runtime.load(moved)
+
+
 @pytest.mark.parametrize(
     ("facts", "holds"),
     [
@@ -92,3 +102,44 @@ def test_on_a_gpu_its_name_and_driver_and_the_version_of_the_engine_count(model:
     assert "tensorrt-rtx-cu13 1.4.0.76, here" in verdicts.difference(engine, older)
     assert verdicts.difference(replace(engine, machine=None), receipt.versions) == "names no machine"
     assert not verdicts.same_kind(None) and verdicts.same_kind(machine()) and not verdicts.same_kind(Machine("x"))
+
+
+def test_what_was_kept_of_another_model_does_not_hold_for_the_one_that_was_copied_over_it(
+    moved: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime.load(moved).close()
+    refused = house.linked(model, tmp_path / "refused")
+    receipt = Receipt.read(refused)
+    failed = tuple(replace(c, verdict="fail", reasons=("shift 1 is above 0.1",)) for c in receipt.candidates)
+    replace(receipt, candidates=failed).write(refused)
+    shutil.copy(refused / "model.json", moved)
+    with pytest.raises(SajiError, match="its verdict is fail: shift 1"):
+        runtime.load(moved)
+    given_by(moved, cpu_features=("avx512f",))  # and none is taken along to the next
+    runtime.load(moved).close()
+    assert capsys.readouterr().err.count("anew") == 2
+
+
+@pytest.mark.parametrize("part", ["file", "photos", "gate", "spec"])
+def test_a_kept_verdict_holds_for_what_it_was_given_by(part: str, moved: Path) -> None:
+    runtime.load(moved).close()
+    receipt = Receipt.read(moved)
+    key = next(iter(verdicts.of_here(moved, receipt)))
+    tight = tuple(replace(c, gate=replace(c.bounds, shift=1e-9)) for c in receipt.candidates)
+    other = {name: FileFacts("0" * 64, 9) for name in ("model.onnx", "validation.npz")}
+    changed = {
+        "file": replace(receipt, files=receipt.files | {"model.onnx": other["model.onnx"]}),
+        "photos": replace(receipt, files=receipt.files | {"validation.npz": other["validation.npz"]}),
+        "gate": replace(receipt, candidates=tight),
+        "spec": replace(receipt, spec=replace(receipt.spec, temperature=9.0)),
+    }
+    assert key not in verdicts.of_here(moved, changed[part])
+
+
+def test_a_deployment_is_judged_by_the_bounds_of_the_receipt(moved: Path, tmp_path: Path) -> None:
+    file = house.write_deployment(moved, tmp_path / "deployment.json", "ort-cpu")
+    receipt = Receipt.read(moved)
+    tight = tuple(replace(c, gate=replace(c.bounds, shift=-1.0)) for c in receipt.candidates)
+    replace(receipt, candidates=tight).write(moved)
+    with pytest.raises(SajiError, match="none of the 1 choices"):
+        runtime.load(file)

@@ -41,8 +41,8 @@ def main() -> None:
         order = json.loads(line)
         try:
             if order.pop("do") == "check":
-                validation = ValidationSet.load(folder / "validation.npz")
-                record: Any = check_candidate(candidate, folder, validation, Receipt.read(folder).spec)
+                receipt = Receipt.read(folder)
+                record: Any = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
             else:
                 worker = worker or Worker(folder, candidate, **settings)
                 record = worker.classify(**order) if "photo" in order else worker.measure(**order)
@@ -61,7 +61,10 @@ class Worker:
         started = time.perf_counter()
         engine = candidate.open(folder, threads, streams)
         self.load_seconds = time.perf_counter() - started
-        self.classifier = Classifier(Receipt.read(folder).spec, engine, candidate)
+        receipt = Receipt.read(folder)
+        if not photo:
+            receipt.verify(folder, golden.PHOTO)
+        self.classifier = Classifier(receipt.spec, engine, candidate)
         self.encoded = Path(photo or folder / golden.PHOTO).read_bytes()
         self.folder, self.streams, self.seed = folder, streams, seed
         self.warm: set[tuple[str, int]] = set()
