@@ -12,6 +12,7 @@ from runtime.bulk import command as bulk
 from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.doctor import doctor
 from runtime.errors import GateFailed, SajiError
+from runtime.files import reading
 from runtime.receipt import Receipt
 from runtime.terminal import tell
 
@@ -47,9 +48,10 @@ def _selftest(arguments: argparse.Namespace) -> None:
     passed = [candidate for candidate in receipt.candidates if candidate.verdict == "pass" and candidate.servable]
     for candidate in passed:
         try:
-            receipt.verify(folder, candidate.file)
-            engine = candidate.open(folder)
-            largest = golden.check(engine, folder, receipt, candidate, (golden.PICTURE, golden.PHOTO))
+            with reading(folder):
+                receipt.verify(folder, candidate.file)
+                engine = candidate.open(folder)
+                largest = golden.check(engine, folder, receipt, candidate, (golden.PICTURE, golden.PHOTO))
             engine.close()
             tell(f"right: {candidate.name} (a probability differs by at most {largest:.4f})")
         except SajiError as error:

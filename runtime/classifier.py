@@ -15,7 +15,7 @@ from runtime.backends import BACKENDS, Backend, open_backend, unavailable_becaus
 from runtime.candidate import Candidate
 from runtime.deployment import MOST_THREADS, Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.files import sha256_file
+from runtime.files import reading, sha256_file
 from runtime.preprocess import Source, timed_pixels
 from runtime.receipt import Receipt
 from runtime.spec import NAMED, Answer, ModelSpec
@@ -187,7 +187,7 @@ def load(
     for name, value in (("threads", threads), ("streams", streams)):
         if not is_setting(value):
             raise SajiError(f"{name} is {value!r}; give a whole number from 0 to {MOST_THREADS}")
-    with signature.requiring(require_signature):
+    with reading(Path(path)), signature.requiring(require_signature):
         return _loaded(Path(path), backend or "", precision or "", threads, streams)
 
 
@@ -222,14 +222,15 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
     for place in places:
         folder = path.parent / place.folder
         try:
-            _require_pass(place.candidate)
-            receipt, signer = _trusted(folder)
-            receipt.verify(folder, place.candidate.file)
-            if receipt.files[place.candidate.file].sha256 != place.sha256:
-                raise BadModel(f"{folder} was exported again since; choose again with: make bench")
-            candidate = _passed_here(_of_receipt(place.candidate, receipt), folder, receipt)
-            settings = threads or place.threads, max(streams, place.streams)
-            engine = _opened(candidate, folder, receipt, *settings)
+            with reading(folder):
+                _require_pass(place.candidate)
+                receipt, signer = _trusted(folder)
+                receipt.verify(folder, place.candidate.file)
+                if receipt.files[place.candidate.file].sha256 != place.sha256:
+                    raise BadModel(f"{folder} was exported again since; choose again with: make bench")
+                candidate = _passed_here(_of_receipt(place.candidate, receipt), folder, receipt)
+                settings = threads or place.threads, max(streams, place.streams)
+                engine = _opened(candidate, folder, receipt, *settings)
         except signature.Untrusted:
             raise
         except SajiError as error:

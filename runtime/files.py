@@ -93,6 +93,16 @@ def walk_once(
 
 
 @contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise BadModel where the file system does not give what lies at `path`: a permission, a name, a failing disk."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise BadModel(f"{error.filename or path}: {why}; check the path, its permissions and the disk") from None
+
+
+@contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
 

@@ -94,10 +94,10 @@ class Receipt:
             raise BadModel(f"{path} is not in its receipt model.json and is not opened; export the model again")
         if not path.is_file():
             raise BadModel(f"{path} is missing though its receipt lists it; export the model again")
-        if path.suffix == ".onnx" and _names_other_files(path):
-            raise BadModel(f"{path} keeps weights in files that no receipt tells of; export the model again")
         if sha256_file(path) != self.files[file].sha256:
             raise BadModel(f"{path} is not the file that was checked (its sha256 differs); export the model again")
+        if path.suffix == ".onnx" and _names_other_files(path):
+            raise BadModel(f"{path} keeps weights in files that no receipt tells of; export the model again")
 
 
 def _digest(spec: ModelSpec) -> str:

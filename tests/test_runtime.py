@@ -20,6 +20,7 @@ from conftest import ROOT
 from PIL import Image
 
 import runtime
+from runtime import receipt as receipts
 from runtime.__main__ import main
 from runtime.backends import BACKENDS, open_backend, unavailable_because
 from runtime.benchmark.contestant import Contestant, run_rounds
@@ -402,6 +403,43 @@ def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsy
     replace(stale, fallbacks=()).write(out / "stale.json")
     with pytest.raises(Unavailable, match="none of the 1 choices"):
         runtime.load(out / "stale.json")
+
+
+def test_a_file_that_cannot_be_read_costs_its_candidate_only(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Empty, as a full disk or a cloud's placeholder leaves it; without permission; on a disk that fails."""
+    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("runs", "cache"))
+    deployment = Deployment.read(out / "deployment.json")
+    folder, choice = tmp_path / "out" / deployment.choice.folder, deployment.choice
+    other = next(each for each in servable_here(folder) if each.file != choice.candidate.file)
+    fallback = replace(choice, candidate=other, sha256=Receipt.read(folder).files[other.file].sha256)
+    replace(deployment, fallbacks=(fallback,)).write(tmp_path / "out" / "deployment.json")
+    file = folder / choice.candidate.file
+    content, read = file.read_bytes(), receipts.sha256_file
+    file.write_bytes(b"")
+    with runtime.load(tmp_path / "out" / "deployment.json") as classifier:
+        assert "is not the file that was checked" in classifier.passed_over[0]
+    file.write_bytes(content)
+
+    def refuse(path: Path) -> str:
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(receipts, "sha256_file", refuse)
+    with runtime.load(tmp_path / "out" / "deployment.json") as classifier:
+        assert f"{file}: Permission denied; check the path, its permissions" in classifier.passed_over[0]
+    monkeypatch.setattr(sys, "argv", ["runtime", "selftest", str(folder)])
+    with pytest.raises(GateFailed):
+        main()
+    said = capsys.readouterr().out
+    assert said.count("wrong: ") == said.count("Permission denied") >= 1 and "right: " in said
+
+
+def test_a_path_that_no_disk_takes_is_one_sentence() -> None:
+    with pytest.raises(BadModel, match="a: File name too long; check the path"):
+        runtime.load("a" * 5000)
 
 
 def test_some_candidates_with_threads_and_streams(model: Path) -> None:
