@@ -131,13 +131,14 @@ def write_with_geometry(
 
 def originals(source: Path, validation: ValidationSet, geometry: Geometry, most: int = 200) -> dict[int, Path]:
     """Up to `most` validation photos as files, by their place in the set: those that still have its very pixels."""
-    paths = defaultdict(list)  # a class may have photos of one name in several folders, as cameras number them
+    # A class may have photos of one name in several folders, as cameras number them
+    paths: dict[str, list[Path]] = defaultdict(list)
     try:
         for photo in read_photo_set(source).photos:
             paths[f"{photo.label}/{photo.path.name}"].append(photo.path)
     except SajiError:
         return {}
-    found = {}
+    found: dict[int, Path] = {}
     for i in np.unique(np.linspace(0, len(validation.names) - 1, most, dtype=int)).tolist():
         for path in paths[validation.names[i]]:
             with suppress(BadPhoto):

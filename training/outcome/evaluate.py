@@ -164,7 +164,7 @@ def _perhaps_seen(photos: list[Photo]) -> list[str]:
 
 def _repeated(photos: list[Photo]) -> list[str]:
     """That photos count more than once, where the set lists them so."""
-    labels = defaultdict(list)
+    labels: dict[Path, list[str]] = defaultdict(list)
     for photo in photos:
         labels[photo.path.resolve()].append(photo.label)
     several = [given for given in labels.values() if len(given) > 1]

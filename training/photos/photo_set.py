@@ -268,8 +268,9 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
         return f"{line} has no filename"
     # By its letters, as the folder is given or truly called: a photo that is a link into a cache stands where the link
     # does. Or by where its folder truly is, which an absolute path may reach through another link
-    places = Path(os.path.normpath(root / file)), Path(os.path.realpath((root / file).parent))
-    if not any(place.is_relative_to(base) for place in places for base in (root, os.path.normpath(folder.absolute()))):
+    given, spelled = (Path(os.path.normpath(path)) for path in (folder.absolute(), root / file))
+    place = Path(os.path.realpath((root / file).parent))
+    if not (spelled.is_relative_to(root) or spelled.is_relative_to(given) or place.is_relative_to(root)):
         raise SajiError(f"{line} points outside its folder ({_named([file])}); keep the photos beside the CSV")
     if not label:
         return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
