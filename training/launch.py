@@ -8,8 +8,8 @@ from runtime.errors import SajiError
 SHARED = "SAJI_SHARED"  # set where Lightning starts processes of ours: what it then tells them is not another's
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT")
 # What Lightning takes for its own, whoever has set it
-_FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-_FOREIGN += ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FOREIGN = {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"}
+_FOREIGN |= {"WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
