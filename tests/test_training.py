@@ -277,25 +277,25 @@ def test_saving_a_checkpoint_leaves_nothing_half_written(tmp_path: Path, monkeyp
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-def test_ctrl_c_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_path: Path) -> None:
+def test_a_stop_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training", "--data", str(sample), "--archs", "resnet18", "--epochs", "500"]
     command += ["--out", str(tmp_path), "--run", "r", "--image-size", "32", "--batch-size", "8", "--precision", "fp32"]
     heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background have Ctrl-C switched off
 
-    def stopped(epoch: int, *more: str) -> bytes:
+    def stopped(epoch: int, stop: signal.Signals, how: str, *more: str) -> bytes:
         process = subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heeded)
         for line in process.stderr:
             if f"epoch {epoch}/500" in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(stop)
                 break
         rest = process.stderr.read()
-        assert process.wait(60) == 130 and "Traceback" not in rest and "stopped by Ctrl-C" in rest
+        assert process.wait(60) == 128 + stop and "Traceback" not in rest and f"stopped by {how}" in rest
         return (tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt").read_bytes()
 
-    there = stopped(3)
+    there = stopped(3, signal.SIGINT, "Ctrl-C")
     _, spec = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")
     assert spec.validation["photos"] > 0
-    assert stopped(1, "--force") == there, "which may have been of a whole training"
+    assert stopped(1, signal.SIGTERM, "SIGTERM", "--force") == there, "which may have been of a whole training"
 
 
 def test_a_run_of_other_photos_is_not_replaced(sample: Path, tmp_path: Path, monkeypatch, capsys) -> None:
