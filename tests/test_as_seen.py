@@ -215,6 +215,10 @@ TOLD_AS = {
     "cICP behind much else": (of_colours((b"teXt", MUCH), WIDE), of_colours(WIDE)),
     "cICP's letters in a comment": (of_colours((b"tEXt", b"Comment\0" + LETTERS)), of_colours()),
     "cICP behind the pixels": (of_colours()[:-12] + png_chunk(*WIDE) + of_colours()[-12:], of_colours()),
+    "chunks of a wrong checksum": (
+        gallery.png(scene(), 2, 8, png_chunk(b"tEXt", b"a\0b")[:-1] + b"?" + png_chunk(*WIDE)[:-1] + b"?"),
+        of_colours(),
+    ),
     "cICP behind the palette": (of_colours(PALETTE, WIDE), of_colours()),
     "cICP of a wrong length": (of_colours((b"cICP", bytes([9, 16, 0, 1, 0]))), of_colours()),
     "cICP of no colours, and a profile": (

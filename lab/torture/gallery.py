@@ -342,8 +342,6 @@ def others() -> dict[str, bytes]:
     turned, rgb, opacity = picture().transpose(Image.Transpose.ROTATE_180), scene(), veil()[..., None]
     moving: dict[str, Any] = {"save_all": True, "append_images": [turned], "duration": 10_000}
     kinds = {"APNG": saved(picture(), "PNG", **moving), "PNG, EXIF 6": saved(picture(), "PNG", exif=exif(turn(6))[6:])}
-    broken = png_chunk(b"tEXt", b"a\0b")[:-1] + b"?" + png_chunk(b"gAMA", struct.pack(">I", 100000))[:-1] + b"?"
-    kinds |= {"PNG, chunks of a wrong checksum": png(rgb, 2, extra=broken)}
     kinds |= {"APNG behind another picture": saved(picture(), "PNG", default_image=True, **moving)}
     veiled = np.concatenate([rgb, opacity], 2)
     kinds |= {"APNG, a small frame behind another picture": apng_behind(veiled, veiled[::-1][:9, 20:], 5, 6)}
