@@ -51,8 +51,6 @@ class Candidate:
         candidate = as_record(cls, {name: value for name, value in values.items() if value != {}}, origin)
         if candidate.verdict == "unjudged":  # what version 0.1 called it
             candidate = replace(candidate, verdict="unchecked")
-        if not all(isinstance(part, str) for part in candidate.key()):
-            raise ValueError("a candidate is not named by text")
         if candidate.verdict not in VERDICTS or candidate.precision not in GATES:
             raise ValueError(f"there is no verdict {candidate.verdict!r}, or no precision {candidate.precision!r}")
         return candidate

@@ -264,6 +264,10 @@ def _trusted(folder: Path) -> tuple[Receipt, str]:
     receipt, signer = Receipt.read_signed(folder)
     if signature.required():
         receipt.verify_whole(folder)
+    if not receipt.spec_sha256:  # of an earlier version
+        receipt.verify(folder, "model.onnx")
+        if spec_of(folder / "model.onnx") != receipt.spec:
+            raise BadModel(f"{folder / 'model.json'} has another spec than model.onnx carries; export the model again")
     return receipt, signer
 
 

@@ -41,8 +41,6 @@ class Measured:
     def from_values(cls, values: Any, origin: str = "") -> "Measured":
         """One from its JSON form; one of `runtime.files.DAMAGE` when it cannot be right."""
         place = as_record(cls, values, origin)
-        if not isinstance(place.folder, str) or not isinstance(place.sha256, str):
-            raise ValueError(f"{place.candidate.name} lies in no folder, or has no sha256")
         for setting in (place.threads, place.streams):
             if not is_setting(setting):
                 raise ValueError(f"{place.candidate.name} is to run with {setting!r} threads or streams")

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ Record = TypeVar("Record")
 _LEFT = frozenset(("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler"))
 _LEFT |= {"system volume information", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"}
 _LEFT |= {"lost+found", "picasa.ini", "@__thumb"}
+DEEPEST = 50  # levels of what a record holds as it is
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)  # what reading a record raises where it is damaged
 
 # And what reading a zip does, such as PyTorch's files are
@@ -278,24 +280,49 @@ def as_record(kind: type[Record], values: Any, origin: str = "") -> Record:
     """A dataclass from its JSON form: lists become tuples and objects dataclasses, as the types of its fields say.
 
     A dataclass that has to check what it holds, or to read older forms, does so in a class method
-    `from_values(values, origin)`; `origin` names the file for its errors. Numbers and texts are taken as they are.
-    Raises one of DAMAGE where the shape is another.
+    `from_values(values, origin)`; `origin` names the file for its errors. Raises one of DAMAGE where the shape, or
+    what stands in it, is another: each number, text and truth value is one, and a number is finite.
     """
     kinds = get_type_hints(kind)
-    return kind(**{name: _as(kinds[name], value, origin) for name, value in values.items()})
+    return kind(**{name: _as(kinds[name], value, origin, name) for name, value in values.items()})
 
 
-def _as(kind: Any, value: Any, origin: str) -> Any:
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that can be computed with: finite, and of no more digits than a float holds."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+_PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    float: ("number", is_number),
+    int: ("whole number", lambda value: type(value) is int and is_number(value)),
+    str: ("text", lambda value: isinstance(value, str)),
+    bool: ("truth value", lambda value: isinstance(value, bool)),
+}
+
+
+def _as(kind: Any, value: Any, origin: str, name: str) -> Any:
     container, parts = get_origin(kind), get_args(kind)
     if container is UnionType:  # one of these or None
-        return None if value is None else _as(parts[0], value, origin)
+        return None if value is None else _as(parts[0], value, origin, name)
     if container is dict:
-        return {key: _as(parts[1], inner, origin) for key, inner in value.items()}
+        return {key: _as(parts[1], inner, origin, name) for key, inner in value.items()}
     if container is tuple:
-        if not isinstance(value, list):
-            raise TypeError(f"{value!r} is no list")
-        return tuple(_as(parts[0], inner, origin) for inner in value)
+        if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
+            raise TypeError(f"{name} {value!r} is no list{'' if parts[-1] is ... else f' of {len(parts)}'}")
+        return tuple(_as(parts[0], inner, origin, name) for inner in value)
     if dataclasses.is_dataclass(kind):
         read = getattr(kind, "from_values", None)
         return read(value, origin) if read else as_record(kind, value, origin)  # type: ignore[arg-type]
+    if kind in _PLAIN and not _PLAIN[kind][1](value):
+        raise TypeError(f"{name} {value!r} is no {_PLAIN[kind][0]}")
+    if kind is Any:
+        _require_flat(value)
     return value
+
+
+def _require_flat(value: Any, levels: int = DEEPEST) -> None:
+    """Raise ValueError where a JSON value is nested deeper than what walks it later may follow."""
+    if not levels:
+        raise ValueError("it is nested too deep")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _require_flat(inner, levels - 1)

@@ -5,11 +5,13 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from runtime.errors import SajiError
 from runtime.evaluation import Figures, centred, compare, moved
+from runtime.files import as_record
 from runtime.spec import ABSENT, UNKNOWN, ModelSpec
 
 
@@ -31,6 +33,14 @@ class Gate:
     flip_margin: float
     accuracy_drop: float
     source: str = ""
+
+    @classmethod
+    def from_values(cls, values: Any, origin: str = "") -> "Gate":
+        """A gate from its JSON form; one of `runtime.files.DAMAGE` when it is none, or bounds nothing."""
+        gate = as_record(cls, values, origin)
+        if max(gate.shift, gate.worst_shift, gate.flip_margin, gate.accuracy_drop) >= MOST:
+            raise ValueError(f"a gate with {max(gate.shift, gate.worst_shift, gate.flip_margin, gate.accuracy_drop)}")
+        return gate
 
 
 # Bounds of processors are a stated multiple of the largest shift of healthy files: three architectures in three
@@ -138,6 +148,8 @@ def apply_gate(
         # A few photos may be copies of one, and pass no gate in any case
         if (reason := no_logits(logits)) and (len(labels) >= MIN_PHOTOS or not np.isfinite(logits).all()):
             return GateResult("fail", (reason + who,))
+    if spec and spec.familiarity and not all(np.isfinite(outputs[:, -1]).all() for outputs in both):
+        return GateResult("fail", ("gives NaN or infinite familiarity",))
     figures = compare(reference, candidate, labels, scenes)
     if spec:
         before, after = (_decisions(outputs, spec) for outputs in both)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from runtime.errors import BadModel
-from runtime.files import DAMAGE, as_record, in_words
+from runtime.files import DAMAGE, as_record, in_words, is_number
 from runtime.markdown import is_printable
 
 # Where an older reader would go wrong: 2 has a guard, without which its classes would be taken for names; 3 has a
@@ -90,7 +89,7 @@ class Rejection:
         known = (*RULES, FAMILIARITY)
         if not isinstance(values, dict) or values.get("rule") not in known:
             raise BadModel(f"{origin} has the rejection {values!r}, saji knows {', '.join(known)}; train it again")
-        if not _is_number(values.get("threshold")):
+        if not is_number(values.get("threshold")):
             raise BadModel(f"{origin} has a rejection rule without a threshold, a number; train it again")
         return as_record(cls, values)
 
@@ -136,8 +135,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Raise BadModel where two classes share a name, of which every consumer would lose one."""
-        named = Counter(name for name in self.classes if isinstance(name, str))
-        if twice := [name for name, count in named.items() if count > 1]:
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
             raise BadModel(f"the class {twice[0]!r} is there twice; give each class a name of its own")
 
     def record(self) -> dict[str, Any]:
@@ -174,7 +172,7 @@ class ModelSpec:
             raise BadModel(f"{origin} carries a saji spec that cannot be right: {error}") from None
         except DAMAGE as error:
             raise _damaged(origin, error) from None
-        if not _is_count(spec.geometry.version) or spec.geometry.version > PREPROCESS_VERSION:
+        if not 0 < spec.geometry.version <= PREPROCESS_VERSION:
             raise BadModel(
                 f"{origin} expects preprocessing version {spec.geometry.version}, this saji has 1 to "
                 f"{PREPROCESS_VERSION}; update saji, or train again"
@@ -253,26 +251,25 @@ def faults(spec: ModelSpec) -> Iterator[str]:
     """What no spec of ours says, in words."""
     geometry = spec.geometry
     texts = (spec.name, spec.architecture, *spec.classes)
-    if not all(isinstance(text, str) and text for text in texts):
+    if not all(texts):
         yield "its name, its architecture and its classes are to be text"
     elif len(spec.classes) < 2:
         yield "it has fewer than two classes"
     elif strange := [text for text in texts if not is_printable(text)]:
         yield f"the name {strange[0]!r} cannot be printed"
-    if not _is_number(spec.temperature) or spec.temperature <= 0:
+    if spec.temperature <= 0:
         yield f"the temperature is {spec.temperature!r}, no number above 0"
-    sides = (geometry.size, geometry.resize)
-    if not all(map(_is_count, sides)) or not geometry.size <= geometry.resize <= MOST_PIXELS:
+    if not 0 < geometry.size <= geometry.resize <= MOST_PIXELS:
         yield f"it cuts {geometry.size!r} pixels out of {geometry.resize!r} (at most {MOST_PIXELS:,} a side)"
     if not _tells(spec.validation.get("held_out"), len(spec.classes)):
         yield "what it says of photos that chose nothing cannot be read"
     if spec.guard and (wrong := _wrong_with(spec.guard, spec)):
         yield wrong
-    if not isinstance(spec.familiarity, bool) or (spec.familiarity and spec.schema_version < 3):
-        yield "it has the output familiarity, true or false, which is of version 3"
+    if spec.familiarity and spec.schema_version < 3:
+        yield "it has the output familiarity, which is of version 3"
     elif spec.rejection and spec.rejection.rule == FAMILIARITY and not spec.familiarity:
         yield "it rejects by a familiarity that it does not have"
-    if not all(isinstance(names, tuple) and len(names) == len(spec.classes) for names in spec.translations.values()):
+    if not all(len(names) == len(spec.classes) for names in spec.translations.values()):
         yield "its translations do not name each class"
     for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS), ("decode", DECODINGS)):
         if getattr(geometry, name) not in known:
@@ -285,7 +282,7 @@ def _wrong_with(guard: Guard, spec: ModelSpec) -> str:
         return "it has a guard, which is of version 2"
     if len({guard.absent, guard.unnamed} & set(spec.classes)) < 2 or len(spec.classes) < 3:
         return f"its guard speaks of {guard.absent!r} and {guard.unnamed!r}, which are to be two of its classes"
-    if not _is_number(guard.presence) or not 0 < guard.presence <= 0.5:
+    if not 0 < guard.presence <= 0.5:
         return f"its guard's presence is {guard.presence!r}, no number above 0 and up to 0.5"
     return ""
 
@@ -300,14 +297,6 @@ def _tells(held_out: Any, classes: int) -> bool:
         bins = [each[name] for each in held_out["reliability"] for name in ("photos", "confidence", "accuracy")]
         numbers += bins + [edge for pair in pairs for edge in pair]
         whole = len(held_out["recalls"]) == len(pairs) - 1 == classes and all(len(pair) == 2 for pair in pairs)
-        return whole and isinstance(held_out["how"], str) and all(map(_is_number, numbers))
+        return whole and isinstance(held_out["how"], str) and all(map(is_number, numbers))
     except (TypeError, KeyError):
         return False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

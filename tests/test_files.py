@@ -1,11 +1,13 @@
 """Files and folders are replaced whole, whenever the power goes and the process is killed."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from conftest import ROOT
 
 from runtime import files
 from runtime.errors import SajiError
-from runtime.files import read_json, replacing, replacing_folder, write_json, write_text
+from runtime.files import DAMAGE, as_record, read_json, replacing, replacing_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -171,3 +173,50 @@ def test_a_name_that_is_no_text_can_be_written_and_json_reads_it_back(tmp_path: 
     write_text(tmp_path / "parity.md", f"| {name} | é🍜 |\n")
     assert read_json(tmp_path / "names.json") == {"photo": name, "class": "é🍜"}
     assert (tmp_path / "parity.md").read_text(encoding="utf-8") == "| caf\\udce9.png | é🍜 |\n"
+
+
+# --- records: what a JSON file has to hold, by the types of a dataclass
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Every kind of field that a record of ours has."""
+
+    name: str = ""
+    share: float = 0.0
+    photos: int = 0
+    right: bool = False
+    most: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    reasons: tuple[str, ...] = ()
+    by_name: dict[str, float] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
+    within: "Kept | None" = None
+
+
+RIGHT = {"share": "1", "photos": "-3", "most": "null", "interval": "[0, 0.5]", "within": '{"share": 0.5}'}
+RIGHT |= {"others": '{"any": [1, "x", null, NaN]}', "by_name": '{"x": 0.5}', "reasons": "[]"}
+WRONG = {
+    "name": ["null", "1", '["x"]'],
+    "share": ['"much"', "true", "null", "NaN", "Infinity", "-1e999", "9" * 400, "[1]"],
+    "photos": ['"3"', "3.0", "true", "null", "9" * 400],
+    "right": ["1", '"true"', "null"],
+    "most": ['"much"', "NaN", "{}"],
+    "interval": ["[0]", "[0, 0.5, 1]", "0.5", "[0, null]", '{"0": 1, "1": 2}'],
+    "reasons": ["[1]", '"because"', "[[]]", "[null]"],
+    "by_name": ['{"x": "y"}', "[]", '{"x": NaN}', "null"],
+    "others": ['{"any": ' + "[" * 500 + "]" * 500 + "}", "[]"],
+    "within": ["[]", '{"share": "much"}', '{"nothing": 1}', '"x"'],
+    "nothing": ["1"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), RIGHT.items())
+def test_a_record_holds_what_its_fields_say(name: str, text: str) -> None:
+    assert as_record(Kept, json.loads(f'{{"{name}": {text}}}')) is not None
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in WRONG.items() for text in texts])
+def test_a_record_with_anything_else_is_damaged(name: str, text: str) -> None:
+    with pytest.raises(DAMAGE):
+        as_record(Kept, json.loads(f'{{"{name}": {text}}}'))

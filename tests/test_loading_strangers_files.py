@@ -367,6 +367,53 @@ def test_a_changed_byte_is_refused_in_one_short_sentence(change: str, copied: Pa
         runtime.load(copied / "models/resnet18").close()
 
 
+Change = Callable[[Any], object]
+RECEIPTS: dict[str, Change] = {  # each as if this machine had given no verdict yet
+    "a gate that is text": lambda t: [c["gate"].update(shift="much") for c in t["candidates"] if c["gate"]],
+    "a gate without bounds": lambda t: [c["gate"].update(shift=1e12) for c in t["candidates"] if c["gate"]],
+    "a gate of NaN": lambda t: [c["gate"].update(shift=float("nan")) for c in t["candidates"] if c["gate"]],
+    "reasons that are numbers": lambda t: [c.update(reasons=[1], verdict="fail") for c in t["candidates"]],
+    "a size that is text": lambda t: [f.update(bytes="9") for f in t["files"].values()],
+    "a request nested deep": lambda t: t.update(request={"x": json.loads("[" * 500 + "]" * 500)}),
+    "a recipe nested deep": lambda t: t["spec"].update(recipe={"x": json.loads("[" * 500 + "]" * 500)}),
+    "an interval of three": lambda t: [
+        c["figures"].update(accuracy_interval=[0, 1, 2]) for c in t["candidates"] if c["figures"]
+    ],
+    "held out of many digits": lambda t: t["spec"].update(
+        validation={
+            "held_out": {
+                "accuracy": int("9" * 400),
+                "photos": 1,
+                "calibration_error": 0,
+                "how": "",
+                "recalls": [0] * 5,
+                "interval": [0, 1],
+                "recall_intervals": [[0, 1]] * 5,
+                "reliability": [],
+            }
+        }
+    ),
+    "other classes, and nothing to tell by": lambda t: (t.pop("spec_sha256"), t["spec"]["classes"].reverse()),
+}
+
+
+@pytest.mark.parametrize("change", RECEIPTS)
+def test_a_receipt_that_holds_something_else_is_refused_in_one_sentence(change: str, model: Path, copied: Path) -> None:
+    (copied / "models/resnet18/validation.npz").symlink_to(model / "validation.npz")
+    with house.changing(copied / "models/resnet18/model.json") as receipt:
+        for candidate in receipt["candidates"]:
+            (candidate["machine"] or {}).update(cpu_features=["another"])
+        RECEIPTS[change](receipt)
+    with refused():
+        runtime.load(copied / "models/resnet18").close()
+
+
+def test_a_receipt_of_an_earlier_version_which_has_no_sha256_of_its_spec_opens(copied: Path) -> None:
+    with house.changing(copied / "models/resnet18/model.json") as receipt:
+        receipt.pop("spec_sha256")
+    runtime.load(copied / "models/resnet18").close()
+
+
 def test_a_checkpoint_with_a_flipped_bit_is_refused(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(run / "checkpoint.pt", tmp_path))
     content = bytearray(copy.read_bytes())
