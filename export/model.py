@@ -29,7 +29,7 @@ from runtime.candidate import Candidate, candidates_in
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import ValidationSet
-from runtime.files import replacing_folder, sha256_file, sha256_modules, write_text
+from runtime.files import DAMAGE, read_json, replacing_folder, sha256_file, sha256_modules, write_text
 from runtime.gate import Gate, no_logits, widened
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
@@ -298,8 +298,8 @@ def _facts(folder: Path, engines: dict[str, Built]) -> dict[str, BuildFacts]:
 def _photos_of(run: Path) -> Path | None:
     """Where the photos of a run stood when it was trained."""
     try:
-        return Path(json.loads((run.parent / "data.json").read_text(encoding="utf-8"))["source"])
-    except (OSError, ValueError, KeyError):
+        return Path(read_json(run.parent / "data.json")["source"])
+    except (OSError, *DAMAGE):
         return None
 
 

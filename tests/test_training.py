@@ -19,12 +19,13 @@ import pytest
 import torch
 from conftest import ROOT
 
+from export.model import _photos_of
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet, accuracy
 from runtime.files import read_json, write_json
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
-from training.__main__ import Command, main
+from training.__main__ import Command, _require_same_photos, main
 from training.network import architectures
 from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
 from training.recipe import Recipe, load_recipe, names
@@ -306,6 +307,13 @@ def test_a_run_of_other_photos_is_not_replaced(sample: Path, tmp_path: Path, mon
     with pytest.raises(SajiError, match=r"is of the photos in .*; name another with --run, or replace it with --force"):
         main()
     assert read_json(tmp_path / "runs" / "food" / "data.json") == {"source": str(sample)}
+
+
+@pytest.mark.parametrize("record", ['{"source": 3}', "[]", "{}", "no JSON", "null"])
+def test_a_damaged_record_of_a_runs_photos_says_nothing_of_them(record: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(record)
+    _require_same_photos(tmp_path, tmp_path)
+    assert _photos_of(tmp_path / "resnet18") is None
 
 
 def test_a_checkpoint_is_read_back_as_closely_as_rounding_lets_it(tmp_path: Path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
-from runtime.files import alone, make_folder, read_json, write_json
+from runtime.files import DAMAGE, alone, make_folder, read_json, write_json
 from runtime.markdown import is_printable
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
@@ -124,7 +124,7 @@ def _train(command: Command, recipe: Recipe) -> None:
 
 def _require_same_photos(run: Path, source: Path) -> None:
     """Raise SajiError where a run of this name is of photos that are somewhere else: its networks would be lost."""
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, *DAMAGE):
         before = Path(read_json(run / "data.json")["source"])
         if not before.samefile(source):
             raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
