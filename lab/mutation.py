@@ -198,8 +198,9 @@ def _read_record() -> Record:
     data.read()
     for path in data.measured_files():
         lines[Path(path).relative_to(CHECKOUT).as_posix()] = {
-            line: {re.sub(r" \(\w+\)$", "", context) for context in contexts} & seconds.keys()
+            line: tests
             for line, contexts in data.contexts_by_lineno(path).items()
+            if (tests := {re.sub(r" \(\w+\)$", "", context) for context in contexts} & seconds.keys())
         }
     return Record(seconds, lines)
 

@@ -132,7 +132,7 @@ def test_a_test_that_fails_without_a_change_is_shown_none(monkeypatch: pytest.Mo
     data = pytest.importorskip("coverage", reason="coverage is not installed").CoverageData(str(tmp_path / "lines"))
     for context in ("", "t.py::a[x y]", "t.py::a[x y] (call)", "t.py::fails"):  # (call): a process that a test starts
         data.set_context(context)
-        data.add_lines({str(tmp_path / "x.py"): [2 if "(" in context else 1]})
+        data.add_lines({str(tmp_path / "x.py"): [2 if "(" in context else 3 if "fails" in context else 1]})
     data.write()
     said = "0.25s call     t.py::a[x y]\n1.00s setup    t.py::a[x y]\n2.00s call     t.py::fails\nPASSED t.py::a[x y]\n"
     (tmp_path / "tests").write_text(said + "FAILED t.py::fails - no\n")
