@@ -221,6 +221,8 @@ def pytest_runtest_setup(item: Any) -> None:
 
 def tried(module: str, record: Record, most: int | None = None) -> Row:
     """Make every change, or `most` of them, or those that are left, and count what the tests noticed."""
+    if not record.lines.get(module):
+        raise Unavailable(f"no test runs {module}; name another module")
     from cosmic_ray.commands import init
     from cosmic_ray.mutating import mutate_and_test
     from cosmic_ray.work_db import use_db
@@ -231,8 +233,6 @@ def tried(module: str, record: Record, most: int | None = None) -> Row:
             init([Path(module)], database, {})
         items = _drawn(database.work_items, source)[:most]
         tests = {item.job_id: record.tests(module, item.mutations[0].start_pos[0], source) for item in items}
-        if not all(tests.values()):
-            raise Unavailable(f"no test runs {module}; name another module")
         results = dict(database.results)
         left = [item for item in items if item.job_id not in results]
         say(f"{module}: {len(left)} changes")
