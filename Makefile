@@ -92,7 +92,7 @@ verify: .venv/installed ## the long tests      ARGS=
 	$(PY) -m pytest -m slow $(ARGS)
 
 mutation: .venv/installed ## do the tests notice wrong lines? hours, resumable      ARGS=runtime/choice.py
-	@$(PY) -c 'import cosmic_ray' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
+	@$(PY) -c 'import cosmic_ray, coverage' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
 	$(PY) -m lab mutation $(ARGS)
 
 torture: .venv/installed ## thousands of seeded attempts to break it, resumable      ARGS=pictures

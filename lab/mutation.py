@@ -1,25 +1,30 @@
 """Do the tests notice when a line that decides is wrong? Each such line is changed by cosmic-ray, one change at a time.
 
-The tests are those files that import the module, the nearest where they are many, which can only lower the score; tests
-that open a browser are left out, and the small network that the others share is trained once, without a change. Tests
-that take far longer with a change than without are ended, which counts as noticed: some changes never end.
-A change is made in a copy of the checkout, in artifacts/mutation/; what was interrupted goes on where it was, and a
-module is begun anew where it or its tests have changed. A change that no test notices and that no test can, because
-nothing that is promised differs, is listed with its reason in lab/mutation.toml.
+All tests run once without a change, and coverage.py records which of them run which line, also in processes that they
+start. A change is then shown to the quickest tests that run its line, `FEW` at most, which can only lower the score.
+Tests that open a browser are left out, and the small network that the others share is trained once, without a change.
+Tests that take far longer with a change than without are ended, which counts as noticed: some changes never end.
+A change is made in a copy of the checkout, in artifacts/mutation/; what was interrupted goes on where it was, and all
+is begun anew where a Python file has changed. A change that no test notices and that no test can, because nothing that
+is promised differs, is listed with its reason in lab/mutation.toml.
 """
 
 import argparse
+import ast
 import importlib.util
-import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import chdir
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +35,32 @@ from runtime.terminal import say
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "artifacts" / "mutation"
+CHECKOUT = FOLDER / "checkout"
 PATIENCE = 4.0, 30.0  # times as long as without a change, and seconds on top: a busy machine has not noticed anything
-NEAREST = 4  # files of tests
+FEW = 20, 10.0  # tests of a change, and the seconds that they take together
 # Of the ways to change an operator one or two each: its opposite, and for a comparison its bound
 _OPERATORS = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul Pow_Mul LShift_RShift RShift_LShift BitAnd_BitOr"
 _COMPARISONS = "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is"
-_SPARED = [
+_SPARED = "|".join(
     f"core/Replace{kind}Operator_(?!{wanted.replace(' ', '$|')}$)"
     for kind, wanted in (("Binary", _OPERATORS), ("Comparison", _COMPARISONS))
-]
+)
 SLOW = ("browser", "page")  # fixtures of tests that take minutes
 _DECIDE = ("export/parity.py", "export/precision.py", "training/photos/split.py", "training/run/confidence.py")
+# A process that a test starts reads this, too, and pytest tells it in its environment which test that is
+_RECORDING = f"""[run]
+core = ctrace
+parallel = true
+sigterm = true
+context = ${{PYTEST_CURRENT_TEST-}}
+source =
+    {CHECKOUT}/runtime
+    {CHECKOUT}/export
+    {CHECKOUT}/training
+data_file = {FOLDER}/lines
+disable_warnings = no-data-collected, module-not-measured, module-not-imported
+"""
+_PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-p", "lab.mutation"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for each module."""
-    if not importlib.util.find_spec("cosmic_ray"):
-        raise Unavailable("cosmic-ray is not installed; type: .venv/bin/pip install -e '.[mutation]'")
-    shutil.rmtree(FOLDER / "made", ignore_errors=True)
+    for package in ("cosmic_ray", "coverage"):
+        if not importlib.util.find_spec(package):
+            raise Unavailable(f"{package} is not installed; type: .venv/bin/pip install -e '.[mutation]'")
+    # Bytecode is kept apart, for cosmic-ray forbids it, and PyTorch then takes seconds longer to start, each time
+    kept = {"SAJI_MADE_ONCE": FOLDER / "made", "PYTHONPYCACHEPREFIX": FOLDER / "bytecode", "PYTHONPATH": CHECKOUT}
+    os.environ.update({name: str(path) for name, path in kept.items()})
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    record = recorded()
     refused = []
     for module in arguments.modules or [*all_modules()]:
         try:
-            yield tried(module, arguments.most)
+            yield tried(module, record, arguments.most)
         except Unavailable as error:  # costs its module, not the hours of the others
             refused.append(f"{module}: {error}")
     if refused:
@@ -72,21 +97,112 @@ def all_modules() -> Iterator[str]:
     yield from _DECIDE
 
 
-def tests_of(module: str) -> list[str]:
-    """The test files that import a module, or else those of the modules that do; of many the `NEAREST`."""
-    package, name = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".").rpartition(".")[::2]
-    imports = re.compile(rf"from {package} import [^\n]*\b{name}\b|\b{package}\.{name}\b")
+@dataclass(frozen=True)
+class Record:
+    """The seconds of each test that passed without a change, and which of them run which line of which file."""
 
-    def importing(folder: str, pattern: str) -> list[str]:
-        files = sorted((ROOT / folder).rglob(pattern))
-        return [f.relative_to(ROOT).as_posix() for f in files if imports.search(f.read_text(encoding="utf-8"))]
+    seconds: dict[str, float]
+    lines: dict[str, dict[int, set[str]]]
 
-    def distance(test: str) -> tuple[bool, int]:
-        return Path(test).stem != f"test_{name}", -(ROOT / test).read_text(encoding="utf-8").count(name)
+    def tests(self, module: str, line: int, source: str) -> list[str]:
+        """Those that a change of this line is shown to: they run it, or else what is nearest to it."""
+        lines = self.lines.get(module, {})
+        names = bound_at_import(source, line)
+        if names is None:
+            found = lines.get(max((run for run in lines if run <= line), default=0), set())
+        else:
+            found = self._naming(names, [module]) or self._naming(names, list(self.lines))
+        return self.few(found or set().union(*lines.values()))
 
-    own = importing("tests", "test_*.py")
-    own = own or sorted({test for each in importing("runtime", "*.py") if each != module for test in tests_of(each)})
-    return sorted(own, key=distance)[:NEAREST]
+    def few(self, tests: Iterable[str]) -> list[str]:
+        """The quickest, at first one of each function; at least one."""
+        turn, seconds, few = Counter[str](), 0.0, list[str]()
+
+        def in_turn(test: str) -> int:
+            turn[test.partition("[")[0]] += 1
+            return turn[test.partition("[")[0]]
+
+        for test in sorted(sorted(tests, key=lambda test: (self.seconds[test], test)), key=in_turn):
+            if not few or (len(few) < FEW[0] and seconds + self.seconds[test] <= FEW[1]):
+                few.append(test)
+                seconds += self.seconds[test]
+        return few
+
+    def _naming(self, names: set[str], modules: list[str]) -> set[str]:
+        """The tests that run a line with one of these names."""
+        named, found = re.compile(rf"\b({'|'.join(names)})\b"), set[str]()
+        for module in modules:
+            text = (CHECKOUT / module).read_text(encoding="utf-8").splitlines()
+            for line, tests in self.lines.get(module, {}).items():
+                found |= tests if named.search(text[line - 1]) else set()
+        return found
+
+
+def bound_at_import(source: str, line: int) -> set[str] | None:
+    """The names that a line outside functions gives to something; None inside, where a test is what runs it."""
+    around = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    around = [node for node in around if node.lineno <= line <= (node.end_lineno or 0)]
+    functions = [node for node in around if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    if any(node.body[0].lineno <= line for node in functions):
+        return None
+    if isinstance(around[-1], ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {around[-1].name}
+    return {node.id for node in ast.walk(around[-1]) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def recorded() -> Record:
+    """A copy of the checkout, and what its tests run, anew where a Python file has changed."""
+    listed = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    files = [name for name in names if name and (ROOT / name).is_file()]
+    state = sha256_json({name: sha256_file(ROOT / name) for name in files if name.endswith(".py")})
+    mark = FOLDER / "state"
+    if fresh := not mark.is_file() or mark.read_text() != state:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+    for name in files:  # each time, for a run that was killed leaves its change behind
+        (CHECKOUT / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, CHECKOUT / name)
+    if fresh:
+        _record()
+        mark.write_text(state)
+    return _read_record()
+
+
+def _record() -> None:
+    """Run all tests once: the file `lines` then has who runs which line, and `tests` who passes in how long."""
+    from coverage import Coverage
+
+    settings = FOLDER / "coverage.ini"
+    settings.write_text(_RECORDING, encoding="utf-8")
+    say("all tests, once without a change; this takes minutes")
+    line = [*_PYTEST, "-n", "2", "--dist", "loadfile", "-rp", "--durations=0", "--durations-min=0"]
+    with (FOLDER / "tests").open("w", encoding="utf-8") as out:
+        environ = {**os.environ, "COVERAGE_PROCESS_START": str(settings)}
+        done = subprocess.run(line, cwd=CHECKOUT, env=environ, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+    if done.returncode > 1:  # 1: some failed, which are shown no change
+        raise Unavailable(f"the tests cannot be run; {out.name} has what pytest says; type: make test")
+    parts = Coverage(config_file=str(settings))
+    parts.combine()
+    parts.save()
+
+
+def _read_record() -> Record:
+    from coverage import CoverageData
+
+    said = (FOLDER / "tests").read_text(encoding="utf-8")
+    seconds = dict.fromkeys(re.findall(r"^PASSED (.+)$", said, re.M), 0.0)
+    for took, test in re.findall(r"^([\d.]+)s \w+ +(.+)$", said, re.M):
+        if test in seconds:
+            seconds[test] += float(took)
+    data, lines = CoverageData(str(FOLDER / "lines")), dict[str, dict[int, set[str]]]()
+    data.read()
+    for path in data.measured_files():
+        lines[Path(path).relative_to(CHECKOUT).as_posix()] = {
+            line: tests
+            for line, contexts in data.contexts_by_lineno(path).items()
+            if (tests := {re.sub(r" \(\w+\)$", "", context) for context in contexts} & seconds.keys())
+        }
+    return Record(seconds, lines)
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
@@ -94,35 +210,84 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     items[:] = [item for item in items if not set(SLOW) & set(getattr(item, "fixturenames", ()))]
 
 
-def tried(module: str, most: int | None = None) -> Row:
+def pytest_runtest_setup(item: Any) -> None:
+    """As a plugin of pytest: what is run from here on is run by this test."""
+    if "COVERAGE_PROCESS_START" in os.environ:
+        from coverage import Coverage
+
+        if recording := Coverage.current():
+            recording.switch_context(item.nodeid)
+
+
+def tried(module: str, record: Record, most: int | None = None) -> Row:
     """Make every change, or `most` of them, or those that are left, and count what the tests noticed."""
-    tests = tests_of(module)
-    if not tests:
-        raise Unavailable(f"no test imports {module}; name another module")
-    folder = FOLDER / module.removesuffix(".py").replace("/", ".")
-    session = _prepared(folder, module, tests, most)
-    say(f"{module}: {', '.join(tests)}")
-    _cosmic_ray(folder / "checkout", "exec", folder / "settings.toml", session)
-    dumped = _cosmic_ray(folder / "checkout", "dump", session).splitlines()
-    return row_of(module, tests, [json.loads(line) for line in dumped if line.strip()]) | {"drawn": most is not None}
+    if not record.lines.get(module):
+        raise Unavailable(f"no test runs {module}; name another module")
+    from cosmic_ray.commands import init
+    from cosmic_ray.mutating import mutate_and_test
+    from cosmic_ray.work_db import use_db
+
+    source = (CHECKOUT / module).read_text(encoding="utf-8")
+    with chdir(CHECKOUT), use_db(FOLDER / f"{module.replace('/', '.')}.sqlite") as database:
+        if not database.num_work_items:
+            init([Path(module)], database, {})
+        items = _drawn(database.work_items, source)[:most]
+        tests = {item.job_id: record.tests(module, item.mutations[0].start_pos[0], source) for item in items}
+        results = dict(database.results)
+        left = [item for item in items if item.job_id not in results]
+        say(f"{module}: {len(left)} changes")
+        limit = _limit(module, sorted({test for item in left for test in tests[item.job_id]})) if left else 0.0
+        for item in left:
+            results[item.job_id] = mutate_and_test(item.mutations, _command(tests[item.job_id]), limit)
+            database.set_result(item.job_id, results[item.job_id])
+    files = sorted({test.partition("::")[0] for few in tests.values() for test in few})
+    return row_of(module, files, [results.get(item.job_id) for item in items]) | {"drawn": most is not None}
 
 
-def row_of(module: str, tests: list[str], work: list[Any]) -> Row:
+def _drawn(items: Iterable[Any], source: str) -> list[Any]:
+    """The changes in an order of chance, the same each time, without those of decorators, which decide nothing."""
+    lines = source.splitlines()
+    wanted = sorted(
+        (item for item in items
+         if not re.match(_SPARED, item.mutations[0].operator_name)
+         and not lines[item.mutations[0].start_pos[0] - 1].startswith("@")),
+        key=lambda item: repr(item.mutations),
+    )  # fmt: skip
+    random.Random(0).shuffle(wanted)
+    return wanted
+
+
+def _limit(module: str, tests: list[str]) -> float:
+    """The seconds that tests of one change may take: `PATIENCE` with all of them, which pass without a change."""
+    from cosmic_ray.testing import run_tests
+
+    started = time.perf_counter()
+    outcome, said = run_tests(_command(tests), None)
+    if outcome != "survived":
+        last = (said.strip().splitlines() or ["without a word"])[-1][:200]
+        raise Unavailable(f"its tests fail without a change ({last}); run the tests of {module} first")
+    return PATIENCE[0] * (time.perf_counter() - started) + PATIENCE[1]
+
+
+def _command(tests: list[str]) -> str:
+    return shlex.join([*_PYTEST, "-x", "-n", "0", *tests])
+
+
+def row_of(module: str, tests: list[str], results: list[Any]) -> Row:
     """The score: of the changes that some test could notice, the share that one did; the survivors by their lines."""
     judged = {(each["line"], each["change"]): each["reason"] for each in equivalents(module)}
     survived, done = [], 0
-    work = [(item, result) for item, result in work if not result or result["worker_outcome"] != "skipped"]
-    for _, result in work:
+    for result in results:
         done += result is not None
-        if result and result["test_outcome"] == "survived":
-            survived.append(_change(result["diff"]))
+        if result and result.test_outcome == "survived":
+            survived.append(_change(result.diff))
     left = [change for change in survived if change not in judged]
     count = done - (len(survived) - len(left))
     return {
         "experiment": "mutation",
         "module": module,
         "tests": tests,
-        "mutants": len(work),
+        "mutants": len(results),
         "tried": done,
         "score": round(1 - len(left) / count, 4) if count else None,
         "survivors": [{"line": line, "change": change} for line, change in left],
@@ -142,71 +307,3 @@ def _change(diff: str) -> tuple[str, str]:
     before = [line[1:].strip() for line in diff.splitlines() if line.startswith("-") and not line.startswith("---")]
     after = [line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")]
     return " ".join(before), " ".join(after)
-
-
-def _prepared(folder: Path, module: str, tests: list[str], most: int | None) -> Path:
-    """The session's file beside a copy of the checkout, made anew where the module or its tests have changed."""
-    state = sha256_json({name: sha256_file(ROOT / name) for name in (module, *tests)} | {"most": most})
-    mark, session = folder / "state", folder / "session.sqlite"
-    if mark.is_file() and mark.read_text() == state:
-        return session
-    shutil.rmtree(folder, ignore_errors=True)
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    for name in filter(None, names.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / "checkout" / name)
-    how = "-x -q -n 0 -p no:cacheprovider --hypothesis-seed=0 -p lab.mutation"
-    pytest = f"{sys.executable} -m pytest {how} {' '.join(tests)}"
-    settings = folder / "settings.toml"
-    _write_settings(settings, module, pytest, 3600.0)
-    started = time.perf_counter()
-    _cosmic_ray(folder / "checkout", "baseline", settings)
-    times, more = PATIENCE
-    _write_settings(settings, module, pytest, times * (time.perf_counter() - started) + more)
-    _cosmic_ray(folder / "checkout", "init", settings, session)
-    _cosmic_ray(folder / "checkout", session, settings, program="tools.filters.operators_filter")
-    _draw(session, most)
-    mark.write_text(state)
-    return session
-
-
-def _write_settings(path: Path, module: str, pytest: str, limit: float) -> None:
-    """What cosmic-ray is asked; `limit` in seconds, for the tests with one change."""
-    settings = {"module-path": module, "timeout": limit, "excluded-modules": [], "test-command": pytest}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    lines += ["[cosmic-ray.distributor]", 'name = "local"', "[cosmic-ray.filters.operators-filter]"]
-    text = "\n".join(["[cosmic-ray]", *lines, f"exclude-operators = {json.dumps(_SPARED)}", ""])
-    path.write_text(text, encoding="utf-8")
-
-
-def _draw(session: Path, most: int | None) -> None:
-    """Skip all but `most` changes, the same ones each time, and those of decorators, which decide nothing."""
-    from cosmic_ray.work_db import use_db
-    from cosmic_ray.work_item import WorkerOutcome, WorkResult
-
-    def decorates(item: Any) -> bool:
-        change = item.mutations[0]
-        line = (session.parent / "checkout" / change.module_path).read_text(encoding="utf-8").splitlines()
-        return line[change.start_pos[0] - 1].startswith("@")
-
-    with use_db(session) as database:
-        items = sorted(database.pending_work_items, key=lambda item: repr(item.mutations))
-        random.Random(0).shuffle(items)
-        items.sort(key=decorates)
-        wanted = sum(not decorates(item) for item in items)
-        for item in items[min(wanted, wanted if most is None else most) :]:
-            database.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
-
-
-def _cosmic_ray(checkout: Path, *words: str | Path, program: str = "cli") -> str:
-    """What a command of cosmic-ray prints. Raises Unavailable where it fails: the baseline, where tests fail."""
-    line = [sys.executable, "-m", f"cosmic_ray.{program}", *map(str, words)]
-    once = {**os.environ, "SAJI_MADE_ONCE": str(FOLDER / "made"), "PYTHONPATH": str(checkout)}
-    done = subprocess.run(line, cwd=checkout, env=once, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["without a word"]
-        raise Unavailable(f"cosmic-ray {words[0]} failed ({said[-1][:200]}); run the tests of the module first")
-    return done.stdout

@@ -90,10 +90,10 @@ def test_networks_are_a_table_from_the_first_row_on() -> None:
     assert "2 networks were tried" in text
 
 
-def change(before: str, after: str, outcome: str | None, worker: str = "normal") -> list[Any]:
-    """An outcome as cosmic-ray dumps it."""
+def change(before: str, after: str, outcome: str) -> Any:
+    """An outcome as cosmic-ray has it."""
     diff = f"--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-    {before}\n+    {after}\n"
-    return [{}, outcome and {"worker_outcome": worker, "test_outcome": outcome, "diff": diff}]
+    return SimpleNamespace(test_outcome=outcome, diff=diff)
 
 
 def test_a_mutation_score_leaves_out_what_no_test_can_notice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,16 +101,48 @@ def test_a_mutation_score_leaves_out_what_no_test_can_notice(monkeypatch: pytest
 
     judged = [{"line": "a = 1", "change": "a = 2", "reason": "a is not read"}]
     monkeypatch.setattr(mutation, "equivalents", lambda module: judged)
-    work = [change("a = 1", "a = 2", "survived"), change("b = 1", "b = 2", "survived"), change("c", "d", None)]
-    work += [change("c = 1", "c = 2", "killed")] * 3 + [[{}, {"worker_outcome": "skipped", "test_outcome": None}]]
-    row = mutation.row_of("x.py", [], work)
+    results = [change("a = 1", "a = 2", "survived"), change("b = 1", "b = 2", "survived"), None]
+    row = mutation.row_of("x.py", [], results + [change("c = 1", "c = 2", "killed")] * 3)
     assert (row["mutants"], row["tried"], row["score"]) == (6, 5, 0.75)
     assert row["survivors"] == [{"line": "b = 1", "change": "b = 2"}] and row["equivalent"] == judged
 
 
-def test_each_module_whose_lines_decide_has_tests_that_import_it() -> None:
+def test_a_change_is_shown_to_the_quickest_tests_that_run_its_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lab import mutation
+
+    source = "MOST = 3\n\n\ndef few(a: int = 2) -> int:\n    if a:\n        return MOST\n    print(a)\n    return 0\n"
+    (tmp_path / "x.py").write_text(source)
+    monkeypatch.setattr(mutation, "CHECKOUT", tmp_path)
+    seconds = {"slow": 60.0, "each[1]": 0.1, "each[2]": 0.1, "quick": 0.2, "calls": 0.0}
+    lines = {5: {*seconds}, 6: {"slow", "each[1]", "each[2]", "quick"}, 8: {"calls"}}
+    record = mutation.Record(seconds, {"x.py": lines})
+    assert record.tests("x.py", 6, source) == ["each[1]", "quick", "each[2]"], "one of each function first"
+    assert record.tests("x.py", 1, source) == record.tests("x.py", 6, source), "a constant: by the lines that name it"
+    assert record.tests("x.py", 7, source) == record.tests("x.py", 6, source), "run by none: the nearest line above"
+    assert record.tests("x.py", 8, source) == ["calls"] and record.few(["slow"]) == ["slow"]
+    with pytest.raises(SajiError, match=r"no test runs z\.py; name another module"):
+        mutation.tried("z.py", record)
+
+
+def test_a_test_that_fails_without_a_change_is_shown_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lab import mutation
+
+    data = pytest.importorskip("coverage", reason="coverage is not installed").CoverageData(str(tmp_path / "lines"))
+    for context in ("", "t.py::a[x y]", "t.py::a[x y] (call)", "t.py::fails"):  # (call): a process that a test starts
+        data.set_context(context)
+        data.add_lines({str(tmp_path / "x.py"): [2 if "(" in context else 3 if "fails" in context else 1]})
+    data.write()
+    said = "0.25s call     t.py::a[x y]\n1.00s setup    t.py::a[x y]\n2.00s call     t.py::fails\nPASSED t.py::a[x y]\n"
+    (tmp_path / "tests").write_text(said + "FAILED t.py::fails - no\n")
+    monkeypatch.setattr(mutation, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(mutation, "FOLDER", tmp_path)
+    test = "t.py::a[x y]"
+    assert mutation._read_record() == mutation.Record({test: 1.25}, {"x.py": {1: {test}, 2: {test}}})
+
+
+def test_all_modules_whose_lines_decide_are_tried() -> None:
     from lab import mutation
 
     assert {"runtime/choice.py", "runtime/gate.py", "export/parity.py"} <= set(mutation.all_modules())
-    assert mutation.tests_of("training/run/confidence.py") == ["tests/test_confidence.py"]
-    assert "tests/test_preprocess.py" in mutation.tests_of("runtime/colours.py"), "by what imports it"
