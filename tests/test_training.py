@@ -1,6 +1,7 @@
 """Training: photos in, a checkpoint that carries its spec out."""
 
 import csv
+import io
 import json
 import os
 import pickle
@@ -26,7 +27,7 @@ from runtime.files import read_json, write_json
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec
 from training.__main__ import Command, _require_same_photos, main
-from training.network import architectures
+from training.network import architectures, classifier
 from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
 from training.recipe import Recipe, load_recipe, names
 from training.run.fitting import Fitting, rate_factor
@@ -276,6 +277,22 @@ def test_saving_a_checkpoint_leaves_nothing_half_written(tmp_path: Path, monkeyp
         save_checkpoint(tmp_path / "checkpoint.pt", model, spec)
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_what_stops_a_checkpoint_being_written_is_what_is_raised(
+    stop: type[BaseException], tmp_path: Path, monkeypatch
+) -> None:
+    class Stopped(io.FileIO):
+        def write(self, content: bytes) -> int:
+            if self.tell():
+                raise stop
+            return super().write(content)
+
+    monkeypatch.setattr(classifier, "open", Stopped, raising=False)
+    with pytest.raises(stop):
+        classifier.save({"weights": torch.zeros(1000)}, tmp_path / "checkpoint.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stop_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_path: Path) -> None:

@@ -125,12 +125,12 @@ def save_checkpoint(
 
 
 def save(content: object, path: Path, durable: bool = True) -> None:
-    """`torch.save`, atomically. Where the disk fails it is the system's OSError, not one of PyTorch's insides."""
+    """`torch.save`, atomically. What stops it, the system's OSError or Ctrl-C, is not hidden by PyTorch's own error."""
     with replacing(path, durable) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # after the disk's, of the archive that it ends all the same
-            if isinstance(error.__context__, OSError):
+        except RuntimeError as error:  # after that one, of the archive that it ends all the same
+            if isinstance(error.__context__, OSError | KeyboardInterrupt):
                 raise error.__context__ from None
             raise
 
