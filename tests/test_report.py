@@ -265,7 +265,7 @@ def test_class_names_of_any_kind(run: Path, tmp_path: Path) -> None:
     report.write_report(tmp_path)
     rows = rows_of((tmp_path / "report.md").read_text(encoding="utf-8"), "resnet18 | precision")
     assert [len(row) for row in rows] == [6] * 5
-    assert rows[1][0] == "ソト・アヤム" and rows[3][0] == "a" * 200 and rows[4][0] == r"\<b>\*bold\* line\</b>"
+    assert rows[1][0] == "ソト・アヤム" and rows[3][0] == "a" * 200 and rows[4][0] == r"\<b\>\*bold\* line\</b\>"
     labels = [tick.get_text() for tick in figures.confusions([odd]).axes[0].get_yticklabels()]
     assert labels == ["ソト・アヤム", r"price \$5 | \$7", "a" * 15 + "…", "caf?", "<b>*bold* line<…"]
 

@@ -93,7 +93,7 @@ def test_the_guard_travels_and_specs_without_one_are_what_they_were() -> None:
         ({"guard": Guard("no food", "no food", 0.1)}, "two of its classes"),
         ({"guard": Guard("nothing", "other food", 0.1)}, "two of its classes"),
         ({"guard": Guard("no food", "other food", 0.7)}, "presence is 0.7"),
-        ({"guard": Guard("no food", "other food", float("nan"))}, "presence is nan"),
+        ({"guard": Guard("no food", "other food", float("nan"))}, "presence nan is no number"),
         ({"translations": {"id": ("piza",)}}, "do not name each class"),
         ({"schema_version": 4}, "spec version 4"),
     ],

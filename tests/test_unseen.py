@@ -95,9 +95,9 @@ def test_sources_come_from_file_names_and_each_has_a_row(
 
     def train(architecture: str, data: Data, recipe: Recipe, folder: Path, *_: object) -> None:
         folder.mkdir(parents=True)
-        ValidationSet(
-            np.stack([pixels(data.photos[i].path, Geometry.for_size(32)) for i in data.val]), data.labels[data.val], ()
-        ).save(folder / "validation.npz")
+        images = np.stack([pixels(data.photos[i].path, Geometry.for_size(32)) for i in data.val])
+        names = tuple(data.photos[i].path.name for i in data.val)
+        ValidationSet(images, data.labels[data.val], names).save(folder / "validation.npz")
         save_checkpoint(folder / "checkpoint.pt", untrained, ModelSpec("x", architecture, data.classes))
 
     monkeypatch.setattr(sources, "train", train)
