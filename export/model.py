@@ -223,9 +223,10 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
 
 def _require_same_source(folder: Path, source: Source) -> None:
     """Raise SajiError where an export would replace a model that was made of something else than this source."""
-    with contextlib.suppress(BadModel):
+    with contextlib.suppress(BadModel, *DAMAGE):
         there, here = (each.get("onnx", "") for each in (Receipt.read(folder).request.get("inputs", {}), source.inputs))
-        if bool(there) != bool(here) or Path(there).resolve() != Path(here).resolve():
+        as_typed = not Path(there).is_absolute()  # in an earlier version
+        if there != here and not (as_typed and Path(there).name == Path(here).name):
             held = f"the model brought in from {there}" if there else "a model that was trained here"
             other = f", or rename {source.file.name} and bring it in again" if here else " and export again"
             raise SajiError(f"{folder} holds {held}; move that folder away{other}")

@@ -184,6 +184,7 @@ def load(
     it is opened, by a pickle for example, is refused. With `require_signature`, a public key's PEM file, only a folder
     that its owner signed is opened, whole and unchanged (`runtime.signature.Untrusted` else).
     """
+    threads, streams = threads or 0, streams or 1
     for name, value in (("threads", threads), ("streams", streams)):
         if not is_setting(value):
             raise SajiError(f"{name} is {value!r}; give a whole number from 0 to {MOST_THREADS}")

@@ -10,6 +10,7 @@ import math
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Container
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -25,6 +26,8 @@ Record = TypeVar("Record")
 # A scheduler's time limit and a terminal that closes; Windows has no SIGHUP
 _STOPS = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 stopped_by = signal.SIGINT  # whose KeyboardInterrupt it is
+_REPEATED = 3.0  # seconds in which another signal is the same one, such as the SIGHUP that a shell hands on
+_stopped = -math.inf  # when
 
 
 class Parser(argparse.ArgumentParser):
@@ -173,11 +176,11 @@ def stop_by_signals() -> None:
             signal.signal(number, _stop)
 
 
-def _stop(number: int, _: object) -> NoReturn:
-    global stopped_by
-    stopped_by = signal.Signals(number)
-    for other in _STOPS:  # a shell hands on the SIGHUP that came already, and cleaning up takes its time
-        signal.signal(other, signal.SIG_IGN)
+def _stop(number: int, _: object) -> None:
+    global stopped_by, _stopped
+    if time.monotonic() - _stopped < _REPEATED:  # cleaning up takes its time
+        return
+    stopped_by, _stopped = signal.Signals(number), time.monotonic()
     raise KeyboardInterrupt
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.candidate import VERDICTS, Candidate, not_run_here
 from runtime.errors import BadModel
 from runtime.files import as_record, read_record, sha256_json, write_record
@@ -16,7 +18,7 @@ MOST_THREADS = 1024  # or streams, that may be asked for: far above any machine
 
 def is_setting(value: Any) -> bool:
     """Whether a value may be the number of an engine's threads or streams."""
-    return isinstance(value, int) and 0 <= value <= MOST_THREADS
+    return isinstance(value, int | np.integer) and bool(0 <= value <= MOST_THREADS)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -73,25 +74,34 @@ def walk_once(
     passed_over: Callable[[Path], bool],
     again: Callable[[Path], None],
     closed: Callable[[OSError], None],
-) -> Iterator[tuple[Path, list[Path]]]:
+) -> Iterator[tuple[Path, Iterable[Path]]]:
     """Each folder in a place with its files, sorted; links to folders are followed, after what really lies there.
 
     None is entered twice, nor one of those `read` (resolved) before, of which `again` is told; `closed` is told of
     those that cannot be listed. `passed_over` says which are left out.
     """
-    starts = [place]
-    for start in starts:
-        for name, folders, files in os.walk(start, onerror=closed, followlinks=True):
-            folder, real = Path(name), Path(name).resolve()
-            if folder != place and real in read:
-                again(folder)
-                folders.clear()
-                continue
-            read.add(real)
-            inside = [path for path in (folder / each for each in sorted(folders)) if not passed_over(path)]
-            folders[:] = [path.name for path in inside if not path.is_symlink()]
-            starts += [path for path in inside if path.is_symlink()]
-            yield folder, [folder / each for each in sorted(files)]
+    folders, links = [place], deque[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        try:
+            with os.scandir(folder) as entries:
+                inside = sorted((entry.name, _is_folder(entry)) for entry in entries)
+            real = folder.resolve()
+        except OSError as error:
+            closed(error)
+            continue
+        if folder != place and real in read:
+            again(folder)
+            continue
+        read.add(real)
+        yield folder, map(folder.joinpath, [name for name, is_folder in inside if not is_folder])  # may be a million
+        wanted = [path for path in (folder / name for name, is_folder in inside if is_folder) if not passed_over(path)]
+        folders += [path for path in reversed(wanted) if not path.is_symlink()]
+        links += [path for path in wanted if path.is_symlink()]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112  of a loop, too
 
 
 @contextmanager

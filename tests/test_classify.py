@@ -244,13 +244,13 @@ def test_each_row_is_in_the_file_before_the_next_photo(tmp_path: Path) -> None:
 def test_a_hundred_thousand_photos_are_never_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     visited: list[str] = []
 
-    def endless(place: Path, **_: object) -> object:
+    def endless(place: Path, *_: object) -> object:
         for i in range(10**9):
             visited.append(f"{place}/{i}")
-            yield visited[-1], [], ["a.jpg"]
+            yield Path(visited[-1]), [Path(visited[-1], "a.jpg")]
 
-    monkeypatch.setattr(verb.os, "walk", endless)
-    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    monkeypatch.setattr(verb, "walk_once", endless)
+    monkeypatch.setattr(verb.os.path, "isfile", lambda _: True)
     monkeypatch.setattr(Path, "is_dir", lambda _: True)
     found = in_order(lambda photo: photo, Photos(["many"], print), workers=2)
     assert [next(found) for _ in range(3)] == [str(Path("many", str(i), "a.jpg")) for i in range(3)]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from export import __main__ as exporting
 from export import model as module
 from export import parity
 from export.graph import OPSET, check_contract, export_onnx
-from export.model import Checkpoint, _write_examples, up_to_date, write_model
+from export.model import Checkpoint, _require_same_source, _write_examples, up_to_date, write_model
 from export.precision import FP16_QDQ_OPSET
 from export.settings import Settings
 from runtime import files
@@ -301,3 +303,15 @@ def test_squeeze_and_excitation_runs_in_int8_on_every_engine(tmp_path: Path) -> 
     settings = Settings(targets=("sm86",))
     built = build_engine(trt, tmp_path / "model.int8-trt.onnx", tmp_path / "x.engine", "int8", settings)
     assert built.precision_share["int8"] > 0.99
+
+
+@pytest.mark.parametrize("inputs", [None, 5, {"onnx": 5}, {"onnx": "net.onnx"}, {"onnx": "/x/net.onnx"}])
+def test_only_what_tells_of_another_source_keeps_a_model(inputs: Any, model: Path, tmp_path: Path) -> None:
+    """A damaged receipt does not; an earlier version wrote the path as it was typed."""
+    receipt = Receipt.read(model)
+    replace(receipt, request={**receipt.request, "inputs": inputs}).write(tmp_path)
+    _require_same_source(tmp_path, SimpleNamespace(inputs={"onnx": "/x/net.onnx"}, file=Path("net.onnx")))  # type: ignore[arg-type]
+    other = SimpleNamespace(inputs={"onnx": "/x/other.onnx"}, file=Path("other.onnx"))
+    if isinstance(inputs, dict) and str(inputs["onnx"]).endswith("net.onnx"):
+        with pytest.raises(SajiError, match="holds the model brought in from"):
+            _require_same_source(tmp_path, other)  # type: ignore[arg-type]

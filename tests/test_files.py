@@ -1,5 +1,6 @@
 """Files and folders are replaced whole, whenever the power goes and the process is killed."""
 
+import itertools
 import json
 import os
 import shutil
@@ -9,12 +10,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from runtime import files
+from runtime import command_line, files
 from runtime.errors import SajiError
 from runtime.files import DAMAGE, as_record, read_json, replacing, replacing_folder, write_json, write_text
 
@@ -147,6 +149,19 @@ def test_a_signal_leaves_nothing_half_written(how: str, stop: str, ignored: bool
         assert not list((tmp_path / "place").iterdir())
     finally:
         process.kill()
+
+
+def test_a_stop_that_got_lost_is_heeded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python swallows what is raised while it frees an object."""
+    now = itertools.chain([0.0, 0.0, 1.0, 9.0, 9.0])
+    monkeypatch.setattr(command_line, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    for name in ("stopped_by", "_stopped"):
+        monkeypatch.setattr(command_line, name, getattr(command_line, name))
+    with pytest.raises(KeyboardInterrupt):
+        command_line._stop(signal.SIGTERM, None)
+    command_line._stop(signal.SIGTERM, None)  # the same one, handed on
+    with pytest.raises(KeyboardInterrupt):
+        command_line._stop(signal.SIGTERM, None)
 
 
 @pytest.mark.parametrize("theirs", ["a folder", "a file", "a link"])

@@ -175,6 +175,14 @@ SETS = {
     ),
     "folders in classes": (["ant/red/small/0.jpg", "bee/0.jpg"], {"ant", "bee"}),
     "numbered folders in classes": (["ant/batch1/0.jpg", "ant/batch2/0.jpg", "bee/batch1/0.jpg"], {"ant", "bee"}),
+    "one folder of a name in each class": (["ant/images/0.jpg", "bee/images/1.jpg"], {"ant", "bee"}),
+    "some folders of a name": (["ant/a/0.jpg", "ant/new/1.jpg", "bee/b/2.jpg", "bee/new/3.jpg"], {"ant", "bee"}),
+    "tests that are classes": (
+        ["test good/p1/0.jpg", "test bad/p1/1.jpg", "test bad/p2/1.jpg"],
+        {"test good", "test bad"},
+    ),
+    "a bench for tests": (["test_bench/cam1/0.jpg", "chair/cam1/1.jpg"], {"test_bench", "chair"}),
+    "a class that is empty": (["ant/a/0.jpg", "ant/b/1.jpg", "bee/.x"], {"ant"}),
     "the same folders in classes of a split": (["train/ant/left/0.jpg", "train/bee/left/0.jpg"], {"ant", "bee"}),
     "train and test": (["train/ant/0.jpg", "test/bee/0.jpg"], {"ant", "bee"}),
     "Training and Testing": (["Training/ant/0.jpg", "Testing/bee/0.jpg"], {"ant", "bee"}),
@@ -252,6 +260,21 @@ def test_where_names_are_read_as_ascii_that_is_what_is_told(tmp_path: Path) -> N
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=tmp_path, env={**os.environ, **how}, capture_output=True, text=True)
     assert "rename it, or set PYTHONUTF8=1: names are read as ascii here" in done.stderr
+
+
+def test_folders_may_lie_as_deep_as_the_disk_has_them(tmp_path: Path) -> None:
+    folders = [tmp_path / "ant"]
+    while len(folders) < 1100:
+        folders.append(folders[-1] / "d")
+    for folder in folders:
+        folder.mkdir()
+    touch(folders[-1], "0.jpg")
+    touch(folders[0], "1.jpg")
+    assert [label for _, label, _ in listed(tmp_path)] == ["ant", "ant"]
+    (folders[-1] / "0.jpg").unlink()
+    (folders[0] / "1.jpg").unlink()
+    for folder in reversed(folders):
+        folder.rmdir()
 
 
 def test_links_are_followed_and_loops_are_told(tmp_path: Path) -> None:

@@ -120,11 +120,15 @@ def _splits(folders: Sequence[Path]) -> dict[Path, str]:
     return found if trains or len(found) == len(folders) else {}
 
 
+def _words(folder: Path) -> list[str]:
+    return re.split(r"[\W_]+", folder.name.lower())
+
+
 def _require_classes(top: Path, given: dict[Path, list[Path]]) -> None:
     """Raise SajiError where folders that are taken for classes are parts of a set, with the classes' folders in them.
 
-    Folders of one name in several classes, none of which has a photo of its own, are such; numbered ones, as cameras
-    and people call them, only where the classes are called like splits.
+    Such are folders of the same names in several classes, none of which has a photo of its own: one is enough where
+    the classes are called like splits, else several that are most of them and not numbered, as people number shots.
     """
     parts: dict[Path, set[str]] = {}
     for folder, files in given.items():
@@ -137,8 +141,10 @@ def _require_classes(top: Path, given: dict[Path, list[Path]]) -> None:
             parts[inner] = {place.relative_to(inner).parts[0] for place in places}
     counts = Counter(name for names in parts.values() for name in names)
     shared = sorted(name for name, count in counts.items() if count > 1 or len(parts) == 1)
-    words = {word for folder in given for word in re.split(r"[\W_]+", folder.name.lower())}
-    if len(parts) > 1 and words.isdisjoint(_SPLITS) and all(re.search(r"\d", name) for name in shared):
+    kinds = [{_SPLITS[word] for word in _words(folder) if word in _SPLITS} for folder in given]
+    are_splits = all(kinds) and len(set().union(*kinds)) > 1
+    most = 1 < len(shared) >= len(counts) / 2 and not all(re.search(r"\d", name) for name in shared)
+    if (len(parts) > 1 and not (are_splits or most)) or (len(parts) == 1 and not all(given.values())):
         return
     holders = [inner for inner, names in parts.items() if not names.isdisjoint(shared)]
     named = ", ".join(shared[:3]) + (" …" if len(shared) > 3 else "")
