@@ -452,3 +452,14 @@ def test_the_demo_says_in_one_sentence_that_it_needs_a_temporary_folder(deployed
     _, err = shut_away(line, temporary=True).communicate(timeout=120)
     last = (err.strip().splitlines() or [""])[-1]
     assert last.startswith("saji: ") and "Traceback" not in err, err
+
+
+def test_no_library_reports_who_uses_it_and_what_somebody_set_stays() -> None:
+    told = "*(os.environ.get(name) for name in sys.argv[1:]), 'openvino_telemetry' in sys.modules"
+    code = f"import os, sys, runtime; print({told})"
+    names = ("DO_NOT_TRACK", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "ORT_DISABLE_TELEMETRY")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    line = [sys.executable, "-c", code, *names]
+    for own, expected in (({}, "1 False 1 1 True"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "1 False 0 1 True")):
+        done = subprocess.run(line, env=clean | own, cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.split() == expected.split(), done.stderr

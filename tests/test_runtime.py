@@ -241,6 +241,18 @@ def test_a_bare_file_opens_by_its_own_spec(model: Path, file: str) -> None:
         assert classifier.candidate.precision == "" and classifier.served_by.count("fp32") == 0
 
 
+def test_what_only_checks_a_file_is_never_served() -> None:
+    """ONNX Runtime computes FP16 on a processor in FP32, and knows no INT8 that another engine quantised."""
+    checks = [offer for offer in BACKENDS["ort-cpu"].offers if offer.variant == "as written"]
+    assert {offer.precision for offer in checks} == {"fp16", "int8"} and not any(offer.servable for offer in checks)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": (0,)}, {"streams": (1, 0)}, {"seconds": 0.0}, {"threads": (-1,)}])
+def test_a_benchmark_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SajiError, match="must be positive"):
+        Options(out=Path("out"), **wrong)
+
+
 def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> None:
     import onnx
 
