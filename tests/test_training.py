@@ -340,9 +340,11 @@ def test_a_checkpoint_is_read_back_as_closely_as_rounding_lets_it(tmp_path: Path
     (tmp_path / "checkpoint.pt").touch()
     monkeypatch.setattr(train, "load_checkpoint", lambda path: (None, ModelSpec("x", "x", ("a", "b"))))
     monkeypatch.setattr(train, "reference_outputs", lambda model, images: np.float32([[1e-5, 2e-5, 3e-4]]))
-    train._require_same_again(tmp_path / "checkpoint.pt", np.empty(0), np.float32([[1e-5, 2e-5, -2e-4]]))
-    with pytest.raises(SajiError, match="read back as another network"):
-        train._require_same_again(tmp_path / "checkpoint.pt", np.empty(0), np.float32([[1e-5, 3e-5, 3e-4]]))
+    train._require_same_again(tmp_path / "checkpoint.pt", np.empty(0), np.float32([[1e-5, 2e-5, -6e-3]]))
+    for other in ([1e-5, 3e-5, 3e-4], [1e-5, 2e-5, 0.2]):
+        (tmp_path / "checkpoint.pt").touch()
+        with pytest.raises(SajiError, match="read back as another network"):
+            train._require_same_again(tmp_path / "checkpoint.pt", np.empty(0), np.float32([other]))
 
 
 def test_a_missing_extra_prints_the_install_line(tmp_path: Path) -> None:
