@@ -20,10 +20,13 @@ def networks(rows: list[Row]) -> str:
         "seconds": "{seconds:.0f}",
         "refused": lambda row: row["refused"].replace("|", "\\|")[:160],
     }
-    row = rows[-1]
+    machines: dict[str, list[str]] = {}
+    for name in sorted(last):
+        machines.setdefault(machine(last[name]), []).append(name)
+    where = [f"{machine}: {', '.join(names)}" for machine, names in machines.items()] if len(machines) > 1 else machines
     count = f"{len(last)} networks were tried so far, each at the smallest size that it takes"
-    libraries = versions(row, "torch", "torchvision", "onnxruntime", "openvino")
-    condition = f"{count}; {libraries}; {machine(row)}."
+    libraries = versions(rows[-1], "torch", "torchvision", "onnxruntime", "openvino")
+    condition = f"{count}; {libraries}; {'; '.join(where)}."
     return f"{by_columns((last[name] for name in sorted(last)), columns)}\n\n{condition}"
 
 
