@@ -14,7 +14,7 @@ from runtime.choice import Policy, choose
 from runtime.deployment import Measured
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.receipt import Receipt
-from runtime.show import describe, lines
+from runtime.show import _graph, describe, lines
 
 
 def text(path: Path) -> str:
@@ -118,3 +118,8 @@ def test_what_is_no_model_is_one_sentence(tmp_path: Path) -> None:
         describe(tmp_path)
     with pytest.raises(SajiError, match="gone does not exist"):
         describe(tmp_path / "gone")
+
+
+def test_what_is_no_onnx_file_is_told_apart_from_one_that_is_not_there(tmp_path: Path) -> None:
+    assert _graph(tmp_path / "model.onnx") == {"unread": "there is no ONNX file to read"}
+    assert _graph(tmp_path / "model.pt2") == {"unread": "only ONNX files are read"}
