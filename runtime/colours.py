@@ -54,9 +54,8 @@ def told_colours(image: Image.Image, file: IO[bytes] | None = None) -> bytes | N
     if image.format == "PNG" and image.info.get("gamma") and "srgb" not in image.info:
         white_first = image.info.get("chromaticity", (*_D65, *_SRGB[:6]))
         exponent = 1 / image.info["gamma"]
-        if (
-            "chromaticity" not in image.info and abs(2.2 / exponent - 1) <= 0.05
-        ):  # as sRGB was told before it had a chunk
+        # As sRGB was told before it had a chunk
+        if "chromaticity" not in image.info and abs(2.2 / exponent - 1) <= 0.05:
             return None
         return made_profile((*white_first[2:], *white_first[:2]), (exponent,))
     return None
