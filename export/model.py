@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 # The modules that decide what is written and how it is checked: an export by other code is not up to date
 DECISIVE = (
     *("export/model.py", "export/graph.py", "export/precision.py", "export/engine.py", "export/parity.py"),
-    *("export/golden.py", "export/geometry.py", "export/heatmap.py", "export/layers.py"),
+    *("export/golden.py", "export/geometry.py", "export/heatmap.py", "export/layers.py", "export/own_process.py"),
     *(
         "training/network/architectures.py",
         "training/network/classifier.py",

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from export.own_process import OwnProcess
 from runtime.backends import BuildFacts
-from runtime.candidate import Candidate, candidates_in, check_candidate
+from runtime.candidate import Candidate, candidates_in
 from runtime.evaluation import ValidationSet
 from runtime.gate import Gate, GateResult, growth
 from runtime.markdown import plain, plain_table
@@ -41,13 +42,13 @@ def check_folder(
     from export.layers import with_layer
 
     results = []
-    for candidate in candidates_in(spec.architecture, folder, facts):
-        faults = int8_faults if candidate.precision == "int8" else ()
-        candidate = replace(candidate, gate=candidate.gate_of(gates), faults=faults)
-        candidate = check_candidate(candidate, folder, validation, spec)
-        results.append(with_layer(candidate, folder, validation.images))
-        if results[-1].verdict != "unchecked":  # which are told once each, by reason
-            say(line(results[-1]))
+    with OwnProcess(folder, validation, spec) as process:
+        for candidate in candidates_in(spec.architecture, folder, facts):
+            faults = int8_faults if candidate.precision == "int8" else ()
+            candidate = process.check(replace(candidate, gate=candidate.gate_of(gates), faults=faults))
+            results.append(with_layer(candidate, folder, validation.images))
+            if results[-1].verdict != "unchecked":  # which are told once each, by reason
+                say(line(results[-1]))
     return results
 
 

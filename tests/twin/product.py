@@ -90,11 +90,14 @@ def export(run: Path, model: Path, folder: Path, say: list[str], precisions: tup
     """The receipt of a whole export of a run, as `python -m export` makes it but for two things.
 
     The portable files are those of `model`, and beside the engines ONNX Runtime's FP32 alone is judged: both take
-    minutes elsewhere and have nothing to do with a GPU. What is made of geometry and heat maps is left out likewise.
+    minutes elsewhere and have nothing to do with a GPU. What is made of geometry and heat maps is left out likewise,
+    and this process checks every candidate: the twin is in no other.
     """
     from export import model as exporting
+    from export.own_process import OwnProcess
     from export.settings import Settings
     from runtime.backends import BACKENDS
+    from runtime.candidate import check_candidate
 
     class Written(exporting.Checkpoint):
         def write_graphs(self, folder: Path, settings: Settings, say: Any) -> None:
@@ -108,6 +111,7 @@ def export(run: Path, model: Path, folder: Path, say: list[str], precisions: tup
         patch.dict(BACKENDS, few, clear=True),
         patch.object(exporting, "write_with_geometry", lambda *_: []),
         patch.object(exporting, "write_heatmap", lambda *_: ([], [])),
+        patch.object(OwnProcess, "check", lambda self, candidate: check_candidate(candidate, *self.given)),
     ):
         return exporting.write_model(Written(run), folder, settings, say.append, folder.parent / "cache")
 
