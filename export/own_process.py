@@ -1,5 +1,6 @@
-"""Candidates checked in a process beside the export: what ends that one, a library's fault or want of memory, costs
-the candidate that it was at, and the others are checked in another.
+"""Candidates checked in a process beside the export: what ends that one costs the candidate that it was at.
+
+That is a fault of an engine's library, or want of memory; the others are checked in another process.
 
 Speaks pickles, for both sides are this module: first what `check_candidate` takes beside a candidate, then one
 candidate after the other, each answered by itself with its verdict.

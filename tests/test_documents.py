@@ -53,6 +53,7 @@ LISTED = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\| `python -m (\w+) ?(\w*)`", LISTED, re.MULTILINE)
 # Started by saji itself, in processes of their own
 WORKERS = {
+    "export/own_process.py",
     "runtime/benchmark/worker.py",
     "demo/service/decoding.py",
     "runtime/nvidia.py",

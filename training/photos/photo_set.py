@@ -1,13 +1,11 @@
-"""Photo sets on disk: a folder per class, or a CSV with `filename,label[,split]`."""
+"""Photo sets on disk: a folder for each class, as people have them, or a list (`training.photos.listing`)."""
 
-import csv
-import io
 import os
 import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,10 +14,8 @@ from runtime.errors import SajiError
 from runtime.files import left_by_programs, walk_once
 from runtime.markdown import is_printable
 from runtime.preprocess import SUFFIXES
+from training.photos.listing import SPLITS, read_list
 
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_SPLITS |= {"testing": "test"}
-_COLUMNS = ("filename", "label", "split")
 _LISTS = {"labels.csv", "sample.json"}
 
 
@@ -52,11 +48,11 @@ def read_photo_set(source: Path) -> PhotoSet:
     if not source.exists():
         raise SajiError(f"{source} does not exist; DATA is a folder with one folder per class, or a CSV")
     if source.is_file():
-        photo_set = _read_csv(source)
+        photo_set = _listed(source)
     elif not source.is_dir():
         raise SajiError(f"{source} is no file and no folder; DATA is a folder with one folder per class, or a CSV")
     elif (source / "labels.csv").is_file():
-        photo_set = _read_csv(source / "labels.csv")
+        photo_set = _listed(source / "labels.csv")
     else:
         photo_set = _read_folders(source)
     if not photo_set.photos:
@@ -85,6 +81,11 @@ def spoken(label: str) -> str:
     return " ".join(re.sub(r"(?<=[^\W\d])[\u2010-\u2015-]+(?=[^\W\d])", " ", text).split())
 
 
+def _listed(file: Path) -> PhotoSet:
+    rows, problems = read_list(file)
+    return PhotoSet(file, tuple(Photo(*row) for row in rows), tuple(problems))
+
+
 def _read_folders(root: Path) -> PhotoSet:
     photos, problems, walk, by_class = [], [], _Walk(), dict[Path, list[Path]]()
     splits = _splits(folders := walk.folders(root))
@@ -97,7 +98,7 @@ def _read_folders(root: Path) -> PhotoSet:
             problems.append(f"class folder {folder.name} is empty")
     for top in splits or [root]:
         inside = {folder: files for folder, files in by_class.items() if folder.parent == top}
-        if not splits or all(folder.name.lower() in _SPLITS for folder in inside):
+        if not splits or all(folder.name.lower() in SPLITS for folder in inside):
             _require_classes(top, inside)
     for folder in splits or [root]:
         stray = sum(walk.is_photo(file) for file in folder.iterdir() if not file.is_dir())
@@ -108,14 +109,14 @@ def _read_folders(root: Path) -> PhotoSet:
     if splits:
         ignored = [folder.name for folder in folders if folder not in splits]
         problems += [f"folder {name} stands beside train/ and val/ and is ignored" for name in ignored]
-    elif taken := [folder.name for folder in folders if folder.name.lower() in _SPLITS]:
+    elif taken := [folder.name for folder in folders if folder.name.lower() in SPLITS]:
         problems.append(f"{', '.join(taken)} is taken for a class: a split has train/ with a folder for each class")
     return PhotoSet(root, tuple(photos), (*problems, *walk.problems), walk.notes())
 
 
 def _splits(folders: Sequence[Path]) -> dict[Path, str]:
     """The folders that are a split's; none where one is only called so, such as a class `train` beside `plane`."""
-    found = {folder: _SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLITS}
+    found = {folder: SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLITS}
     trains = any(split == "train" and _Walk().folders(folder) for folder, split in found.items())
     return found if trains or len(found) == len(folders) else {}
 
@@ -141,7 +142,7 @@ def _require_classes(top: Path, given: dict[Path, list[Path]]) -> None:
             parts[inner] = {place.relative_to(inner).parts[0] for place in places}
     counts = Counter(name for names in parts.values() for name in names)
     shared = sorted(name for name, count in counts.items() if count > 1 or len(parts) == 1)
-    kinds = [{_SPLITS[word] for word in _words(folder) if word in _SPLITS} for folder in given]
+    kinds = [{SPLITS[word] for word in _words(folder) if word in SPLITS} for folder in given]
     are_splits = all(kinds) and len(set().union(*kinds)) > 1
     most = 1 < len(shared) >= len(counts) / 2 and not all(re.search(r"\d", name) for name in shared)
     if (len(parts) > 1 and not (are_splits or most)) or (len(parts) == 1 and not all(given.values())):
@@ -216,102 +217,3 @@ class _Walk:
 
 def _fail(error: OSError) -> NoReturn:
     raise error
-
-
-def _read_csv(path: Path) -> PhotoSet:
-    text, problems = _text(path)
-    root = path.parent.resolve()
-    photos, bad_rows, padded = [], [], 0
-    try:
-        # newline="": old spreadsheets end lines with a lone CR, which elsewhere may be a part of a name
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
-        header = _header(rows)
-        if "filename" not in header or "label" not in header:
-            raise SajiError(f"{path} has the columns {_named(header) or 'none'}; it needs filename,label[,split]")
-        if twice := [name for name in _COLUMNS if header.count(name) > 1]:
-            raise SajiError(f"{path} has the column {twice[0]} twice; leave one")
-        for row in rows:
-            photo = _read_row(path.parent, root, f"{path.name} line {rows.line_num}", header, row)
-            if isinstance(photo, str):
-                bad_rows.append(photo)
-            else:
-                photos.append(photo)
-                padded += photo.label not in row
-    except csv.Error as error:
-        raise SajiError(f"{path} is no CSV that can be read ({error}); look for an unclosed quote") from None
-    if unknown := [name for name in header if name and name not in _COLUMNS]:
-        problems.append(f"{path.name} has columns that are not used: {_named(unknown)}")
-    if padded:
-        problems.append(f"{path.name} has {padded} labels with spaces around them, which are dropped")
-    if spaced := [photo.label for photo in photos if " " in photo.label]:
-        names = ", ".join(map(repr, sorted(set(spaced))))
-        problems.append(f"{path.name} has {len(spaced)} labels with spaces in them, which stay: {names}")
-    return PhotoSet(path, tuple(photos), (*problems, *bad_rows))
-
-
-def _header(rows: Iterable[Sequence[str]]) -> list[str]:
-    """The names in the first row that is not blank, but for Excel's own, which says the delimiter."""
-    named = ([name.strip().lower() for name in row] for row in rows)
-    return next((names for names in named if any(names) and not names[0].startswith("sep=")), [])
-
-
-def _named(cells: Sequence[str]) -> str:
-    """Cells in a sentence: on one line and not all of them, for behind an unclosed quote a cell is the whole file."""
-    return " ".join(", ".join(cells).split())[:200]
-
-
-def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[str]) -> Photo | str:
-    """The row's photo, or what is wrong with the row. Raises SajiError when the whole file must not be used."""
-    if not any(cell.strip() for cell in row):
-        return f"{line} is blank"
-    cells = dict(zip(header, row, strict=False))
-    label, split = cells.get("label", "").strip(), cells.get("split", "").strip().lower()
-    file = _spelled_as_there(root, cells.get("filename", ""))
-    exists = os.path.isfile(root / file)  # noqa: PTH113  also where the name is longer than the file system allows
-    if any(cell.strip() for cell in row[len(header) :]) or (re.search(r"[\r\n]", "".join(row)) and not exists):
-        return f"{line} has more cells than the header, or a line break in one; look for an unquoted comma or a quote"
-    if not file:
-        return f"{line} has no filename"
-    # By its letters, as the folder is given or truly called: a photo that is a link into a cache stands where the link
-    # does. Or by where its folder truly is, which an absolute path may reach through another link
-    given, spelled = (Path(os.path.normpath(path)) for path in (folder.absolute(), root / file))
-    place = Path(os.path.realpath((root / file).parent))
-    if not (spelled.is_relative_to(root) or spelled.is_relative_to(given) or place.is_relative_to(root)):
-        raise SajiError(f"{line} points outside its folder ({_named([file])}); keep the photos beside the CSV")
-    if not label:
-        return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
-    if split and split not in _SPLITS:
-        raise SajiError(f"{line} has the split {split!r}; use train, val or test")
-    if exists:
-        return Photo(folder / file, label, _SPLITS.get(split))
-    there = os.path.isdir(root / file)  # noqa: PTH112  never raises
-    return f"{line}: {file} is a folder; a row is for one photo" if there else f"{line}: {file} does not exist"
-
-
-def _spelled_as_there(root: Path, cell: str) -> str:
-    """A file's name as the folder has it: with spaces around, Windows' backslashes, accents apart from letters."""
-    cells = [cell, cell.strip()]
-    cells += [each.replace("\\", "/") for each in cells]
-    cells += [each.replace("\r\n", "\n") for each in cells]
-    cells += [unicodedata.normalize(form, each) for each in cells for form in ("NFC", "NFD")]
-    there = (each for each in cells if each.strip() and os.path.isfile(root / each))  # noqa: PTH113  never raises
-    return next(there, cells[3])
-
-
-def _delimiter(text: str) -> str:
-    """What parts the columns: what stands most often in the first line of comma, semicolon, tab and bar."""
-    first = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0].lower()
-    return first[4:5] if first.startswith("sep=") and len(first) > 4 else max(",;\t|", key=first.count)
-
-
-def _text(path: Path) -> tuple[str, list[str]]:
-    raw = path.read_bytes()
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = raw.decode(encoding, "replace")
-    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
-        raise SajiError(f"{path} is no UTF-8 text; DATA is a folder with one folder per class, or a CSV saved as UTF-8")
-    if encoding == "utf-16":
-        return text, [f"{path.name} is UTF-16; save it as UTF-8 for other programs"]
-    if raw.startswith(b"\xef\xbb\xbf"):
-        return text, [f"{path.name} begins with a byte order mark, which other programs read as a part of 'filename'"]
-    return text, []
