@@ -228,7 +228,7 @@ def _require_same_source(folder: Path, source: Source) -> None:
         as_typed = not Path(there).is_absolute()  # in an earlier version
         if there != here and not (as_typed and Path(there).name == Path(here).name):
             held = f"the model brought in from {there}" if there else "a model that was trained here"
-            other = f", or rename {source.file.name} and bring it in again" if here else " and export again"
+            other = ", or give this one another --name" if here else " and export again"
             raise SajiError(f"{folder} holds {held}; move that folder away{other}")
 
 

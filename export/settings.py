@@ -58,6 +58,8 @@ class Foreign:
 
     onnx: Path | None = None
     """An ONNX file of another project: one batch of float32 photos in, one row of logits for each out."""
+    name: str = ""
+    """What it is called here, by default as its file; what is no letter, digit, - or _ becomes _."""
     classes: Path | None = None
     """Text file with the names of its classes, one a line, in the order of its logits."""
     mean: Triple | None = None

@@ -389,7 +389,7 @@ def test_an_import_does_not_replace_a_model_that_was_trained_here(model: Path, t
     own = house.linked(model, brought(file), "model.json", "model.onnx")
     said = bring(file)
     assert Receipt.read(own) == Receipt.read(model)
-    assert said.refused and "was trained here" in said.last and "rename resnet18.onnx" in said.last, said
+    assert said.refused and "was trained here" in said.last and "another --name" in said.last, said
 
 
 def test_a_file_does_not_replace_another_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,8 +402,13 @@ def test_a_file_does_not_replace_another_of_its_name(tmp_path: Path, monkeypatch
     before = Receipt.read(brought(first))
     monkeypatch.chdir(tmp_path / "other")
     said = bring(Path("model.onnx"), "--out", first.parent / "out", names=[name.upper() for name in NAMES])
-    assert said.refused and str(first) in said.last and "rename model.onnx" in said.last, said
+    assert said.refused and str(first) in said.last and "another --name" in said.last, said
     assert Receipt.read(brought(first)) == before
+    named = "--name", "the/other", "--out", first.parent / "out"
+    assert bring(Path("model.onnx"), *named, names=[name.upper() for name in NAMES]).status == 0
+    other = Receipt.read(brought(first).parent / "the_other").spec
+    assert (other.name, other.architecture) == ("the_other", "the_other")
+    assert other.classes == tuple(name.upper() for name in NAMES) and Receipt.read(brought(first)) == before
     monkeypatch.chdir(tmp_path / "one")
     assert bring(Path("model.onnx"), "--out", first.parent / "out").status == 0, "it is the same file"
 
@@ -742,10 +747,10 @@ def test_a_shape_that_is_not_told_is_asked_for(which: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("length", [241, 246])
-def test_a_name_that_is_too_long_for_a_folder_is_called_by_its_file(length: int, tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_for_a_folder_is_refused(length: int, tmp_path: Path) -> None:
     file = network(tmp_path / f"{'n' * length}.onnx")
     said = bring(file)
-    assert said.refused and file.name in said.last and said.last.endswith("rename it"), said
+    assert said.refused and file.stem in said.last and said.last.endswith("give a shorter --name"), said
 
 
 @pytest.mark.parametrize("content", [b"ant\ncr\xe8me\ncat\ndog", "a\nb\nc\nd".encode("utf-16"), b"a\n\x1b[2J\nc\nd"])
