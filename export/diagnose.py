@@ -22,7 +22,7 @@ from export.graph import LAYERS
 from runtime.candidate import Candidate, run_all
 from runtime.command_line import Parser, add_gpu, exit_with_one_sentence
 from runtime.errors import SajiError
-from runtime.evaluation import ValidationSet, compare
+from runtime.evaluation import compare
 from runtime.preprocess import decode
 from runtime.receipt import Receipt
 
@@ -64,7 +64,7 @@ def diagnose(folder: Path, candidate: Candidate) -> Diagnosis:
 
     Raises SajiError when there is nothing to compare by, or the candidate cannot be opened at all.
     """
-    validation = ValidationSet.load(folder / "validation.npz")
+    validation = Receipt.read(folder).photos(folder)
     if validation.logits is None:
         raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
     images, labels, right = validation.images[:PHOTOS], validation.labels[:PHOTOS], validation.outputs[:PHOTOS]

@@ -23,6 +23,7 @@ from runtime.spec import ModelSpec
 from runtime.terminal import library_output
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 10  # seconds that a process may take from closing its pipe to its end
 
 
 class OwnProcess(contextlib.AbstractContextManager["OwnProcess"]):
@@ -48,6 +49,8 @@ class OwnProcess(contextlib.AbstractContextManager["OwnProcess"]):
             answer: Candidate = pickle.load(process.stdout)
             return answer
         except (EOFError, OSError, pickle.UnpicklingError):  # the last where it died amid an answer
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)  # it is at its end, of which it tells how
             self.close()
             reason = f"it ended the process that ran it ({_status(process.returncode)})"
             return replace(candidate, machine=machine(), verdict="fail", reasons=(reason,))

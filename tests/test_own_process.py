@@ -1,6 +1,7 @@
 """A candidate that ends the process that runs it costs itself, not the export."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def test_what_ends_the_process_fails_and_the_next_candidate_is_checked_in_anothe
         assert process.check(FP32) == right
         ended = process.process
     assert ended and ended.poll() is not None
+
+
+def test_a_fault_of_ours_in_the_process_is_told_by_its_status(model: Path) -> None:
+    validation, spec = ValidationSet.load(model / "validation.npz"), Receipt.read(model).spec
+    with OwnProcess(model, replace(validation, labels=None), spec) as process:  # type: ignore[arg-type]
+        assert process.check(FP32).reasons == ("it ended the process that ran it (status 1)",)
 
 
 def test_reasons_name_files_by_their_place_in_the_folder(model: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """About the model: what it learned from, how right it is, how far to trust it, and what it is not for."""
 
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -16,7 +15,7 @@ from demo.service.engine import Engine
 from demo.service.queue import Serving
 from runtime.classifier import Classifier
 from runtime.errors import BadModel
-from runtime.evaluation import confusion
+from runtime.evaluation import PHOTOS, confusion
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
@@ -128,12 +127,13 @@ def _confusions(folder: Path | None, names: list[str], language: str) -> str:
 def confusion_of(folder: Path, classes: int) -> np.ndarray | None:
     """Counts int `[C, C]` of the FP32 checkpoint (row = true class), from the model's validation.npz; None without it.
 
-    Only labels and logits are read: the photos in that file may be gigabytes.
+    Nor where it is not that of the receipt. Only labels and logits are read: the photos in it may be gigabytes.
     """
     try:
-        with np.load(folder / "validation.npz", allow_pickle=False) as arrays:
+        Receipt.read(folder).verify(folder, PHOTOS)
+        with np.load(folder / PHOTOS, allow_pickle=False) as arrays:
             logits, labels = arrays["logits"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (BadModel, OSError, KeyError):
         return None
     return confusion(logits, labels) if logits.ndim == 2 and logits.shape[1] == classes and len(labels) else None
 
