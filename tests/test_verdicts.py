@@ -104,6 +104,18 @@ def test_on_a_gpu_its_name_and_driver_and_the_version_of_the_engine_count(model:
     assert not verdicts.same_kind(None) and verdicts.same_kind(machine()) and not verdicts.same_kind(Machine("x"))
 
 
+@pytest.mark.parametrize(
+    ("verdict", "why_not", "holds"), [("unchecked", None, False), ("unchecked", "no GPU", True), ("pass", None, True)]
+)
+def test_what_a_gpu_was_too_full_to_check_is_checked_where_it_runs(
+    verdict: str, why_not: str | None, holds: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = Receipt.read(model)
+    engine = replace(next(c for c in receipt.candidates if c.backend == "tensorrt-rtx"), verdict=verdict)
+    monkeypatch.setattr(verdicts, "unavailable_because", lambda backend: why_not)
+    assert (engine.key() in verdicts.of_here(tmp_path, replace(receipt, candidates=(engine,)))) == holds
+
+
 def test_what_was_kept_of_another_model_does_not_hold_for_the_one_that_was_copied_over_it(
     moved: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
