@@ -212,6 +212,7 @@ BOX_LETTERS = b"colrnclx" + struct.pack(">HH", 9, 16)
 PALETTE = (b"PLTE", bytes(range(48)))
 # What tells its colours in its own way, and a file that tells the same plainly; Chromium heeds and ignores the same
 TOLD_AS = {
+    "cICP of sRGB": (of_colours((b"cICP", bytes([1, 13, 0, 1]))), of_colours()),
     "cICP behind much else": (of_colours((b"teXt", MUCH), WIDE), of_colours(WIDE)),
     "cICP's letters in a comment": (of_colours((b"tEXt", b"Comment\0" + LETTERS)), of_colours()),
     "cICP behind the pixels": (of_colours()[:-12] + png_chunk(*WIDE) + of_colours()[-12:], of_colours()),
@@ -228,6 +229,7 @@ TOLD_AS = {
     "JPEG 2000, a profile": (with_profile(JP2, 2), saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3))),
     "JPEG 2000, any profile": (with_profile(JP2, 3), with_profile(JP2, 2)),
     "JPEG 2000, the profile of another kind": (with_profile(JP2, 4), JP2),
+    "AVIF of colours without a name": (gallery.said_in_avif(2, 2), gallery.said_in_avif(1, 13)),
     "AVIF behind much else": (with_box(gallery.said_in_avif(12, 13), MUCH), gallery.said_in_avif(12, 13)),
     "AVIF's letters elsewhere": (with_box(gallery.said_in_avif(12, 13), BOX_LETTERS), gallery.said_in_avif(12, 13)),
     "HEIC's letters elsewhere": pytest.param(
