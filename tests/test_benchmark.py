@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,7 @@ from PIL import Image
 
 from lab.claims import speed, workloads
 from lab.claims.comparison import Claim, compare, in_process
-from runtime.benchmark import command, rows, scenarios, watch, worker
-from runtime.benchmark.contestant import ROUNDS
+from runtime.benchmark import command, contestant, rows, scenarios, watch, worker
 from runtime.benchmark.run import Options
 from runtime.benchmark.table import comparison, draw, frontier, table
 from runtime.benchmark.watch import Disturbance
@@ -46,7 +46,7 @@ def test_what_the_rounds_do_not_show_is_inconclusive() -> None:
     lots = np.random.default_rng(1)
     assert compared(DRIFT, DRIFT * lots.choice([0.5, 2.0], len(DRIFT))).verdict == "inconclusive"
     assert compared([1.0] * 4, [5.0] * 4).verdict == "inconclusive"  # of so few rounds
-    assert compared([1.0] * ROUNDS, [5.0] * ROUNDS).verdict == "faster"
+    assert compared([1.0] * contestant.ROUNDS, [5.0] * contestant.ROUNDS).verdict == "faster"
     assert compared(DRIFT, 1.2 * DRIFT, paired=False).verdict == "inconclusive"  # two runs, each with its own drift
 
 
@@ -337,6 +337,41 @@ def test_batches_are_not_timed_where_they_are_answered_otherwise(drift: float, r
     it.classifier.backend.run = lambda images: np.array([[1, -1]] * len(images)) * (drift if len(images) > 1 else 1)
     with pytest.raises(NotAsAsked, match="batches of 2") if refused else contextlib.nullcontext():
         worker.Worker._require_same_answers(it, 2)
+
+
+class Raced:
+    """A contestant whose measurements take on a clock as long as they are asked to."""
+
+    def __init__(self, name: str, log: list[tuple[str, int, float]]) -> None:
+        self.name, self.log = name, log
+        self.measurements: dict[tuple[str, int], list[str]] = defaultdict(list)
+
+    def start(self) -> None: ...
+
+    def measure(self, scenario: str, batch: int, seconds: float) -> str:
+        self.log.append((self.name, batch, seconds))
+        return self.name
+
+
+@pytest.mark.parametrize(("seconds", "each", "rounds"), [(0.5, 0.025, 5), (12, 0.3, 10)])
+def test_in_each_round_each_is_measured_once_in_an_order_by_chance(
+    seconds: float, each: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raced(seed: int) -> list[list[tuple[str, int]]]:
+        log: list[tuple[str, int, float]] = []
+        clock = SimpleNamespace(perf_counter=lambda: round(sum(took for *_, took in log), 6))
+        monkeypatch.setattr(contestant, "time", clock)
+        contestants = [Raced(name, log) for name in "ab"]
+        loads = [("single-stream", 1), ("single-stream", 8)]
+        assert contestant.run_rounds(contestants, loads, seconds, seed, print) == contestants
+        assert {took for *_, took in log} == {0, each}  # the warm-up's
+        timed = [(name, batch) for name, batch, took in log if took]
+        return [timed[i : i + 4] for i in range(0, len(timed), 4)]
+
+    orders = raced(0)
+    assert len(orders) == rounds and all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len(set(orders[0])) == 4 and len({tuple(order) for order in orders}) > 1
+    assert raced(0) == orders != raced(1)
 
 
 def test_the_table_gives_ratios_with_intervals_and_only_supported_tails() -> None:
