@@ -24,6 +24,7 @@ from export.model import Checkpoint, _require_same_source, _write_examples, up_t
 from export.precision import FP16_QDQ_OPSET
 from export.settings import Settings
 from runtime import files
+from runtime.backends import BuildFacts
 from runtime.benchmark import run as benchmark_run
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
@@ -207,6 +208,26 @@ def test_names_of_photos_and_models_are_no_markup_in_the_parity_report() -> None
     text = parity.report(spec, "*this*", [candidate], validation, ["~~no~~"], GATES)
     for markup in ("_m_", "*this*", "<b>", "<i>", "~~no"):
         assert markup not in text
+
+
+def test_the_report_tells_what_is_served_from_file_checks_and_how_much_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = ModelSpec("m", "y", ("a", "b"), validation={"accuracy": 1.0})
+    logits, other = np.array([[1.0, 0.9], [0.0, 9.0]]), np.array([[0.9, 1.0], [0.0, 9.0]])
+    validation = ValidationSet(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a/1.jpg", "b/0.jpg"))
+    served = Candidate("y", "model.onnx", "ort-cpu", "int8", verdict="pass", facts=BuildFacts(kept={"conv": 0.25}))
+    served = replace(served, figures=compare(logits, other, validation.labels))
+    right = replace(served, variant="as written", servable=False, figures=compare(logits, logits, validation.labels))
+    text = parity.report(spec, "it", [served, right], validation, [], GATES)
+    assert text.count("(file check)") == 1 and f"{right.name} (file check)" in text
+    assert "| 50.0 %" in text and text.count("less than 99 %") == text.count(f"- {served.name} has less than 99 %") == 1
+    assert f"{served.name} flips a/1.jpg" in text
+    assert f"{served.name} keeps 1 layers above INT8 (25 % of the multiply-adds): conv" in text
+    shown: list[str] = []
+    monkeypatch.setattr(parity, "show_table", lambda head, rows, *_: shown.extend(row[0] for row in rows))
+    parity.show([served, right, replace(right, verdict="fail", variant="cam")], Path("parity.md"))
+    assert shown == [served.name, f"{replace(right, variant='cam').name} (file check)"]
 
 
 def test_a_class_of_any_length_has_an_example(tmp_path: Path) -> None:
