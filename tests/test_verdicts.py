@@ -92,6 +92,11 @@ def test_what_makes_another_kind_of_machine(facts: dict[str, Any], holds: bool, 
     assert (verdicts.difference(of_processor, receipt.versions) == "") == holds
 
 
+def test_a_processor_that_tells_no_formats_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "machine", lambda: Machine("Neoverse-V2"))
+    assert verdicts.same_kind(Machine("Neoverse-V2")) and not verdicts.same_kind(Machine("Cortex-A53"))
+
+
 def test_on_a_gpu_its_name_and_driver_and_the_version_of_the_engine_count(model: Path) -> None:
     receipt = Receipt.read(model)
     engine = next(c for c in receipt.candidates if c.backend == "tensorrt-rtx")
