@@ -212,6 +212,19 @@ BOX_LETTERS = b"colrnclx" + struct.pack(">HH", 9, 16)
 PALETTE = (b"PLTE", bytes(range(48)))
 # What tells its colours in its own way, and a file that tells the same plainly; Chromium heeds and ignores the same
 TOLD_AS = {
+    "cICP of sRGB": (of_colours((b"cICP", bytes([1, 13, 0, 1]))), of_colours()),
+    "cICP of a matrix": (of_colours((b"cICP", bytes([12, 13, 1, 1]))), of_colours()),
+    "cICP of a narrow range": (of_colours((b"cICP", bytes([12, 13, 0, 0]))), of_colours()),
+    "cICP before a profile": (
+        of_colours(WIDE, (b"iCCP", b"x\0\0" + zlib.compress(gallery.profile()))),
+        of_colours(WIDE),
+    ),
+    "AVIF behind a box whose length has 64 bits": (
+        with_box(gallery.said_in_avif(12, 13), bytes(8)).replace(
+            struct.pack(">I4sQ", 16, b"free", 0), struct.pack(">I4sQ", 1, b"free", 16)
+        ),
+        gallery.said_in_avif(12, 13),
+    ),
     "cICP behind much else": (of_colours((b"teXt", MUCH), WIDE), of_colours(WIDE)),
     "cICP's letters in a comment": (of_colours((b"tEXt", b"Comment\0" + LETTERS)), of_colours()),
     "cICP behind the pixels": (of_colours()[:-12] + png_chunk(*WIDE) + of_colours()[-12:], of_colours()),
@@ -228,6 +241,7 @@ TOLD_AS = {
     "JPEG 2000, a profile": (with_profile(JP2, 2), saved(picture(), "PNG", icc_profile=gallery.profile(**gallery.P3))),
     "JPEG 2000, any profile": (with_profile(JP2, 3), with_profile(JP2, 2)),
     "JPEG 2000, the profile of another kind": (with_profile(JP2, 4), JP2),
+    "AVIF of colours without a name": (gallery.said_in_avif(2, 2), gallery.said_in_avif(1, 13)),
     "AVIF behind much else": (with_box(gallery.said_in_avif(12, 13), MUCH), gallery.said_in_avif(12, 13)),
     "AVIF's letters elsewhere": (with_box(gallery.said_in_avif(12, 13), BOX_LETTERS), gallery.said_in_avif(12, 13)),
     "HEIC's letters elsewhere": pytest.param(
@@ -241,6 +255,60 @@ TOLD_AS = {
 @pytest.mark.parametrize(("file", "plain"), TOLD_AS.values(), ids=TOLD_AS)
 def test_colours_are_told_by_the_parts_of_a_file_and_not_by_letters_in_it(file: bytes, plain: bytes) -> None:
     assert np.array_equal(decode(file), decode(plain))
+
+
+def power(exponent: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda value: value**exponent
+
+
+def of_srgb(value: np.ndarray) -> np.ndarray:
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def told(name: bytes, *numbers: int) -> tuple[bytes, bytes]:
+    """A chunk of PNG of numbers of 32 bits."""
+    return name, struct.pack(f">{len(numbers)}I", *numbers)
+
+
+# Light of Display P3 and of BT.2020 in that of sRGB (CSS Color 4; ITU-R BT.2087)
+SAME = np.eye(3)
+P3 = np.array([[1.2249, -0.2249, 0.0], [-0.0421, 1.0421, 0.0], [-0.0196, -0.0786, 1.0982]])
+BT_2020 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
+CORNERS = told(b"cHRM", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+CORNERS_OF_P3 = (0.68, 0.32, 0, 0.265, 0.69, 0.045, 0.15, 0.06, 0.79)
+# A file of `scene`, and the light that its numbers are: of which curve and which primaries
+LIGHT: dict[str, tuple[bytes, Callable[[np.ndarray], np.ndarray], np.ndarray]] = {
+    "PNG, cICP of P3": (of_colours(WIDE), of_srgb, P3),
+    "PNG, cICP of television": (of_colours((b"cICP", bytes([9, 14, 0, 1]))), power(2.4), BT_2020),
+    "PNG, cICP of light": (of_colours((b"cICP", bytes([1, 8, 0, 1]))), power(1), SAME),
+    "PNG, cICP before gAMA": (of_colours(WIDE, told(b"gAMA", 100000)), of_srgb, P3),
+    "PNG, gAMA of light": (of_colours(told(b"gAMA", 100000)), power(1), SAME),
+    "PNG, gAMA behind sRGB": (of_colours((b"sRGB", b"\0"), told(b"gAMA", 100000)), of_srgb, SAME),
+    "PNG, gAMA about that of sRGB": (of_colours(told(b"gAMA", 43400)), of_srgb, SAME),
+    "PNG, gAMA of less": (of_colours(told(b"gAMA", 35000)), power(1 / 0.35), SAME),
+    "PNG, gAMA and primaries": (of_colours(told(b"gAMA", 45455), CORNERS), power(2.2), P3),
+    "AVIF of P3": (gallery.said_in_avif(12, 13), of_srgb, P3),
+    "AVIF of television": (gallery.said_in_avif(9, 14), of_srgb, BT_2020),
+    "AVIF of a profile": (
+        saved(picture(), "AVIF", quality=95, speed=9, subsampling="4:4:4", icc_profile=gallery.profile(**gallery.P3)),
+        of_srgb,
+        P3,
+    ),
+    "BMP of nothing": (gallery.bmp_of_colours(bytes(4)), of_srgb, SAME),
+    "BMP of endpoints": (gallery.bmp_of_colours(bytes(4), CORNERS_OF_P3, 1.8), power(1.8), P3),
+    "BMP of endpoints without a curve": (gallery.bmp_of_colours(bytes(4), CORNERS_OF_P3), of_srgb, SAME),
+    "BMP of endpoints that are sRGB's": (gallery.bmp_of_colours(b"BGRs", CORNERS_OF_P3, 1.8), of_srgb, SAME),
+    "BMP of a profile": (gallery.bmp_of_colours(b"DEBM", icc=gallery.profile(**gallery.P3)), of_srgb, P3),
+}
+
+
+@pytest.mark.parametrize("kind", LIGHT)
+def test_the_light_that_numbers_stand_for_is_that_of_the_colours_that_are_told(kind: str) -> None:
+    file, linear, primaries = LIGHT[kind]
+    numbers = np.asarray(decode(gallery.said_in_avif(1, 13))) if "AVIF" in kind else scene()
+    light = np.clip(linear(numbers / 255) @ primaries.T, 0, 1)
+    truth = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert np.abs(np.asarray(decode(file)) - truth).max() <= 2 * TOLERANCE
 
 
 def of_bits(file: bytes, *bits: int) -> bytes:
@@ -267,6 +335,7 @@ REFUSED = {
     "PSD of 16 bits": (b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 16, 3) + bytes(400), "keeps 16-bit colours"),
     "PFM": (b"Pf 48 32 -1.0\n" + (grey / 255).astype("<f4").tobytes(), "floating-point"),
     "PNG of high dynamic range": (gallery.png(scene(), 2, 8, png_chunk(b"cICP", bytes([9, 16, 0, 1]))), "(PQ)"),
+    "PNG of high dynamic range and primaries without a name": (of_colours((b"cICP", bytes([2, 18, 0, 1]))), "(HLG)"),
     "PNG of high dynamic range behind much else": (
         of_colours((b"teXt", MUCH), (b"cICP", bytes([9, 16, 0, 1]))),
         "(PQ)",

@@ -4,8 +4,11 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +20,7 @@ from PIL import Image
 
 from lab.claims import speed, workloads
 from lab.claims.comparison import Claim, compare, in_process
-from runtime.benchmark import command, rows, scenarios, watch, worker
+from runtime.benchmark import command, contestant, rows, scenarios, watch, worker
 from runtime.benchmark.run import Options
 from runtime.benchmark.table import comparison, draw, frontier, table
 from runtime.benchmark.watch import Disturbance
@@ -36,13 +39,14 @@ def test_a_pair_is_told_apart_by_its_rounds_though_the_machine_drifts() -> None:
     ratio = compared(2.0 * DRIFT, 3.0 * DRIFT)
     assert ratio.verdict == "faster" and ratio.ratio == pytest.approx(1.5) and ratio.low > 1.49
     assert compared(3.0 * DRIFT, 2.0 * DRIFT).verdict == "slower"
-    assert compared(DRIFT, DRIFT * 1.01).verdict == "tie"
+    assert compared(DRIFT, DRIFT * 1.029).verdict == "tie" and compared(DRIFT, DRIFT * 1.031).verdict == "faster"
 
 
 def test_what_the_rounds_do_not_show_is_inconclusive() -> None:
     lots = np.random.default_rng(1)
     assert compared(DRIFT, DRIFT * lots.choice([0.5, 2.0], len(DRIFT))).verdict == "inconclusive"
-    assert compared([1.0, 1.0, 1.0], [5.0, 5.0, 5.0]).verdict == "inconclusive"  # three rounds are too few
+    assert compared([1.0] * 4, [5.0] * 4).verdict == "inconclusive"  # of so few rounds
+    assert compared([1.0] * contestant.ROUNDS, [5.0] * contestant.ROUNDS).verdict == "faster"
     assert compared(DRIFT, 1.2 * DRIFT, paired=False).verdict == "inconclusive"  # two runs, each with its own drift
 
 
@@ -92,6 +96,19 @@ def test_a_busy_neighbour_is_seen() -> None:
         busy.kill()
 
 
+def test_others_took_what_was_used_and_not_by_us_and_waiting_for_disks_is_no_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = {"user": 10.0, "nice": 0.0, "system": 5.0, "irq": 0.0, "softirq": 0.0, "iowait": 1.0, "steal": 1.0}
+    later = used | {"user": 14.0, "system": 5.5, "softirq": 0.5, "iowait": 2.0, "steal": 1.5}
+    wall, own, cpu = (iter(both) for both in ((100.0, 103.0), (2.0, 4.0), (used, later)))
+    monkeypatch.setattr(watch, "time", SimpleNamespace(perf_counter=wall.__next__, process_time=own.__next__))
+    monkeypatch.setattr(watch, "psutil", SimpleNamespace(cpu_times=lambda: SimpleNamespace(**next(cpu))))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    told = watch.Watch().stop()
+    assert (told.seconds, told.others, told.steal) == (6, 3, 0.5)
+
+
 class Steady:
     """An engine whose call takes as long as it is told."""
 
@@ -116,10 +133,48 @@ def bench(seconds: float, streams: int = 1) -> scenarios.Bench:
     return scenarios.Bench(classifier, np.zeros((3, 8, 8, 3), np.uint8), photo.getvalue(), streams)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "calls"),
+    [
+        (lambda call: [0.4, 0.2, 0.1, 0.1, 0.1, 0.1][call // 2], 8),  # the fourth two are as fast as the third
+        (lambda call: 0.125 if call // 2 % 2 else 0.25, 16),  # never: three seconds are over
+    ],
+)
+def test_a_warm_up_ends_when_calls_get_no_faster_or_after_three_seconds(
+    seconds: Callable[[int], float], calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+    monkeypatch.setattr(scenarios, "time", SimpleNamespace(perf_counter=lambda: 100 + sum(taken)))
+    scenarios.settle(lambda: taken.append(seconds(len(taken))), 2)
+    assert len(taken) == calls
+
+
 def test_offline_streams_work_side_by_side() -> None:
     (alone,) = scenarios.offline(bench(0.02), 4, 0.2).samples
     (together,) = scenarios.offline(bench(0.02, streams=4), 4, 0.2).samples
     assert alone > 15 and together < 0.5 * alone
+
+
+def test_offline_lasts_as_long_as_it_is_asked_to_and_three_calls_in_any_case() -> None:
+    calls: list[int] = []
+    counted = bench(0)
+    counted.classifier.backend.run = lambda images: calls.append(1) or np.zeros((len(images), 2), np.float32)
+    scenarios.offline(counted, 1, 0)
+    assert len(calls) == 3
+    scenarios.offline(counted, 1, 0.05)
+    assert len(calls) > 10
+
+
+def test_a_row_sums_up_the_calls_of_all_rounds_and_names_causes_where_they_do_not_repeat() -> None:
+    def figures(*rounds: tuple[float, ...]) -> dict:
+        busy = Disturbance(seconds=1.0, others=0.5)
+        return rows._latency([scenarios.Measurement(samples, disturbance=busy) for samples in rounds], 8)
+
+    told = figures((10.0, 20.0), (30.0, 40.0))
+    assert (told["p25"], told["milliseconds"], told["p75"], told["images_per_second"]) == (17.5, 25, 32.5, 320)
+    assert told["rounds"] == 2 and told["unstable"] and told["causes"] == ["other processes took 50% of the processors"]
+    steady = figures((10.0, 11.0), (11.0, 12.0))
+    assert not steady["unstable"] and not steady["causes"]
 
 
 def test_a_row_tells_the_time_on_the_device_where_the_backend_does() -> None:
@@ -162,6 +217,20 @@ def test_gpu_memory_is_that_of_the_process_itself(monkeypatch: pytest.MonkeyPatc
     assert head.endswith("| GPU MiB | cold start s |") and line.endswith("| 300 | 2.50 |")
 
 
+def test_what_held_the_gpu_back_is_told_in_words() -> None:
+    pids = os.getpid(), 2**22 + 1, 2**22 + 2
+    nvml = SimpleNamespace(
+        nvmlClocksEventReasonSwPowerCap=4,
+        nvmlClocksThrottleReasonHwSlowdown=8,
+        nvmlClocksEventReasonSwThermalSlowdown=32,
+        nvmlDeviceGetCurrentClocksEventReasons=lambda gpu: 1 | 4,  # 1: it idles
+        nvmlDeviceGetPowerManagementLimit=lambda gpu: 350_000,
+        nvmlDeviceGetComputeRunningProcesses=lambda gpu: [SimpleNamespace(pid=pid) for pid in pids],
+    )
+    limit, others = watch._held_back_by(nvml, 0)
+    assert limit == "the GPU was held back by its power limit of 350 W" and others == "2 other processes used the GPU"
+
+
 def test_what_is_not_the_choice_is_not_measured_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = SimpleNamespace(candidate=SimpleNamespace(name="the next in line"))
     chosen = SimpleNamespace(choice=SimpleNamespace(name="the choice"))
@@ -186,15 +255,39 @@ def test_a_rate_that_cannot_be_held_any_more_is_not_tried_to_its_end() -> None:
     assert slow["rate"] == 0 and not slow["tried"]
 
 
+def test_an_answer_that_comes_late_does_not_end_a_rate_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    late, slept = bench(0.001), list[float]()
+
+    def at_once(answer: Callable[[float], None], due: float) -> SimpleNamespace:
+        late.classifier.backend.seconds = 0.03 if len(slept) == 41 else 0.001  # type: ignore[attr-defined]
+        answer(due)
+        return SimpleNamespace(result=lambda: None)
+
+    callers = contextlib.nullcontext(SimpleNamespace(submit=at_once))
+    monkeypatch.setattr(scenarios, "time", SimpleNamespace(perf_counter=lambda: sum(slept), sleep=slept.append))
+    monkeypatch.setattr(scenarios, "ThreadPoolExecutor", lambda streams: callers)
+    latencies = scenarios.poisson(late, 10, 200, bound=20)
+    assert len(latencies) == 200 and max(latencies) > 20
+
+
+def test_the_rates_that_are_tried_begin_at_half_of_what_all_streams_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "timed", lambda call, seconds: [10.0])
+    monkeypatch.setattr(scenarios, "poisson", lambda *_: [1.0])
+    assert scenarios.server(bench(0, streams=4), 1, 0, latency_bound=50).figures["tried"][0]["rate"] == 200
+    with pytest.raises(SajiError, match="must be positive"):
+        scenarios.ServerFlags(latency_bound=0)
+
+
 def test_the_highest_rate_is_found_by_halving() -> None:
     held = scenarios.highest_rate(lambda rate: [10.0 if rate <= 70 else 99.0], bound=50, percent=99, capacity=100)
     assert 65 <= held["rate"] <= 70 and len(held["tried"]) == 6
     assert scenarios.highest_rate(lambda rate: [99.0], 50, 99, 100)["rate"] == 0
+    assert scenarios.highest_rate(lambda rate: [50.0], 50, 99, 100)["rate"] > 90  # at the bound it is held
 
 
 def row(candidate: str, milliseconds: float, accuracy: float, **others: object) -> dict:
     samples = [[milliseconds * drift] * 3 for drift in DRIFT]
-    figures = {"milliseconds": milliseconds, "p25": 1, "p75": 9, "p90": None, "p95": 7.5, "p99": None}
+    figures = {"milliseconds": milliseconds, "p25": 1, "p75": 9, "p90": 7.0, "p95": 7.5, "p99": None}
     figures |= {"images_per_second": 1000 / milliseconds, "unstable": True, "causes": ["steal"], "parts": {}}
     machine = {"machine_cpu": "Test", "machine_cores": 2, "machine_cpu_features": ["avx2"], "machine_gpu": None}
     about = {"verdict": "pass", "file_bytes": 1e6, "photos": 99, "accuracy": accuracy, "sha256": "0", "versions": {}}
@@ -236,6 +329,51 @@ def test_a_scenario_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         worker.Worker.measure(it, "count", 1, 0, {"most": 5})
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(("drift", "refused"), [(1 + 1e-4, False), (1 + 4e-4, True), (np.nan, True)])
+def test_batches_are_not_timed_where_they_are_answered_otherwise(drift: float, refused: bool) -> None:
+    it = SimpleNamespace(bench=bench(0))
+    it.classifier = it.bench.classifier
+    it.classifier.backend.run = lambda images: np.array([[1, -1]] * len(images)) * (drift if len(images) > 1 else 1)
+    with pytest.raises(NotAsAsked, match="batches of 2") if refused else contextlib.nullcontext():
+        worker.Worker._require_same_answers(it, 2)
+
+
+class Raced:
+    """A contestant whose measurements take on a clock as long as they are asked to."""
+
+    def __init__(self, name: str, log: list[tuple[str, int, float]]) -> None:
+        self.name, self.log = name, log
+        self.measurements: dict[tuple[str, int], list[str]] = defaultdict(list)
+
+    def start(self) -> None: ...
+
+    def measure(self, scenario: str, batch: int, seconds: float) -> str:
+        self.log.append((self.name, batch, seconds))
+        return self.name
+
+
+@pytest.mark.parametrize(("seconds", "each", "rounds"), [(0.5, 0.025, 5), (12, 0.3, 10)])
+def test_in_each_round_each_is_measured_once_in_an_order_by_chance(
+    seconds: float, each: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raced(seed: int) -> list[list[tuple[str, int]]]:
+        log: list[tuple[str, int, float]] = []
+        clock = SimpleNamespace(perf_counter=lambda: round(sum(took for *_, took in log), 6))
+        monkeypatch.setattr(contestant, "time", clock)
+        contestants = [Raced(name, log) for name in "ab"]
+        loads = [("single-stream", 1), ("single-stream", 8)]
+        assert contestant.run_rounds(contestants, loads, seconds, seed, print) == contestants
+        assert {took for *_, took in log} == {0, each}  # the warm-up's
+        timed = [(name, batch) for name, batch, took in log if took]
+        return [timed[i : i + 4] for i in range(0, len(timed), 4)]
+
+    orders = raced(0)
+    assert len(orders) == rounds and all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len(set(orders[0])) == 4 and len({tuple(order) for order in orders}) > 1
+    assert raced(0) == orders != raced(1)
+
+
 def test_the_table_gives_ratios_with_intervals_and_only_supported_tails() -> None:
     text = table([row("pytorch a", 9.0, 0.9), row("openvino b", 3.0, 0.9)])
     first, second = text.splitlines()[2:4]
@@ -251,7 +389,8 @@ def test_comparing_two_files_says_what_differs_besides() -> None:
 
 
 def test_the_frontier_holds_whom_nobody_beats_in_both(tmp_path: Path) -> None:
-    rows = [row(n, ms, acc) for n, ms, acc in (("a", 1, 0.8), ("b", 2, 0.9), ("c", 3, 0.85), ("d", 4, 0.95))]
+    beaten = ("as fast as b", 2, 0.85), ("c", 3, 0.85), ("as accurate as d", 5, 0.95)
+    rows = [row(*place) for place in (("a", 1, 0.8), ("b", 2, 0.9), ("d", 4, 0.95), *beaten)]
     assert [r["candidate"] for r in frontier(rows)] == ["a", "b", "d"]
     draw(rows, tmp_path / "plot.svg")
     text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
@@ -312,6 +451,14 @@ def bench_py(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_what_lies_beside_bench_py_is_not_taken_for_a_library(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "runtime" / "bench.py", tmp_path)
+    (tmp_path / "numpy.py").write_text("raise SystemExit('this is no numpy')")
+    line = [sys.executable, str(tmp_path / "bench.py"), "--compare", "gone.jsonl", "gone.jsonl"]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert "gone.jsonl does not exist" in done.stderr
+
+
 def test_bench_compares_files_and_measures_nothing(tmp_path: Path) -> None:
     for name, milliseconds in (("before", 4.0), ("after", 2.0)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row("a", milliseconds, 0.9)) + "\n")
@@ -329,6 +476,12 @@ def test_rows_that_are_damaged_are_refused_in_one_sentence(damage: str, tmp_path
     with pytest.raises(SajiError, match=r"rows\.jsonl") as refusal:
         command.side_by_side(file, file)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_row_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n\n[1]\n{}\n")
+    with pytest.raises(SajiError, match="line 3, is no row"):
+        rows.read_rows(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(

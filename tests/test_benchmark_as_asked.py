@@ -77,7 +77,8 @@ def test_measuring_some_candidates_does_not_change_what_is_served(out: Path) -> 
     served = json.loads((out / "deployment.json").read_text())["choice"]["candidate"]["backend"]
     other = "openvino" if served == "ort-cpu" else "ort-cpu"
     said = race(out, "--candidates", f"{other} fp32")
-    assert said.status == 0, said
+    assert said.status == 0 and f"fastest of these: resnet18 · {other} · fp32" in said.out, said
+    assert f"still serves resnet18 · {served} · fp32, which was chosen among more" in said.out, said
     assert json.loads((out / "deployment.json").read_text())["choice"]["candidate"]["backend"] == served
 
 

@@ -234,6 +234,14 @@ def test_a_csv_of_an_earlier_version_is_taken_up_again(tmp_path: Path) -> None:
         assert "=1" in rows and "-1" in rows and "1" not in rows
 
 
+def test_a_photo_of_the_longest_name_is_not_asked_about_again(tmp_path: Path) -> None:
+    name = "a\n" * 2047
+    row = ROW % f'"{name}"'
+    (tmp_path / "rows.csv").write_bytes(f"{','.join(COLUMNS)}\n{row}".encode())
+    with RowFile(tmp_path / "rows.csv", "csv", COLUMNS, "us") as rows:
+        assert name in rows
+
+
 def test_each_row_is_in_the_file_before_the_next_photo(tmp_path: Path) -> None:
     with RowFile(tmp_path / "new" / "rows.jsonl", "json", COLUMNS, "us") as rows:
         for i in (1, 2):

@@ -385,7 +385,9 @@ def row(backend: str, milliseconds: float, variant: str = "", precision: str = "
 def test_an_engine_is_compared_with_pytorch_on_its_own_device() -> None:
     rows = [row("pytorch", 12), row("openvino", 4), row("pytorch-cuda", 3), row("tensorrt", 0.5, "", "fp16")]
     rows += [row("pytorch-cuda", 2, "compiled", "fp16"), row("pytorch", 24, "channels-last")]
-    lines = {line.split(" | ")[0]: line for line in table(rows).splitlines()}
+    of_both = table(rows)
+    lines = {line.split(" | ")[0]: line for line in of_both.splitlines()}
+    assert "| against PyTorch there |" in of_both
     assert "3.00× (3.00–3.00) resnet34 · pytorch · fp32 |" in lines["| resnet34 · openvino · fp32"]
     assert "4.00× (4.00–4.00) resnet34 · pytorch-cuda · fp16 · compiled |" in lines["| resnet34 · tensorrt · fp16"]
     alone = table(rows[:2])

@@ -7,7 +7,8 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -109,7 +110,8 @@ def write(root: Path, files: dict[str, str]) -> Path:
 def test_limits_of_control_groups_of_both_versions_are_read(tmp_path: Path) -> None:
     top = "sys/fs/cgroup"
     second = {"proc/self/cgroup": "0::/pod/app\n", f"{top}/pod/app/cpu.max": "max 100000\n",
-              f"{top}/pod/cpu.max": "150000 100000\n", f"{top}/pod/app/memory.max": "1073741824\n"}  # fmt: skip
+              f"{top}/pod/cpu.max": "150000 100000\n", f"{top}/pod/app/memory.max": "1073741824\n",
+              f"{top}/cpu.max": "400000 100000\n", f"{top}/pod/memory.max": "2147483648\n"}  # fmt: skip
     assert cgroup_limits(write(tmp_path / "2", second)) == (1.5, 1.0)
     first = {"proc/self/cgroup": "4:memory:/docker/af\n3:cpu,cpuacct:/docker/af\n0::/\n",
              f"{top}/cpu/cpu.cfs_quota_us": "200000\n", f"{top}/cpu/cpu.cfs_period_us": "100000\n",
@@ -211,6 +213,21 @@ def test_probes_load_cudas_libraries_without_pytorch_and_open_tensorrt(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = probes.probe(["ort-cuda", "tensorrt", "tensorrt-rtx"])
     assert found == {"ort-cuda": None, "tensorrt": None, "tensorrt-rtx": "it ended its process by signal 6"}
+
+
+@pytest.mark.parametrize("answer", [-1.0, 1e-3, float("nan")])
+def test_a_library_that_computes_wrongly_is_not_to_be_trusted(answer: float) -> None:
+    with pytest.raises(ArithmeticError, match=r"for max\(0, -1\), so nothing that it says"):
+        probes._require_zero([answer])
+
+
+@pytest.mark.parametrize("missing", ["Builder", "Runtime"])
+def test_tensorrt_that_opens_half_does_not_run(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = SimpleNamespace(Logger=MagicMock(), Builder=MagicMock(), Runtime=MagicMock())
+    setattr(trt, missing, lambda logger: None)  # as TensorRT answers where it cannot
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    with pytest.raises(RuntimeError, match="builder nor a runtime"):
+        probes.tensorrt("tensorrt")
 
 
 def test_a_half_uninstalled_onnxruntime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,13 @@ from conftest import ROOT
 
 from export import __main__ as exporting
 from export import model as module
-from export import parity
+from export import parity, precision
 from export.graph import OPSET, check_contract, export_onnx
 from export.model import Checkpoint, _require_same_source, _write_examples, up_to_date, write_model
 from export.precision import FP16_QDQ_OPSET
 from export.settings import Settings
 from runtime import files
+from runtime.backends import BuildFacts
 from runtime.benchmark import run as benchmark_run
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
@@ -208,6 +210,26 @@ def test_names_of_photos_and_models_are_no_markup_in_the_parity_report() -> None
         assert markup not in text
 
 
+def test_the_report_tells_what_is_served_from_file_checks_and_how_much_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = ModelSpec("m", "y", ("a", "b"), validation={"accuracy": 1.0})
+    logits, other = np.array([[1.0, 0.9], [0.0, 9.0]]), np.array([[0.9, 1.0], [0.0, 9.0]])
+    validation = ValidationSet(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a/1.jpg", "b/0.jpg"))
+    served = Candidate("y", "model.onnx", "ort-cpu", "int8", verdict="pass", facts=BuildFacts(kept={"conv": 0.25}))
+    served = replace(served, figures=compare(logits, other, validation.labels))
+    right = replace(served, variant="as written", servable=False, figures=compare(logits, logits, validation.labels))
+    text = parity.report(spec, "it", [served, right], validation, [], GATES)
+    assert text.count("(file check)") == 1 and f"{right.name} (file check)" in text
+    assert "| 50.0 %" in text and text.count("less than 99 %") == text.count(f"- {served.name} has less than 99 %") == 1
+    assert f"{served.name} flips a/1.jpg" in text
+    assert f"{served.name} keeps 1 layers above INT8 (25 % of the multiply-adds): conv" in text
+    shown: list[str] = []
+    monkeypatch.setattr(parity, "show_table", lambda head, rows, *_: shown.extend(row[0] for row in rows))
+    parity.show([served, right, replace(right, verdict="fail", variant="cam")], Path("parity.md"))
+    assert shown == [served.name, f"{replace(right, variant='cam').name} (file check)"]
+
+
 def test_a_class_of_any_length_has_an_example(tmp_path: Path) -> None:
     names = ("\u0e02" * 90, "a" * 300, "b" * 199 + "\u0e02")
     spec = ModelSpec("x", "y", names, Geometry.for_size(16))
@@ -278,6 +300,36 @@ def test_activations_are_unsigned_so_that_every_convolution_runs_in_int8(model: 
     zero_points = {tensor.name: tensor.data_type for tensor in graph.initializer}
     kinds = {zero_points[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
     assert kinds == {onnx.TensorProto.UINT8}
+
+
+def requantised(kind: Any, zero: int, rewrite: Callable[[onnx.ModelProto], object]) -> tuple[np.ndarray, ...]:
+    """Activations in a calibrated range, before and after Q and DQ with steps of 0.1, as they are and rewritten."""
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    constants = {"scale": np.float32(0.1), "zero": kind(zero)}
+    value = lambda name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None])  # noqa: E731
+    nodes = [helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"])]
+    nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]))
+    tensors = [numpy_helper.from_array(np.array(each), name) for name, each in constants.items()]
+    model = helper.make_model(helper.make_graph(nodes, "pair", [value("x")], [value("y")], tensors))
+    lowest, highest = (0.1 * (end - zero) for end in (np.iinfo(kind).min, np.iinfo(kind).max))
+    x = np.linspace(lowest, highest, 1001, dtype=np.float32)
+    before = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    rewrite(model)
+    return x, before, ReferenceEvaluator(model).run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("zero", [-128, -28, 0, 127])
+def test_signed_activations_are_the_same_numbers_as_unsigned_ones(zero: int) -> None:
+    _, before, after = requantised(np.int8, zero, precision._unsigned_activations)
+    assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("zero", [0, 100, 128, 200, 255])
+def test_activations_about_zero_keep_the_calibrated_range_in_steps_at_most_twice_as_wide(zero: int) -> None:
+    x, _, after = requantised(np.uint8, zero, precision._about_zero)
+    assert np.abs(after - x).max() <= 1.01 * max(zero, 255 - zero) / 127 * 0.1 / 2
 
 
 @pytest.mark.slow

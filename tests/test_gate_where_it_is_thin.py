@@ -33,7 +33,8 @@ def test_the_coarser_the_arithmetic_the_wider_its_bounds_and_none_is_as_large_as
     bounds = {name: [getattr(GATES[name], bound) for bound in BOUNDS] for name in GATES}
     for finer, coarser in pairwise(("fp32", "fp16", "bf16", "int8")):
         assert all(a <= b for a, b in zip(bounds[finer], bounds[coarser], strict=True))
-        assert all(a <= b for a, b in zip(bounds[coarser], bounds[f"{coarser}-gpu"], strict=True))
+        assert bounds[f"{coarser}-gpu"] == bounds[coarser], "not measured, so the processor's"
+    assert all(a <= b for a, b in zip(bounds["fp32"], bounds["fp32-gpu"], strict=True))
     assert all(0 < value < 1 for values in bounds.values() for value in values)
 
 

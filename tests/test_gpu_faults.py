@@ -243,6 +243,22 @@ class TestReasons:
         with installed(other):
             assert engine_in(tmp_path, "tensorrt", "fp16", cache).targets
 
+    @pytest.mark.parametrize("shape", SHAPES)
+    @fault(7)
+    def test_a_call_that_fails_has_its_own_reason_and_none_of_an_earlier_call(
+        self, shape: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with built(model, tmp_path, shape) as engine:
+            opened, images = engine.open(), engine.validation.images[:1]
+            with pytest.raises(SajiError, match=r"takes no photos of shape \[1, 16, 16, 3\] \(.*profile"):
+                opened.run(images[:, :16, :16])
+            cuda = opened.workers.all[0].cuda
+            with monkeypatch.context() as broken, pytest.raises(SajiError) as refusal:
+                broken.setattr(cuda, "cudaStreamSynchronize", lambda stream: (cuda.cudaError_t.cudaErrorUnknown,))
+                opened.run(images)
+            assert str(refusal.value).endswith("the GPU reports cudaErrorUnknown; check it with: nvidia-smi")
+            opened.close()
+
     def test_an_engine_that_does_not_fit_fails_with_its_reason(self, model: Path, tmp_path: Path) -> None:
         with built(model, tmp_path, machine=changed("rtx4090", gpus=(Gpu("Small", (8, 9), 16),))) as engine:
             judged = engine.judged()

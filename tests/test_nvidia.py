@@ -100,7 +100,7 @@ def test_every_extra_that_is_chosen_exists_and_the_makefile_knows_its_index() ->
 FAKE = """
 import ctypes, os
 class Cuda:
-    def cuDriverGetVersion(self, number): number._obj.value = 13000; return 0
+    def cuDriverGetVersion(self, number): number._obj.value = 13010; return 0
     def cuInit(self, flags): %s; return 0 if os.environ.get("CUDA_VISIBLE_DEVICES") != "-1" else 100
     def cuDeviceGetCount(self, count): count._obj.value = 1; return 0
     def cuDeviceGet(self, device, ordinal): device._obj.value = ordinal; return 0
@@ -134,11 +134,11 @@ DRIVER = [sys.executable, "-c", "import nvidia; print(nvidia.driver())"]
 
 def test_the_driver_is_asked_for_its_version_its_cuda_and_its_gpus(fake: Path) -> None:
     expected = Driver(
-        "580.95.05", "13.0", (Gpu("NVIDIA Test", "sm89", 24576, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"),)
+        "580.95.05", "13.1", (Gpu("NVIDIA Test", "sm89", 24576, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"),)
     )
     assert asked(fake, *DRIVER).stdout.strip() == str(expected)
     hidden = asked(fake, *DRIVER, CUDA_VISIBLE_DEVICES="-1").stdout
-    assert hidden.strip() == str(Driver("580.95.05", "13.0", (), "CUDA_ERROR_NO_DEVICE"))
+    assert hidden.strip() == str(Driver("580.95.05", "13.1", (), "CUDA_ERROR_NO_DEVICE"))
 
 
 @pytest.mark.parametrize("broken", ["os.abort()", "1 / 0", "os._exit(3)"])

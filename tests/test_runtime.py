@@ -343,6 +343,34 @@ def test_ties_go_to_accuracy_then_size() -> None:
     tie = chosen(measured("a", 3.00, 0.940), measured("b", 3.05, 0.945))
     assert tie.choice.candidate.architecture == "b" and "not told apart" in tie.reason
     assert chosen(measured("a", 3.00, 0.94, 20), measured("b", 3.05, 0.94, 5)).choice.candidate.architecture == "b"
+    assert chosen(measured("a", 3.05, 0.94), measured("b", 3.00, 0.94)).choice.candidate.architecture == "b"
+
+
+def test_what_few_rounds_put_far_behind_is_no_tie() -> None:
+    few = [replace(measured(str(ms), ms, accuracy), rounds=(ms,) * 3) for ms, accuracy in ((3.0, 0.94), (6.0, 0.945))]
+    deployment = chosen(*few)
+    assert deployment.choice.milliseconds == 3 and "not told apart" not in deployment.reason
+
+
+def test_what_is_at_a_bound_keeps_it() -> None:
+    places = measured("best", 9, 0.95), measured("least", 1, 0.94, 20_000_000), measured("less", 0.5, 0.935)
+    deployment = chosen(*places, policy=Policy(max_memory=20_000_000, max_size=20))
+    assert deployment.choice.candidate.architecture == "least" and "within 1 point of" in deployment.reason
+
+
+def test_the_reason_says_what_was_compared() -> None:
+    places = [measured("a", 3, 0.95), measured("b", 9, 0.95), measured("c", 5, 0.95)]
+    assert "3.00 ms at batch 1, accuracy 0.950" in chosen(*places).reason
+    other = choose(places, [], Policy(percentile=95, max_accuracy_drop=0.02), None, {}, labelled=False)
+    assert "within 2 points of the best agreement with the checkpoint" in other.reason
+    assert "3.00 ms (p95) at batch 1, agreement with the checkpoint 0.950" in other.reason
+    assert [place.milliseconds for place in other.fallbacks] == [5, 9]  # the next in line first
+
+
+@pytest.mark.parametrize("percentile", [0, 100])
+def test_a_percentile_that_is_none_is_refused(percentile: float) -> None:
+    with pytest.raises(SajiError, match="between 0 and 100"):
+        Policy(percentile=percentile)
 
 
 def test_bounds_on_memory_and_size_reject_with_the_figure() -> None:
@@ -364,6 +392,13 @@ def test_only_a_pass_is_ever_served(verdict: str) -> None:
         match=f"nothing is chosen .parity verdict {verdict}" if verdict != "unchecked" else "none was checked",
     ):
         chosen(measured("bad", 1, 0.99, verdict=verdict))
+
+
+def test_a_file_check_is_not_served_though_it_passed() -> None:
+    check = measured("check", 1, 0.99)
+    check = replace(check, candidate=replace(check.candidate, servable=False))
+    deployment = chosen(measured("good", 9, 0.9), check)
+    assert deployment.choice.candidate.architecture == "good" and deployment.rejected[0].cause == "file check"
 
 
 @pytest.fixture(scope="module")

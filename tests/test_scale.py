@@ -1,15 +1,19 @@
 """A fleet: what its command line refuses, what a replica refuses to serve, and the metrics of several as one."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from demo.scale import __main__ as scale
 from demo.scale import rollout
 from demo.scale.settings import Settings, open_here, options
+from runtime import cluster
 from runtime.errors import SajiError, Unavailable
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra scale)")
@@ -24,6 +28,20 @@ def test_without_ray_the_line_that_installs_it_is_said(monkeypatch: pytest.Monke
     typed(monkeypatch)
     with pytest.raises(Unavailable, match=r"ray is not installed; install it with: pip install '.*\[scale\]'"):
         scale.main()
+
+
+@pytest.mark.parametrize(("address", "token"), [("", "token"), ("10.0.0.1:6379", None)])
+def test_what_is_started_here_has_a_token_and_nothing_is_reported(
+    address: str, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    ray = SimpleNamespace(init=lambda address, **words: asked.update(words, address=address))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(os, "environ", {})
+    cluster.join(address, {"num_cpus": 2})
+    assert os.environ.get("RAY_AUTH_MODE") == token and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert asked["address"] == (address or "local") and asked.get("num_cpus") == (None if address else 2)
+    assert asked.get("_node_ip_address") == (None if address else "127.0.0.1")
 
 
 @needs_ray

@@ -92,6 +92,11 @@ def test_what_makes_another_kind_of_machine(facts: dict[str, Any], holds: bool, 
     assert (verdicts.difference(of_processor, receipt.versions) == "") == holds
 
 
+def test_a_processor_that_tells_no_formats_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "machine", lambda: Machine("Neoverse-V2"))
+    assert verdicts.same_kind(Machine("Neoverse-V2")) and not verdicts.same_kind(Machine("Cortex-A53"))
+
+
 def test_on_a_gpu_its_name_and_driver_and_the_version_of_the_engine_count(model: Path) -> None:
     receipt = Receipt.read(model)
     engine = next(c for c in receipt.candidates if c.backend == "tensorrt-rtx")
@@ -102,6 +107,18 @@ def test_on_a_gpu_its_name_and_driver_and_the_version_of_the_engine_count(model:
     assert "tensorrt-rtx-cu13 1.4.0.76, here" in verdicts.difference(engine, older)
     assert verdicts.difference(replace(engine, machine=None), receipt.versions) == "names no machine"
     assert not verdicts.same_kind(None) and verdicts.same_kind(machine()) and not verdicts.same_kind(Machine("x"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "why_not", "holds"), [("unchecked", None, False), ("unchecked", "no GPU", True), ("pass", None, True)]
+)
+def test_what_a_gpu_was_too_full_to_check_is_checked_where_it_runs(
+    verdict: str, why_not: str | None, holds: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = Receipt.read(model)
+    engine = replace(next(c for c in receipt.candidates if c.backend == "tensorrt-rtx"), verdict=verdict)
+    monkeypatch.setattr(verdicts, "unavailable_because", lambda backend: why_not)
+    assert (engine.key() in verdicts.of_here(tmp_path, replace(receipt, candidates=(engine,)))) == holds
 
 
 def test_what_was_kept_of_another_model_does_not_hold_for_the_one_that_was_copied_over_it(
