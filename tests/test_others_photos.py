@@ -289,4 +289,4 @@ def test_the_example_for_other_apps_sees_the_pixels_that_saji_sees(kind: str, mo
     example = house.module_at(house.EMBEDDING_EXAMPLE).Model(model)
     theirs = example.pixels(tmp_path / "photo.png").astype(int)
     ours = house.pixels(tmp_path / "photo.png", Geometry(**example.spec["geometry"]))
-    assert np.abs(theirs - ours).max() <= 8
+    assert np.abs(theirs - ours).max() <= 2

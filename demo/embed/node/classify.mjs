@@ -8,8 +8,11 @@ import sharp from 'sharp'
 
 // Upright 8-bit sRGB on white (sharp converts by an embedded profile): uint8 [height, width, 3]
 async function decode(file) {
-  const photo = sharp(file).autoOrient().flatten({ background: 'white' }).toColourspace('srgb')
-  const { data, info } = await photo.removeAlpha().raw().toBuffer({ resolveWithObject: true })
+  const { orientation, xmpAsString } = await sharp(file).metadata()
+  const told = orientation ? 1 : /tiff:Orientation\W+([1-8])\b/.exec(xmpAsString)?.[1] ?? 1 // by XMP where EXIF has none
+  const turn = { 3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270 }[told] ?? 0
+  const photo = sharp(file).autoOrient().flop('2457'.includes(told)).rotate(turn).flatten({ background: 'white' })
+  const { data, info } = await photo.toColourspace('srgb').removeAlpha().raw().toBuffer({ resolveWithObject: true })
   return new ort.Tensor('uint8', data, [info.height, info.width, info.channels])
 }
 
