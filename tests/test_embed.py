@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image
 from test_as_seen import MEANT, TOLERANCE, heics, hidden, tiffs
+from test_others_photos import BROKEN_VALUES, KNOWN_VALUES, ODD_VALUES, lying
 
 import runtime
 from export.geometry import (
@@ -32,7 +34,7 @@ from export.geometry import (
     write_with_geometry,
 )
 from lab.geometry import open_in_openvino
-from lab.torture.gallery import P3, ink_profile, jpeg, profile
+from lab.torture.gallery import P3, ink_profile, jpeg, picture, profile, saved
 from lab.torture.odd_pictures import corpus
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
@@ -175,11 +177,47 @@ def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, s
     with runtime.load(model) as classifier:
         ours = [classifier(path) for path in (photo, wide)]
     for line, answer in zip(done.stdout.splitlines(), ours, strict=True):
-        _, label, probability, _ = line.split("\t")
+        _, label, probability = line.split("\t")
         assert label == told(answer.label, answer.answer)
         assert float(probability) == pytest.approx(answer.probability, abs=0.01)
     wrong = example(sys.executable, script, spoilt(model, tmp_path / "model"), "--check")
     assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stderr
+
+
+def by_energy(model: Path, folder: Path) -> Path:
+    """A copy of the model folder that rejects by a rule which the examples do not have."""
+    house.linked(model, folder)
+    for file in ("model.onnx", "model.embed.onnx"):
+        graph = onnx.load(model / file)
+        [entry] = [each for each in graph.metadata_props if each.key == "spec"]
+        entry.value = json.dumps(json.loads(entry.value) | {"rejection": {"rule": "energy", "threshold": 1}})
+        (folder / file).unlink()
+        onnx.save(graph, folder / file)
+    with house.changing(folder / "model.json") as receipt:
+        receipt["spec"]["rejection"] = {"rule": "energy", "threshold": 1}
+    return folder
+
+
+@pytest.mark.parametrize("name", ["python", "node"])
+def test_an_example_says_which_photos_it_cannot_read_and_stops_at_a_rule_that_it_does_not_have(
+    name: str, model: Path, sample: Path, tmp_path: Path
+) -> None:
+    command: list[str | Path] = [sys.executable, house.EMBEDDING_EXAMPLE]
+    if name == "node":
+        node = shutil.which("node") or pytest.skip("Node is not installed: apt-get install nodejs npm")
+        command = [node, house.embedding_example("node") / "classify.mjs"]
+    photo = next((sample / "rendang").glob("*.jpg"))
+    (tmp_path / "cut.jpg").write_bytes(photo.read_bytes()[:-400])
+    shutil.copy(Path(__file__).parent / "heic" / "colours.heic", tmp_path)
+    (tmp_path / "none.jpg").write_text("no photo")
+    unread = [tmp_path / name for name in ("cut.jpg", "colours.heic", "none.jpg", "gone.jpg")]
+    done = example(*command, model, unread[0], photo, *unread[1:], photo)
+    assert done.returncode == 1 and [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(photo)] * 2
+    for path, line in zip(unread, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"{path} gets no answer: ")
+    done = example(*command, by_energy(model, tmp_path / "energy"), photo)
+    assert done.returncode and not done.stdout
+    assert done.stderr == "the rule energy is not in this example; see docs/embed.md\n"
 
 
 def test_the_examples_use_none_of_our_python_and_are_short() -> None:
@@ -215,7 +253,7 @@ def test_the_node_example_checks_itself_and_classifies_as_we_do(
     logits = engine.run(pixels(photo, spec.geometry)[None])
     engine.close()
     [ours], [answer] = spec.probabilities(logits), spec.answers(logits)
-    _, said, probability, _ = done.stdout.splitlines()[-1].split("\t")
+    _, said, probability = done.stdout.splitlines()[-1].split("\t")
     assert said == told(spec.classes[ours.argmax()], answer)
     assert float(probability) == pytest.approx(ours.max(), abs=BOUND)
     wrong = example(node, script, spoilt(both, tmp_path / "model"), "--check", *flags)
@@ -239,6 +277,7 @@ OTHERWISE = {
     "PNG with one clear grey of 2, 4 or 16 bits, or a clear colour of 16": "one (grey|colour) clear of (2|4|16)",
     "GIF whose first frame is smaller, APNG behind another picture": "GIF, a small|behind another picture",
     "TIFF of 16 bits, white at 0": "white is 0, 16 bits",
+    "EXIF with a broken entry before its orientation": "broken, ",
     "EXIF orientation kept as a byte": "EXIF, a byte",
     "orientation by XMP alone, by a long or signed number, in WebP": "meant",
 }
@@ -281,6 +320,8 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
     """A photo of each kind that is read, and its pixels."""
     inks = jpeg("CMYK", icc_profile=ink_profile(np.arange(48, dtype=np.uint8).reshape(2, 2, 2, 2, 3) * 4))
     files = corpus() | {"JPEG, a profile of inks": inks} | {f"meant, {kind}": file for kind, file in MEANT.items()}
+    files |= {f"odd, {kind}": lying(value) for kind, value in (ODD_VALUES | KNOWN_VALUES).items()}
+    files |= {f"broken, {kind}": lying(value, room=0) for kind, value in BROKEN_VALUES.items()}
     for make in (tiffs, hidden, *([heics] if find_spec("pillow_heif") else [])):
         files |= {f"{make.__name__}, {kind}": file for kind, (file, _) in make().items()}
     folder, found = tmp_path_factory.mktemp("kinds"), {}
@@ -325,6 +366,14 @@ def test_the_python_example_sees_the_pixels_that_we_see(kinds: Kinds) -> None:
     check_seen(kinds, [json.loads(line) for line in done.stdout.splitlines()], 1)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000"])
+def test_the_python_example_reads_no_half_of_a_photo(kind: str) -> None:
+    decode, whole = house.module_at(house.EMBEDDING_EXAMPLE).decode, saved(picture(), kind)
+    decode(io.BytesIO(whole))
+    with pytest.raises(OSError):
+        decode(io.BytesIO(whole[: len(whole) // 2]))
+
+
 def test_the_node_example_sees_the_pixels_that_we_see(kinds: Kinds) -> None:
     node = shutil.which("node") or pytest.skip("Node is not installed: apt-get install nodejs npm")
     folder = house.embedding_example("node")
@@ -336,7 +385,9 @@ def test_the_node_example_sees_the_pixels_that_we_see(kinds: Kinds) -> None:
 
 @pytest.fixture(scope="module")
 def site(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with house.browser_example(both, spoilt=spoilt(both, tmp_path_factory.mktemp("site") / "spoilt")) as address:
+    folder = tmp_path_factory.mktemp("site")
+    others = {"spoilt": spoilt(both, folder / "spoilt"), "energy": by_energy(both, folder / "energy")}
+    with house.browser_example(both, **others) as address:
         yield address
 
 
@@ -387,6 +438,8 @@ def test_the_page_sees_the_pixels_that_we_see(site: str, page: Any, kinds: Kinds
     check_seen(kinds, page.evaluate(PAGE, files), 3)
 
 
-def test_the_page_says_what_is_missing(site: str, page: Any) -> None:
+def test_the_page_says_what_is_missing_or_unknown(site: str, page: Any) -> None:
     page.goto(f"{site}?model=nowhere")
     assert "nowhere/model.json is not there" in answer(page, "did not work")
+    page.goto(f"{site}?model=energy&precision=fp32")
+    assert "the rule energy is not in this example" in answer(page, "did not work")

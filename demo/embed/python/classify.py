@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,8 @@ class Model:
         file = folder / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
         self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         self.spec = json.loads(self.session.get_modelmeta().custom_metadata_map["spec"])
+        if self.spec["rejection"] and self.spec["rejection"]["rule"] not in ("max_probability", "familiarity"):
+            sys.exit(f"the rule {self.spec['rejection']['rule']} is not in this example; see docs/embed.md")
 
     def pixels(self, path: Path) -> np.ndarray:
         """The photo as the network sees it: upright, RGB, shorter side resized, centre cut out; uint8 [S, S, 3]."""
@@ -44,15 +45,16 @@ class Model:
         classes, guard, rejection = (self.spec.get(name) for name in ("classes", "guard", "rejection"))
         if guard and probabilities[classes.index(guard["absent"])] > 1 - guard["presence"]:
             return guard["absent"]
-        label = classes[probabilities.argmax()]
-        scores = {"max_probability": probabilities.max(), "familiarity": familiarity}
-        unsure = rejection and scores[rejection["rule"]] < rejection["threshold"]
+        label, most = classes[probabilities.argmax()], probabilities.max()
+        unsure = rejection and (familiarity if rejection["rule"] == "familiarity" else most) < rejection["threshold"]
         return "not sure" if unsure or (guard and label in (guard["absent"], guard["unnamed"])) else label
 
 
 def decode(path: Path) -> Image.Image:
     """Upright sRGB by an embedded colour profile where there is one, such as an iPhone's; transparency on white."""
-    photo = ImageOps.exif_transpose(Image.open(path))
+    photo = Image.open(path).copy()  # which reads it whole, or fails
+    with contextlib.suppress(Exception):  # of EXIF that cannot be written again, as some phones have it: after the turn
+        ImageOps.exif_transpose(photo, in_place=True)
     profile = io.BytesIO(photo.info.get("icc_profile") or b"")
     if photo.mode.startswith("I"):  # 16 bits a pixel, which Pillow itself would clip to white
         photo = Image.fromarray((np.asarray(photo).clip(0, 0xFFFF) >> 8).astype(np.uint8))
@@ -68,14 +70,13 @@ def check(model: Model, folder: Path, precision: str) -> None:
     golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
     for name, answer in golden["pictures"].items():
         pixels = model.pixels(folder / name)
-        if answer["pixels_sha256"] and hashlib.sha256(pixels.tobytes()).hexdigest() != answer["pixels_sha256"]:
-            sys.exit(f"wrong: {name} becomes other pixels than at export")
+        other = answer["pixels_sha256"] not in (hashlib.sha256(pixels.tobytes()).hexdigest(), "")
         probabilities, familiarity = model.run(pixels)
         known = answer.get("familiarity") or 0.0
         found = max(np.abs(probabilities - answer["probabilities"]).max(), abs(familiarity - known) / (4 + abs(known)))
         allowed = golden["tolerance"]["ort-cpu"][precision] + answer["decoding"]
-        verdict = f"{name}: the answer differs by {found:.4f}, {allowed:.4f} is allowed"
-        if not found <= allowed:
+        verdict = f"{name}: {'other pixels, ' * other}the answer differs by {found:.4f}, {allowed:.4f} is allowed"
+        if other or not found <= allowed:
             sys.exit(f"wrong: {verdict}")
         print(f"right: {verdict}")
 
@@ -87,11 +88,13 @@ if __name__ == "__main__":
     parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
     parser.add_argument("--check", action="store_true", help="compare with the golden vector")
     arguments = parser.parse_intermixed_args()
-    model = Model(arguments.folder, arguments.precision)
+    model, unread = Model(arguments.folder, arguments.precision), []
     if arguments.check:
         check(model, arguments.folder, arguments.precision)
     for photo in arguments.photos:
-        start = time.perf_counter()
-        probabilities, familiarity = model.run(model.pixels(photo))
-        label, milliseconds = model.answer(probabilities, familiarity), 1000 * (time.perf_counter() - start)
-        print(f"{photo}\t{label}\t{probabilities.max():.3f}\t{milliseconds:.1f} ms")
+        try:
+            probabilities, familiarity = model.run(model.pixels(photo))
+            print(f"{photo}\t{model.answer(probabilities, familiarity)}\t{probabilities.max():.3f}")
+        except Exception as error:  # whatever damaged bytes lead Pillow to
+            unread.append(f"{photo} gets no answer: {error}")
+    sys.exit("\n".join(unread) or None)
