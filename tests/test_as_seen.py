@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import house
 import numpy as np
 import pytest
 from PIL import Image
@@ -376,16 +375,6 @@ def test_what_is_not_read_is_one_sentence_and_not_called_damaged(kind: str) -> N
 def test_colours_that_do_not_exist_damage_no_photo(gamma: int, corner: int) -> None:
     told = png_chunk(b"gAMA", struct.pack(">I", gamma)) + png_chunk(b"cHRM", struct.pack(">8I", *[corner] * 8))
     assert decode(gallery.png(scene(), 2, 8, told)).size == gallery.SIZE
-
-
-@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "16-bit", "16-bit RGBA", "wide", "wide RGBA"])
-def test_the_python_example_gives_the_same_pixels(kind: str) -> None:
-    deep = np.concatenate([scene(), veil()[..., None]], 2).astype(np.uint16) * 257
-    wide = {"icc_profile": gallery.profile(**gallery.P3)} if "wide" in kind else {}
-    files = {"16-bit": gallery.png(deep[..., :3], 2, 16), "16-bit RGBA": gallery.png(deep, 6, 16)}
-    file = files.get(kind) or saved(picture(kind.removeprefix("wide").strip() or "RGB"), "PNG", **wide)
-    example = house.module_at(house.EMBEDDING_EXAMPLE).srgb(Image.open(io.BytesIO(file)))
-    assert np.abs(np.asarray(example, int) - np.asarray(decode(file))).max() <= TOLERANCE
 
 
 def test_a_picture_that_is_open_already_has_the_same_pixels(tmp_path: Any) -> None:

@@ -1,10 +1,15 @@
 """Embedding: the model with its geometry inside answers as ours does, and the examples need none of our Python."""
 
+import base64
+import contextlib
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,8 @@ import onnx
 import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image
+from test_as_seen import MEANT, TOLERANCE, heics, hidden, tiffs
+from test_others_photos import BROKEN_VALUES, KNOWN_VALUES, ODD_VALUES, lying
 
 import runtime
 from export.geometry import (
@@ -27,8 +34,8 @@ from export.geometry import (
     write_with_geometry,
 )
 from lab.geometry import open_in_openvino
-from lab.torture.gallery import P3, png, profile, saved, scene
-from lab.torture.gallery import picture as gallery_picture
+from lab.torture.gallery import P3, ink_profile, jpeg, picture, profile, saved
+from lab.torture.odd_pictures import corpus
 from runtime.backends import open_backend
 from runtime.candidate import Candidate, run_all
 from runtime.evaluation import ValidationSet
@@ -170,11 +177,47 @@ def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, s
     with runtime.load(model) as classifier:
         ours = [classifier(path) for path in (photo, wide)]
     for line, answer in zip(done.stdout.splitlines(), ours, strict=True):
-        _, label, probability, _ = line.split("\t")
+        _, label, probability = line.split("\t")
         assert label == told(answer.label, answer.answer)
         assert float(probability) == pytest.approx(answer.probability, abs=0.01)
     wrong = example(sys.executable, script, spoilt(model, tmp_path / "model"), "--check")
     assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stderr
+
+
+def by_energy(model: Path, folder: Path) -> Path:
+    """A copy of the model folder that rejects by a rule which the examples do not have."""
+    house.linked(model, folder)
+    for file in ("model.onnx", "model.embed.onnx"):
+        graph = onnx.load(model / file)
+        [entry] = [each for each in graph.metadata_props if each.key == "spec"]
+        entry.value = json.dumps(json.loads(entry.value) | {"rejection": {"rule": "energy", "threshold": 1}})
+        (folder / file).unlink()
+        onnx.save(graph, folder / file)
+    with house.changing(folder / "model.json") as receipt:
+        receipt["spec"]["rejection"] = {"rule": "energy", "threshold": 1}
+    return folder
+
+
+@pytest.mark.parametrize("name", ["python", "node"])
+def test_an_example_says_which_photos_it_cannot_read_and_stops_at_a_rule_that_it_does_not_have(
+    name: str, model: Path, sample: Path, tmp_path: Path
+) -> None:
+    command: list[str | Path] = [sys.executable, house.EMBEDDING_EXAMPLE]
+    if name == "node":
+        node = shutil.which("node") or pytest.skip("Node is not installed: apt-get install nodejs npm")
+        command = [node, house.embedding_example("node") / "classify.mjs"]
+    photo = next((sample / "rendang").glob("*.jpg"))
+    (tmp_path / "cut.jpg").write_bytes(photo.read_bytes()[:-400])
+    shutil.copy(Path(__file__).parent / "heic" / "colours.heic", tmp_path)
+    (tmp_path / "none.jpg").write_text("no photo")
+    unread = [tmp_path / name for name in ("cut.jpg", "colours.heic", "none.jpg", "gone.jpg")]
+    done = example(*command, model, unread[0], photo, *unread[1:], photo)
+    assert done.returncode == 1 and [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(photo)] * 2
+    for path, line in zip(unread, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"{path} gets no answer: ")
+    done = example(*command, by_energy(model, tmp_path / "energy"), photo)
+    assert done.returncode and not done.stdout
+    assert done.stderr == "the rule energy is not in this example; see docs/embed.md\n"
 
 
 def test_the_examples_use_none_of_our_python_and_are_short() -> None:
@@ -210,38 +253,141 @@ def test_the_node_example_checks_itself_and_classifies_as_we_do(
     logits = engine.run(pixels(photo, spec.geometry)[None])
     engine.close()
     [ours], [answer] = spec.probabilities(logits), spec.answers(logits)
-    _, said, probability, _ = done.stdout.splitlines()[-1].split("\t")
+    _, said, probability = done.stdout.splitlines()[-1].split("\t")
     assert said == told(spec.classes[ours.argmax()], answer)
     assert float(probability) == pytest.approx(ours.max(), abs=BOUND)
     wrong = example(node, script, spoilt(both, tmp_path / "model"), "--check", *flags)
     assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stdout
 
 
-def unusual(folder: Path) -> dict[str, Path]:
-    """A photo with transparency and one of 16 bits a colour."""
-    files = {"transparent.png": saved(gallery_picture("RGBA"), "PNG")}
-    files["deep.png"] = png(scene().astype(np.uint16) * 257, 2, 16)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return {name: folder / name for name in files}
+# How docs/photos.md names what the examples see otherwise than `decode`, and which pictures show it
+OTHERWISE = {
+    "HEIC": "HEIF|heics",
+    "TIFF": "TIFF|tiffs",
+    "BMP": "BMP",
+    "JPEG 2000, TGA, PSD, PNM, DIB": "DIB|JP2|J2K|JPEG ?2000|TGA|PSD|p.m |PGM",
+    "lossless JPEG": "JPEG, lossless",
+    "AVIF that moves": "AVIF that moves",
+    "AVIF": "AVIF",
+    "inks with a profile": "profile of inks",
+    "inks without a profile": "CMYK|YCCK|inks$|inks [<>]",
+    "PNG's gamma, primaries and cICP, AVIF's numbers": r"PNG, (gamma|cICP)|AVIF \(",
+    "a BMP's profile, endpoints and gamma": "ICC in BMP|BMP, endpoints",
+    "BMP and TGA that are transparent everywhere": "(BMP|TGA).* clear everywhere",
+    "PNG with one clear grey of 2, 4 or 16 bits, or a clear colour of 16": "one (grey|colour) clear of (2|4|16)",
+    "GIF whose first frame is smaller, APNG behind another picture": "GIF, a small|behind another picture",
+    "TIFF of 16 bits, white at 0": "white is 0, 16 bits",
+    "EXIF with a broken entry before its orientation": "broken, ",
+    "EXIF orientation kept as a byte": "EXIF, a byte",
+    "orientation by XMP alone, by a long or signed number, in WebP": "meant",
+}
+# Each reads names of photos and prints, for each, its height, width and pixels, or null where it cannot be read
+PYTHON = """import base64, json, sys
+import classify
+for name in sys.argv[1:]:
+    try:
+        photo = classify.decode(name)
+        print(json.dumps([photo.height, photo.width, base64.b64encode(photo.tobytes()).decode()]))
+    except Exception:
+        print("null")"""
+NODE = """for (const name of process.argv.slice(1)) {
+  const photo = await decode(name).catch(() => null)
+  console.log(JSON.stringify(photo && [photo.dims[0], photo.dims[1], Buffer.from(photo.data).toString('base64')]))
+}"""
+PAGE = """async files => {
+  const found = [], $ = (id) => document.getElementById(id)
+  for (const file of files) {
+    const list = new DataTransfer()
+    list.items.add(new File([Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0))], 'photo'))
+    $('answer').textContent = ''
+    $('photo').files = list.files
+    $('photo').dispatchEvent(new Event('change'))
+    while (!$('answer').textContent) await new Promise((done) => setTimeout(done))
+    const { width, height } = $('canvas')
+    const data = $('canvas').getContext('2d').getImageData(0, 0, width, height).data.filter((_, i) => i % 4 < 3)
+    const pixels = btoa(Array.from(data, (value) => String.fromCharCode(value)).join(''))
+    found.push($('answer').textContent.includes('did not work') ? null : [height, width, pixels])
+  }
+  return found
+}"""
 
 
-def test_the_node_example_gives_transparency_and_16_bits_the_same_pixels(both: Path, tmp_path: Path) -> None:
+Kinds = dict[str, tuple[Path, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
+    """A photo of each kind that is read, and its pixels."""
+    inks = jpeg("CMYK", icc_profile=ink_profile(np.arange(48, dtype=np.uint8).reshape(2, 2, 2, 2, 3) * 4))
+    files = corpus() | {"JPEG, a profile of inks": inks} | {f"meant, {kind}": file for kind, file in MEANT.items()}
+    files |= {f"odd, {kind}": lying(value) for kind, value in (ODD_VALUES | KNOWN_VALUES).items()}
+    files |= {f"broken, {kind}": lying(value, room=0) for kind, value in BROKEN_VALUES.items()}
+    for make in (tiffs, hidden, *([heics] if find_spec("pillow_heif") else [])):
+        files |= {f"{make.__name__}, {kind}": file for kind, (file, _) in make().items()}
+    folder, found = tmp_path_factory.mktemp("kinds"), {}
+    for number, (kind, content) in enumerate(files.items()):
+        (folder / str(number)).write_bytes(content)
+        with contextlib.suppress(house.BadPhoto):  # of which the corpus has some
+            found[kind] = folder / str(number), np.asarray(house.decode(content), int)
+    return found
+
+
+def told_otherwise(column: int) -> dict[str, str]:
+    """What docs/photos.md says that one of the examples makes of kinds of photos, by kind."""
+    text = (house.ROOT / "docs" / "photos.md").read_text(encoding="utf-8")
+    table = text.partition("| photo | Python | Node | page |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == list(OTHERWISE)
+    return {row[0]: row[column] for row in rows if row[column]}
+
+
+def check_seen(kinds: Kinds, found: list[Any], column: int) -> None:
+    """The pixels that an example saw are ours, but for what docs/photos.md says of it, and all that it says is so."""
+    refused, other = set(), set()
+    for (kind, (_, ours)), photo in zip(kinds.items(), found, strict=True):
+        if photo is None:
+            refused.add(kind)
+            continue
+        height, width, pixels = photo
+        theirs = np.frombuffer(base64.b64decode(pixels), np.uint8).reshape(height, width, 3)
+        if ours.shape != theirs.shape or np.abs(ours - theirs).max() > TOLERANCE:
+            other.add(kind)
+    told: dict[bool, dict[str, set[str]]] = {True: {}, False: {}}
+    for row, cell in told_otherwise(column).items():
+        told[cell.startswith("not read")][row] = {kind for kind in kinds if re.search(OTHERWISE[row], kind)}
+    assert refused == set().union(*told[True].values())
+    assert not other - set().union(*told[False].values())
+    assert not [row for row, shown in told[False].items() if not other & shown]
+
+
+def test_the_python_example_sees_the_pixels_that_we_see(kinds: Kinds) -> None:
+    files = [path for path, _ in kinds.values()]
+    done = example(sys.executable, "-c", PYTHON, *files, cwd=house.EMBED / "python")
+    check_seen(kinds, [json.loads(line) for line in done.stdout.splitlines()], 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000"])
+def test_the_python_example_reads_no_half_of_a_photo(kind: str) -> None:
+    decode, whole = house.module_at(house.EMBEDDING_EXAMPLE).decode, saved(picture(), kind)
+    decode(io.BytesIO(whole))
+    with pytest.raises(OSError):
+        decode(io.BytesIO(whole[: len(whole) // 2]))
+
+
+def test_the_node_example_sees_the_pixels_that_we_see(kinds: Kinds) -> None:
     node = shutil.which("node") or pytest.skip("Node is not installed: apt-get install nodejs npm")
-    photos = list(unusual(tmp_path).values())
-    done = example(node, house.embedding_example("node") / "classify.mjs", both, *photos)
-    assert done.returncode == 0, done.stderr
-    with runtime.load(both) as classifier:
-        for line, photo in zip(done.stdout.splitlines(), photos, strict=True):
-            _, said, probability, _ = line.split("\t")
-            ours = classifier(photo)
-            assert said == told(ours.label, ours.answer), photo.name
-            assert float(probability) == pytest.approx(ours.probability, abs=BOUND), photo.name
+    folder = house.embedding_example("node")
+    decode = (folder / "classify.mjs").read_text(encoding="utf-8").partition("// What the spec's rules")[0]
+    files = [path for path, _ in kinds.values()]
+    done = example(node, "--input-type=module", "-e", decode + NODE, *files, cwd=folder)
+    check_seen(kinds, [json.loads(line) for line in done.stdout.splitlines()], 2)
 
 
 @pytest.fixture(scope="module")
 def site(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with house.browser_example(both, spoilt=spoilt(both, tmp_path_factory.mktemp("site") / "spoilt")) as address:
+    folder = tmp_path_factory.mktemp("site")
+    others = {"spoilt": spoilt(both, folder / "spoilt"), "energy": by_energy(both, folder / "energy")}
+    with house.browser_example(both, **others) as address:
         yield address
 
 
@@ -285,21 +431,15 @@ def test_the_page_classifies_a_photo_itself_and_says_how_long_it_took(
     assert "did not work" in answer(page, "did not work")
 
 
-def test_the_page_gives_transparency_and_16_bits_the_same_pixels(
-    site: str, page: Any, both: Path, tmp_path: Path
-) -> None:
+def test_the_page_sees_the_pixels_that_we_see(site: str, page: Any, kinds: Kinds) -> None:
     page.goto(f"{site}?precision=fp32")
     answer(page, "Ready")
-    with runtime.load(both) as classifier:
-        for photo in unusual(tmp_path).values():
-            page.evaluate("document.getElementById('answer').textContent = ''")
-            page.get_by_label("Pick a photo").set_input_files(photo)
-            answer(page, "model ")
-            label, probability = page.locator("#classes li").first.inner_text().removesuffix(" %").rsplit(": ", 1)
-            ours = classifier(photo).probabilities[label.replace(" ", "_")]
-            assert float(probability) / 100 == pytest.approx(ours, abs=BOUND), photo.name
+    files = [base64.b64encode(path.read_bytes()).decode() for path, _ in kinds.values()]
+    check_seen(kinds, page.evaluate(PAGE, files), 3)
 
 
-def test_the_page_says_what_is_missing(site: str, page: Any) -> None:
+def test_the_page_says_what_is_missing_or_unknown(site: str, page: Any) -> None:
     page.goto(f"{site}?model=nowhere")
     assert "nowhere/model.json is not there" in answer(page, "did not work")
+    page.goto(f"{site}?model=energy&precision=fp32")
+    assert "the rule energy is not in this example" in answer(page, "did not work")

@@ -85,14 +85,14 @@ def test_classify_takes_photos_with_odd_exif_values(model: Path, tmp_path: Path)
 
 
 # python-pillow/Pillow#518, #3337, #4529
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(entry(0x010F, 2, 40, struct.pack("<I", 60_000)), id="maker, outside of the block"),
-        pytest.param(entry(0x010E, 5, 1, struct.pack("<I", 60_000)), id="description, outside of the block"),
-        pytest.param(entry(0x010F, 2, 2**31, struct.pack("<I", 60)), id="maker, longer than any file"),
-    ],
-)
+BROKEN_VALUES = {
+    "maker, outside of the block": entry(0x010F, 2, 40, struct.pack("<I", 60_000)),
+    "description, outside of the block": entry(0x010E, 5, 1, struct.pack("<I", 60_000)),
+    "maker, longer than any file": entry(0x010F, 2, 2**31, struct.pack("<I", 60)),
+}
+
+
+@pytest.mark.parametrize("value", BROKEN_VALUES.values(), ids=BROKEN_VALUES)
 def test_a_broken_exif_entry_before_the_orientation_does_not_lay_the_photo_on_its_side(value: bytes) -> None:
     assert house.decode(lying(value, room=0)).size == (80, 96)
 
@@ -289,4 +289,4 @@ def test_the_example_for_other_apps_sees_the_pixels_that_saji_sees(kind: str, mo
     example = house.module_at(house.EMBEDDING_EXAMPLE).Model(model)
     theirs = example.pixels(tmp_path / "photo.png").astype(int)
     ours = house.pixels(tmp_path / "photo.png", Geometry(**example.spec["geometry"]))
-    assert np.abs(theirs - ours).max() <= 8
+    assert np.abs(theirs - ours).max() <= 2

@@ -19,7 +19,7 @@ import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
-from lab.torture.gallery import P3, lossless_jpeg, profile
+from lab.torture.gallery import P3, ink_profile, lossless_jpeg, profile
 from runtime.errors import BadModel, BadPhoto, TooManyPixels, TooMuchMemory
 from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
@@ -291,12 +291,9 @@ def test_profiles_of_srgb_broken_ones_and_those_of_another_mode_change_no_bit(mo
 
 def test_inks_are_converted_by_their_profile() -> None:
     """By the profile of a printer whose colours all are the grey of L* 50, which in sRGB is 119, and darker with K."""
-    straight, grey, black = bytes(range(256)), bytes([128, 128, 128]), bytes([0, 128, 128])
-    table = b"mft1" + struct.pack(">4x4B9i", 4, 3, 2, 0, 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
-    table += straight * 4 + (grey + black) * 8 + straight * 3
-    kinds, white = (b"prtr", b"CMYK", b"Lab ", b"acsp"), (63190, 65536, 54061)
-    header = struct.pack(">I4xI4s4s4s12x4s28x3i48x", 144 + len(table), 2 << 24, *kinds, *white)
-    printer = header + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+    colours = np.full((2, 2, 2, 2, 3), 128, np.uint8)
+    colours[..., 1, 0] = 0
+    printer = ink_profile(colours)
     photo = Image.new("CMYK", (8, 8), (0, 200, 200, 0))
     for kind in ("JPEG", "TIFF"):
         found = np.asarray(decode(encoded(photo, kind, icc_profile=printer)))[4, 4]

@@ -230,6 +230,16 @@ def grey_profile(exponent: float) -> bytes:
     return head + struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, b"kTRC", 176, 16) + white + curve
 
 
+def ink_profile(colours: np.ndarray) -> bytes:
+    """An ICC profile of a printer (ICC.1:2001-04): uint8 `[2, 2, 2, 2, 3]`, the Lab of none or all of its four inks."""
+    straight = bytes(range(256))
+    table = b"mft1" + struct.pack(">4x4B9i", 4, 3, 2, 0, 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table += straight * 4 + colours.tobytes() + straight * 3
+    kinds, white = (b"prtr", b"CMYK", b"Lab ", b"acsp"), (63190, 65536, 54061)
+    head = struct.pack(">I4xI4s4s4s12x4s28x3i48x", 144 + len(table), 2 << 24, *kinds, *white)
+    return head + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
 def said_in_avif(primaries: int, curve: int) -> bytes:
     """An AVIF that tells its colours by CICP's numbers."""
     file = saved(picture(), "AVIF", quality=95, speed=9, subsampling="4:4:4")

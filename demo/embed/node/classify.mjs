@@ -8,8 +8,11 @@ import sharp from 'sharp'
 
 // Upright 8-bit sRGB on white (sharp converts by an embedded profile): uint8 [height, width, 3]
 async function decode(file) {
-  const photo = sharp(file).autoOrient().flatten({ background: 'white' }).toColourspace('srgb')
-  const { data, info } = await photo.removeAlpha().raw().toBuffer({ resolveWithObject: true })
+  const { orientation, xmpAsString } = await sharp(file).metadata()
+  const told = orientation ? 1 : /tiff:Orientation\W+([1-8])\b/.exec(xmpAsString)?.[1] ?? 1 // by XMP where EXIF has none
+  const turn = { 3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270 }[told] ?? 0
+  const photo = sharp(file).autoOrient().flop('2457'.includes(told)).rotate(turn).flatten({ background: 'white' })
+  const { data, info } = await photo.toColourspace('srgb').removeAlpha().raw().toBuffer({ resolveWithObject: true })
   return new ort.Tensor('uint8', data, [info.height, info.width, info.channels])
 }
 
@@ -19,7 +22,7 @@ function answer({ classes, guard, rejection }, probabilities, familiarity) {
   const most = Math.max(...probabilities)
   const label = classes[probabilities.indexOf(most)]
   if (guard && [guard.absent, guard.unnamed].includes(label)) return 'not sure'
-  const score = { max_probability: most, familiarity }[rejection?.rule] // the rule "energy" needs the logits
+  const score = { max_probability: most, familiarity }[rejection?.rule]
   return score < rejection?.threshold ? 'not sure' : label
 }
 
@@ -27,6 +30,9 @@ async function open(folder, precision) {
   const file = precision === 'int8' ? 'model.embed.int8.onnx' : 'model.embed.onnx'
   const session = await ort.InferenceSession.create(path.join(folder, file))
   const { spec } = JSON.parse(await readFile(path.join(folder, 'model.json'), 'utf8'))
+  if (!['max_probability', 'familiarity', undefined].includes(spec.rejection?.rule)) {
+    stop(`the rule ${spec.rejection.rule} is not in this example; see docs/embed.md`)
+  }
   return async (photo) => {
     const { probabilities: { data }, familiarity } = await session.run({ photo: await decode(photo) })
     const [familiar] = familiarity?.data ?? [] // of a model that has it
@@ -50,18 +56,23 @@ async function check(classify, folder, precision) {
   }
 }
 
-const options = { check: { type: 'boolean' }, int8: { type: 'boolean' } }
-const { values, positionals: [folder, ...photos] } = parseArgs({ options, allowPositionals: true })
-if (!folder) {
-  console.error('name a model folder: node classify.mjs artifacts/models/resnet34 photo.jpg')
+function stop(why) {
+  console.error(why)
   process.exit(2)
 }
+
+const options = { check: { type: 'boolean' }, int8: { type: 'boolean' } }
+const { values, positionals: [folder, ...photos] } = parseArgs({ options, allowPositionals: true })
+if (!folder) stop('name a model folder: node classify.mjs artifacts/models/resnet34 photo.jpg')
 const precision = values.int8 ? 'int8' : 'fp32'
 const classify = await open(folder, precision)
 if (values.check) await check(classify, folder, precision)
 for (const photo of photos) {
-  const start = performance.now()
-  const { label, probabilities } = await classify(photo)
-  const milliseconds = (performance.now() - start).toFixed(1)
-  console.log([photo, label, Math.max(...probabilities).toFixed(3), `${milliseconds} ms`].join('\t'))
+  try {
+    const { label, probabilities } = await classify(photo)
+    console.log([photo, label, Math.max(...probabilities).toFixed(3)].join('\t'))
+  } catch (error) {
+    console.error(`${photo} gets no answer: ${error.message.split('\n')[0]}`)
+    process.exitCode = 1
+  }
 }
