@@ -172,6 +172,19 @@ def test_what_a_worker_refuses_is_one_sentence(
     assert list((tmp_path / "rows").iterdir()) == []
 
 
+@pytest.mark.parametrize("address", ["{}", "{}/", "file://{}", "local://{}/"])
+def test_of_two_commands_with_one_output_on_a_disk_the_second_is_refused(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason=SCALE)
+    one, two = (
+        bulk.Shards(bulk.Job("model", "an engine", output, "/", False))
+        for output in (str(tmp_path), address.format(tmp_path))
+    )
+    with one, pytest.raises(SajiError, match="another process is writing rows into"), two:
+        pass
+    with two:  # as soon as the first has ended
+        assert (tmp_path / ".pending").is_dir()
+
+
 def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -> None:
     """The marks of those that died stay, so that one too many gives up; who comes through removes them."""
     pytest.importorskip("pyarrow", reason=SCALE)

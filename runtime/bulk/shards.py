@@ -44,7 +44,7 @@ class Shards:
 
         self.files.create_dir(f"{self.place}/{PENDING}")
         with ExitStack() as opening:
-            if "://" not in self.job.output:  # an object store has no locks
+            if self.files.type_name == "local":  # an object store has no locks
                 opening.enter_context(alone(Path(self.place), "writing rows into"))
             opening.callback(self.files.delete_dir, f"{self.place}/{PENDING}")
             self.files.delete_dir_contents(f"{self.place}/{PENDING}")
