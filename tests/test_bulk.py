@@ -22,7 +22,7 @@ from runtime.bulk import places, sources
 from runtime.bulk import worker as workers
 from runtime.classify import classify
 from runtime.command_line import Parser
-from runtime.errors import GateFailed, SajiError
+from runtime.errors import BadPhoto, GateFailed, SajiError
 
 SCALE = "needs the extra scale: pip install '.[scale]'"
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
@@ -217,6 +217,38 @@ def test_a_table_is_told_what_it_lacks(columns: dict[str, list], said: str, tmp_
     (tmp_path / "b.parquet").write_text("no table")
     with pytest.raises(SajiError, match="is no file of Parquet that can be read"):
         sources.Everywhere([str(tmp_path / "b.parquet")], print, sources.Names())
+
+
+class Closed:
+    """A file system that pyarrow has no error of Python's for, as of Azure for who is not let in."""
+
+    type_name = "abfs"
+
+    def __getattr__(self, name: str) -> Any:
+        import pyarrow as pa
+
+        def refuse(*_: object, **__: object) -> None:
+            raise pa.ArrowException("Unknown error: no token\nSee there")
+
+        return refuse
+
+
+def test_a_store_that_lets_nobody_in_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason=SCALE)
+    monkeypatch.setattr(places, "_file_system", lambda *_: (Closed(), "/"))
+    job = bulk.Job("model", "an engine", "abfs://box/rows", "/", False)
+    asked = {
+        "photos cannot be read": lambda: list(sources.Everywhere(["abfs://box/photos"], print, sources.Names())),
+        "no rows can be written into abfs://box/rows": bulk.Shards(job).__enter__,
+        "abfs://box/rows does not take rows any more": lambda: bulk.Shards(job).keep("file"),
+    }
+    for said, ask in asked.items():
+        with pytest.raises(SajiError, match=rf"{said} \(Unknown error: no token\); "):
+            ask()
+    worker = workers.Worker.__new__(bulk.Worker)
+    worker.job = job
+    _, photo = worker._read(("abfs://box/photos/a.jpg", None))
+    assert isinstance(photo, BadPhoto) and str(photo) == "a.jpg cannot be opened: Unknown error: no token"
 
 
 def test_tables_and_uris(cluster: Any, photos: Path, model: Path, local: dict[str, Any], tmp_path: Path) -> None:

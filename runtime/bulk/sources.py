@@ -57,12 +57,17 @@ class Everywhere(classify.Photos):
         from pyarrow.fs import FileSelector, FileType
 
         files, root = located(place)
-        if files.get_file_info(root).type != FileType.Directory:
+
+        def asked(what: Any) -> Any:
+            with saying(f"{place} cannot be read; check its name, and what the environment says of who asks"):
+                return files.get_file_info(what)
+
+        if asked(root).type != FileType.Directory:
             yield place
             return
         folders, found = [root], False
         while folders:
-            infos = sorted(files.get_file_info(FileSelector(folders.pop())), key=lambda info: info.base_name)
+            infos = sorted(asked(FileSelector(folders.pop())), key=lambda info: info.base_name)
             infos = [info for info in infos if not left_by_programs(info.base_name)]
             folders += [info.path for info in reversed(infos) if info.type == FileType.Directory]
             for name in (info.path for info in infos if info.type == FileType.File):
@@ -94,7 +99,8 @@ def table(place: str) -> Any:
 
 
 def _names(place: str) -> Iterator[str]:
-    for batch in table(place).to_batches(columns=[NAME]):
-        if batch[NAME].null_count:
-            raise SajiError(f"{place} has a row without a name in {NAME}; rows are told apart by these")
-        yield from batch[NAME].to_pylist()
+    with saying(f"{place} is no file of Parquet that can be read"):
+        for batch in table(place).to_batches(columns=[NAME]):
+            if batch[NAME].null_count:
+                raise SajiError(f"{place} has a row without a name in {NAME}; rows are told apart by these")
+            yield from batch[NAME].to_pylist()
