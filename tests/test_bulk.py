@@ -204,7 +204,7 @@ def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -
         ({"name": ["a"]}, r"has name \(string\); it needs the photos' names as text in path"),
         ({"path": [1]}, r"has path \(int64\); it needs"),
         ({"path": ["a", None]}, "has a row without a name in path"),
-        ({"path": ["a", "a"], "bytes": [b"1", b"2"]}, "a second photo is called a in path"),
+        ({"path": ["a", "a"], "bytes": [b"1", b"2"]}, "a second photo is called a, as one in a table"),
     ],
 )
 def test_a_table_is_told_what_it_lacks(columns: dict[str, list], said: str, tmp_path: Path) -> None:
@@ -249,6 +249,27 @@ def test_a_store_that_lets_nobody_in_is_one_sentence(tmp_path: Path, monkeypatch
     worker.job = job
     _, photo = worker._read(("abfs://box/photos/a.jpg", None))
     assert isinstance(photo, BadPhoto) and str(photo) == "a.jpg cannot be opened: Unknown error: no token"
+
+
+@pytest.mark.parametrize("other", ["folder", "photo", "names", "list"])
+def test_a_photo_called_as_one_in_a_table_is_refused(
+    other: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason=SCALE)
+    import pyarrow as pa
+
+    name = str(photos / "broken.jpg")
+    parquet.write_table(pa.table({"path": [name], "bytes": [b"1"]}), tmp_path / "photos.parquet")
+    parquet.write_table(pa.table({"path": [name]}), tmp_path / "names.parquet")
+    (tmp_path / "list").write_text(name)
+    place = {"folder": str(photos), "photo": name, "names": str(tmp_path / "names.parquet"), "list": "-"}[other]
+    done = sources.Names()
+    done.noted(name)  # also where the command is typed again
+    found = sources.Everywhere([place, str(tmp_path / "photos.parquet")], print, done)
+    with open(tmp_path / "list") as lines:
+        monkeypatch.setattr("builtins.open", lambda *_, **__: lines.buffer)
+        with pytest.raises(SajiError, match=r"a second photo is called .*broken\.jpg, as one in a table"):
+            list(found)
 
 
 def test_tables_and_uris(cluster: Any, photos: Path, model: Path, local: dict[str, Any], tmp_path: Path) -> None:

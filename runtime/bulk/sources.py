@@ -35,19 +35,26 @@ def digest(name: Any) -> bytes:
 class Everywhere(classify.Photos):
     """Photos in folders and lists, as `classify` finds them, by URI, and by the names in files of Parquet.
 
-    `tables` are the files of Parquet that hold the photos themselves, which are not iterated over.
+    `tables` are the files of Parquet that hold the photos themselves, which are not iterated over. Raises SajiError for
+    a name of theirs that another photo has.
     """
 
     def __init__(self, places: Sequence[str], say: classify.Say, done: Names) -> None:
         self.tables = [place for place in places if place.endswith(".parquet") and CONTENT in table(place).schema.names]
         super().__init__([place for place in places if place not in self.tables], say, done)
-        inside = Names()
+        self.inside = Names()
         for name in itertools.chain.from_iterable(map(_names, self.tables)):
-            if name in inside:
-                raise SajiError(f"a second photo is called {name} in {NAME}; rows are told apart by these names")
-            inside.noted(name)
+            self.inside.noted(self._only(name))
+
+    def _only(self, name: str) -> str:
+        if name in self.inside:
+            raise SajiError(f"a second photo is called {name}, as one in a table; rows are told apart by these names")
+        return name
 
     def _in(self, place: str) -> Iterator[str]:
+        return map(self._only, self._found(place))
+
+    def _found(self, place: str) -> Iterator[str]:
         if place.endswith(".parquet"):
             return _names(place)
         place = place.removeprefix("file://")  # whose names may be no text, as only a folder's can
