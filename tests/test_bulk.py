@@ -58,6 +58,26 @@ def test_a_ray_that_does_not_start_is_one_sentence(address: str, says: str, monk
         pass
 
 
+@pytest.mark.parametrize(
+    ("gpu", "nodes", "says"),
+    [
+        (True, [{"CPU": 4.0}, {"CPU": 4.0}], "needs a GPU of a node, and Ray counts 8 CPU and 0 GPU on 2 nodes; start"),
+        (True, [{"CPU": 4.0, "GPU": 0.5}] * 2, "and Ray counts 8 CPU and 1 GPU on 2 nodes"),
+        (False, [{"GPU": 1.0}], "needs a CPU of a node, and Ray counts 0 CPU and 1 GPU on 1 node; start"),
+    ],
+)
+def test_a_cluster_without_what_an_engine_needs_is_not_waited_for(
+    gpu: bool, nodes: list[dict[str, float]], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason=SCALE)
+    lost = {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 4.0}}
+    alive = [{"Alive": True, "Resources": each} for each in nodes]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: [lost, *alive]))
+    job = bulk.Job("model", "an engine", "rows", "/", gpu)
+    with pytest.raises(SajiError, match=says):
+        next(bulk._done(iter([b"piece"]), job, sources.Names(), 1))
+
+
 @pytest.mark.parametrize("more", [[], ["--output", "rows", "--json"], ["--output", "rows", "--shard", "0"]])
 def test_what_cannot_be_asked_for_is_said(more: list[str]) -> None:
     with pytest.raises(SajiError, match="type: --ray --output FOLDER"):
