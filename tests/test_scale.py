@@ -1,6 +1,7 @@
 """A fleet: what its command line refuses, what a replica refuses to serve, and the metrics of several as one."""
 
 import importlib.util
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from demo.scale import __main__ as scale
 from demo.scale import rollout
 from demo.scale.settings import Settings, open_here, options
+from demo.service.limits import Limits
 from runtime.errors import SajiError, Unavailable
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra scale)")
@@ -59,6 +61,32 @@ def test_a_replica_serves_the_very_choice_or_says_why_not(model: Path, tmp_path:
         open_here(path, settings)
 
 
+def test_a_classifier_is_told_of_to_another_process_as_it_is() -> None:
+    from test_demo import colour_classifier
+
+    from demo.scale.elsewhere import elsewhere, told
+
+    ours = colour_classifier()
+    there = elsewhere(pickle.loads(pickle.dumps(told(ours))))
+    assert told(there) == told(ours) and there.served_by == ours.served_by
+    there.close()
+
+
+@needs_ray
+def test_the_page_of_a_fleet_opens_no_engine_and_names_by_those_of_the_fleet(tmp_path: Path) -> None:
+    """The fleet's deployment has no model that could be opened, and its engines open what is not in there."""
+    import httpx
+    from fleet import fleet
+    from gradio_client import Client, handle_file
+    from test_demo import CANDIDATE, RED, picture
+
+    with fleet(tmp_path, Limits(), replicas=(1,)) as address:
+        client = Client(address, verbose=False)
+        answer = client.predict(handle_file(picture(tmp_path / "a.png", RED)), api_name="/classify")
+        assert answer["label"] == "red_rendang" and answer["served_by"] == CANDIDATE.name
+        assert httpx.get(f"{address}/readyz").status_code == 200
+
+
 @needs_ray
 def test_metrics_of_replicas_are_summed_or_kept_apart() -> None:
     from demo.scale.metrics import gathered
@@ -96,21 +124,24 @@ def test_the_config_file_is_what_serve_deploy_takes_and_tells_no_token(
 
 
 @needs_ray
+@pytest.mark.parametrize("replicas", [[2], [2, 8]])
 def test_a_manifest_for_kuberay_has_the_same_fleet_in_pods_and_no_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    replicas: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import yaml
 
     (tmp_path / "deployment.json").write_text("{}")
     file = tmp_path / "fleet.yaml"
-    asked = ("--replicas", "2", "8", "--gpus", "0.5", "--token", "secret", "--kuberay", "registry/saji:1")
+    asked = ("--replicas", *map(str, replicas), "--gpus", "0.5", "--token", "secret", "--kuberay", "registry/saji:1")
     typed(monkeypatch, "--out", str(tmp_path), "--write-config", str(file), *asked)
     scale.main()
     spec = yaml.safe_load(file.read_text())["spec"]
-    assert yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"]["replicas"] == [2, 8]
+    assert yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"]["replicas"] == replicas
     engines = spec["rayClusterConfig"]["workerGroupSpecs"][0]
     container = engines["template"]["spec"]["containers"][0]
-    assert (engines["minReplicas"], engines["maxReplicas"]) == (2, 9)  # one more while another deployment comes
+    assert (engines["minReplicas"], engines["maxReplicas"]) == (2, replicas[-1] + 1)
+    # Which brings one more while another deployment comes
+    assert spec["rayClusterConfig"]["enableInTreeAutoscaling"]
     assert container["image"] == "registry/saji:1" and container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert container["volumeMounts"][0]["mountPath"] == str(tmp_path) and "secret\n" not in file.read_text()
 

@@ -88,9 +88,11 @@ def running() -> tuple["Settings", float]:
     from demo.scale import replicas
 
     try:
-        return serve.get_app_handle(replicas.ENGINES).facts.remote().result(timeout_s=60)
+        facts = serve.get_app_handle(replicas.ENGINES).facts.remote().result(timeout_s=60)
     except Exception as error:  # of several kinds: no Serve, no application, nobody who answers
         raise Unavailable(f"no fleet answers ({str(error).splitlines()[0]}); start one with: make scale") from None
+    figures = facts.served["candidate"].figures
+    return facts.settings, figures.accuracy if figures else 0.0
 
 
 def config(values: dict[str, Any], port: int) -> str:
@@ -146,7 +148,7 @@ def kuberay(values: dict[str, Any], port: int, image: str) -> str:
             "rayClusterConfig": {
                 "rayVersion": ray.__version__,
                 "authOptions": {"mode": "token"},
-                "enableInTreeAutoscaling": fewest != most,
+                "enableInTreeAutoscaling": True,  # also for the one engine more of an update
                 "headGroupSpec": head,
                 "workerGroupSpecs": [{**workers, "rayStartParams": {}, "template": pod(cores, gpus)}],
             },
