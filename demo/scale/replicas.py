@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
@@ -165,15 +163,11 @@ class Fleet(Serving):
                     self.engine = self._told(facts)
 
     async def metrics(self) -> bytes:
-        """Those of all replicas together."""
-        return gathered(await self.texts(), apart=False)
-
-    async def texts(self) -> list[tuple[str, bytes]]:
-        """The name and the metrics of each replica that answers, the page's own first."""
+        """Those of each replica that answers, and the page's own."""
         own = serve.get_replica_context().replica_tag, await super().metrics()
         asked = self._engines.broadcast("metrics")
         answers = await asked.results_async(timeout_s=self.limits.seconds, return_exceptions=True)
-        return [own, *(answer for answer in answers if isinstance(answer, tuple))]
+        return gathered([own, *(answer for answer in answers if isinstance(answer, tuple))])
 
 
 @serve.ingress()
@@ -192,10 +186,6 @@ class Page:
 
         serving, below = self.serving, self.settings.root_path
         app = build_api(serving, self.settings.top, below)
-
-        @app.get("/metrics/replicas", response_class=Response, summary="Prometheus metrics of each replica")
-        async def replicas() -> Response:
-            return Response(gathered(await serving.texts(), apart=True), headers={"content-type": CONTENT_TYPE_LATEST})
 
         mount(build(serving, self.settings.top, serving.examples()), app, serving.limits, below)
         return self.settings.guarded(app, serving.limits)
