@@ -2,8 +2,10 @@
 
 import importlib.util
 import pickle
+import socket
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,16 @@ def test_without_ray_the_line_that_installs_it_is_said(monkeypatch: pytest.Monke
 def test_numbers_of_replicas_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, replicas: list[str]) -> None:
     typed(monkeypatch, "--replicas", *replicas)
     with pytest.raises(SajiError, match="--replicas takes how many, or the fewest and the most"):
+        scale.main()
+
+
+@needs_ray
+@pytest.mark.parametrize("share", [("--cpus", "0"), ("--cpus", "1.5"), ("--gpus=-1",), ("--gpus", "1.5")])
+def test_shares_of_a_node_that_ray_does_not_give_are_refused(
+    monkeypatch: pytest.MonkeyPatch, share: tuple[str, ...]
+) -> None:
+    typed(monkeypatch, *share)
+    with pytest.raises(SajiError, match="--cpus and --gpus take a share of one"):
         scale.main()
 
 
@@ -104,6 +116,76 @@ def test_metrics_of_replicas_are_kept_apart_so_that_no_counter_falls() -> None:
     assert both.count("# TYPE") == 1 and "process" not in both
     ended = gathered([("b", text(3))]).decode()
     assert [line for line in ended.splitlines() if line[0] != "#"] == [second]
+
+
+def test_a_port_that_is_taken_is_told_before_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "join", lambda *_, **__: pytest.fail("Ray is started"))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(SajiError, match=r"cannot listen on 127\.0\.0\.1 port .*choose with --port"),
+        rollout.fleet(asdict(Settings("deployment.json")), taken.getsockname()[1]),
+    ):
+        pass
+
+
+@pytest.fixture
+def machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What would be deployed on Ray, here or in a cluster, where a node has 3 cores and a GPU."""
+    import ray
+    from ray import serve
+
+    deployed: list[str] = []
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0}}])
+    monkeypatch.setattr(rollout, "deploy", lambda values, *_: deployed.append(values["deployment"]))
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # to be as it was afterwards
+    for owner, names in ((rollout, ["join"]), (ray, ["shutdown"]), (serve, ["start", "shutdown"])):
+        for name in names:
+            monkeypatch.setattr(owner, name, lambda *_, **__: None)
+    yield deployed
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("replicas", "more", "room"), [(2, {"gpus": 1.0}, 1), (3, {"gpus": 0.4}, 2), (2, {"cpus": 2}, 1)]
+)
+def test_engines_that_do_not_fit_are_refused_here_and_waited_for_in_a_cluster(
+    replicas: int, more: dict, room: int, machine_with_a_gpu: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = asdict(Settings("one.json", replicas=(replicas,), **more))
+    said = f"there is room for {room}: Ray counts 3 CPU and 1 GPU on 1 node; "
+    with pytest.raises(Unavailable, match=f"{said}give fewer --replicas"), rollout.fleet(values, 0):
+        pass
+    assert machine_with_a_gpu == []
+    with rollout.fleet(values | {"replicas": [room]}, 0):
+        assert machine_with_a_gpu == ["one.json"] and not capsys.readouterr().err
+    with rollout.fleet(values, 0, "auto"):
+        assert machine_with_a_gpu == ["one.json"] * 2 and f"{said}waiting for nodes" in capsys.readouterr().err
+
+
+@needs_ray
+def test_an_update_needs_room_for_one_engine_more(
+    machine_with_a_gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, "running", lambda: (Settings("one.json", replicas=(1,), gpus=1.0), 0.9))
+    typed(monkeypatch, "--update", "another.json")
+    with pytest.raises(Unavailable, match="2 engines of 1 CPU and 1 GPU each are needed, and there is room for 1"):
+        scale.main()
+    assert machine_with_a_gpu == []
+
+
+@needs_ray
+def test_a_proxy_that_does_not_come_up_is_one_sentence(
+    machine_with_a_gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(**_: object) -> None:
+        raise RuntimeError("ray::ProxyActor\n  File x\nRuntimeError: Failed to bind to address '127.0.0.1:8000'.")
+
+    monkeypatch.setattr("ray.serve.start", taken)
+    with (
+        pytest.raises(Unavailable, match=r"cannot be started \(RuntimeError: Failed to bind .*is port 8000 free"),
+        rollout.fleet(asdict(Settings("one.json")), 8000, "auto"),
+    ):
+        pass
 
 
 @needs_ray

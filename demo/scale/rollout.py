@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from demo.app import listen
 from runtime import cluster
 from runtime.errors import SajiError, Unavailable
+from runtime.terminal import say
 
 if TYPE_CHECKING:
     from demo.scale.settings import Settings
@@ -33,6 +35,8 @@ def fleet(
 
     Raises SajiError where Ray, or the first replica, does not start.
     """
+    if not address:
+        listen(values["host"], port).close()  # a port that is taken is told before anything takes time
     spare = values["replicas"][-1] + 1  # in an update a new replica stands beside the old ones
     shown = {"include_dashboard": True, "dashboard_host": dashboard} if dashboard else {}
     join(address, num_cpus=math.ceil(spare * values["cpus"]), **shown)
@@ -40,7 +44,11 @@ def fleet(
     from ray import serve
 
     try:
-        serve.start(http_options={"host": values["host"], "port": port}, proxy_location="EveryNode")
+        require_room(values, values["replicas"][0], address)
+        try:
+            serve.start(http_options={"host": values["host"], "port": port}, proxy_location="EveryNode")
+        except (RuntimeError, ray.exceptions.RayError) as error:  # of a proxy that does not come up
+            raise Unavailable(f"Ray Serve cannot be started ({_refusal(str(error))}); is port {port} free?") from None
         deploy(values, opener)
         yield
     finally:
@@ -55,6 +63,18 @@ def join(address: str, **here: Any) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     cluster.join(address, here)
+
+
+def require_room(values: dict[str, Any], replicas: int, address: str) -> None:
+    """Raise Unavailable where so many replicas fit on no nodes of Ray; at an `address`, which may get more, say so."""
+    if (room := cluster.room(values["cpus"], values["gpus"])) < replicas:
+        lack = (
+            f"{replicas} engines of {values['cpus']:g} CPU and {values['gpus']:g} GPU each are needed, and there is "
+            f"room for {room}: Ray counts {cluster.there()}"
+        )
+        if not address:
+            raise Unavailable(f"{lack}; give fewer --replicas, or a smaller share of a GPU with --gpus")
+        say(f"{lack}; waiting for nodes to be added, Ctrl-C gives up")
 
 
 def deploy(values: dict[str, Any], opener: Callable | None = None) -> None:
