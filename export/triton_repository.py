@@ -4,17 +4,20 @@ TensorRT-RTX plans stay out: Triton opens plans of enterprise TensorRT only.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from runtime.backends import BACKENDS
 from runtime.candidate import Candidate
+from runtime.errors import BadModel, SajiError
 from runtime.files import replacing_folder, write_text
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
 _SERVED = {name: row.triton for name, row in BACKENDS.items() if row.triton}
+_CONFIG, _SPEC = "config.pbtxt", re.compile(r'key: "spec" value { string_value: (".*") } }')
 _LARGEST_BATCH = 32  # of files that take any batch; engines have their profile's
 _QUEUE_MICROSECONDS = 1000  # how long a photo may wait for others to share its batch
 
@@ -22,9 +25,11 @@ _QUEUE_MICROSECONDS = 1000  # how long a photo may wait for others to share its 
 def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable[[str], None]) -> list[str]:
     """Write one Triton model for each candidate of a model folder that passed and that Triton can run.
 
-    Returns their names, such as "resnet34-ort-cpu-int8". A model is replaced whole; others in the repository stay.
+    Returns their names, such as "resnet34-ort-cpu-int8". What an earlier export of the model wrote is replaced whole,
+    or removed where it passes no more; all else in the repository stays. Raises SajiError, and writes nothing, where
+    another model has one of these names.
     """
-    written = []
+    passed = {}
     for candidate in receipt.candidates:
         triton = _SERVED.get(candidate.backend)
         if triton and triton.backend == "onnxruntime" and candidate.variant:
@@ -32,21 +37,46 @@ def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable
         if triton and candidate.servable and candidate.verdict == "pass":
             receipt.verify(folder, candidate.file)
             parts = (candidate.architecture, candidate.backend, candidate.precision, *candidate.variant.lower().split())
-            name = "-".join(parts)
-            _write_model(folder / candidate.file, repository / name, candidate, receipt)
-            written.append(name)
-    say(f"Triton models in {repository}: {', '.join(written) or 'none, no candidate that Triton runs has passed here'}")
-    return written
+            passed["-".join(parts)] = candidate
+    for path in (repository / name for name in passed):
+        if (path / _CONFIG).exists() and _whose(path) != _identity(receipt.spec):
+            raise SajiError(f"{path} is not of {receipt.spec.name}; move it away, or name another folder for --triton")
+    for name, candidate in passed.items():
+        _write_model(folder / candidate.file, repository / name, candidate, receipt)
+    left = [
+        path for path in repository.glob("*") if path.name not in passed and _whose(path) == _identity(receipt.spec)
+    ]
+    for path in left:
+        shutil.rmtree(path)
+    say(f"Triton models in {repository}: {', '.join(passed) or 'none, no candidate that Triton runs has passed here'}")
+    if left:
+        say(f"removed from {repository}, since they did not pass here: {', '.join(sorted(path.name for path in left))}")
+    return [*passed]
+
+
+def _identity(spec: ModelSpec) -> tuple[object, ...]:
+    """What is the same of a model that is trained or exported again."""
+    return spec.name, spec.architecture, spec.classes
+
+
+def _whose(path: Path) -> tuple[object, ...]:
+    """The identity of the model that we wrote this folder of; empty where we did not."""
+    file = path / _CONFIG
+    found = _SPEC.search(file.read_text("utf-8", "replace")) if file.is_file() else None
+    try:
+        return _identity(ModelSpec.from_json(json.loads(found[1]), str(file))) if found else ()
+    except (ValueError, BadModel):
+        return ()
 
 
 def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt) -> None:
     profile = receipt.engines.get(candidate.file, {}).get("profile")
-    with replacing_folder(path, "config.pbtxt", "labels.txt") as new:
+    with replacing_folder(path, _CONFIG, "labels.txt") as new:
         (new / "1").mkdir()
         shutil.copyfile(file, new / "1" / _SERVED[candidate.backend].file)
         write_text(new / "labels.txt", "\n".join(receipt.spec.classes) + "\n")
         text = config(path.name, receipt.spec, candidate, profile[2] if profile else _LARGEST_BATCH)
-        write_text(new / "config.pbtxt", text)
+        write_text(new / _CONFIG, text)
 
 
 def config(name: str, spec: ModelSpec, candidate: Candidate, largest_batch: int) -> str:

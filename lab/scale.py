@@ -163,7 +163,7 @@ FAULTS: dict[str, Strike] = {
 
 def _answering(port: int) -> int:
     """How many replicas tell what they count; the page is one of them."""
-    status, body = _ask(port, b"", "GET", "/metrics/replicas")
+    status, body = _ask(port, b"", "GET", "/metrics")
     return len(set(re.findall(r'replica="([^"]+)"', body.decode()))) if status == "200" else 0
 
 

@@ -31,3 +31,22 @@ def join(address: str, here: dict[str, Any], **anywhere: Any) -> None:
         what = f"reached at {address}" if address else "started"
         advice = "see there with: ray status" if address else "a machine with other work may need a second try"
         raise Unavailable(f"Ray cannot be {what} ({line[:160]}); {advice}") from None
+
+
+def room(cpus: float, gpus: float) -> int:
+    """How many processes of so many cores and GPUs the nodes of Ray could hold. Where none, one waits for ever."""
+    shares = {name: share for name, share in (("CPU", cpus), ("GPU", gpus)) if share}
+    return sum(min(int(node.get(name, 0) / share + 1e-9) for name, share in shares.items()) for node in _nodes())
+
+
+def there() -> str:
+    """What the nodes of Ray have between them, in words."""
+    nodes = _nodes()
+    sums = (f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
+    return f"{' and '.join(sums)} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+
+
+def _nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -22,7 +22,7 @@ from runtime.bulk import places, sources
 from runtime.bulk import worker as workers
 from runtime.classify import classify
 from runtime.command_line import Parser
-from runtime.errors import GateFailed, SajiError
+from runtime.errors import BadPhoto, GateFailed, SajiError
 
 SCALE = "needs the extra scale: pip install '.[scale]'"
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
@@ -56,6 +56,26 @@ def test_a_ray_that_does_not_start_is_one_sentence(address: str, says: str, monk
         monkeypatch.setenv(name, "")  # to be as it was afterwards
     with pytest.raises(SajiError, match=says), bulk._ray(address):
         pass
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nodes", "says"),
+    [
+        (True, [{"CPU": 4.0}, {"CPU": 4.0}], "needs a GPU of a node, and Ray counts 8 CPU and 0 GPU on 2 nodes; start"),
+        (True, [{"CPU": 4.0, "GPU": 0.5}] * 2, "and Ray counts 8 CPU and 1 GPU on 2 nodes"),
+        (False, [{"GPU": 1.0}], "needs a CPU of a node, and Ray counts 0 CPU and 1 GPU on 1 node; start"),
+    ],
+)
+def test_a_cluster_without_what_an_engine_needs_is_not_waited_for(
+    gpu: bool, nodes: list[dict[str, float]], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason=SCALE)
+    lost = {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 4.0}}
+    alive = [{"Alive": True, "Resources": each} for each in nodes]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: [lost, *alive]))
+    job = bulk.Job("model", "an engine", "rows", "/", gpu)
+    with pytest.raises(SajiError, match=says):
+        next(bulk._done(iter([b"piece"]), job, sources.Names(), 1))
 
 
 @pytest.mark.parametrize("more", [[], ["--output", "rows", "--json"], ["--output", "rows", "--shard", "0"]])
@@ -172,6 +192,19 @@ def test_what_a_worker_refuses_is_one_sentence(
     assert list((tmp_path / "rows").iterdir()) == []
 
 
+@pytest.mark.parametrize("address", ["{}", "{}/", "file://{}", "local://{}/"])
+def test_of_two_commands_with_one_output_on_a_disk_the_second_is_refused(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason=SCALE)
+    one, two = (
+        bulk.Shards(bulk.Job("model", "an engine", output, "/", False))
+        for output in (str(tmp_path), address.format(tmp_path))
+    )
+    with one, pytest.raises(SajiError, match="another process is writing rows into"), two:
+        pass
+    with two:  # as soon as the first has ended
+        assert (tmp_path / ".pending").is_dir()
+
+
 def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -> None:
     """The marks of those that died stay, so that one too many gives up; who comes through removes them."""
     pytest.importorskip("pyarrow", reason=SCALE)
@@ -191,7 +224,7 @@ def test_photos_that_kill_their_process_are_named(tmp_path: Path, model: Path) -
         ({"name": ["a"]}, r"has name \(string\); it needs the photos' names as text in path"),
         ({"path": [1]}, r"has path \(int64\); it needs"),
         ({"path": ["a", None]}, "has a row without a name in path"),
-        ({"path": ["a", "a"], "bytes": [b"1", b"2"]}, "a second photo is called a in path"),
+        ({"path": ["a", "a"], "bytes": [b"1", b"2"]}, "a second photo is called a, as one in a table"),
     ],
 )
 def test_a_table_is_told_what_it_lacks(columns: dict[str, list], said: str, tmp_path: Path) -> None:
@@ -204,6 +237,59 @@ def test_a_table_is_told_what_it_lacks(columns: dict[str, list], said: str, tmp_
     (tmp_path / "b.parquet").write_text("no table")
     with pytest.raises(SajiError, match="is no file of Parquet that can be read"):
         sources.Everywhere([str(tmp_path / "b.parquet")], print, sources.Names())
+
+
+class Closed:
+    """A file system that pyarrow has no error of Python's for, as of Azure for who is not let in."""
+
+    type_name = "abfs"
+
+    def __getattr__(self, name: str) -> Any:
+        import pyarrow as pa
+
+        def refuse(*_: object, **__: object) -> None:
+            raise pa.ArrowException("Unknown error: no token\nSee there")
+
+        return refuse
+
+
+def test_a_store_that_lets_nobody_in_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason=SCALE)
+    monkeypatch.setattr(places, "_file_system", lambda *_: (Closed(), "/"))
+    job = bulk.Job("model", "an engine", "abfs://box/rows", "/", False)
+    asked = {
+        "photos cannot be read": lambda: list(sources.Everywhere(["abfs://box/photos"], print, sources.Names())),
+        "no rows can be written into abfs://box/rows": bulk.Shards(job).__enter__,
+        "abfs://box/rows does not take rows any more": lambda: bulk.Shards(job).keep("file"),
+    }
+    for said, ask in asked.items():
+        with pytest.raises(SajiError, match=rf"{said} \(Unknown error: no token\); "):
+            ask()
+    worker = workers.Worker.__new__(bulk.Worker)
+    worker.job = job
+    _, photo = worker._read(("abfs://box/photos/a.jpg", None))
+    assert isinstance(photo, BadPhoto) and str(photo) == "a.jpg cannot be opened: Unknown error: no token"
+
+
+@pytest.mark.parametrize("other", ["folder", "photo", "names", "list"])
+def test_a_photo_called_as_one_in_a_table_is_refused(
+    other: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason=SCALE)
+    import pyarrow as pa
+
+    name = str(photos / "broken.jpg")
+    parquet.write_table(pa.table({"path": [name], "bytes": [b"1"]}), tmp_path / "photos.parquet")
+    parquet.write_table(pa.table({"path": [name]}), tmp_path / "names.parquet")
+    (tmp_path / "list").write_text(name)
+    place = {"folder": str(photos), "photo": name, "names": str(tmp_path / "names.parquet"), "list": "-"}[other]
+    done = sources.Names()
+    done.noted(name)  # also where the command is typed again
+    found = sources.Everywhere([place, str(tmp_path / "photos.parquet")], print, done)
+    with open(tmp_path / "list") as lines:
+        monkeypatch.setattr("builtins.open", lambda *_, **__: lines.buffer)
+        with pytest.raises(SajiError, match=r"a second photo is called .*broken\.jpg, as one in a table"):
+            list(found)
 
 
 def test_tables_and_uris(cluster: Any, photos: Path, model: Path, local: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from export.triton_repository import config, write_models
 from runtime.candidate import Candidate
-from runtime.errors import BadModel
+from runtime.errors import BadModel, SajiError
 from runtime.receipt import Receipt, file_facts
 
 
@@ -72,6 +72,40 @@ def test_plans_of_enterprise_tensorrt_go_in_and_those_of_rtx_stay_out(definition
     (copy / plans["tensorrt"]).write_bytes(b"another plan")
     with pytest.raises(BadModel, match="sha256 differs"):
         write_models(copy, told, tmp_path / "models", lambda line: None)
+
+
+def test_what_another_model_wrote_is_never_replaced_and_what_passes_no_more_goes(model: Path, tmp_path: Path) -> None:
+    receipt, said = Receipt.read(model), []
+    passed = tuple(replace(c, verdict="pass") if c.backend == "ort-cpu" else c for c in receipt.candidates)
+    receipt = replace(receipt, candidates=passed)
+    names = write_models(model, receipt, tmp_path, said.append)
+    assert len(names) > 1 and len(said) == 1
+
+    def files() -> dict[str, bytes]:
+        return {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+    before = files()
+    for another in ({"classes": ("crack", "dent", "ok", "rust", "scratch")}, {"name": "resnet18 on defects"}):
+        with pytest.raises(SajiError, match=r"resnet18-\S+ is not of .*; move it away, or name another folder"):
+            write_models(model, replace(receipt, spec=replace(receipt.spec, **another)), tmp_path, said.append)
+        assert files() == before
+    # Beside it others, by name or by what they hold; and the model trained anew, which passes in FP32 alone
+    neighbours = ("resnet18-ort-cpu-own", "food", "resnet18-food-ort-cpu-fp32")
+    for name in neighbours:
+        (tmp_path / name).mkdir()
+    (tmp_path / "resnet18-ort-cpu-own" / "config.pbtxt").write_text('backend: "python"')
+    config_there = (tmp_path / names[0] / "config.pbtxt").read_text("utf-8")
+    (tmp_path / "resnet18-food-ort-cpu-fp32" / "config.pbtxt").write_text(
+        config_there.replace(receipt.spec.name, "resnet18 on food"), "utf-8"
+    )
+    anew = replace(
+        receipt,
+        spec=replace(receipt.spec, temperature=2.0),
+        candidates=tuple(c if c.precision == "fp32" else replace(c, verdict="fail") for c in receipt.candidates),
+    )
+    kept = write_models(model, anew, tmp_path, said.append)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, *neighbours} and "resnet18-ort-cpu-fp32" in kept
+    assert said[-1].endswith(f"did not pass here: {', '.join(sorted({*names} - {*kept}))}")
 
 
 def test_class_names_with_quotes_and_letters_survive(definitions, model: Path, tmp_path: Path) -> None:

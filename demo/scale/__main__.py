@@ -71,10 +71,13 @@ def change(arguments: argparse.Namespace) -> None:
         raise SajiError("this fleet has served one deployment only; roll over to another with --update FILE")
     floor = 0.0 if arguments.rollback or arguments.allow_worse else max(0.0, accuracy - DROP)
     values = dataclasses.asdict(settings)
+    rollout.require_room(values, settings.replicas[0] + 1, arguments.address)  # the new one stands beside the others
     try:
         rollout.deploy(values | {"deployment": fresh, "previous": settings.deployment, "floor": floor})
-    except SajiError as error:
+    except (SajiError, KeyboardInterrupt) as error:
         rollout.deploy(values)  # so that what Serve calls wanted is what goes on
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise SajiError(f"refused, and the fleet goes on with {settings.deployment}: {error}") from None
     say(f"the fleet serves {fresh}; back with: python -m demo.scale --rollback")
 
@@ -83,6 +86,9 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The values of `demo.scale.settings.Settings`. Raises SajiError for what cannot be."""
     if min(arguments.replicas) < 1 or len(arguments.replicas) > 2 or arguments.replicas != sorted(arguments.replicas):
         raise SajiError("--replicas takes how many, or the fewest and the most, such as: --replicas 2 8")
+    shares = arguments.cpus, arguments.gpus
+    if shares[0] <= 0 or shares[1] < 0 or any(share > 1 and share % 1 for share in shares):  # as Ray has it
+        raise SajiError("--cpus and --gpus take a share of one, such as 0.5, or a whole number; of cores more than 0")
     limits = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     Limits(**limits)
     networks_of(arguments.trusted_proxy)

@@ -1,4 +1,4 @@
-"""The metrics of several processes as one text, summed or apart."""
+"""The metrics of several processes as one text."""
 
 from collections.abc import Iterable
 
@@ -16,21 +16,17 @@ class _Families:
         return self._families
 
 
-def gathered(texts: Iterable[tuple[str, bytes]], apart: bool) -> bytes:
-    """Our metrics of several processes, each by its name and text: summed, or apart with the label `replica`."""
+def gathered(texts: Iterable[tuple[str, bytes]]) -> bytes:
+    """Our metrics of several processes, each by its name and text, with the label `replica`.
+
+    They are not summed: with a process that ends or is late a sum would fall, which Prometheus takes for a start anew.
+    """
     families: dict[str, Metric] = {}
-    sums: dict[str, dict[tuple, float]] = {}
     for replica, text in texts:
         for family in text_string_to_metric_families(text.decode()):
             if not family.name.startswith("saji_") or family.name.endswith("_created"):
                 continue
-            families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            values = sums.setdefault(family.name, {})
+            ours = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
-                labels = {**sample.labels, "replica": replica} if apart else sample.labels
-                key = sample.name, tuple(labels.items())
-                values[key] = values.get(key, 0.0) + sample.value
-    for name, family in families.items():
-        for (sample, labels), value in sums[name].items():
-            family.add_sample(sample, dict(labels), value)
+                ours.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
     return generate_latest(_Families(families.values()))  # type: ignore[arg-type]

@@ -4,33 +4,36 @@ A replica is the whole service of one machine, with its queue, limits, token and
 """
 
 import asyncio
-import copy
 import io
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from demo.scale.elsewhere import elsewhere, told
 from demo.scale.metrics import gathered
 from demo.scale.settings import Settings, open_here, options
 from demo.service.api import build_api
 from demo.service.decoders import Photo
+from demo.service.engine import Engine as Opened
 from demo.service.limits import Limits
 from demo.service.monitoring import JsonLine
 from demo.service.problem import Problem, busy
 from demo.service.queue import POLL_SECONDS, Result, Serving
 from demo.service.shares import OWN
-from runtime.classifier import Classifier
-from runtime.errors import Unavailable
+from runtime.classifier import Classifier, Prediction, load
+from runtime.deployment import Deployment
+from runtime.errors import SajiError, Unavailable
 from runtime.files import as_record
 
 ENGINES, PAGE = "engines", "page"  # the two applications
@@ -47,6 +50,15 @@ def _log_to_stderr() -> None:
     logger.setLevel(logging.INFO)
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a replica was told; and the sha256 of the deployment that it serves, and what `told` tells of it."""
+
+    settings: Settings
+    sha256: str
+    served: dict[str, Any]
+
+
 @serve.ingress()
 class Engine:
     """A replica that answers `/v1` by the engine that its node's deployment chose."""
@@ -60,8 +72,10 @@ class Engine:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.settings.guarded(build_api(self.serving, self.settings.top), self.serving.limits)
 
-    async def answers(self, photos: list[tuple[bytes, str]]) -> Result | dict[str, Any]:
-        """What photos of the page show, by content and name, the classifier without its engine; or a Problem's values.
+    async def answers(
+        self, photos: list[tuple[bytes, str]]
+    ) -> tuple[list[Prediction], dict[str, Any]] | dict[str, Any]:
+        """What photos of the page show, by content and name, and what the classifier is; or a Problem's values.
 
         An exception would come as one of Ray's.
         """
@@ -71,12 +85,12 @@ class Engine:
         except Problem as problem:
             values = {"status": problem.status_code, "cause": problem.cause, "detail": problem.detail}
             return {**values, **{name.replace("-", "_"): text for name, text in (problem.headers or {}).items()}}
-        return Result(result.predictions, _without_engine(result.classifier))
+        return result.predictions, told(result.classifier)
 
-    async def facts(self) -> tuple[Settings, float]:
-        """What this replica was told, and the accuracy of what it serves."""
-        figures = self.serving.engine.classifier.candidate.figures
-        return self.settings, figures.accuracy if figures else 0.0
+    async def facts(self) -> Facts:
+        """What this replica was told, and what it serves."""
+        engine = self.serving.engine
+        return Facts(self.settings, engine.sha256, told(engine.classifier))
 
     async def metrics(self) -> tuple[str, bytes]:
         """The name of this replica and its metrics."""
@@ -88,12 +102,6 @@ class Engine:
             raise Unavailable("no photo has been answered for too long")
 
 
-def _without_engine(classifier: Classifier) -> Classifier:
-    described = copy.copy(classifier)
-    described.backend = None  # type: ignore[assignment]
-    return described
-
-
 def _named(content: bytes, name: str) -> Photo:
     if not name:
         return content
@@ -103,11 +111,21 @@ def _named(content: bytes, name: str) -> Photo:
 
 
 class Fleet(Serving):
-    """The queue of the page: photos to name go to the engines of the fleet, all else is done beside it."""
+    """The queue of the page: photos to name go to the engines of the fleet, all else is done beside it.
 
-    def __init__(self, engines: DeploymentHandle, path: Path, opener: Opener, limits: Limits) -> None:
-        super().__init__(path, opener, limits)
+    It opens no engine, and so may stand on a node that has no GPU, or another one: the engines tell what they serve.
+    """
+
+    def __init__(self, engines: DeploymentHandle, path: Path, limits: Limits) -> None:
         self._engines, self._answering = engines, True
+        super().__init__(path, load, limits)
+
+    def _open(self) -> Opened:
+        with ThreadPoolExecutor(1) as pool:  # in an event loop, as this is, Ray waits for nothing
+            return self._told(pool.submit(lambda: self._engines.facts.remote().result()).result())
+
+    def _told(self, facts: Facts) -> Opened:
+        return self.announced(Opened(elsewhere(facts.served), Deployment.read(self.path), facts.sha256, 1, 1))
 
     async def classify(self, photos: Sequence[Photo]) -> Result:
         """As Serving; an engine that dies meanwhile is asked once more, which is another one by then."""
@@ -121,7 +139,8 @@ class Fleet(Serving):
                 raise busy(503, "too-slow", f"no answer within {self.limits.seconds} s; try again soon") from None
             if isinstance(answer, dict):
                 raise Problem(**answer)
-            return answer
+            predictions, served = answer
+            return Result(predictions, elsewhere(served))
         raise busy(503, "engines-lost", "two engines of the fleet were lost at this photo; try again soon")
 
     @property
@@ -130,42 +149,36 @@ class Fleet(Serving):
         return not self._answering
 
     async def watch(self) -> None:
-        """As Serving, and ask the engines each second whether one answers."""
-        watching = asyncio.create_task(super().watch())
-        try:
-            while True:
-                await asyncio.sleep(POLL_SECONDS)
-                try:
-                    await asyncio.wait_for(self._engines.facts.remote(), self.limits.seconds)
-                    self._answering = True
-                except Exception:  # lost, full or late: whatever it is, nobody answered
-                    self._answering = False
-        finally:
-            watching.cancel()
+        """Ask the engines each second, for ever, whether one answers, and what it serves: they look at the file."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                facts = await asyncio.wait_for(self._engines.facts.remote(), self.limits.seconds)
+            except Exception:  # lost, full or late: whatever it is, nobody answered
+                self._answering = False
+                continue
+            self._answering = True
+            if facts.sha256 != self.engine.sha256 and facts.settings.deployment == str(self.path):
+                with suppress(SajiError, OSError):  # of a file that is not yet here
+                    self.engine = self._told(facts)
 
     async def metrics(self) -> bytes:
-        """Those of all replicas together."""
-        return gathered(await self.texts(), apart=False)
-
-    async def texts(self) -> list[tuple[str, bytes]]:
-        """The name and the metrics of each replica that answers, the page's own first."""
+        """Those of each replica that answers, and the page's own."""
         own = serve.get_replica_context().replica_tag, await super().metrics()
         asked = self._engines.broadcast("metrics")
         answers = await asked.results_async(timeout_s=self.limits.seconds, return_exceptions=True)
-        return [own, *(answer for answer in answers if isinstance(answer, tuple))]
+        return gathered([own, *(answer for answer in answers if isinstance(answer, tuple))])
 
 
 @serve.ingress()
 class Page:
     """The page and what is asked of the fleet as a whole: metrics, readiness, the description of the API."""
 
-    def __init__(self, settings: Settings, opener: Opener | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         _log_to_stderr()
         os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="saji-demo-")
         self.settings = settings
-        engines = serve.get_app_handle(ENGINES)
-        opener = opener or (lambda path: open_here(path, settings))
-        self.serving = Fleet(engines, Path(settings.deployment), opener, Limits(**settings.limits))
+        self.serving = Fleet(serve.get_app_handle(ENGINES), Path(settings.deployment), Limits(**settings.limits))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from demo.page.frame import build
@@ -173,10 +186,6 @@ class Page:
 
         serving, below = self.serving, self.settings.root_path
         app = build_api(serving, self.settings.top, below)
-
-        @app.get("/metrics/replicas", response_class=Response, summary="Prometheus metrics of each replica")
-        async def replicas() -> Response:
-            return Response(gathered(await serving.texts(), apart=True), headers={"content-type": CONTENT_TYPE_LATEST})
 
         mount(build(serving, self.settings.top, serving.examples()), app, serving.limits, below)
         return self.settings.guarded(app, serving.limits)
@@ -192,12 +201,12 @@ def engines(values: dict[str, Any], opener: Opener | None = None) -> serve.Appli
     return serve.deployment(Engine).options(name="Engine", **options(settings)).bind(settings, opener)
 
 
-def page(values: dict[str, Any], opener: Opener | None = None) -> serve.Application:
-    """The application in front: one replica, which keeps what visitors have uploaded."""
+def page(values: dict[str, Any], _: Opener | None = None) -> serve.Application:
+    """The application in front: one replica, which keeps what visitors have uploaded, and needs no core of its own."""
     settings = _settings(values)
     queue = Limits(**settings.limits).connections
     how: dict[str, Any] = {"num_replicas": 1, "max_ongoing_requests": queue, "ray_actor_options": {"num_cpus": 0}}
-    return serve.deployment(Page).options(name="Page", max_constructor_retry_count=1, **how).bind(settings, opener)
+    return serve.deployment(Page).options(name="Page", max_constructor_retry_count=1, **how).bind(settings)
 
 
 # In the order in which they start: the page asks the engines. By name, what builds it, and the paths that it answers

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from demo.app import listen
 from runtime import cluster
 from runtime.errors import SajiError, Unavailable
+from runtime.terminal import say
 
 if TYPE_CHECKING:
     from demo.scale.settings import Settings
@@ -33,6 +35,8 @@ def fleet(
 
     Raises SajiError where Ray, or the first replica, does not start.
     """
+    if not address:
+        listen(values["host"], port).close()  # a port that is taken is told before anything takes time
     spare = values["replicas"][-1] + 1  # in an update a new replica stands beside the old ones
     shown = {"include_dashboard": True, "dashboard_host": dashboard} if dashboard else {}
     join(address, num_cpus=math.ceil(spare * values["cpus"]), **shown)
@@ -40,7 +44,11 @@ def fleet(
     from ray import serve
 
     try:
-        serve.start(http_options={"host": values["host"], "port": port}, proxy_location="EveryNode")
+        require_room(values, values["replicas"][0], address)
+        try:
+            serve.start(http_options={"host": values["host"], "port": port}, proxy_location="EveryNode")
+        except (RuntimeError, ray.exceptions.RayError) as error:  # of a proxy that does not come up
+            raise Unavailable(f"Ray Serve cannot be started ({_refusal(str(error))}); is port {port} free?") from None
         deploy(values, opener)
         yield
     finally:
@@ -55,6 +63,18 @@ def join(address: str, **here: Any) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     cluster.join(address, here)
+
+
+def require_room(values: dict[str, Any], replicas: int, address: str) -> None:
+    """Raise Unavailable where so many replicas fit on no nodes of Ray; at an `address`, which may get more, say so."""
+    if (room := cluster.room(values["cpus"], values["gpus"])) < replicas:
+        lack = (
+            f"{replicas} engines of {values['cpus']:g} CPU and {values['gpus']:g} GPU each are needed, and there is "
+            f"room for {room}: Ray counts {cluster.there()}"
+        )
+        if not address:
+            raise Unavailable(f"{lack}; give fewer --replicas, or a smaller share of a GPU with --gpus")
+        say(f"{lack}; waiting for nodes to be added, Ctrl-C gives up")
 
 
 def deploy(values: dict[str, Any], opener: Callable | None = None) -> None:
@@ -88,9 +108,11 @@ def running() -> tuple["Settings", float]:
     from demo.scale import replicas
 
     try:
-        return serve.get_app_handle(replicas.ENGINES).facts.remote().result(timeout_s=60)
+        facts = serve.get_app_handle(replicas.ENGINES).facts.remote().result(timeout_s=60)
     except Exception as error:  # of several kinds: no Serve, no application, nobody who answers
         raise Unavailable(f"no fleet answers ({str(error).splitlines()[0]}); start one with: make scale") from None
+    figures = facts.served["candidate"].figures
+    return facts.settings, figures.accuracy if figures else 0.0
 
 
 def config(values: dict[str, Any], port: int) -> str:
@@ -146,7 +168,7 @@ def kuberay(values: dict[str, Any], port: int, image: str) -> str:
             "rayClusterConfig": {
                 "rayVersion": ray.__version__,
                 "authOptions": {"mode": "token"},
-                "enableInTreeAutoscaling": fewest != most,
+                "enableInTreeAutoscaling": True,  # also for the one engine more of an update
                 "headGroupSpec": head,
                 "workerGroupSpecs": [{**workers, "rayStartParams": {}, "template": pod(cores, gpus)}],
             },

@@ -180,6 +180,10 @@ class Serving(AbstractContextManager["Serving"]):
         except BaseException:
             classifier.close()
             raise
+        return self.announced(engine)
+
+    def announced(self, engine: Engine) -> Engine:
+        """An engine that serves from now on, told to `/metrics`."""
         candidate = engine.classifier.candidate
         ENGINE.info(
             {
@@ -187,7 +191,7 @@ class Serving(AbstractContextManager["Serving"]):
                 "backend": candidate.backend,
                 "precision": candidate.precision,
                 "variant": candidate.variant,
-                "deployment_sha256": sha256,
+                "deployment_sha256": engine.sha256,
             }
         )
         return engine

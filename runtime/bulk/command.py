@@ -27,7 +27,7 @@ from runtime.bulk.worker import PIECE, Worker
 from runtime.classifier import load
 from runtime.command_line import require_extra
 from runtime.environment import usable_cores
-from runtime.errors import SajiError
+from runtime.errors import SajiError, Unavailable
 from runtime.terminal import quiet
 
 SHARD = 500  # photos: some seconds of a core, which is what a kill costs
@@ -118,15 +118,20 @@ def _done(pieces: Iterator[bytes], job: Job, known: Names, shard: int) -> Iterat
     import pyarrow as pa
     import ray
 
-    engines = int(ray.cluster_resources().get("GPU" if job.gpu else "CPU", 1))
+    cpus, gpus = int(not job.gpu), int(job.gpu)
+    if not (engines := cluster.room(cpus, gpus)):
+        raise Unavailable(
+            f"{job.served_by} needs a {'GPU' if job.gpu else 'CPU'} of a node, and Ray counts {cluster.there()}; start "
+            "a node that has one (see there with: ray status), or name another model with --model"
+        )
     work = ray.data.from_arrow_refs([ray.put(pa.table({PIECE: [piece]})) for piece in pieces]).map_batches(
         Worker,
         fn_constructor_args=(job, known, shard),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=engines),
-        num_cpus=0 if job.gpu else 1,
-        num_gpus=int(job.gpu),
+        num_cpus=cpus,
+        num_gpus=gpus,
     )
     try:
         for batch in work.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

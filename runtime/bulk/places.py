@@ -36,21 +36,24 @@ def absolute(place: str) -> str:
 
 @contextmanager
 def saying(sentence: str) -> Iterator[None]:
-    """What pyarrow raises as a sentence of ours."""
+    """What pyarrow raises as a sentence of ours; its own base, as for an Azure that lets nobody in, is no OSError."""
+    import pyarrow as pa
+
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pa.ArrowException) as error:
         head, _, advice = sentence.partition(";")
         raise SajiError(f"{head} ({line_of(error)})" + (f";{advice}" if advice else "")) from None
 
 
 def line_of(error: Exception) -> str:
     """The first line of an error, at most 160 characters; its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
+    told = str(getattr(error, "strerror", None) or error)
+    return next(iter(told.splitlines()), type(error).__name__)[:160]
 
 
 def content_of(uri: str) -> bytes:
-    """The bytes of a photo. Raises OSError."""
+    """The bytes of a photo. Raises OSError, or what pyarrow has of its own."""
     files, path = located(uri)
     with files.open_input_file(path) as file:
         content: bytes = file.read()

@@ -42,9 +42,10 @@ class Shards:
     def __enter__(self) -> "Shards":
         from pyarrow.fs import FileSelector
 
-        self.files.create_dir(f"{self.place}/{PENDING}")
         with ExitStack() as opening:
-            if "://" not in self.job.output:  # an object store has no locks
+            opening.enter_context(saying(f"no rows can be written into {self.job.output}; name another place"))
+            self.files.create_dir(f"{self.place}/{PENDING}")
+            if self.files.type_name == "local":  # an object store has no locks
                 opening.enter_context(alone(Path(self.place), "writing rows into"))
             opening.callback(self.files.delete_dir, f"{self.place}/{PENDING}")
             self.files.delete_dir_contents(f"{self.place}/{PENDING}")
@@ -61,7 +62,8 @@ class Shards:
     def keep(self, file: str) -> None:
         """Let a file that a process wrote count from now on; "" is none."""
         if file:
-            self.files.move(f"{self.place}/{PENDING}/{file}", f"{self.place}/part-{self.next:05}.parquet")
+            with saying(f"{self.job.output} does not take rows any more; type the same again to go on"):
+                self.files.move(f"{self.place}/{PENDING}/{file}", f"{self.place}/part-{self.next:05}.parquet")
             self.next += 1
 
     def _read(self, path: str) -> None:

@@ -35,19 +35,26 @@ def digest(name: Any) -> bytes:
 class Everywhere(classify.Photos):
     """Photos in folders and lists, as `classify` finds them, by URI, and by the names in files of Parquet.
 
-    `tables` are the files of Parquet that hold the photos themselves, which are not iterated over.
+    `tables` are the files of Parquet that hold the photos themselves, which are not iterated over. Raises SajiError for
+    a name of theirs that another photo has.
     """
 
     def __init__(self, places: Sequence[str], say: classify.Say, done: Names) -> None:
         self.tables = [place for place in places if place.endswith(".parquet") and CONTENT in table(place).schema.names]
         super().__init__([place for place in places if place not in self.tables], say, done)
-        inside = Names()
+        self.inside = Names()
         for name in itertools.chain.from_iterable(map(_names, self.tables)):
-            if name in inside:
-                raise SajiError(f"a second photo is called {name} in {NAME}; rows are told apart by these names")
-            inside.noted(name)
+            self.inside.noted(self._only(name))
+
+    def _only(self, name: str) -> str:
+        if name in self.inside:
+            raise SajiError(f"a second photo is called {name}, as one in a table; rows are told apart by these names")
+        return name
 
     def _in(self, place: str) -> Iterator[str]:
+        return map(self._only, self._found(place))
+
+    def _found(self, place: str) -> Iterator[str]:
         if place.endswith(".parquet"):
             return _names(place)
         place = place.removeprefix("file://")  # whose names may be no text, as only a folder's can
@@ -57,12 +64,17 @@ class Everywhere(classify.Photos):
         from pyarrow.fs import FileSelector, FileType
 
         files, root = located(place)
-        if files.get_file_info(root).type != FileType.Directory:
+
+        def asked(what: Any) -> Any:
+            with saying(f"{place} cannot be read; check its name, and what the environment says of who asks"):
+                return files.get_file_info(what)
+
+        if asked(root).type != FileType.Directory:
             yield place
             return
         folders, found = [root], False
         while folders:
-            infos = sorted(files.get_file_info(FileSelector(folders.pop())), key=lambda info: info.base_name)
+            infos = sorted(asked(FileSelector(folders.pop())), key=lambda info: info.base_name)
             infos = [info for info in infos if not left_by_programs(info.base_name)]
             folders += [info.path for info in reversed(infos) if info.type == FileType.Directory]
             for name in (info.path for info in infos if info.type == FileType.File):
@@ -94,7 +106,8 @@ def table(place: str) -> Any:
 
 
 def _names(place: str) -> Iterator[str]:
-    for batch in table(place).to_batches(columns=[NAME]):
-        if batch[NAME].null_count:
-            raise SajiError(f"{place} has a row without a name in {NAME}; rows are told apart by these")
-        yield from batch[NAME].to_pylist()
+    with saying(f"{place} is no file of Parquet that can be read"):
+        for batch in table(place).to_batches(columns=[NAME]):
+            if batch[NAME].null_count:
+                raise SajiError(f"{place} has a row without a name in {NAME}; rows are told apart by these")
+            yield from batch[NAME].to_pylist()

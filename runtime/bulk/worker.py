@@ -48,7 +48,7 @@ class Worker:
             try:
                 if items and not refusal:
                     file, rows = self._written(items)
-            except (SajiError, OSError) as error:  # of the output, such as a full disk
+            except (SajiError, OSError, pa.ArrowException) as error:  # of the output, such as a full disk
                 refusal = str(error)
             unread = sum(row["error"] is not None for row in rows)
             yield pa.table({"file": [file], "rows": [len(rows) - unread], "unread": [unread], "refusal": [refusal]})
@@ -91,13 +91,15 @@ class Worker:
         return tries
 
     def _read(self, item: tuple[str, Any]) -> tuple[str, Any]:
+        import pyarrow as pa
+
         name, content = item
         if content is None and "://" not in name:
             return name, str(Path(self.job.folder, name))
         try:
             photo = io.BytesIO((content.as_py() or b"") if content is not None else content_of(name))
-        except OSError as error:
-            return name, BadPhoto(f"{Path(name).name} cannot be opened: {error.strerror or line_of(error)}")
+        except (OSError, pa.ArrowException) as error:
+            return name, BadPhoto(f"{Path(name).name} cannot be opened: {line_of(error)}")
         photo.name = name  # for the words of what is wrong with it
         return name, photo
 
