@@ -26,31 +26,33 @@ def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable
     """Write one Triton model for each candidate of a model folder that passed and that Triton can run.
 
     Returns their names, such as "resnet34-ort-cpu-int8". What an earlier export of the model wrote is replaced whole,
-    or removed where it passes no more; all else in the repository stays. Raises SajiError, and writes nothing, where
-    another model has one of these names.
+    removed where it passes no more, and told where it cannot be checked here; all else in the repository stays. Raises
+    SajiError, and writes nothing, where another model has one of these names.
     """
-    passed = {}
+    offered = {}
     for candidate in receipt.candidates:
         triton = _SERVED.get(candidate.backend)
         if triton and triton.backend == "onnxruntime" and candidate.variant:
             continue  # its backend of that name knows no CUDA graphs: the folder would be the plain one by another name
-        if triton and candidate.servable and candidate.verdict == "pass":
-            receipt.verify(folder, candidate.file)
+        if triton and candidate.servable:
             parts = (candidate.architecture, candidate.backend, candidate.precision, *candidate.variant.lower().split())
-            passed["-".join(parts)] = candidate
-    for path in (repository / name for name in passed):
+            offered["-".join(parts)] = candidate
+    passed = {name: candidate for name, candidate in offered.items() if candidate.verdict == "pass"}
+    for name, candidate in passed.items():
+        receipt.verify(folder, candidate.file)
+        path = repository / name
         if (path / _CONFIG).exists() and _whose(path) != _identity(receipt.spec):
             raise SajiError(f"{path} is not of {receipt.spec.name}; move it away, or name another folder for --triton")
     for name, candidate in passed.items():
         _write_model(folder / candidate.file, repository / name, candidate, receipt)
-    left = [
-        path for path in repository.glob("*") if path.name not in passed and _whose(path) == _identity(receipt.spec)
-    ]
-    for path in left:
-        shutil.rmtree(path)
     say(f"Triton models in {repository}: {', '.join(passed) or 'none, no candidate that Triton runs has passed here'}")
-    if left:
-        say(f"removed from {repository}, since they did not pass here: {', '.join(sorted(path.name for path in left))}")
+    ours = (path for path in sorted(repository.glob("*")) if _whose(path) == _identity(receipt.spec))
+    for path in (path for path in ours if path.name not in passed):
+        if path.name in offered and offered[path.name].verdict == "unchecked":
+            say(f"{path} is of an earlier export and stays, for it cannot be checked here; delete it where it is old")
+        else:
+            shutil.rmtree(path)
+            say(f"{path} is removed: it is of an earlier export, and nothing like it has passed here")
     return [*passed]
 
 
