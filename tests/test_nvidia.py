@@ -212,6 +212,14 @@ def test_each_command_that_opens_engines_takes_the_number_of_a_gpu(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1" and "no GPU" not in used.err
 
 
+def test_of_several_numbers_the_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the GPUs that were visible before the first: ARGS in a Makefile, and one's own behind it."""
+    with_gpus(monkeypatch, told(RTX_4090, "Tesla T4 sm75"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
+    house.here("runtime", "classify", "photo.png", "--gpu", "1", "--gpu", "0")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
 def test_without_a_gpu_the_flag_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, Driver(error="libcuda.so.1 is not there"))
     with pytest.raises(nvidia.NoSuchGpu, match=r"it has none that can be used \(libcuda\.so\.1 is not there\)"):
