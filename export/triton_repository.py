@@ -36,6 +36,8 @@ def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable
             _write_model(folder / candidate.file, repository / name, candidate, receipt)
             written.append(name)
     say(f"Triton models in {repository}: {', '.join(written) or 'none, no candidate that Triton runs has passed here'}")
+    if any(c.facts.version_compatible and c.verdict == "pass" for c in receipt.candidates):  # such a plan is code as well
+        say("Triton opens version-compatible plans with: --backend-config=tensorrt,version-compatible=true")
     return written
 
 

@@ -1,6 +1,7 @@
 """Each fault that a review found on the GPU path, planted in the twin: what the product does about it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,16 @@ def test_what_opens_here_does_not_open_elsewhere(model: Path, tmp_path: Path) ->
         with installed(other, installed=SHAPES["10.14"][1]), pytest.raises(Unavailable, match="was built for sm89"):
             engine.open()
     assert np.isfinite(engine.validation.logits).all()
+
+
+def test_a_version_compatible_engine_runs_on_the_next_major_version(model: Path, tmp_path: Path) -> None:
+    """NVIDIA's "Support Matrix" of TensorRT 11.4: those of 10 run with 11."""
+    with built(model, tmp_path) as engine:
+        compatible = replace(engine, facts=engine_in(tmp_path, "tensorrt", "fp16", version_compatible=True))
+    with installed("rtx4090", installed=SHAPES["11.4"][1]):
+        opened = compatible.open()
+        assert engine.right(opened.run(engine.validation.images[:2]))
+        opened.close()
 
 
 def test_a_gpu_that_rtx_has_no_kernels_for_is_told_what_serves_it(model: Path, tmp_path: Path) -> None:

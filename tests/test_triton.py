@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.triton_repository import config, write_models
+from runtime.backends import BuildFacts
 from runtime.candidate import Candidate
 from runtime.errors import BadModel
 from runtime.receipt import Receipt, file_facts
@@ -65,10 +66,14 @@ def test_plans_of_enterprise_tensorrt_go_in_and_those_of_rtx_stay_out(definition
     engines = {plans["tensorrt"]: {"profile": [1, 4, 16]}}
     facts = file_facts(copy, list(plans.values()))
     told = replace(receipt, candidates=(*judged, failed, captured), engines=engines, files=facts)
-    assert write_models(copy, told, tmp_path / "models", lambda line: None) == ["resnet18-tensorrt-fp16"]
+    said: list[str] = []
+    assert write_models(copy, told, tmp_path / "models", said.append) == ["resnet18-tensorrt-fp16"] and len(said) == 1
     parsed = read(definitions, tmp_path / "models" / "resnet18-tensorrt-fp16" / "config.pbtxt")
     assert (parsed.backend, parsed.default_model_filename, parsed.max_batch_size) == ("tensorrt", "model.plan", 16)
     assert parsed.instance_group[0].kind == definitions.ModelInstanceGroup.KIND_GPU
+    compatible = replace(judged[0], facts=BuildFacts(version_compatible=True))
+    write_models(copy, replace(told, candidates=(compatible,)), tmp_path / "models", said.append)
+    assert said[-1].endswith("with: --backend-config=tensorrt,version-compatible=true")
     (copy / plans["tensorrt"]).write_bytes(b"another plan")
     with pytest.raises(BadModel, match="sha256 differs"):
         write_models(copy, told, tmp_path / "models", lambda line: None)
