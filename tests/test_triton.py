@@ -87,3 +87,12 @@ def test_class_names_with_quotes_and_letters_survive(definitions, model: Path, t
     )
     parsed = read(definitions, tmp_path / "config.pbtxt")
     assert tuple(json.loads(parsed.parameters["spec"].string_value)["classes"]) == classes
+
+
+def test_fp32_on_a_gpu_is_computed_without_tf32_as_it_was_judged(definitions, model: Path, tmp_path: Path) -> None:
+    """By the README of Triton's onnxruntime_backend, "ONNX Runtime with CUDA Execution Provider optimization"."""
+    spec, file = Receipt.read(model).spec, tmp_path / "config.pbtxt"
+    for backend, options in (("ort-cuda", [("cuda", {"use_tf32": "0"})]), ("ort-cpu", [])):
+        file.write_text(config("x", spec, Candidate("x", "model.onnx", backend, "fp32"), 8), encoding="utf-8")
+        accelerators = read(definitions, file).optimization.execution_accelerators.gpu_execution_accelerator
+        assert [(each.name, dict(each.parameters)) for each in accelerators] == options
