@@ -55,8 +55,8 @@ def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt)
 def config(name: str, spec: ModelSpec, candidate: Candidate, largest_batch: int) -> str:
     """Triton's `config.pbtxt`: the contract's input and output, dynamic batching, and the spec as a parameter.
 
-    Triton's TensorRT backend captures a CUDA graph of each batch size where `optimization.cuda.graphs` says so. That for
-    ONNX hands options on to ONNX Runtime, whose FP32 on a GPU is TF32 otherwise, which is not what passed.
+    Triton's TensorRT backend captures a CUDA graph of each batch size where `optimization.cuda.graphs` says so. That
+    for ONNX hands options on to ONNX Runtime, whose FP32 on a GPU is TF32 otherwise, which is not what passed.
     """
     triton, size = _SERVED[candidate.backend], spec.geometry.size
     how = "cuda { graphs: true }" if candidate.variant == "CUDA graph" else ""

@@ -46,8 +46,9 @@ class Parser(argparse.ArgumentParser):
         typed = sys.argv[1:] if args is None else args
         flags = [*takewhile(lambda argument: argument != "--", typed)]  # behind it stand names, as they are
         found, rest = super().parse_known_args([*map(self._spelled, flags), *typed[len(flags) :]], namespace)
-        if (number := vars(found).pop("gpu", None)) is not None:  # the last that was typed
-            _use(number)
+        if "gpu" in found:  # the last that was typed
+            _use(found.gpu)
+            del found.gpu
         return found, rest
 
     def _spelled(self, argument: str) -> str:
