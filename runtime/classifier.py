@@ -333,9 +333,10 @@ def _require_answer(engine: Backend, path: Path, spec: ModelSpec) -> None:
     size = spec.geometry.size
     try:
         outputs = engine.run(np.zeros((1, size, size, 3), np.uint8))
-    except Exception as error:  # the engines' errors are of no common family
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise BadModel(f"{path} opens, but does not compute ({why}); export it again") from None
+    except Unavailable:
+        raise
+    except SajiError as error:
+        raise BadModel(f"{path} opens, but does not compute ({error}); export it again") from None
     if outputs.shape != (1, expected := len(spec.classes) + spec.familiarity):
         told = f"{len(spec.classes)} classes{' and familiarity' if spec.familiarity else ''}"
         raise BadModel(

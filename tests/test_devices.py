@@ -285,8 +285,9 @@ def cpu_provider(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> list[tuple[in
     session = onnxruntime.InferenceSession
     made, asked = session.__init__, session.run_with_iobinding
 
-    def make(self: Any, model: Any, options: Any, providers: list[str], provider_options: list[dict]) -> None:
+    def make(self: Any, model: Any, options: Any, *, providers: list, provider_options: list, **others: Any) -> None:
         assert providers == ["CUDAExecutionProvider"] and provider_options[0].get("use_tf32", "0") == "0"
+        assert others == {"enable_fallback": 0}, "it would compute on the CPU without a word where the GPU is full"
         self.asked_for = provider_options[0]
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
         made(self, model, options, providers=["CPUExecutionProvider"])

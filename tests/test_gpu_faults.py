@@ -188,14 +188,14 @@ class TestReasons:
         ):
             engine.open()
 
-    @pytest.mark.parametrize("count", range(1, 4))
+    @pytest.mark.parametrize("count", range(4))
     @fault(7)
     def test_no_memory_for_buffers(self, count: int, model: Path, tmp_path: Path) -> None:
         """Whichever allocation fails, it is said in a sentence."""
         with built(model, tmp_path, faults={"allocations": count}) as engine:
             with pytest.raises(SajiError):
                 engine.open().run(engine.validation.images[:1])
-            assert engine.judged().verdict in ("fail", "unchecked")
+            assert engine.judged().verdict == "unchecked"
 
     @fault(7)
     def test_a_failed_opening_leaves_nothing_on_the_gpu(self, model: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ class TestReasons:
     def test_an_engine_that_does_not_fit_fails_with_its_reason(self, model: Path, tmp_path: Path) -> None:
         with built(model, tmp_path, machine=changed("rtx4090", gpus=(Gpu("Small", (8, 9), 16),))) as engine:
             judged = engine.judged()
-        assert judged.verdict in ("fail", "unchecked") and "memory" in " ".join(judged.reasons)
+        assert judged.verdict == "unchecked" and "memory" in " ".join(judged.reasons)
 
     @pytest.mark.parametrize("answers", ["wrong", "nan"])
     @fault(1)

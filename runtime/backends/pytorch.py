@@ -153,7 +153,7 @@ class PyTorch(Backend):
         module, last = self.program.module(), self.request.variant == "channels-last"
         self.module = module.to(memory_format=torch.channels_last) if last else module
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         with self.torch.inference_mode():
             return _side_by_side(self.module(self._tensor(images)))
@@ -224,12 +224,12 @@ class PyTorchCuda(PyTorch):
         self.module = self.torch.compile(self.module, dynamic=True)
         try:
             for batch in _TRIED:
-                self.run(self._zeros(batch))
+                self.compute(self._zeros(batch))
         except Exception as error:  # Dynamo's, Inductor's, Triton's and those of a C++ compiler have no common base
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
             raise Unavailable(f"torch.compile does not work here ({why}); eager PyTorch does") from None
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         with self.torch.inference_mode():
             return _side_by_side(self._forward(self._uploaded(images)))
@@ -276,7 +276,7 @@ class PyTorchCuda(PyTorch):
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watched:  # on which kernels are launched
-            self.run(self._zeros(max(_TRIED)))
+            self.compute(self._zeros(max(_TRIED)))
         with tempfile.TemporaryDirectory() as folder:
             watched.export_chrome_trace(str(file := Path(folder) / "trace.json"))
             events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]

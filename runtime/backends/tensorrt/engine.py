@@ -29,6 +29,8 @@ class TensorRt(Backend):
     is executable code: only open a file whose sha256 is in its receipt.
     """
 
+    title = TITLES["tensorrt"]
+
     @classmethod
     def check_available(cls, backend: str) -> None:
         """Raise Unavailable when the TensorRT flavour is not installed."""
@@ -88,7 +90,7 @@ class TensorRt(Backend):
         self.cache = RuntimeCache(self.request.path, settings)
         return settings
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side; more than the profile's batch goes in parts."""
         with self.workers.lent() as worker:
             parts = [self._answer(worker, part) for part in self._parts(images)]
