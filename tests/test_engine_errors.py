@@ -31,6 +31,7 @@ FULL = [
     (PyTorch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "out of memory"),
     (PyTorch, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …"), "ALLOC_FAILED"),
     (PyTorch, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."), "can't"),
+    (PyTorch, RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "busy"),
     (OpenVino, RuntimeError("Exception from src/inference.cpp:66:\nstd::bad_alloc"), "bad_alloc"),
     (OpenVino, MemoryError(), "MemoryError"),
 ]

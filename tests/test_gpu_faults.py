@@ -197,6 +197,27 @@ class TestReasons:
                 engine.open().run(engine.validation.images[:1])
             assert engine.judged().verdict == "unchecked"
 
+    @pytest.mark.parametrize(
+        ("name", "verdict"),
+        [
+            ("cudaErrorDevicesUnavailable", "unchecked"),  # such as by nvidia-smi -c EXCLUSIVE_PROCESS
+            ("cudaErrorSystemNotReady", "unchecked"),
+            ("cudaErrorMpsConnectionFailed", "unchecked"),
+            ("cudaErrorUnknown", "fail"),
+        ],
+    )
+    def test_a_gpu_that_is_anothers_for_now_is_no_verdict(
+        self, name: str, verdict: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with built(model, tmp_path) as engine:
+            from cuda.bindings import runtime as cuda
+
+            with monkeypatch.context() as patched:
+                patched.setattr(cuda, "cudaStreamCreateWithFlags", lambda *_: (cuda.cudaError_t[name], None))
+                judged = engine.judged()
+            assert judged.verdict == verdict and name in judged.reasons[0]
+            assert engine.judged().verdict == "pass"
+
     @fault(7)
     def test_a_failed_opening_leaves_nothing_on_the_gpu(self, model: Path, tmp_path: Path) -> None:
         import gc

@@ -19,10 +19,12 @@ MINIMUM_SHARE = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.95, "int8": 0.95}
 Layer = tuple[str, str, float]  # name, number format, amount of work: multiply-adds where they can be told
 UNTOLD = "untold"  # the format of a layer that the engine is silent about
 AS_TYPED = " as typed"  # ends a format that the network's types demand, where the engine itself is silent
-# How CUDA, the libraries above it and those of the processor say that there is no memory
-_NO_MEMORY = re.compile(
+# How CUDA, the libraries above it and those of the processor say that there is no memory; then CUDA's names, and its
+# words (cudaGetErrorString), for a GPU that others have to themselves or whose services do not run yet
+_TEMPORARY = re.compile(
     r"out.?of.?memory|not enough memory|(failed to|can't|cannot) allocate|alloc\w*.failed|bad.?alloc|MemoryError"
-    r"|cudaErrorMemoryAllocation",
+    r"|cudaError(MemoryAllocation|DevicesUnavailable|SystemNotReady|Mps\w+)"
+    r"|busy or unavailable|system not yet initialized|MPS (client|server)",
     re.IGNORECASE,
 )
 
@@ -157,7 +159,7 @@ class Backend(ABC):
 
 def temporary_cause(words: str) -> str:
     """What in the words of an engine's error a later try may not meet; empty where nothing is of that kind."""
-    found = _NO_MEMORY.search(words)
+    found = _TEMPORARY.search(words)
     return found[0] if found else ""
 
 
