@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from PIL import Image
 from twin.product import place
 
 import runtime
@@ -18,8 +19,10 @@ from runtime.backends.openvino import OpenVino
 from runtime.backends.pytorch import PyTorch
 from runtime.candidate import check_candidate
 from runtime.choice import Policy, choose
+from runtime.classify import classify
 from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
+from runtime.heatmap import Heatmap
 from runtime.machine import machine
 from runtime.receipt import Receipt
 
@@ -114,3 +117,51 @@ def test_a_bare_file_is_not_blamed_for_a_full_memory(model: Path, monkeypatch: p
     fail(monkeypatch, OnnxRuntime, "compute", BROKEN)
     with pytest.raises(BadModel, match="opens, but does not compute"):
         runtime.load(model / "model.onnx")
+
+
+class TestNoNumbers:
+    """NaN and infinity are no answer, from whichever output of whichever photo, once an engine was right at opening."""
+
+    def spoil(self, monkeypatch: pytest.MonkeyPatch, value: float, which: Any) -> None:
+        right = OnnxRuntime.compute
+
+        def compute(engine: OnnxRuntime, images: np.ndarray) -> np.ndarray:
+            outputs = right(engine, images).copy()
+            outputs[images.mean(axis=(1, 2, 3)) > 250, which] = value  # the answer to a white photo
+            return outputs
+
+        monkeypatch.setattr(OnnxRuntime, "compute", compute)
+
+    @pytest.mark.parametrize("which", [slice(None), 0, -1], ids=["all", "a logit", "familiarity"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_they_are_never_handed_on(
+        self, value: float, which: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = np.stack([np.full((32, 32, 3), shade, np.uint8) for shade in (9, 90, 255)])
+        with runtime.load(model) as classifier:
+            self.spoil(monkeypatch, value, which)
+            for ask in (classifier.outputs, classifier.logits, classifier.predict):
+                with pytest.raises(SajiError, match="gives NaN or infinity for 1 of 3 photos, which is no answer"):
+                    ask(images)
+            assert len(classifier.predict(images[:2])) == 2
+
+    @pytest.mark.parametrize("kind", ["csv", "jsonl"])
+    def test_no_row_is_written_of_them_and_the_photo_is_named(
+        self, kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, shade in (("a", 9), ("b", 255), ("c", 90)):
+            Image.new("RGB", (40, 40), (shade,) * 3).save(tmp_path / f"{name}.png")
+        rows = tmp_path / f"rows.{kind}"
+        with monkeypatch.context() as patched:
+            self.spoil(patched, np.nan, 0)
+            with pytest.raises(SajiError, match="gives NaN") as raised:
+                classify([str(tmp_path)], model, "", rows)
+        assert raised.value.__notes__ == [f"this was at {tmp_path / 'b.png'}"] and "nan" not in rows.read_text().lower()
+        classify([str(tmp_path)], model, "", rows)
+        assert all(rows.read_text().count(f"{name}.png") == 1 for name in "abc")
+
+    def test_a_heat_map_of_them_is_none(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        heatmap = Heatmap.of_model(model)
+        monkeypatch.setattr(heatmap, "maps", lambda images: (np.zeros((1, 5)), np.full((1, 2, 2), np.nan)))
+        with pytest.raises(SajiError, match="gives NaN or infinity"):
+            heatmap.of(np.zeros((32, 32, 3), np.uint8))

@@ -157,6 +157,14 @@ class Backend(ABC):
         return f"{self.title} on {self.request.path.name}"
 
 
+def require_finite(outputs: np.ndarray, who: str) -> None:
+    """Raise SajiError where what an engine gives of photos, `[N, …]`, holds NaN or infinity, which is no answer."""
+    if not np.isfinite(outputs).all():
+        broken = int((~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)).sum())
+        told = f"{who} gives NaN or infinity for {broken} of {len(outputs)} photos"
+        raise SajiError(f"{told}, which is no answer; check it here with: make bench ARGS=--force")
+
+
 def temporary_cause(words: str) -> str:
     """What in the words of an engine's error a later try may not meet; empty where nothing is of that kind."""
     found = _TEMPORARY.search(words)
