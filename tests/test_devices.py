@@ -3,8 +3,9 @@
 torch.cuda and ONNX Runtime's CUDA provider themselves run only where a test is marked `gpu`.
 """
 
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from export.graph import export_onnx, export_pt2
@@ -189,13 +191,10 @@ def test_loaders_beside_a_gpu_pin_their_memory_and_share_the_cores(monkeypatch: 
 
 
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The classes for GPUs with the CPU as their device; PyTorch's settings are given back."""
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes for GPUs with the CPU as their device."""
     for backend in (PyTorchCuda, OnnxRuntimeCuda):
         monkeypatch.setattr(backend, "device", "cpu")
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -248,6 +247,45 @@ class TestPyTorchOnAGpu:
         monkeypatch.setattr("runtime.backends.require_gpu", lambda: None)
         monkeypatch.setattr(pytorch, "why_no_gpu", lambda: "PyTorch sees no CUDA GPU here (nothing)")
         assert unavailable_because("pytorch-cuda") == "PyTorch sees no CUDA GPU here (nothing)"
+
+
+# PyTorch's ways, old and new, to have FP32 computed in less; the same of both devices, of one, or of one operation
+REDUCED = [
+    "torch.set_float32_matmul_precision('high')",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.fp32_precision = 'bf16'",
+    "torch.backends.cudnn.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.mkldnn.conv.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+]
+PROGRAM = """
+import sys, numpy as np, torch
+from pathlib import Path
+from runtime.backends import Request
+from runtime.backends.pytorch import PyTorch, PyTorchCuda
+PyTorchCuda.device, file, backends = "cpu", Path(sys.argv[1]), torch.backends
+photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+engines = [kind(Request(name, file)) for kind, name in ((PyTorch, "pytorch"), (PyTorchCuda, "pytorch-cuda"))]
+right = engines[0].run(photos)
+for change in sys.argv[2:]:
+    for engine in engines:
+        exec(change)
+        assert (engine.run(photos) == right).all(), (change, engine.request)
+        each = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+        assert {of.fp32_precision for of in each} == {"ieee"}, (change, [of.fp32_precision for of in each])
+        # These raise where the old switches and the new contradict one another, in torch.compile, too
+        told = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+        assert told == (False, False, "highest"), change
+"""
+
+
+def test_fp32_is_fp32_whatever_the_program_around_it_chooses(files: Path) -> None:
+    """The settings show it, and the answers where a processor multiplies bf16. In a process: they are all PyTorch's."""
+    command = [sys.executable, "-c", PROGRAM, str(files / "model.pt2"), *REDUCED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu
