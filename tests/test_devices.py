@@ -6,6 +6,7 @@ torch.cuda and ONNX Runtime's CUDA provider themselves run only where a test is 
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,6 +196,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes for GPUs with the CPU as their device."""
     for backend in (PyTorchCuda, OnnxRuntimeCuda):
         monkeypatch.setattr(backend, "device", "cpu")
+        monkeypatch.setattr(backend, "where", nullcontext)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -265,7 +267,8 @@ import sys, numpy as np, torch
 from pathlib import Path
 from runtime.backends import Request
 from runtime.backends.pytorch import PyTorch, PyTorchCuda
-PyTorchCuda.device, file, backends = "cpu", Path(sys.argv[1]), torch.backends
+PyTorchCuda.device, PyTorchCuda.where = "cpu", PyTorch.where
+file, backends = Path(sys.argv[1]), torch.backends
 photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
 engines = [kind(Request(name, file)) for kind, name in ((PyTorch, "pytorch"), (PyTorchCuda, "pytorch-cuda"))]
 right = engines[0].run(photos)

@@ -357,6 +357,21 @@ class TestMachine:
             assert engine.twin.counts["pageable copies"] == 0
 
 
+def test_an_engine_is_on_the_first_gpu_whatever_the_current_device_of_a_thread(model: Path, tmp_path: Path) -> None:
+    """CUDA keeps it by thread; a program that uses another one finds it as it was."""
+    with built(model, tmp_path, machine="two") as engine:
+        from cuda.bindings import runtime as cuda
+
+        cuda.cudaSetDevice(1)
+        opened, images = engine.open(), engine.validation.images[:4]
+        with ThreadPoolExecutor(1) as other:  # whose current device is 0
+            assert engine.right(opened.run(images)) and engine.right(other.submit(opened.run, images).result())
+        assert opened.device_milliseconds(images) >= 0 and opened.precision_share()
+        opened.close()
+        assert cuda.cudaGetDevice()[1] == 1
+        cuda.cudaSetDevice(0)
+
+
 def test_what_opens_here_does_not_open_elsewhere(model: Path, tmp_path: Path) -> None:
     """An engine is refused by name on another GPU, before TensorRT sees it."""
     with built(model, tmp_path) as engine:

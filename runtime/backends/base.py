@@ -3,10 +3,11 @@
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,7 @@ class Backend(ABC):
     otherwise = ""  # in words, what an opened engine had to do otherwise than asked for; it then never passes
     # Whether the precision can be read at every opening; where that takes a run of its own, only the gate reads it
     checks_at_opening = True
+    where: Callable[[], AbstractContextManager[Any]] = nullcontext  # around all that the engine does: its device
 
     def __init__(self, request: Request) -> None:
         """Open what was asked for and make sure that it computes in that precision."""
@@ -109,7 +111,8 @@ class Backend(ABC):
     def at_work(self, done: str) -> Iterator[None]:
         """Where an engine does something: what its library raises there comes out as SajiError, or Unavailable."""
         try:
-            yield
+            with self.where():
+                yield
         except (Unavailable, OSError):
             raise
         except Exception as error:  # the engines' errors are of no common family

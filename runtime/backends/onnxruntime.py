@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.backends import BACKENDS
 from runtime.backends.base import UNTOLD, Backend, Layer, outputs_of
+from runtime.backends.cuda import first_gpu
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 from runtime.spec import side_by_side
 
@@ -137,6 +138,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     """
 
     device = "cuda"
+    where = staticmethod(first_gpu)
 
     def open(self) -> None:
         """Open the session, once CUDA's libraries are found."""

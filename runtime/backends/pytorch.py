@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -186,6 +187,13 @@ class PyTorch(Backend):
         del self.module, self.program
 
 
+def _first_gpu() -> AbstractContextManager[Any]:
+    """As `runtime.backends.cuda.first_gpu`, by PyTorch's own means."""
+    import torch
+
+    return torch.cuda.device(0)
+
+
 class PyTorchCuda(PyTorch):
     """PyTorch on the first GPU: FP32 without TF32, FP16 and bf16 by autocast as its users do; variant "compiled".
 
@@ -194,6 +202,7 @@ class PyTorchCuda(PyTorch):
     """
 
     device = "cuda"
+    where = staticmethod(_first_gpu)
     checks_at_opening = False  # which takes a run
 
     @classmethod
@@ -234,7 +243,7 @@ class PyTorchCuda(PyTorch):
     def device_milliseconds(self, images: np.ndarray) -> float:
         """Milliseconds of photos uint8 `[N, H, W, 3]` RGB on the GPU, without the transfers there and back."""
         began, ended = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with self.torch.inference_mode():
+        with self.at_work("timed"), self.torch.inference_mode():
             there = self._tensor(images)
             began.record()
             self._forward(there)

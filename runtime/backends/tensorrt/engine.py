@@ -30,6 +30,7 @@ class TensorRt(Backend):
     """
 
     title = TITLES["tensorrt"]
+    where = staticmethod(cuda.first_gpu)
 
     @classmethod
     def check_available(cls, backend: str) -> None:
@@ -99,7 +100,7 @@ class TensorRt(Backend):
     def device_milliseconds(self, images: np.ndarray) -> float:
         """Milliseconds of photos uint8 `[N, H, W, 3]` RGB on the GPU, without the transfers there and back."""
         milliseconds = 0.0
-        with self.workers.lent() as worker:
+        with self.at_work("timed"), self.workers.lent() as worker:
             for part in self._parts(images):
                 context = worker.upload(part)
                 milliseconds += worker.timed(partial(worker.execute, context, len(part)))
@@ -136,8 +137,9 @@ class TensorRt(Backend):
 
     def close(self) -> None:
         """Free the engine and its workers, from any thread."""
-        self.workers.close()
-        del self.workers, self.engine, self.runtime
+        with self.where():
+            self.workers.close()
+            del self.workers, self.engine, self.runtime
 
 
 def imported(backend: str) -> Any:
