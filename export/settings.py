@@ -30,7 +30,7 @@ class Settings:
     batch: tuple[int, int, int] = (1, 1, 32)
     """Smallest, typical and largest batch of TensorRT engines."""
     version_compatible: bool = False
-    """Enterprise TensorRT: engines that later minor versions can run too."""
+    """Enterprise TensorRT: engines that later minor versions, and the next major one, can run too."""
     hardware_compatible: bool = False
     """Enterprise TensorRT: engines that every GPU from Ampere on can run, somewhat slower."""
     gates: Path | None = None

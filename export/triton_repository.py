@@ -19,6 +19,7 @@ from runtime.spec import ModelSpec
 _SERVED = {name: row.triton for name, row in BACKENDS.items() if row.triton}
 _CONFIG, _SPEC = "config.pbtxt", re.compile(r'key: "spec" value { string_value: (".*") } }')
 _LARGEST_BATCH = 32  # of files that take any batch; engines have their profile's
+_WITHOUT_TF32 = '{ name: "cuda" parameters { key: "use_tf32" value: "0" } }'
 _QUEUE_MICROSECONDS = 1000  # how long a photo may wait for others to share its batch
 
 
@@ -46,6 +47,8 @@ def write_models(folder: Path, receipt: Receipt, repository: Path, say: Callable
     for name, candidate in passed.items():
         _write_model(folder / candidate.file, repository / name, candidate, receipt)
     say(f"Triton models in {repository}: {', '.join(passed) or 'none, no candidate that Triton runs has passed here'}")
+    if any(candidate.facts.version_compatible for candidate in passed.values()):
+        say("Triton opens version-compatible plans with: --backend-config=tensorrt,version-compatible=true")
     ours = (path for path in sorted(repository.glob("*")) if _whose(path) == _identity(receipt.spec))
     for path in (path for path in ours if path.name not in passed):
         if path.name in offered and offered[path.name].verdict == "unchecked":
@@ -84,10 +87,14 @@ def _write_model(file: Path, path: Path, candidate: Candidate, receipt: Receipt)
 def config(name: str, spec: ModelSpec, candidate: Candidate, largest_batch: int) -> str:
     """Triton's `config.pbtxt`: the contract's input and output, dynamic batching, and the spec as a parameter.
 
-    Triton's TensorRT backend captures a CUDA graph of each batch size where `optimization.cuda.graphs` says so.
+    Triton's TensorRT backend captures a CUDA graph of each batch size where `optimization.cuda.graphs` says so. That
+    for ONNX hands options on to ONNX Runtime, whose FP32 on a GPU is TF32 otherwise, which is not what passed.
     """
     triton, size = _SERVED[candidate.backend], spec.geometry.size
-    graphs = "optimization { cuda { graphs: true } }\n" if candidate.variant == "CUDA graph" else ""
+    how = "cuda { graphs: true }" if candidate.variant == "CUDA graph" else ""
+    if candidate.backend == "ort-cuda":
+        how = f"execution_accelerators {{ gpu_execution_accelerator: [ {_WITHOUT_TF32} ] }}"
+    optimization = f"optimization {{ {how} }}\n" if how else ""
     familiarity = 'output { name: "familiarity" data_type: TYPE_FP32 dims: [ 1 ] reshape: { shape: [ ] } }\n'
     return f"""\
 name: {_quoted(name)}
@@ -98,7 +105,7 @@ input {{ name: "images" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }}
 output {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(spec.classes)} ] label_filename: "labels.txt" }}
 {familiarity if spec.familiarity else ""}dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}
 instance_group {{ kind: {triton.kind} count: 1 }}
-{graphs}parameters {{ key: "spec" value {{ string_value: {_quoted(spec.to_json())} }} }}
+{optimization}parameters {{ key: "spec" value {{ string_value: {_quoted(spec.to_json())} }} }}
 """
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime import golden, signature
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
+from runtime.backends.base import require_finite
 from runtime.candidate import Candidate
 from runtime.deployment import MOST_THREADS, Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
@@ -104,7 +105,10 @@ class Classifier:
         return [self._prediction(row, answer, milliseconds) for row, answer in answers]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB. Raises SajiError else."""
+        """Raw logits float32 `[N, C]` of preprocessed photos, uint8 `[N, size, size, 3]` RGB. Raises SajiError else.
+
+        So it does where the engine gives anything but finite numbers.
+        """
         return self.spec.logits(self.outputs(images))
 
     def outputs(self, images: np.ndarray) -> np.ndarray:
@@ -124,7 +128,9 @@ class Classifier:
         try:
             if not len(images):  # not every engine has an answer to no photo
                 return np.empty((0, len(self.spec.classes) + self.spec.familiarity), np.float32)
-            return self.backend.run(np.ascontiguousarray(images))  # PyTorch takes no array that runs backwards
+            outputs = self.backend.run(np.ascontiguousarray(images))  # PyTorch takes no array that runs backwards
+            require_finite(outputs, self.candidate.name)
+            return outputs
         finally:
             with self._lock:
                 self._calls -= 1
@@ -333,9 +339,10 @@ def _require_answer(engine: Backend, path: Path, spec: ModelSpec) -> None:
     size = spec.geometry.size
     try:
         outputs = engine.run(np.zeros((1, size, size, 3), np.uint8))
-    except Exception as error:  # the engines' errors are of no common family
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise BadModel(f"{path} opens, but does not compute ({why}); export it again") from None
+    except Unavailable:
+        raise
+    except SajiError as error:
+        raise BadModel(f"{path} opens, but does not compute ({error}); export it again") from None
     if outputs.shape != (1, expected := len(spec.classes) + spec.familiarity):
         told = f"{len(spec.classes)} classes{' and familiarity' if spec.familiarity else ''}"
         raise BadModel(

@@ -197,6 +197,9 @@ def answers(classifier: Classifier, photos: Iterable[str]) -> Generator[tuple[st
             return photo, classifier(photo)
         except BadPhoto as error:
             return photo, error
+        except SajiError as error:
+            error.add_note(f"this was at {printable(photo)}")
+            raise
 
     return in_order(answer, photos)
 

@@ -45,7 +45,11 @@ class Parser(argparse.ArgumentParser):
         """As argparse does, with --image_size for --image-size; an optional value of a flag stands behind `=`."""
         typed = sys.argv[1:] if args is None else args
         flags = [*takewhile(lambda argument: argument != "--", typed)]  # behind it stand names, as they are
-        return super().parse_known_args([*map(self._spelled, flags), *typed[len(flags) :]], namespace)
+        found, rest = super().parse_known_args([*map(self._spelled, flags), *typed[len(flags) :]], namespace)
+        if "gpu" in found:  # the last that was typed
+            _use(found.gpu)
+            del found.gpu
+        return found, rest
 
     def _spelled(self, argument: str) -> str:
         typed, equals, value = argument.partition("=")
@@ -89,24 +93,21 @@ def add_flags(parser: argparse._ActionsContainer, defaults: Any, skip: Container
         parser.add_argument(flag, default=value, help=words.replace("%", "%%"), **_options(kind))
 
 
-class _Use(argparse.Action):
-    """`--gpu N` takes effect as it is read: before anything is opened, for this process and those that it starts."""
-
-    def __call__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace, number: Any, *_: Any) -> None:
-        try:
-            use(number)
-        except NoSuchGpu as error:
-            raise SajiError(str(error)) from None
-
-
 def add_gpu(parser: argparse._ActionsContainer) -> None:
-    """The flag that names the one GPU to use."""
+    """The flag that names the one GPU to use, from parsing on: for this process and those that it starts."""
     words = "use this one of the visible GPUs, counted from 0 in the order of doctor, and no other (the first)"
-    parser.add_argument("--gpu", type=int, action=_Use, metavar="N", default=argparse.SUPPRESS, help=words)
+    parser.add_argument("--gpu", type=int, metavar="N", default=argparse.SUPPRESS, help=words)
+
+
+def _use(number: int) -> None:
+    try:
+        use(number)
+    except NoSuchGpu as error:
+        raise SajiError(str(error)) from None
 
 
 class _Require(argparse.Action):
-    """`--require-signature KEY` takes effect as it is read, like `--gpu`."""
+    """`--require-signature KEY` takes effect as it is read: before anything is opened."""
 
     def __call__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace, key: Any, *_: Any) -> None:
         signature.require(key)

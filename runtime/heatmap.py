@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from runtime.backends.base import Request
+from runtime.backends.base import Request, require_finite
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import SajiError
 from runtime.preprocess import crop_box
@@ -81,10 +81,12 @@ class Heatmap:
 
     def maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Preprocessed photos, uint8 `[N, size, size, 3]` RGB → logits float32 `[N, C]`, maps float32 `[N, h, w]`."""
-        logits, maps = self._engine.session.run(["logits", "cam"], {"images": images})
+        with self._engine.at_work("run"):
+            logits, maps = self._engine.session.run(["logits", "cam"], {"images": images})
         return logits, maps
 
     def of(self, image: np.ndarray) -> Heat:
-        """The heat map of a preprocessed photo, uint8 `[size, size, 3]` RGB, see `Heat`."""
+        """The heat map of a preprocessed photo, uint8 `[size, size, 3]` RGB, see `Heat`. Raises SajiError."""
         logits, maps = self.maps(image[None])
+        require_finite(maps, str(self._engine))
         return Heat(self.spec.classes[int(logits[0].argmax())], maps[0], self.spec.geometry)

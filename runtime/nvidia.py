@@ -198,8 +198,10 @@ def extra_of(name: str, told: Driver, here: Here) -> str:
 
 def refusal(told: Driver, here: Here) -> tuple[str, str]:
     """Why a GPU that is there cannot be used, and what to type next; both empty where none is in the way."""
-    there = here.on_bus or (bool(told.version) and told.error != "CUDA_ERROR_NO_DEVICE")
-    hidden = here.visible is not None and not told.gpus and (bool(told.version) or here.on_bus)
+    nothing = told.error == "CUDA_ERROR_NO_DEVICE"
+    there = here.on_bus or (bool(told.version) and not nothing)
+    # Schedulers set the variable on every machine; any other error is the driver's own
+    hidden = here.visible is not None and nothing and (bool(told.version) or here.on_bus)
     mismatch = told.error == "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"
     too_old = f"driver {told.version} serves CUDA {told.cuda}, too old for today's packages; 580 or newer serves them"
     rules = (

@@ -217,17 +217,15 @@ def test_gpu_memory_is_that_of_the_process_itself(monkeypatch: pytest.MonkeyPatc
     assert head.endswith("| GPU MiB | cold start s |") and line.endswith("| 300 | 2.50 |")
 
 
-def test_what_held_the_gpu_back_is_told_in_words() -> None:
+def test_what_held_the_gpu_back_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     pids = os.getpid(), 2**22 + 1, 2**22 + 2
     nvml = SimpleNamespace(
-        nvmlClocksEventReasonSwPowerCap=4,
-        nvmlClocksThrottleReasonHwSlowdown=8,
-        nvmlClocksEventReasonSwThermalSlowdown=32,
         nvmlDeviceGetCurrentClocksEventReasons=lambda gpu: 1 | 4,  # 1: it idles
-        nvmlDeviceGetPowerManagementLimit=lambda gpu: 350_000,
+        nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 350_000,
         nvmlDeviceGetComputeRunningProcesses=lambda gpu: [SimpleNamespace(pid=pid) for pid in pids],
     )
-    limit, others = watch._held_back_by(nvml, 0)
+    monkeypatch.setattr(watch, "_of_gpu", lambda question: question(nvml, 0))
+    limit, others = watch._held_back()
     assert limit == "the GPU was held back by its power limit of 350 W" and others == "2 other processes used the GPU"
 
 

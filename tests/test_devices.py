@@ -3,8 +3,10 @@
 torch.cuda and ONNX Runtime's CUDA provider themselves run only where a test is marked `gpu`.
 """
 
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from export.graph import export_onnx, export_pt2
@@ -189,13 +192,11 @@ def test_loaders_beside_a_gpu_pin_their_memory_and_share_the_cores(monkeypatch: 
 
 
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The classes for GPUs with the CPU as their device; PyTorch's settings are given back."""
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes for GPUs with the CPU as their device."""
     for backend in (PyTorchCuda, OnnxRuntimeCuda):
         monkeypatch.setattr(backend, "device", "cpu")
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+        monkeypatch.setattr(backend, "where", nullcontext)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -250,6 +251,46 @@ class TestPyTorchOnAGpu:
         assert unavailable_because("pytorch-cuda") == "PyTorch sees no CUDA GPU here (nothing)"
 
 
+# PyTorch's ways, old and new, to have FP32 computed in less; the same of both devices, of one, or of one operation
+REDUCED = [
+    "torch.set_float32_matmul_precision('high')",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.fp32_precision = 'bf16'",
+    "torch.backends.cudnn.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.mkldnn.conv.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+]
+PROGRAM = """
+import sys, numpy as np, torch
+from pathlib import Path
+from runtime.backends import Request
+from runtime.backends.pytorch import PyTorch, PyTorchCuda
+PyTorchCuda.device, PyTorchCuda.where = "cpu", PyTorch.where
+file, backends = Path(sys.argv[1]), torch.backends
+photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+engines = [kind(Request(name, file)) for kind, name in ((PyTorch, "pytorch"), (PyTorchCuda, "pytorch-cuda"))]
+right = engines[0].run(photos)
+for change in sys.argv[2:]:
+    for engine in engines:
+        exec(change)
+        assert (engine.run(photos) == right).all(), (change, engine.request)
+        each = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+        assert {of.fp32_precision for of in each} == {"ieee"}, (change, [of.fp32_precision for of in each])
+        # These raise where the old switches and the new contradict one another, in torch.compile, too
+        told = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+        assert told == (False, False, "highest"), change
+"""
+
+
+def test_fp32_is_fp32_whatever_the_program_around_it_chooses(files: Path) -> None:
+    """The settings show it, and the answers where a processor multiplies bf16. In a process: they are all PyTorch's."""
+    command = [sys.executable, "-c", PROGRAM, str(files / "model.pt2"), *REDUCED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("offer", BACKENDS["pytorch-cuda"].offers, ids=lambda o: f"{o.precision} {o.variant}".strip())
 def test_pytorch_on_this_gpu(files: Path, offer: Any) -> None:
@@ -285,8 +326,9 @@ def cpu_provider(monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> list[tuple[in
     session = onnxruntime.InferenceSession
     made, asked = session.__init__, session.run_with_iobinding
 
-    def make(self: Any, model: Any, options: Any, providers: list[str], provider_options: list[dict]) -> None:
+    def make(self: Any, model: Any, options: Any, *, providers: list, provider_options: list, **others: Any) -> None:
         assert providers == ["CUDAExecutionProvider"] and provider_options[0].get("use_tf32", "0") == "0"
+        assert others == {"enable_fallback": 0}, "it would compute on the CPU without a word where the GPU is full"
         self.asked_for = provider_options[0]
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
         made(self, model, options, providers=["CPUExecutionProvider"])

@@ -146,8 +146,11 @@ class TestMismatch:
 
     def test_what_compatible_engines_allow(self) -> None:
         version = replace(FACTS, version_compatible=True)
-        allowed = {v: mismatch(version, "tensorrt", v, *HERE[2:]) for v in ("10.16.0.1", "10.9.0.1", "11.4.0.1")}
-        assert [v for v, reason in allowed.items() if reason is None] == ["10.16.0.1"]
+        others = ("10.16.0.1", "10.9.0.1", "11.4.0.1", "12.0.0.1")
+        allowed = {v: mismatch(version, "tensorrt", v, *HERE[2:]) for v in others}
+        assert [v for v, reason in allowed.items() if reason is None] == ["10.16.0.1", "11.4.0.1"]
+        newer = replace(version, version="11.4.0.1")
+        assert mismatch(newer, *HERE), "no earlier version runs it"
         hardware = replace(FACTS, hardware_compatible=True)
         gpus = {gpu: mismatch(hardware, *HERE[:2], gpu, HERE[3]) for gpu in ("sm75", "sm80", "sm120")}
         assert [gpu for gpu, reason in gpus.items() if reason is None] == ["sm80", "sm120"]

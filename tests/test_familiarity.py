@@ -145,6 +145,7 @@ def test_a_golden_vector_tells_a_familiarity_that_is_wrong(model: Path) -> None:
             return np.array([[*answer.logits, answer.familiarity + self.more]])
 
     assert difference(Engine(0.0), images, answer, spec) < 1e-6  # type: ignore[arg-type]
+    assert not difference(Engine(np.nan), images, answer, spec) <= 1  # type: ignore[arg-type]
     moved_by = 1 + abs(answer.familiarity or 0.0)
     assert difference(Engine(moved_by), images, answer, spec) > 0.2  # type: ignore[arg-type]
 

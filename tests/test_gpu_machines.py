@@ -51,6 +51,36 @@ def python(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+POWER, HOT = "was held back by its power limit", "was slowed down by heat"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "told"),
+    [
+        ("", [f"{POWER} of 450 W", HOT]),
+        ("nvmlDeviceGetEnforcedPowerLimit", [POWER, HOT]),
+        ("nvmlDeviceGetPowerManagementLimit", [f"{POWER} of 450 W", HOT]),  # as on laptops
+        ("nvmlDeviceGetCurrentClocksEventReasons", []),  # slices of a GPU
+        ("nvmlDeviceGetComputeRunningProcesses", [f"{POWER} of 450 W", HOT]),  # WSL
+    ],
+)
+def test_what_a_gpu_does_not_tell_hides_nothing_else(
+    lacks: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installed("rtx4090"):
+        import pynvml
+
+        from runtime.benchmark.watch import Watch
+
+        def refuse(gpu: object) -> None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons", lambda gpu: 0x4 | 0x20)
+        if lacks:
+            monkeypatch.setattr(pynvml, lacks, refuse, raising=False)
+        assert sorted(Watch().stop().gpu) == [f"the GPU {words}" for words in told]
+
+
 @pytest.mark.parametrize("name", MACHINES_AND_ENGINES)
 def test_set_up_installs_what_the_machine_is_served_by(name: str) -> None:
     done = python("runtime/nvidia.py", "--extras", env=environment(name))

@@ -73,6 +73,10 @@ REFUSED = [
     (Driver(error="libcuda.so.1 is not there"), {"on_bus": True}, "no driver that works", "ubuntu-drivers install"),
     (told(error="libcuda.so.1 is not there", **KERNEL), {"container": True}, "container was not given", "--gpus all"),
     (told(error="CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), {}, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "sudo reboot"),
+    # Schedulers set the variable; it is no cause of the driver's own errors
+    (told(error="CUDA_ERROR_SYSTEM_NOT_READY"), {"visible": "0"}, "gives no GPU (CUDA_ERROR_SYSTEM_NOT", "nvidia-smi"),
+    (told(error="the driver gave no answer (…)"), {"visible": "0"}, "gives no GPU (the driver gave no", "nvidia-smi"),
+    (Driver(error="libcuda.so.1 is not there"), {"on_bus": True, "visible": "0"}, "no driver that works", "ubuntu-"),
 ]  # fmt: skip
 
 
@@ -206,6 +210,14 @@ def test_each_command_that_opens_engines_takes_the_number_of_a_gpu(
     assert said.status == 2 and "there is no GPU 2 on this machine, it has 0: NVIDIA GeForce RTX 4090; 1: " in said.last
     used = house.here(*line, "--gpu", "1")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1" and "no GPU" not in used.err
+
+
+def test_of_several_numbers_the_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the GPUs that were visible before the first: ARGS in a Makefile, and one's own behind it."""
+    with_gpus(monkeypatch, told(RTX_4090, "Tesla T4 sm75"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
+    house.here("runtime", "classify", "photo.png", "--gpu", "1", "--gpu", "0")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_without_a_gpu_the_flag_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

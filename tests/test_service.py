@@ -301,12 +301,13 @@ class Held:
 
     def __init__(self) -> None:
         self.free, self.begun, self.batches = threading.Event(), threading.Semaphore(0), list[int]()
+        self.factor = np.float32(1)
 
     def run(self, images: np.ndarray) -> np.ndarray:
         self.batches.append(len(images))
         self.begun.release()
         assert self.free.wait(PATIENCE)
-        return images.mean(axis=(1, 2), dtype=np.float32)
+        return self.factor * images.mean(axis=(1, 2), dtype=np.float32)
 
     def close(self) -> None:
         self.batches.append(-1)
@@ -374,6 +375,17 @@ def test_a_service_whose_engine_answers_nobody_is_not_ready_until_it_does(tmp_pa
         refused(httpx.get(f"{address}/readyz"), 503, "stuck")
         backend.free.set()
         wait_until(lambda: ready() == 200)
+
+
+def test_a_service_whose_engine_gives_no_numbers_answers_nobody_until_it_does(tmp_path: Path) -> None:
+    with held_service(tmp_path, SMALL) as (backend, _, address):
+        backend.free.set()
+        backend.factor = np.float32(np.nan)
+        assert post(address).status_code == 500
+        refused(httpx.get(f"{address}/readyz", timeout=PATIENCE), 503, "stuck")
+        backend.factor = np.float32(1)
+        wait_until(lambda: httpx.get(f"{address}/readyz", timeout=PATIENCE).status_code == 200)
+        assert post(address).status_code == 200
 
 
 @pytest.mark.parametrize(("batch", "batches"), [(1, [1, 1, 1]), (4, [1, 2])])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.triton_repository import config, write_models
+from runtime.backends import BuildFacts
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError
 from runtime.receipt import Receipt, file_facts
@@ -65,10 +66,14 @@ def test_plans_of_enterprise_tensorrt_go_in_and_those_of_rtx_stay_out(definition
     engines = {plans["tensorrt"]: {"profile": [1, 4, 16]}}
     facts = file_facts(copy, list(plans.values()))
     told = replace(receipt, candidates=(*judged, failed, captured), engines=engines, files=facts)
-    assert write_models(copy, told, tmp_path / "models", lambda line: None) == ["resnet18-tensorrt-fp16"]
+    said: list[str] = []
+    assert write_models(copy, told, tmp_path / "models", said.append) == ["resnet18-tensorrt-fp16"] and len(said) == 1
     parsed = read(definitions, tmp_path / "models" / "resnet18-tensorrt-fp16" / "config.pbtxt")
     assert (parsed.backend, parsed.default_model_filename, parsed.max_batch_size) == ("tensorrt", "model.plan", 16)
     assert parsed.instance_group[0].kind == definitions.ModelInstanceGroup.KIND_GPU
+    compatible = replace(judged[0], facts=BuildFacts(version_compatible=True))
+    write_models(copy, replace(told, candidates=(compatible,)), tmp_path / "models", said.append)
+    assert said[-1].endswith("with: --backend-config=tensorrt,version-compatible=true")
     (copy / plans["tensorrt"]).write_bytes(b"another plan")
     with pytest.raises(BadModel, match="sha256 differs"):
         write_models(copy, told, tmp_path / "models", lambda line: None)
@@ -120,3 +125,12 @@ def test_class_names_with_quotes_and_letters_survive(definitions, model: Path, t
     )
     parsed = read(definitions, tmp_path / "config.pbtxt")
     assert tuple(json.loads(parsed.parameters["spec"].string_value)["classes"]) == classes
+
+
+def test_fp32_on_a_gpu_is_computed_without_tf32_as_it_was_judged(definitions, model: Path, tmp_path: Path) -> None:
+    """By the README of Triton's onnxruntime_backend, "ONNX Runtime with CUDA Execution Provider optimization"."""
+    spec, file = Receipt.read(model).spec, tmp_path / "config.pbtxt"
+    for backend, options in (("ort-cuda", [("cuda", {"use_tf32": "0"})]), ("ort-cpu", [])):
+        file.write_text(config("x", spec, Candidate("x", "model.onnx", backend, "fp32"), 8), encoding="utf-8")
+        accelerators = read(definitions, file).optimization.execution_accelerators.gpu_execution_accelerator
+        assert [(each.name, dict(each.parameters)) for each in accelerators] == options

@@ -1,14 +1,17 @@
 """What a backend is: the class that each engine's file derives, and the check of the precision that it really got."""
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from runtime.errors import BadModel, NotAsAsked, NotTold
+from runtime.errors import BadModel, NotAsAsked, NotTold, SajiError, Unavailable
 from runtime.spec import FAMILIARITY
 
 # The last layer and the normalisation keep a higher precision on purpose; the rest must be as asked
@@ -17,6 +20,14 @@ MINIMUM_SHARE = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.95, "int8": 0.95}
 Layer = tuple[str, str, float]  # name, number format, amount of work: multiply-adds where they can be told
 UNTOLD = "untold"  # the format of a layer that the engine is silent about
 AS_TYPED = " as typed"  # ends a format that the network's types demand, where the engine itself is silent
+# How CUDA, the libraries above it and those of the processor say that there is no memory; then CUDA's names, and its
+# words (cudaGetErrorString), for a GPU that others have to themselves or whose services do not run yet
+_TEMPORARY = re.compile(
+    r"out.?of.?memory|not enough memory|(failed to|can't|cannot) allocate|alloc\w*.failed|bad.?alloc|MemoryError"
+    r"|cudaError(MemoryAllocation|DevicesUnavailable|SystemNotReady|Mps\w+)"
+    r"|busy or unavailable|system not yet initialized|MPS (client|server)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -72,21 +83,46 @@ class Request:
 class Backend(ABC):
     """An opened engine. A backend's author writes the five methods that are abstract here.
 
-    Opening raises Unavailable (library or device missing), NotAsAsked (another provider or precision than asked for)
-    or BadModel (a damaged file) rather than falling back.
+    Opening raises Unavailable (library, device or memory missing), NotAsAsked (another provider or precision than asked
+    for) or BadModel (a damaged file) rather than falling back. Whatever else an engine raises, at opening or running,
+    is a SajiError for who uses it.
     """
 
     title: str  # the library's name for people
     otherwise = ""  # in words, what an opened engine had to do otherwise than asked for; it then never passes
     # Whether the precision can be read at every opening; where that takes a run of its own, only the gate reads it
     checks_at_opening = True
+    where: Callable[[], AbstractContextManager[Any]] = nullcontext  # around all that the engine does: its device
 
     def __init__(self, request: Request) -> None:
         """Open what was asked for and make sure that it computes in that precision."""
         self.request = request
-        self.open()
+        with self.at_work("opened"):
+            self.open()
         if self.checks_at_opening:
             self.precision_share()
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[N, H, W, 3]` RGB → float32 outputs `[N, …]`, see `compute`. Raises SajiError."""
+        with self.at_work("run"):
+            return self.compute(images)
+
+    @contextmanager
+    def at_work(self, done: str) -> Iterator[None]:
+        """Where an engine does something: what its library raises there comes out as SajiError, or Unavailable."""
+        try:
+            with self.where():
+                yield
+        except (Unavailable, OSError):
+            raise
+        except Exception as error:  # the engines' errors are of no common family
+            kind, what = type(error).__name__, f"{self} cannot be {done}"
+            if cause := temporary_cause(f"{error} {error.__context__ or ''} {kind}"):
+                raise Unavailable(f"{what} now ({cause}); see what else runs on this machine") from error
+            if isinstance(error, SajiError):
+                raise
+            why = next(iter(str(error).strip().splitlines()), kind)[:160]
+            raise SajiError(f"{what} ({why}); check it here with: make bench ARGS=--force") from error
 
     @classmethod
     @abstractmethod
@@ -98,7 +134,7 @@ class Backend(ABC):
         """Open `self.request` or raise."""
 
     @abstractmethod
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 `[N, classes]` logits, with a second output `[N, classes + 1]`.
 
         Side by side, see `runtime.spec.ModelSpec`. May be called from several threads.
@@ -117,10 +153,25 @@ class Backend(ABC):
 
         Raises NotAsAsked when too little is in the precision that was asked for, NotTold when that cannot be known.
         """
-        return check_precision(self.layers(), self.request.precision, str(self), self.request.facts.kept)
+        with self.at_work("read"):
+            return check_precision(self.layers(), self.request.precision, str(self), self.request.facts.kept)
 
     def __str__(self) -> str:
         return f"{self.title} on {self.request.path.name}"
+
+
+def require_finite(outputs: np.ndarray, who: str) -> None:
+    """Raise SajiError where what an engine gives of photos, `[N, …]`, holds NaN or infinity, which is no answer."""
+    if not np.isfinite(outputs).all():
+        broken = int((~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)).sum())
+        told = f"{who} gives NaN or infinity for {broken} of {len(outputs)} photos"
+        raise SajiError(f"{told}, which is no answer; check it here with: make bench ARGS=--force")
+
+
+def temporary_cause(words: str) -> str:
+    """What in the words of an engine's error a later try may not meet; empty where nothing is of that kind."""
+    found = _TEMPORARY.search(words)
+    return found[0] if found else ""
 
 
 def outputs_of(names: list[str]) -> list[int]:

@@ -1,6 +1,8 @@
 """Is there a CUDA GPU, and can its driver run what is installed? Asked before any library that crashes otherwise."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from runtime.errors import Unavailable, anew_line, missing_extra
 from runtime.nvidia import driver
@@ -19,6 +21,24 @@ def require_gpu() -> None:
             f"the driver {found.version} serves CUDA {found.cuda}, the installed packages need CUDA "
             f"{installed.split('.')[0]}; get a newer driver, or: {anew_line()}"
         )
+
+
+@contextmanager
+def first_gpu() -> Iterator[None]:
+    """The first GPU as the current device of this thread, each of which has its own, such as by torch.cuda.set_device.
+
+    Raises Unavailable where it cannot be.
+    """
+    from cuda.bindings import runtime
+
+    before, success = runtime.cudaGetDevice()[1], runtime.cudaError_t.cudaSuccess
+    if (status := runtime.cudaSetDevice(0)[0]) != success:
+        raise Unavailable(f"the GPU reports {status.name}; look with: nvidia-smi")
+    try:
+        yield
+    finally:
+        if before:
+            runtime.cudaSetDevice(before)
 
 
 def versions() -> dict[str, str]:

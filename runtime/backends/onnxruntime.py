@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.backends import BACKENDS
 from runtime.backends.base import UNTOLD, Backend, Layer, outputs_of
+from runtime.backends.cuda import first_gpu
 from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
 from runtime.spec import side_by_side
 
@@ -93,7 +94,10 @@ class OnnxRuntime(Backend):
                 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         how = {} if profile else self.provider_options  # a graph that is replayed shows no layers
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=[self.provider], provider_options=[how])
+            # Its own fallback would compute on the processor where a GPU is full, now or in the middle of a call
+            session = onnxruntime.InferenceSession(
+                model, options, providers=[self.provider], provider_options=[how], enable_fallback=0
+            )
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
             why = str(error).splitlines()[0][:160]
             raise BadModel(f"{self.request.path} cannot be opened by ONNX Runtime ({why})") from None
@@ -102,7 +106,7 @@ class OnnxRuntime(Backend):
             raise NotAsAsked(f"asked ONNX Runtime for {self.provider}, got {session.get_providers()[0]}")
         return session
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         return side_by_side(*self.session.run(self.outputs, {"images": images}))
 
@@ -134,6 +138,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     """
 
     device = "cuda"
+    where = staticmethod(first_gpu)
 
     def open(self) -> None:
         """Open the session, once CUDA's libraries are found."""
@@ -152,9 +157,9 @@ class OnnxRuntimeCuda(OnnxRuntime):
                 f"{self.request.path} does not tell how many classes it has, which a CUDA graph has to know"
             )
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
-        return self.caller.submit(self._replay, images).result() if self.graphs else super().run(images)
+        return self.caller.submit(self._replay, images).result() if self.graphs else super().compute(images)
 
     def _replay(self, images: np.ndarray) -> np.ndarray:
         if len(images) not in self.bound:

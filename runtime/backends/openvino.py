@@ -68,7 +68,7 @@ class OpenVino(Backend):
 
         return openvino.Core().compile_model(model, "CPU", self.settings)
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         which = 0 if len(images) == 1 else 1
         try:

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,14 +154,18 @@ class PyTorch(Backend):
         module, last = self.program.module(), self.request.variant == "channels-last"
         self.module = module.to(memory_format=torch.channels_last) if last else module
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
         with self.torch.inference_mode():
-            return _side_by_side(self.module(self._tensor(images)))
+            return _side_by_side(self._forward(self._tensor(images)))
 
     def _tensor(self, images: np.ndarray) -> Any:
         # PyTorch warns of read-only memory, which it would not write to
         return self.torch.from_numpy(np.require(images, requirements="W"))
+
+    def _forward(self, photos: Any) -> Any:
+        _compute_fp32_as_fp32(self.torch)
+        return self.module(photos)
 
     def layers(self) -> Iterable[Layer]:
         """The convolutions and matrix products of the exported graph, each with its output's type."""
@@ -182,6 +187,13 @@ class PyTorch(Backend):
         del self.module, self.program
 
 
+def _first_gpu() -> AbstractContextManager[Any]:
+    """As `runtime.backends.cuda.first_gpu`, by PyTorch's own means."""
+    import torch
+
+    return torch.cuda.device(0)
+
+
 class PyTorchCuda(PyTorch):
     """PyTorch on the first GPU: FP32 without TF32, FP16 and bf16 by autocast as its users do; variant "compiled".
 
@@ -190,6 +202,7 @@ class PyTorchCuda(PyTorch):
     """
 
     device = "cuda"
+    where = staticmethod(_first_gpu)
     checks_at_opening = False  # which takes a run
 
     @classmethod
@@ -205,8 +218,6 @@ class PyTorchCuda(PyTorch):
         from torch.export.passes import move_to_device_pass
 
         torch, precision = self.torch, self.request.precision
-        # TF32 is a 10-bit mantissa under the name of FP32: off, so that FP32 means what it says
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         emulated = self.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         if precision == "bf16" and emulated:
             raise Unavailable("this GPU computes no bf16, compute capability 8.0 (sm80) is the first that does")
@@ -224,34 +235,29 @@ class PyTorchCuda(PyTorch):
         self.module = self.torch.compile(self.module, dynamic=True)
         try:
             for batch in _TRIED:
-                self.run(self._zeros(batch))
+                self.compute(self._zeros(batch))
         except Exception as error:  # Dynamo's, Inductor's, Triton's and those of a C++ compiler have no common base
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
             raise Unavailable(f"torch.compile does not work here ({why}); eager PyTorch does") from None
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side."""
-        with self.torch.inference_mode():
-            return _side_by_side(self._forward(self._uploaded(images)))
-
     def device_milliseconds(self, images: np.ndarray) -> float:
         """Milliseconds of photos uint8 `[N, H, W, 3]` RGB on the GPU, without the transfers there and back."""
         began, ended = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with self.torch.inference_mode():
-            there = self._uploaded(images)
+        with self.at_work("timed"), self.torch.inference_mode():
+            there = self._tensor(images)
             began.record()
             self._forward(there)
             ended.record()
         ended.synchronize()
         return float(began.elapsed_time(ended))
 
-    def _uploaded(self, images: np.ndarray) -> Any:
-        photos = self._tensor(images)
+    def _tensor(self, images: np.ndarray) -> Any:
+        photos = super()._tensor(images)
         return (photos.pin_memory() if self.device == "cuda" else photos).to(self.device, non_blocking=True)
 
     def _forward(self, photos: Any) -> Any:
         with self.autocast():
-            return self.module(photos)
+            return super()._forward(photos)
 
     def _zeros(self, batch: int) -> np.ndarray:
         photos = next(
@@ -276,7 +282,7 @@ class PyTorchCuda(PyTorch):
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watched:  # on which kernels are launched
-            self.run(self._zeros(max(_TRIED)))
+            self.compute(self._zeros(max(_TRIED)))
         with tempfile.TemporaryDirectory() as folder:
             watched.export_chrome_trace(str(file := Path(folder) / "trace.json"))
             events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
@@ -287,6 +293,17 @@ class PyTorchCuda(PyTorch):
                     if kind in _FORMATS:
                         seen[_shape(shape)].add(_FORMATS[kind])
         return seen
+
+
+def _compute_fp32_as_fp32(torch: Any) -> None:
+    """Take TF32 and bf16, mantissas of 10 and 7 bits under the name of FP32, from convolutions and products.
+
+    For each call (1 µs), because a program around us may choose them at any time; of the whole process, because calls
+    run side by side. By the switches old and new, which both count (PyTorch's notes, "Numerical accuracy").
+    """
+    torch.set_float32_matmul_precision("highest")  # of GPUs and processors
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.fp32_precision = torch.backends.mkldnn.conv.fp32_precision = "ieee"
 
 
 def _side_by_side(outputs: Any) -> np.ndarray:

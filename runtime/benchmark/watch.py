@@ -16,6 +16,9 @@ from runtime.nvidia import driver
 OTHERS, STEAL, CLOCK, HOT = 0.10, 0.02, 0.10, 90.0
 # Linux's drivers of the processor's own sensors; others belong to disks, radios and batteries
 _SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "x86_pkg_temp", "acpitz")
+# nvml.h: nvmlClocksEventReasonSwPowerCap, HwSlowdown and SwThermalSlowdown
+_POWER_CAP = 0x4
+_SLOWED = {0x8: "the GPU was slowed down by its hardware (heat or power)", 0x20: "the GPU was slowed down by heat"}
 
 Answer = TypeVar("Answer")
 
@@ -53,7 +56,7 @@ class Watch:
             others=_busy(cpu) - _busy(self.cpu) - (own - self.own),
             mhz=_clock(),
             celsius=_temperature(),
-            gpu=_of_gpu(_held_back_by) or (),
+            gpu=_held_back(),
         )
 
 
@@ -140,18 +143,16 @@ def _of_gpu(question: Callable[[Any, Any], Answer]) -> Answer | None:
         return None
 
 
-def _held_back_by(nvml: Any, gpu: Any) -> tuple[str, ...]:
-    """What slows the GPU down at this moment, in NVML's terms."""
-    slowed = nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
-    watts = nvml.nvmlDeviceGetPowerManagementLimit(gpu) / 1000
-    others = [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(gpu) if not _of_this_benchmark(p.pid)]
-    reasons = {
-        nvml.nvmlClocksEventReasonSwPowerCap: f"the GPU was held back by its power limit of {watts:.0f} W",
-        nvml.nvmlClocksThrottleReasonHwSlowdown: "the GPU was slowed down by its hardware (heat or power)",
-        nvml.nvmlClocksEventReasonSwThermalSlowdown: "the GPU was slowed down by heat",
-    }
-    causes = [words for bit, words in reasons.items() if slowed & bit]
-    if others:
+def _held_back() -> tuple[str, ...]:
+    """What slows the GPU down at this moment, in NVML's terms; each kind of GPU answers only some of the questions."""
+    slowed = _of_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)) or 0
+    causes = [words for bit, words in _SLOWED.items() if slowed & bit]
+    if slowed & _POWER_CAP:
+        # Not the limit that is set, which laptops do not have
+        limit = _of_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu))
+        causes.append(f"the GPU was held back by its power limit{f' of {limit / 1000:.0f} W' if limit else ''}")
+    processes = _of_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)) or []
+    if others := [process for process in processes if not _of_this_benchmark(process.pid)]:
         causes.append(f"{len(others)} other processes used the GPU")
     return tuple(causes)
 

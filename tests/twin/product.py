@@ -75,14 +75,14 @@ def built(
         yield Built(twin, backend, precision, folder, engine_in(folder, backend, precision), validation)
 
 
-def engine_in(folder: Path, backend: str, precision: str, cache: Path | None = None) -> Any:
-    """Build one engine in a folder; its facts."""
+def engine_in(folder: Path, backend: str, precision: str, cache: Path | None = None, **settings: Any) -> Any:
+    """Build one engine in a folder, by the product's settings but for some; its facts."""
     from export.engine import SOURCES, build_engine, module_for
     from export.settings import Settings
 
-    file, settings = f"engines/{backend}.{precision}.engine", Settings()
+    file = f"engines/{backend}.{precision}.engine"
     return build_engine(
-        module_for(backend), folder / SOURCES[precision], folder / file, precision, settings, cache
+        module_for(backend), folder / SOURCES[precision], folder / file, precision, Settings(**settings), cache
     ).facts()
 
 

@@ -29,6 +29,9 @@ class TensorRt(Backend):
     is executable code: only open a file whose sha256 is in its receipt.
     """
 
+    title = TITLES["tensorrt"]
+    where = staticmethod(cuda.first_gpu)
+
     @classmethod
     def check_available(cls, backend: str) -> None:
         """Raise Unavailable when the TensorRT flavour is not installed."""
@@ -88,7 +91,7 @@ class TensorRt(Backend):
         self.cache = RuntimeCache(self.request.path, settings)
         return settings
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, H, W, 3]` RGB → float32 outputs side by side; more than the profile's batch goes in parts."""
         with self.workers.lent() as worker:
             parts = [self._answer(worker, part) for part in self._parts(images)]
@@ -97,7 +100,7 @@ class TensorRt(Backend):
     def device_milliseconds(self, images: np.ndarray) -> float:
         """Milliseconds of photos uint8 `[N, H, W, 3]` RGB on the GPU, without the transfers there and back."""
         milliseconds = 0.0
-        with self.workers.lent() as worker:
+        with self.at_work("timed"), self.workers.lent() as worker:
             for part in self._parts(images):
                 context = worker.upload(part)
                 milliseconds += worker.timed(partial(worker.execute, context, len(part)))
@@ -134,8 +137,9 @@ class TensorRt(Backend):
 
     def close(self) -> None:
         """Free the engine and its workers, from any thread."""
-        self.workers.close()
-        del self.workers, self.engine, self.runtime
+        with self.where():
+            self.workers.close()
+            del self.workers, self.engine, self.runtime
 
 
 def imported(backend: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backends.base import temporary_cause
 from runtime.errors import SajiError, Unavailable
 from runtime.spec import FAMILIARITY, side_by_side
 
@@ -21,7 +22,7 @@ class Worker:
     memory, `shared` bytes, since no two run at once. Where a graph cannot be captured the kernels are launched one by
     one and `otherwise` says why. `familiarity` is whether the engine has that second output.
 
-    Raises Unavailable where the GPU has not enough memory.
+    Raises Unavailable where the GPU has not enough memory, or is another's for now.
     """
 
     def __init__(
@@ -172,10 +173,9 @@ class Worker:
 
     def _check(self, result: tuple) -> Any:
         status, errors = result[0], self.cuda.cudaError_t
-        if status == errors.cudaErrorMemoryAllocation:
-            raise Unavailable("the GPU has not enough memory left for it; see what holds it with: nvidia-smi")
         if status != errors.cudaSuccess:
-            raise SajiError(f"the GPU reports {status.name}; check it with: nvidia-smi")
+            kind = Unavailable if temporary_cause(status.name) else SajiError
+            raise kind(f"the GPU reports {status.name}; look with: nvidia-smi")
         return result[1] if len(result) > 1 else None
 
 

@@ -7,10 +7,8 @@ from typing import Any
 
 from saji_twin import machine
 
-nvmlClocksEventReasonSwPowerCap = 0x4
-nvmlClocksThrottleReasonHwSlowdown = 0x8
-nvmlClocksEventReasonSwThermalSlowdown = 0x20
-NVML_ERROR_UNINITIALIZED, NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_LIBRARY_NOT_FOUND = 1, 2, 12
+NVML_ERROR_UNINITIALIZED, NVML_ERROR_INVALID_ARGUMENT, NVML_ERROR_NOT_SUPPORTED = 1, 2, 3
+NVML_ERROR_LIBRARY_NOT_FOUND = 12
 _ready = False
 
 
@@ -87,7 +85,7 @@ def nvmlDeviceGetCurrentClocksEventReasons(gpu: Any) -> int:
     return 0
 
 
-def nvmlDeviceGetPowerManagementLimit(gpu: Any) -> int:
+def nvmlDeviceGetEnforcedPowerLimit(gpu: Any) -> int:
     return 450_000  # milliwatts
 
 

@@ -68,7 +68,8 @@ def _misfit(runtime: Any, plan: dict[str, Any]) -> str | None:
         return "cudaError 35: CUDA driver version is insufficient for CUDA runtime version"
     if plan["flavour"] != trt.__name__:
         return "Serialization assertion header.magicTag == kEXPECTED_MAGIC_TAG failed."
-    lean = plan["version_compatible"] and plan["version"].split(".")[0] == trt.__version__.split(".")[0]
+    majors = tuple(version.split(".")[0] for version in (plan["version"], trt.__version__))
+    lean = plan["version_compatible"] and (majors[0] == majors[1] or majors == ("10", "11"))
     if lean and not runtime.engine_host_code_allowed:
         return "the plan holds host code; set engine_host_code_allowed"
     if plan["version"] != trt.__version__ and not lean:

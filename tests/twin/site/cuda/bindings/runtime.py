@@ -18,6 +18,7 @@ from saji_twin.streams import Event, Executable, Graph, Refused, Stream, here
 
 _ERRORS = {
     **{"Success": 0, "InvalidValue": 1, "MemoryAllocation": 2, "InvalidMemcpyDirection": 21, "InsufficientDriver": 35},
+    **{"DevicesUnavailable": 46, "SystemNotReady": 802, "MpsConnectionFailed": 805},
     **{"NoDevice": 100, "InvalidDevice": 101, "InvalidResourceHandle": 400, "IllegalState": 401, "NotReady": 600},
     **{"NotPermitted": 800, "NotSupported": 801, "StreamCaptureUnsupported": 900, "StreamCaptureInvalidated": 901},
     **{"StreamCaptureMerge": 902, "StreamCaptureUnmatched": 903, "StreamCaptureUnjoined": 904},
