@@ -278,7 +278,7 @@ class TestReasons:
             with monkeypatch.context() as broken, pytest.raises(SajiError) as refusal:
                 broken.setattr(cuda, "cudaStreamSynchronize", lambda stream: (cuda.cudaError_t.cudaErrorUnknown,))
                 opened.run(images)
-            assert str(refusal.value).endswith("the GPU reports cudaErrorUnknown; check it with: nvidia-smi")
+            assert str(refusal.value).endswith("the GPU reports cudaErrorUnknown; look with: nvidia-smi")
             opened.close()
 
     def test_an_engine_that_does_not_fit_fails_with_its_reason(self, model: Path, tmp_path: Path) -> None:
