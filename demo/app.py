@@ -109,23 +109,25 @@ def serve(
     if arguments.lan:
         invite(way, secret=bool(arguments.token))
     with log_as_json():
-        Server(app, serving.limits, way.token, hosts, certificate, proxies).run(sockets=[listener])
+        Server(app, serving.limits, way.token, hosts, certificate, proxies, _give_up_after).run(sockets=[listener])
 
 
 def _leave(*_: object) -> NoReturn:
-    """The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays.
+    """The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays."""
+    _give_up_after(0)
+    sys.exit(STOPPED)
 
-    Who is at work is waited for, but an engine that hangs would be for ever.
-    """
+
+def _give_up_after(seconds: float) -> None:
+    """End the process LEAVE_SECONDS after these: who is at work is waited for, but what hangs would be for ever."""
 
     def give_up() -> None:
         shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
         os._exit(STOPPED)
 
-    late = threading.Timer(LEAVE_SECONDS, give_up)
+    late = threading.Timer(seconds + LEAVE_SECONDS, give_up)
     late.daemon = True
     late.start()
-    sys.exit(STOPPED)
 
 
 def _way(host: str, port: int, arguments: argparse.Namespace) -> Way:

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import uvicorn
@@ -284,12 +286,14 @@ class Server(uvicorn.Server):
         hosts: Hosts | None = None,
         pem: Path | None = None,
         proxies: Sequence[Network] = networks_of(LOOPBACK),
+        at_sigterm: Callable[[float], object] | None = None,
     ) -> None:
         """With `pem`, a file with key and certificate, it serves over HTTPS.
 
-        `proxies` are believed about who asks, and by which scheme.
+        `proxies` are believed about who asks, and by which scheme. `at_sigterm` is told within how many seconds the
+        requests should be done.
         """
-        self._stopping, self._head_seconds = app.state.stopping, limits.header_seconds
+        self._stopping, self._head_seconds, self._at_sigterm = app.state.stopping, limits.header_seconds, at_sigterm
         super().__init__(
             uvicorn.Config(
                 Guard(app, limits, token, hosts),
@@ -307,6 +311,12 @@ class Server(uvicorn.Server):
 
         # Whatever handlers others add: its lines hold the query, and with it the token of a link
         logging.getLogger("uvicorn.access").disabled = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; who waits for the end is told here and not in `shutdown`, which a loop that hangs never comes to."""
+        if self._at_sigterm and sig == signal.SIGTERM:
+            self._at_sigterm(self.config.timeout_graceful_shutdown or 0)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait no longer for a visitor's part of TLS than for the head of a request; uvicorn has no setting for it."""
