@@ -148,8 +148,14 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size)) + b"\0\0\0\1IDAT"
 
 
+def part(content: bytes) -> bytes:
+    """A file of a form whose boundary is x."""
+    return b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.jpg"\r\n\r\n' + content + b"\r\n"
+
+
 def hopeless() -> dict[str, tuple[bytes, str, int, str]]:
     """Bodies that nobody can name, with the type they claim to have, and how each is refused."""
+    form, cut = "multipart/form-data; boundary=x", part(photo()) + part(photo(GREEN))
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
     return {
         "html as image": (b"<!doctype html><script>alert(1)</script>", "image/jpeg", 422, "not-a-picture"),
@@ -163,10 +169,13 @@ def hopeless() -> dict[str, tuple[bytes, str, int, str]]:
         "nan in json": (b'{"photo": NaN}', "application/json", 415, "content-type"),
         "too large": (bytes(SMALL.bytes + 1), "image/jpeg", 413, "too-large"),
         "form without boundary": (b"--x", "multipart/form-data", 400, "form"),
-        "form that is none": (b"hello", "multipart/form-data; boundary=x", 400, "form"),
+        "form that is none": (b"hello", form, 400, "form"),
+        "form cut in its last photo": (cut[:-99], form, 400, "form"),
+        "form without its last line": (cut, form, 400, "form"),
+        "form in a charset that is none": (cut + b"--x--\r\n", f"{form}; charset=undefined", 400, "form"),
         "form without file": (
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n',
-            "multipart/form-data; boundary=x",
+            form,
             400,
             "no-photo",
         ),
@@ -179,6 +188,26 @@ def test_bad_input_is_refused_in_one_sentence_and_the_next_is_served(
 ) -> None:
     refused(send(service, body, kind), status, cause)
     assert send(service, photo()).status_code == 200
+
+
+def test_a_form_that_is_cut_is_not_taken_for_a_shorter_one(guarded: str) -> None:
+    """Whether it comes with its length or in chunks, to the API or to the page."""
+    whole, kind = part(photo()) + part(photo(GREEN)) + b"--x--", {"content-type": "multipart/form-data; boundary=x"}
+
+    def asked(path: str, body: Any) -> int:
+        return httpx.post(guarded + path, content=body, headers=kind, auth=("", TOKEN), timeout=PATIENCE).status_code
+
+    for cut, status in ((0, 200), (2, 400), (40, 400)):
+        body = whole[: len(whole) - cut]
+        assert asked("/v1/classify", body) == asked("/v1/classify", iter([body])) == status
+        assert asked("/gradio_api/upload", body.replace(b'"p"', b'"files"')) == status
+
+
+def test_a_field_that_is_too_large_is_told_as_that(tmp_path: Path) -> None:
+    files = {"photo": ("a.jpg", photo()), "note": (None, "x" * 2**21)}
+    with serving_of(colour_classifier(), tmp_path) as serving, running(serving) as address:
+        answer = httpx.post(f"{address}/v1/classify", files=files, timeout=PATIENCE)
+    assert "1 MB in a part without a file name" in refused(answer, 413, "field-too-large")
 
 
 def test_a_cmyk_jpeg_is_a_photo(service: httpx.Client) -> None:

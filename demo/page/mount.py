@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio import route_utils
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from demo.page.camera import add_live
 from demo.page.texts import label
 from demo.page.uploads import Room, opened
+from demo.service.api import Whole
 from demo.service.guard import UPLOAD
 from demo.service.limits import Limits
 from demo.service.problem import Problem
@@ -39,6 +41,10 @@ ROUTES = {
 SESSIONS = 64  # that wait for somebody to listen, who comes within moments; and whose state Gradio keeps, of 60 KB each
 DEEP = 16  # levels of the page's JSON; it uses 6
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+
+class _Upload(Whole, route_utils.GradioMultiPartParser):
+    pass
 
 
 def mount(page: gr.Blocks, app: FastAPI, limits: Limits, root_path: str = "") -> None:
@@ -78,6 +84,7 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits, root_path: str = "") ->
     gradio.state_holder.capacity = SESSIONS  # of 10,000; what has gone is made anew, as the page keeps nothing in it
     # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
     app.router.default = elsewhere
+    route_utils.GradioMultiPartParser = _Upload  # type: ignore[misc]  # which Gradio (6.31) looks up at each upload
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
     # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
     page.has_launched = True

@@ -17,7 +17,7 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -197,7 +197,27 @@ async def metrics(request: Request) -> Response:
     return Response(await request.app.state.serving.metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-class _InMemory(MultiPartParser):
+class Whole:
+    """What is added to Starlette's parser of forms, and to Gradio's copy: both leave out a part that is cut."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        """The closing line is in."""
+        self.ended = True
+
+    async def parse(self) -> FormData:
+        """The form. Raises MultiPartException for one that is not whole, or has a charset of no text."""
+        try:
+            form: FormData = await super().parse()  # type: ignore[misc]
+        except (UnicodeError, LookupError):
+            raise MultiPartException("its charset is not that of a text") from None
+        if not self.ended:
+            raise MultiPartException("it ends before its last part does")
+        return form
+
+
+class _InMemory(Whole, MultiPartParser):
     spool_max_size = 0  # SpooledTemporaryFile then never goes to disk: a photo is gone when its answer is sent
 
 
@@ -223,19 +243,19 @@ async def _photos_of_form(request: Request, limits: Limits) -> list[bytes]:
             detail = f"the form has more than {limits.photos} photos; send the others in another request"
             raise Problem(413, "too-many-photos", detail) from None
         if error.message.startswith("Part exceeded"):  # a field: what has a file name is bounded elsewhere
-            raise _no_file_name() from None
+            detail = (
+                "the form has more than 1 MB in a part without a file name; send photos like curl -F photo=@photo.jpg"
+            )
+            raise Problem(413, "field-too-large", detail) from None
         reason = error.message.rstrip(".")
         raise Problem(
             400, "form", f"the form cannot be read ({reason}); send it like curl -F photo=@photo.jpg"
         ) from None
     photos = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
     if form and not photos:
-        raise _no_file_name()
+        detail = "no part of the form has a file name; send it like curl -F photo=@photo.jpg"
+        raise Problem(400, "no-photo", detail)
     return photos
-
-
-def _no_file_name() -> Problem:
-    return Problem(400, "no-photo", "no part of the form has a file name; send it like curl -F photo=@photo.jpg")
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
