@@ -30,6 +30,7 @@ from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment
 from demo import app
 from demo.service.limits import Limits
 from runtime.errors import SajiError
+from runtime.files import sha256_file
 
 SMALL = Limits(bytes=200_000, pixels=1_000_000, photos=3, queue=4, seconds=20)
 TOKEN = "sesam öffne"
@@ -461,6 +462,26 @@ def test_a_new_deployment_is_served_without_dropping_a_request(tmp_path: Path) -
         assert -1 not in backend.batches, "the old engine was closed under a request"
         backend.free.set()
         assert accepted.result().json()["served_by"] == CANDIDATE.name
+        wait_until(lambda: -1 in backend.batches)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_another_deployment_is_served_whatever_hangs_in_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twice, for the second one was never looked at; and though each thread of the first engine hangs."""
+    with held_service(tmp_path, replace(SMALL, seconds=1, queue=64)) as (backend, serving, address):
+        with ThreadPoolExecutor(16) as pool:
+            assert {answer.status_code for answer in pool.map(post, 16 * [address])} == {503}
+        serving._open_classifier = lambda path: colour_classifier()
+        for number in range(2):
+            replace(deployment(), reason=f"chosen again {number}").write(serving.path)
+            served = sha256_file(serving.path)
+            wait_until(lambda: httpx.get(f"{address}/v1/model").json()["deployment_sha256"] == served)  # noqa: B023
+            assert post(address).status_code == 200
+        wait_until(lambda: "an engine hangs" in caplog.text)
+        assert -1 not in backend.batches
+        backend.free.set()
         wait_until(lambda: -1 in backend.batches)
 
 
