@@ -28,9 +28,11 @@ from PIL import Image
 from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
 
 from demo import app
-from demo.service.limits import Limits
+from demo.service.decoders import Decoders
+from demo.service.limits import Limits, bounds, flag_of
 from runtime.errors import SajiError
 from runtime.files import sha256_file
+from runtime.spec import Geometry
 
 SMALL = Limits(bytes=200_000, pixels=1_000_000, photos=3, queue=4, seconds=20)
 TOKEN = "sesam öffne"
@@ -372,6 +374,12 @@ def post(address: str) -> httpx.Response:
     )
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that looks for another deployment all the time."""
+    monkeypatch.setattr("demo.service.queue.POLL_SECONDS", 0.02)
+
+
 def test_a_full_queue_is_said_at_once_and_who_waits_is_answered(tmp_path: Path) -> None:
     with held_service(tmp_path, replace(SMALL, queue=2)) as (backend, _, address), ThreadPoolExecutor() as pool:
         waiting = [pool.submit(post, address) for _ in range(2)]
@@ -403,6 +411,20 @@ def test_a_service_whose_engine_answers_nobody_is_not_ready_until_it_does(tmp_pa
         refused(httpx.get(f"{address}/readyz"), 503, "stuck")
         backend.free.set()
         wait_until(lambda: ready() == 200)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_service_that_can_decode_nothing_is_not_ready_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out before the first photo comes."""
+    monkeypatch.setattr("demo.service.decoding.__name__", "demo.nothing")
+    with serving_of(colour_classifier(), tmp_path, SMALL) as serving, running(serving) as address:
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
+        refused(post(address), 503, "no-decoder")
+        monkeypatch.undo()
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        assert post(address).status_code == 200
 
 
 @pytest.mark.parametrize(("batch", "batches"), [(1, [1, 1, 1]), (4, [1, 2])])
@@ -438,12 +460,6 @@ def test_what_was_accepted_is_answered_before_the_service_stops(tmp_path: Path) 
             stopping = time.monotonic()
         assert time.monotonic() - stopping < 60
         assert accepted.result().status_code == 200 and "ALIVE" in opened.result().text
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that looks for another deployment all the time."""
-    monkeypatch.setattr("demo.service.queue.POLL_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -647,3 +663,17 @@ def test_a_limit_of_nothing_is_refused_by_its_flag(flag: str, monkeypatch: pytes
     monkeypatch.setattr(sys, "argv", ["demo", flag, str(least - 1)])
     with pytest.raises(SajiError, match=f"{flag} {least - 1}.*give {least} or more"):
         app.main()
+
+
+@pytest.mark.parametrize("bound", bounds(), ids=lambda bound: bound.name)
+def test_a_limit_that_a_timer_or_the_system_cannot_hold_is_refused_by_its_flag(bound: Any) -> None:
+    """One of ten million MiB let no decoder start."""
+    with pytest.raises(SajiError, match=f"{flag_of(bound)} .* is too large; give .* or less"):
+        Limits(**{bound.name: 10**13})
+
+
+def test_the_largest_limits_of_a_decoder_let_photos_through() -> None:
+    largest = {bound.name: bound.metadata["most"] for bound in bounds() if bound.name.startswith("decode_")}
+    decoders = Decoders(Limits(**largest, decoders=1))
+    assert decoders.pixels(photo(), Geometry.for_size(32))[0].any()
+    decoders.close()

@@ -69,6 +69,7 @@ class Serving(AbstractContextManager["Serving"]):
         self._stamp = self._stamp_now()
         self.engine = self._open()
         self.decoders = Decoders(limits)
+        self.engine.threads.submit(self.decoders.warm)  # nobody waits for it: it tells itself whether it can be done
 
     @contextmanager
     def place(self, visitor: str = OWN) -> Iterator[None]:
@@ -115,11 +116,11 @@ class Serving(AbstractContextManager["Serving"]):
 
     @property
     def stuck(self) -> bool:
-        """Whether the engine has failed at what it was asked last, or for as long as a request may take has answered
-        none of the photos that wait."""
+        """Whether no photo can be decoded, or the engine has failed at what it was asked last, or for as long as a
+        request may take has answered none of the photos that wait."""
         engine = self.engine
         waits = bool(engine.requests) and time.monotonic() - engine.moved > self.limits.seconds
-        return waits or engine.failing
+        return waits or engine.failing or self.decoders.failing
 
     def look_again(self) -> None:
         """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
@@ -128,13 +129,14 @@ class Serving(AbstractContextManager["Serving"]):
     async def watch(self) -> None:
         """Look for another deployment each second, for ever; whoever waits meanwhile is answered by the old one.
 
-        An engine that has failed is asked again as well: nobody else may ask it while we are not ready.
+        What has failed is tried again as well: nobody else may ask while we are not ready.
         """
         trial: Future[None] | None = None
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if self.engine.failing and (trial is None or trial.done()):
-                trial = self.engine.threads.submit(self.engine.warm)
+            if trial is None or trial.done():
+                failing = [each for each in (self.decoders, self.engine) if each.failing]
+                trial = self.engine.threads.submit(failing[0].warm) if failing else None
             # In a thread: a disk may be slow, or that of another machine
             if self._reload_wanted or await asyncio.to_thread(self._stamp_now) != self._stamp:
                 await self.reload()
