@@ -235,7 +235,7 @@ def test_a_form_says_which_photo_is_none_and_takes_only_so_many(service: httpx.C
     files = [("photo", ("a.jpg", photo())), ("photo", ("b.jpg", b"text"))]
     assert refused(service.post("/v1/classify", files=files), 422, "not-a-picture").startswith("photo 2 of 2: ")
     four = [("photo", ("a.jpg", photo()))] * 4
-    assert "3 photos" in refused(service.post("/v1/classify", files=four), 413, "too-many-photos")
+    assert "photos than 3" in refused(service.post("/v1/classify", files=four), 413, "too-many-photos")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,26 @@ def test_a_wrong_address_method_or_parameter_is_a_problem_too(
     assert "openapi.json" in refused(
         answer, status, {404: "not-found", 405: "method-not-allowed"}.get(status, "parameter")
     )
+
+
+def test_a_failure_is_a_problem_too_whoever_was_to_answer(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("demo.service.queue.Serving.place", fail)
+    monkeypatch.setattr("gradio.queueing.Queue.push", fail)
+    sent = httpx.post(f"{guarded}/gradio_api/upload", files={"files": ("a.png", photo())}, auth=("", TOKEN)).json()
+    call = json.dumps({"data": [{"path": sent[0], "meta": {"_type": "gradio.FileData"}}]})
+    for path, body in (("/v1/classify", photo()), ("/live", photo()), ("/gradio_api/call/classify", call)):
+        kind = {"content-type": "application/json" if isinstance(body, str) else "image/jpeg"}
+        answer = httpx.post(guarded + path, content=body, headers=kind, auth=("", TOKEN))
+        assert "its log says why" in refused(answer, 500, "failed"), path
+
+
+def test_the_live_camera_sends_one_photo_at_a_time(guarded: str) -> None:
+    files = [("photo", ("a.jpg", photo()))]
+    assert httpx.post(f"{guarded}/live", files=files, auth=("", TOKEN)).status_code == 200
+    assert httpx.post(f"{guarded}/live", files=files * 2, auth=("", TOKEN)).status_code == 413
 
 
 def test_an_upload_touches_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

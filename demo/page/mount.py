@@ -85,6 +85,7 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits, root_path: str = "") ->
     # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
     app.router.default = elsewhere
     route_utils.GradioMultiPartParser = _Upload  # type: ignore[misc]  # which Gradio (6.31) looks up at each upload
+    gradio.exception_handlers[Exception] = app.exception_handlers[Exception]  # it would answer before ours could
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
     # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
     page.has_launched = True

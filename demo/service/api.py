@@ -24,7 +24,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from demo.service.connections import bounded
 from demo.service.guard import Guard, Hosts
 from demo.service.limits import Limits
-from demo.service.problem import PROBLEM_TYPE, Problem, problem_response, without_folders
+from demo.service.problem import PROBLEM_TYPE, Problem, failed, problem_response, without_folders
 from demo.service.proxies import LOOPBACK, Network, networks_of
 from demo.service.queue import Result, Serving
 from demo.service.shares import visitor_of
@@ -145,7 +145,7 @@ async def classify(
 ) -> Answers:
     """Send a photo as the body, or one or several as the files of a form: `curl -F photo=@photo.jpg`."""
     serving: Serving = request.app.state.serving
-    photos = await photos_of(request, serving.limits)  # before it takes a place: a slow sender would hold it
+    photos = await photos_of(request, serving.limits.photos)  # before it takes a place: a slow sender would hold it
     with serving.place(visitor_of(request.client)):
         result = await serving.classify(photos)
     return Answers.of(result, top or request.app.state.top)
@@ -221,11 +221,11 @@ class _InMemory(Whole, MultiPartParser):
     spool_max_size = 0  # SpooledTemporaryFile then never goes to disk: a photo is gone when its answer is sent
 
 
-async def photos_of(request: Request, limits: Limits) -> list[bytes]:
-    """The encoded photos of a request. Raises Problem 400 for none, 413 for too many, 415 for another type."""
+async def photos_of(request: Request, most: int) -> list[bytes]:
+    """The encoded photos of a request. Raises Problem 400 for none, 413 above `most`, 415 for another type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
-        photos = await _photos_of_form(request, limits)
+        photos = await _photos_of_form(request, most)
     elif not kind or kind in RAW or kind.startswith("image/"):
         photos = [await request.body()]
     else:
@@ -235,12 +235,12 @@ async def photos_of(request: Request, limits: Limits) -> list[bytes]:
     return photos
 
 
-async def _photos_of_form(request: Request, limits: Limits) -> list[bytes]:
+async def _photos_of_form(request: Request, most: int) -> list[bytes]:
     try:
-        form = await _InMemory(request.headers, request.stream(), max_files=limits.photos).parse()
+        form = await _InMemory(request.headers, request.stream(), max_files=most).parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            detail = f"the form has more than {limits.photos} photos; send the others in another request"
+            detail = f"the form has more photos than {most}; send the others in another request"
             raise Problem(413, "too-many-photos", detail) from None
         if error.message.startswith("Part exceeded"):  # a field: what has a file name is bounded elsewhere
             detail = (
@@ -262,8 +262,9 @@ async def _refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         error = Problem(422, "parameter", f"{first['loc'][-1]}: {first['msg']}; see /openapi.json")
+    elif not isinstance(error, HTTPException):
+        error = failed()
     elif not isinstance(error, Problem):
-        assert isinstance(error, HTTPException)
         error = HTTPException(error.status_code, f"{error.detail}; see /openapi.json for what there is", error.headers)
     return problem_response(error, request.scope)
 
@@ -288,7 +289,7 @@ def build_api(serving: Serving, top: int = 5, root_path: str = "") -> FastAPI:
         servers=[{"url": root_path}] if root_path else None,
         docs_url=None,  # those pages load their scripts from a CDN
         redoc_url=None,
-        exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse},
+        exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse, Exception: _refuse},
     )
     app.state.serving, app.state.top, app.state.stopping = serving, top, asyncio.Event()
     app.include_router(router)

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.service.limits import Limits
 from demo.service.monitoring import ERRORS, REQUEST_SECONDS, REQUESTS
-from demo.service.problem import Problem, busy, cause_of, problem_response
+from demo.service.problem import Problem, busy, cause_of, failed, problem_response
 from demo.service.shares import Holdings, visitor_of
 from demo.service.tokens import Token
 
@@ -131,7 +131,7 @@ class Guard:
             # Gradio refuses within an answer that has begun, as to a session that is none; it has told why
             if problem is None and not isinstance(error.__cause__, HTTPException):
                 log.exception("request failed", extra={"facts": {"request_id": scope["saji.request_id"]}})
-                problem = Problem(500, "failed", "the service failed at this request; its log says why")
+                problem = failed()
             if problem and not reply.status:
                 await problem_response(problem, scope)(scope, receive, reply.send)
         finally:
