@@ -49,6 +49,9 @@ def main() -> None:
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
     from demo.service.queue import Serving
+    from demo.service.tokens import Token
+
+    Token(arguments.token)  # what is wrong with it should be said at once
 
     def chosen() -> Path:
         return arguments.deployment or to_serve(arguments.out, arguments.serve)

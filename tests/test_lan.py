@@ -68,6 +68,45 @@ def test_no_cookie_but_the_right_one_lets_in(guarded: str, cookie: str) -> None:
         assert httpx.get(f"{guarded}/v1/model", headers={"cookie": sent.encode("latin-1")}).status_code == 401
 
 
+OTHERS = [
+    'prefs={"a":1}',
+    "name=\xc3\xa9",
+    "flag",
+    "x[1]=1",
+    "path=/",
+    "expires=1",
+    "a=b=c",
+    "=",
+    "",
+    '"',
+    "{name}=old",
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_cookies_of_other_programs_lock_nobody_out(guarded: str, other: str) -> None:
+    """A browser sends those of every port of a host, and an earlier one of ours, in one header."""
+    kept = httpx.get(f"{guarded}/?token={SPELLED}").headers["set-cookie"].partition(";")[0]
+    other = other.replace("{name}", kept.partition("=")[0])
+    for sent in (f"{other}; {kept}", f"{kept};{other}"):
+        assert httpx.get(f"{guarded}/v1/model", headers={"cookie": sent.encode("latin-1")}).status_code == 200, sent
+
+
+@pytest.mark.parametrize("token", ["voilà", "sesam öffne à", "token"])
+def test_a_token_is_taken_to_its_last_byte(token: str, tmp_path: Path) -> None:
+    """The last one of "à" in UTF-8 is a space that does not break, in another encoding."""
+    with serving_of(colour_classifier(), tmp_path) as serving, running(serving, token=token) as address:
+        for authorization in (f"Bearer {token}", f"bearer  {token}"):
+            answer = httpx.get(f"{address}/v1/model", headers={"authorization": authorization.encode()})
+            assert answer.status_code == 200
+
+
+def test_a_token_that_is_no_text_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["demo", "--token", "caf\udce9"])
+    with pytest.raises(SajiError, match="no text in UTF-8; give SAJI_TOKEN"):
+        app.main()
+
+
 def test_the_link_opens_nothing_but_the_page(guarded: str) -> None:
     assert httpx.get(f"{guarded}/v1/model?token={SPELLED}").status_code == 401
     assert httpx.post(f"{guarded}/?token={SPELLED}").status_code == 401
