@@ -1,6 +1,7 @@
 """The way onto a phone: a link with the token, its QR code, this machine's addresses and its own certificate."""
 
 import datetime
+import ipaddress
 import socket
 import ssl
 import stat
@@ -13,6 +14,10 @@ import httpx
 import psutil
 import pytest
 from conftest import PATIENCE
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from strangers import command
 from test_demo import colour_classifier, running, serving_of
 
@@ -190,6 +195,38 @@ def test_a_certificate_that_cannot_be_kept_is_one_sentence(tmp_path: Path) -> No
     (tmp_path / "https").write_text("a file is in the way")
     with pytest.raises(SajiError, match="--https"):
         certificate_for(["10.0.0.5"], tmp_path / "https")
+
+
+def somebodys(folder: Path, host: str, password: str = "") -> Path:
+    """A key and a certificate that saji did not make; without a host it names none."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "food.example")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + certificate.VALID)
+    if host:
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+        builder = builder.add_extension(names, critical=False)
+    locked = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    file = folder / "key_and_certificate.pem"
+    file.write_bytes(secret + builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize(("host", "password"), [("10.0.0.9", ""), ("", ""), ("10.0.0.5", "geheim")])
+def test_a_certificate_that_saji_did_not_make_is_left_as_it_is(host: str, password: str, tmp_path: Path) -> None:
+    """It names another host, or none, or its key is locked, about which nobody is asked on a terminal."""
+    file = somebodys(tmp_path, host, password)
+    before = file.read_bytes()
+    with pytest.raises(SajiError, match=r"is not saji's.*move it away"):
+        certificate_for(["10.0.0.5"], tmp_path)
+    assert file.read_bytes() == before
+
+
+def test_a_certificate_of_ones_own_is_served_where_it_does(tmp_path: Path) -> None:
+    file = somebodys(tmp_path, "10.0.0.5")
+    before = file.read_bytes()
+    assert certificate_for(["10.0.0.5"], tmp_path).file.read_bytes() == before
 
 
 def test_who_stalls_at_tls_is_let_go(tmp_path: Path) -> None:
