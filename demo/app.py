@@ -48,10 +48,13 @@ def main() -> None:
     for library in ("gradio", "prometheus_client", "segno", "cryptography"):
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
+    from demo.service.guard import Hosts
     from demo.service.queue import Serving
     from demo.service.tokens import Token
 
-    Token(arguments.token)  # what is wrong with it should be said at once
+    # What is wrong with them should be said at once
+    Token(arguments.token)
+    Hosts(names=arguments.allow_host)
 
     def chosen() -> Path:
         return arguments.deployment or to_serve(arguments.out, arguments.serve)
@@ -82,6 +85,14 @@ def _host(arguments: argparse.Namespace) -> str:
     if not addresses():
         raise SajiError("this machine is in no network that a phone could reach; join a Wi-Fi, or leave --lan out")
     return arguments.host or everywhere()
+
+
+def _in_full(host: str) -> str:
+    """An address of IPv4, which may be written in short, as 0 or 127.1; a name as it is."""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return host
 
 
 def serve(
@@ -188,7 +199,7 @@ def _arguments() -> argparse.Namespace:
         "your own choice, the starter, or auto as make demo: the starter while there is none of your own photos (own)"
     )
     add("--serve", choices=["own", "starter", "auto"], default="own", help=what)
-    add("--host", help="address to listen on; :: or 0.0.0.0 lets the network in (127.0.0.1)")
+    add("--host", type=_in_full, help="address to listen on; :: or 0.0.0.0 lets the network in (127.0.0.1)")
     add("--port", type=int, default=7860, help="port to listen on; 0 takes a free one (7860)")
     add("--lan", action="store_true", help="let phones of this network in, by a link with a token, also as a QR code")
     add("--https", action="store_true", help="encrypt with a certificate of this machine's own; live cameras need it")

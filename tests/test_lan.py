@@ -160,6 +160,14 @@ def test_lan_without_a_network_or_on_loopback_alone_is_refused(monkeypatch: pyte
     assert asked(monkeypatch) == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("host", "address"), [("0", "0.0.0.0"), ("127.1", "127.0.0.1"), ("::", "::"), ("my.lan", "my.lan")]
+)
+def test_an_address_in_short_is_known_for_what_it_is(host: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It listened on all addresses, and answered to the name 0."""
+    assert asked(monkeypatch, "--host", host) == address
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_one_socket_takes_ipv4_and_ipv6_and_a_taken_port_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(monkeypatch, "10.0.0.5", eth0="10.0.0.5")

@@ -15,6 +15,10 @@ from strangers import CALL, JSON, Service, asked, command, functions_of, joining
 from strangers import the_function as function_of
 from test_service import photo
 
+from demo import app
+from demo.service.guard import Hosts
+from runtime.errors import SajiError
+
 PROBLEM = "application/problem+json"
 FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
 HEAD_SECONDS = 2
@@ -122,6 +126,44 @@ def test_given_names_are_served_under_any_scheme_and_port(guarded: httpx.Client)
     proxied = {"host": "127.0.0.1:7860", "origin": "https://saji.lan:8443", "authorization": "Bearer geheim"}
     assert named(guarded, **proxied).status_code == 200
     assert named(guarded, **{**proxied, "origin": "https://saji.lan.evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("food.example:8443", "food.example"),
+        ("Food.Example", "food.example:1"),
+        ("[2001:db8::1]", "[2001:db8::1]:7860"),
+        ("2001:DB8:0::1", "[2001:db8::1]"),
+    ],
+)
+def test_a_name_is_allowed_however_it_is_spelled(name: str, host: str) -> None:
+    hosts = Hosts(names=[name])
+    assert hosts.serves(host) and hosts.trusts(f"https://{host}", "127.0.0.1") and not hosts.serves("other.example")
+
+
+@pytest.mark.parametrize("name", ["https://a.example/", "größe.example", "a b", ""])
+def test_a_name_that_no_browser_sends_is_refused_at_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["demo", "--allow-host", name])
+    with pytest.raises(SajiError, match="--allow-host"):
+        app.main()
+
+
+def test_where_any_name_is_let_in_a_page_of_another_one_is_not() -> None:
+    """Though a proxy may leave out the port, and a client of HTTP/1.0 the name."""
+    hosts = Hosts(names=["*"])
+    assert hosts.serves("food.example") and hosts.serves("")
+    assert hosts.trusts("https://food.example:8443", "food.example")
+    for origin in ("https://evil.example", "https://food.example.evil.example", "null", "", "https://"):
+        assert not hosts.trusts(origin, "food.example") and not hosts.trusts(origin, "")
+
+
+def test_a_supervisor_may_ask_without_a_body_and_a_slash_too_many_leads_nowhere_else(client: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    answer = client.post("/v1/classify/", content=photo(), headers={"content-type": "image/jpeg"})
+    assert (answer.status_code, cause_of(answer)) == (404, "not-found")
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium here; install it, or name it with CHROMIUM=PATH")

@@ -175,12 +175,14 @@ async def model(request: Request) -> Model:
     )
 
 
+@router.head("/healthz", include_in_schema=False)  # as some supervisors ask
 @router.get("/healthz", summary="The process answers")
 async def healthz() -> dict[str, str]:
     """For a supervisor that restarts what hangs; needs no token."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="A model is loaded, warm, and answers", responses=_problems(503))
 async def readyz(request: Request) -> dict[str, str]:
     """For a load balancer; refused while the engine answers nobody, and when stopping. Needs no token."""
@@ -289,6 +291,7 @@ def build_api(serving: Serving, top: int = 5, root_path: str = "") -> FastAPI:
         servers=[{"url": root_path}] if root_path else None,
         docs_url=None,  # those pages load their scripts from a CDN
         redoc_url=None,
+        redirect_slashes=False,  # to an address that knows nothing of root_path
         exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse, Exception: _refuse},
     )
     app.state.serving, app.state.top, app.state.stopping = serving, top, asyncio.Event()
