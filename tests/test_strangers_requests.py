@@ -12,7 +12,10 @@ import httpx
 import pytest
 from conftest import CHROMIUM, CHROMIUM_FLAGS, PATIENCE
 from strangers import CALL, JSON, Service, asked, command, functions_of, joining, parts_of, raw, rest_of, status_of
+from strangers import answer_of_api as called
+from strangers import answer_of_page as answered
 from strangers import the_function as function_of
+from strangers import told as as_told
 from test_service import photo
 
 from demo import app
@@ -217,6 +220,24 @@ def test_an_example_that_is_none_is_refused(client: httpx.Client, index: Any) ->
     body = json.dumps({"data": [index], "fn_index": function_of(client, "example").index, "session_hash": "a"})
     answer = client.post("/gradio_api/run/predict", content=body, headers=JSON)
     assert 400 <= answer.status_code < 500 and cause_of(answer)
+
+
+ODD_DATA = [[], [1, 2, 3], ["SECRET"], [5], [True], [[]], [["SECRET"]], [[{}, "SECRET"]], [{"SECRET": 1}], [None]]
+ODD_DATA += [[{"path": None}], [{"orig_name": 5}], [{"name": ["SECRET"]}], ["0"], [-1], [10**9]]
+
+
+@pytest.mark.parametrize("data", ODD_DATA, ids=ascii)
+def test_data_of_another_kind_fails_no_function_of_the_page(service: Service, client: httpx.Client, data: Any) -> None:
+    """Case gradio: each ended in a traceback in the log, with what the visitor had sent."""
+    said = len(service.said)
+    answers = [answered(client, function.index, data) for function in functions_of(client)]
+    answers.append(called(client, data))
+    answers.append(as_told(client.post("/gradio_api/run/predict", json={"data": data, "fn_index": 0})))
+    time.sleep(0.3)
+    logged = "\n".join(service.said[said:])
+    assert not [line for line in service.said[said:] if json.loads(line)["event"] != "request"], logged
+    assert "SECRET" not in logged and "object at 0x" not in " ".join(answers)
+    assert not [answer for answer in answers if answer.startswith("500")]
 
 
 ODD_JSON = {
