@@ -48,7 +48,13 @@ def main() -> None:
     for library in ("gradio", "prometheus_client", "segno", "cryptography"):
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo")
+    from demo.service.guard import Hosts
     from demo.service.queue import Serving
+    from demo.service.tokens import Token
+
+    # What is wrong with them should be said at once
+    Token(arguments.token)
+    Hosts(names=arguments.allow_host)
 
     def chosen() -> Path:
         return arguments.deployment or to_serve(arguments.out, arguments.serve)
@@ -81,6 +87,14 @@ def _host(arguments: argparse.Namespace) -> str:
     return arguments.host or everywhere()
 
 
+def _in_full(host: str) -> str:
+    """An address of IPv4, which may be written in short, as 0 or 127.1; a name as it is."""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return host
+
+
 def serve(
     serving: "Serving", listener: socket.socket, host: str, arguments: argparse.Namespace, proxies: Sequence[Network]
 ) -> None:
@@ -109,23 +123,25 @@ def serve(
     if arguments.lan:
         invite(way, secret=bool(arguments.token))
     with log_as_json():
-        Server(app, serving.limits, way.token, hosts, certificate, proxies).run(sockets=[listener])
+        Server(app, serving.limits, way.token, hosts, certificate, proxies, _give_up_after).run(sockets=[listener])
 
 
 def _leave(*_: object) -> NoReturn:
-    """The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays.
+    """The way a container is stopped: leave through the `with`s, so that nothing of the uploads stays."""
+    _give_up_after(0)
+    sys.exit(STOPPED)
 
-    Who is at work is waited for, but an engine that hangs would be for ever.
-    """
+
+def _give_up_after(seconds: float) -> None:
+    """End the process LEAVE_SECONDS after these: who is at work is waited for, but what hangs would be for ever."""
 
     def give_up() -> None:
         shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
         os._exit(STOPPED)
 
-    late = threading.Timer(LEAVE_SECONDS, give_up)
+    late = threading.Timer(seconds + LEAVE_SECONDS, give_up)
     late.daemon = True
     late.start()
-    sys.exit(STOPPED)
 
 
 def _way(host: str, port: int, arguments: argparse.Namespace) -> Way:
@@ -183,7 +199,7 @@ def _arguments() -> argparse.Namespace:
         "your own choice, the starter, or auto as make demo: the starter while there is none of your own photos (own)"
     )
     add("--serve", choices=["own", "starter", "auto"], default="own", help=what)
-    add("--host", help="address to listen on; :: or 0.0.0.0 lets the network in (127.0.0.1)")
+    add("--host", type=_in_full, help="address to listen on; :: or 0.0.0.0 lets the network in (127.0.0.1)")
     add("--port", type=int, default=7860, help="port to listen on; 0 takes a free one (7860)")
     add("--lan", action="store_true", help="let phones of this network in, by a link with a token, also as a QR code")
     add("--https", action="store_true", help="encrypt with a certificate of this machine's own; live cameras need it")

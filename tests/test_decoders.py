@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,26 @@ def test_what_a_photo_did_to_a_decoder_is_not_laid_to_the_next_one(
     process._popen.wait()
     monkeypatch.setattr(type(process), "ended", False)  # as if it ended once it is asked
     assert decoders.pixels(DISH, GEOMETRY)[0].any()
+
+
+@posix_only
+def test_a_decoder_that_cannot_start_is_not_laid_to_the_photo(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether there is no program, or one that ends before it has read a photo; once there is one, all is well."""
+    decoders = Decoders(BOUNDS)
+    for module, executable in ((decoding.__name__, "/nonexistent/python"), ("demo.nothing", sys.executable)):
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "__name__", module)
+            patch.setattr(sys, "executable", executable)
+            with pytest.raises(Problem, match="at the moment") as problem:
+                decoders.pixels(DISH, GEOMETRY)
+        assert (problem.value.status_code, problem.value.cause) == (503, "no-decoder")
+        assert decoders.failing and "no decoder" in caplog.text
+        decoders.warm()
+        assert not decoders.failing and decoders.pixels(DISH, GEOMETRY)[0].any()
+        decoders.close()
+        decoders = Decoders(BOUNDS)
 
 
 @pytest.mark.parametrize(

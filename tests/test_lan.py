@@ -1,6 +1,7 @@
 """The way onto a phone: a link with the token, its QR code, this machine's addresses and its own certificate."""
 
 import datetime
+import ipaddress
 import socket
 import ssl
 import stat
@@ -13,6 +14,10 @@ import httpx
 import psutil
 import pytest
 from conftest import PATIENCE
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from strangers import command
 from test_demo import colour_classifier, running, serving_of
 
@@ -68,6 +73,45 @@ def test_no_cookie_but_the_right_one_lets_in(guarded: str, cookie: str) -> None:
         assert httpx.get(f"{guarded}/v1/model", headers={"cookie": sent.encode("latin-1")}).status_code == 401
 
 
+OTHERS = [
+    'prefs={"a":1}',
+    "name=\xc3\xa9",
+    "flag",
+    "x[1]=1",
+    "path=/",
+    "expires=1",
+    "a=b=c",
+    "=",
+    "",
+    '"',
+    "{name}=old",
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_cookies_of_other_programs_lock_nobody_out(guarded: str, other: str) -> None:
+    """A browser sends those of every port of a host, and an earlier one of ours, in one header."""
+    kept = httpx.get(f"{guarded}/?token={SPELLED}").headers["set-cookie"].partition(";")[0]
+    other = other.replace("{name}", kept.partition("=")[0])
+    for sent in (f"{other}; {kept}", f"{kept};{other}"):
+        assert httpx.get(f"{guarded}/v1/model", headers={"cookie": sent.encode("latin-1")}).status_code == 200, sent
+
+
+@pytest.mark.parametrize("token", ["voilà", "sesam öffne à", "token"])
+def test_a_token_is_taken_to_its_last_byte(token: str, tmp_path: Path) -> None:
+    """The last one of "à" in UTF-8 is a space that does not break, in another encoding."""
+    with serving_of(colour_classifier(), tmp_path) as serving, running(serving, token=token) as address:
+        for authorization in (f"Bearer {token}", f"bearer  {token}"):
+            answer = httpx.get(f"{address}/v1/model", headers={"authorization": authorization.encode()})
+            assert answer.status_code == 200
+
+
+def test_a_token_that_is_no_text_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["demo", "--token", "caf\udce9"])
+    with pytest.raises(SajiError, match="no text in UTF-8; give SAJI_TOKEN"):
+        app.main()
+
+
 def test_the_link_opens_nothing_but_the_page(guarded: str) -> None:
     assert httpx.get(f"{guarded}/v1/model?token={SPELLED}").status_code == 401
     assert httpx.post(f"{guarded}/?token={SPELLED}").status_code == 401
@@ -116,6 +160,14 @@ def test_lan_without_a_network_or_on_loopback_alone_is_refused(monkeypatch: pyte
     assert asked(monkeypatch) == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("host", "address"), [("0", "0.0.0.0"), ("127.1", "127.0.0.1"), ("::", "::"), ("my.lan", "my.lan")]
+)
+def test_an_address_in_short_is_known_for_what_it_is(host: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It listened on all addresses, and answered to the name 0."""
+    assert asked(monkeypatch, "--host", host) == address
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_one_socket_takes_ipv4_and_ipv6_and_a_taken_port_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(monkeypatch, "10.0.0.5", eth0="10.0.0.5")
@@ -151,6 +203,38 @@ def test_a_certificate_that_cannot_be_kept_is_one_sentence(tmp_path: Path) -> No
     (tmp_path / "https").write_text("a file is in the way")
     with pytest.raises(SajiError, match="--https"):
         certificate_for(["10.0.0.5"], tmp_path / "https")
+
+
+def somebodys(folder: Path, host: str, password: str = "") -> Path:
+    """A key and a certificate that saji did not make; without a host it names none."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "food.example")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + certificate.VALID)
+    if host:
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+        builder = builder.add_extension(names, critical=False)
+    locked = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    file = folder / "key_and_certificate.pem"
+    file.write_bytes(secret + builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize(("host", "password"), [("10.0.0.9", ""), ("", ""), ("10.0.0.5", "geheim")])
+def test_a_certificate_that_saji_did_not_make_is_left_as_it_is(host: str, password: str, tmp_path: Path) -> None:
+    """It names another host, or none, or its key is locked, about which nobody is asked on a terminal."""
+    file = somebodys(tmp_path, host, password)
+    before = file.read_bytes()
+    with pytest.raises(SajiError, match=r"is not saji's.*move it away"):
+        certificate_for(["10.0.0.5"], tmp_path)
+    assert file.read_bytes() == before
+
+
+def test_a_certificate_of_ones_own_is_served_where_it_does(tmp_path: Path) -> None:
+    file = somebodys(tmp_path, "10.0.0.5")
+    before = file.read_bytes()
+    assert certificate_for(["10.0.0.5"], tmp_path).file.read_bytes() == before
 
 
 def test_who_stalls_at_tls_is_let_go(tmp_path: Path) -> None:

@@ -29,8 +29,11 @@ from PIL import Image
 from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
 
 from demo import app
-from demo.service.limits import Limits
+from demo.service.decoders import Decoders
+from demo.service.limits import Limits, bounds, flag_of
 from runtime.errors import SajiError
+from runtime.files import sha256_file
+from runtime.spec import Geometry
 
 SMALL = Limits(bytes=200_000, pixels=1_000_000, photos=3, queue=4, seconds=20)
 TOKEN = "sesam öffne"
@@ -149,8 +152,14 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size)) + b"\0\0\0\1IDAT"
 
 
+def part(content: bytes) -> bytes:
+    """A file of a form whose boundary is x."""
+    return b'--x\r\nContent-Disposition: form-data; name="p"; filename="a.jpg"\r\n\r\n' + content + b"\r\n"
+
+
 def hopeless() -> dict[str, tuple[bytes, str, int, str]]:
     """Bodies that nobody can name, with the type they claim to have, and how each is refused."""
+    form, cut = "multipart/form-data; boundary=x", part(photo()) + part(photo(GREEN))
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
     return {
         "html as image": (b"<!doctype html><script>alert(1)</script>", "image/jpeg", 422, "not-a-picture"),
@@ -164,10 +173,13 @@ def hopeless() -> dict[str, tuple[bytes, str, int, str]]:
         "nan in json": (b'{"photo": NaN}', "application/json", 415, "content-type"),
         "too large": (bytes(SMALL.bytes + 1), "image/jpeg", 413, "too-large"),
         "form without boundary": (b"--x", "multipart/form-data", 400, "form"),
-        "form that is none": (b"hello", "multipart/form-data; boundary=x", 400, "form"),
+        "form that is none": (b"hello", form, 400, "form"),
+        "form cut in its last photo": (cut[:-99], form, 400, "form"),
+        "form without its last line": (cut, form, 400, "form"),
+        "form in a charset that is none": (cut + b"--x--\r\n", f"{form}; charset=undefined", 400, "form"),
         "form without file": (
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n',
-            "multipart/form-data; boundary=x",
+            form,
             400,
             "no-photo",
         ),
@@ -180,6 +192,26 @@ def test_bad_input_is_refused_in_one_sentence_and_the_next_is_served(
 ) -> None:
     refused(send(service, body, kind), status, cause)
     assert send(service, photo()).status_code == 200
+
+
+def test_a_form_that_is_cut_is_not_taken_for_a_shorter_one(guarded: str) -> None:
+    """Whether it comes with its length or in chunks, to the API or to the page."""
+    whole, kind = part(photo()) + part(photo(GREEN)) + b"--x--", {"content-type": "multipart/form-data; boundary=x"}
+
+    def asked(path: str, body: Any) -> int:
+        return httpx.post(guarded + path, content=body, headers=kind, auth=("", TOKEN), timeout=PATIENCE).status_code
+
+    for cut, status in ((0, 200), (2, 400), (40, 400)):
+        body = whole[: len(whole) - cut]
+        assert asked("/v1/classify", body) == asked("/v1/classify", iter([body])) == status
+        assert asked("/gradio_api/upload", body.replace(b'"p"', b'"files"')) == status
+
+
+def test_a_field_that_is_too_large_is_told_as_that(tmp_path: Path) -> None:
+    files = {"photo": ("a.jpg", photo()), "note": (None, "x" * 2**21)}
+    with serving_of(colour_classifier(), tmp_path) as serving, running(serving) as address:
+        answer = httpx.post(f"{address}/v1/classify", files=files, timeout=PATIENCE)
+    assert "1 MB in a part without a file name" in refused(answer, 413, "field-too-large")
 
 
 def test_a_cmyk_jpeg_is_a_photo(service: httpx.Client) -> None:
@@ -204,7 +236,7 @@ def test_a_form_says_which_photo_is_none_and_takes_only_so_many(service: httpx.C
     files = [("photo", ("a.jpg", photo())), ("photo", ("b.jpg", b"text"))]
     assert refused(service.post("/v1/classify", files=files), 422, "not-a-picture").startswith("photo 2 of 2: ")
     four = [("photo", ("a.jpg", photo()))] * 4
-    assert "3 photos" in refused(service.post("/v1/classify", files=four), 413, "too-many-photos")
+    assert "photos than 3" in refused(service.post("/v1/classify", files=four), 413, "too-many-photos")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +256,26 @@ def test_a_wrong_address_method_or_parameter_is_a_problem_too(
     assert "openapi.json" in refused(
         answer, status, {404: "not-found", 405: "method-not-allowed"}.get(status, "parameter")
     )
+
+
+def test_a_failure_is_a_problem_too_whoever_was_to_answer(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("demo.service.queue.Serving.place", fail)
+    monkeypatch.setattr("gradio.queueing.Queue.push", fail)
+    sent = httpx.post(f"{guarded}/gradio_api/upload", files={"files": ("a.png", photo())}, auth=("", TOKEN)).json()
+    call = json.dumps({"data": [{"path": sent[0], "meta": {"_type": "gradio.FileData"}}]})
+    for path, body in (("/v1/classify", photo()), ("/live", photo()), ("/gradio_api/call/classify", call)):
+        kind = {"content-type": "application/json" if isinstance(body, str) else "image/jpeg"}
+        answer = httpx.post(guarded + path, content=body, headers=kind, auth=("", TOKEN))
+        assert "its log says why" in refused(answer, 500, "failed"), path
+
+
+def test_the_live_camera_sends_one_photo_at_a_time(guarded: str) -> None:
+    files = [("photo", ("a.jpg", photo()))]
+    assert httpx.post(f"{guarded}/live", files=files, auth=("", TOKEN)).status_code == 200
+    assert httpx.post(f"{guarded}/live", files=files * 2, auth=("", TOKEN)).status_code == 413
 
 
 def test_an_upload_touches_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +396,12 @@ def post(address: str) -> httpx.Response:
     )
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that looks for another deployment all the time."""
+    monkeypatch.setattr("demo.service.queue.POLL_SECONDS", 0.02)
+
+
 def test_a_full_queue_is_said_at_once_and_who_waits_is_answered(tmp_path: Path) -> None:
     with held_service(tmp_path, replace(SMALL, queue=2)) as (backend, _, address), ThreadPoolExecutor() as pool:
         waiting = [pool.submit(post, address) for _ in range(2)]
@@ -388,6 +446,20 @@ def test_a_service_whose_engine_gives_no_numbers_answers_nobody_until_it_does(tm
         assert post(address).status_code == 200
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_service_that_can_decode_nothing_is_not_ready_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out before the first photo comes."""
+    monkeypatch.setattr("demo.service.decoding.__name__", "demo.nothing")
+    with serving_of(colour_classifier(), tmp_path, SMALL) as serving, running(serving) as address:
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
+        refused(post(address), 503, "no-decoder")
+        monkeypatch.undo()
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        assert post(address).status_code == 200
+
+
 @pytest.mark.parametrize(("batch", "batches"), [(1, [1, 1, 1]), (4, [1, 2])])
 def test_only_what_waited_goes_through_together(tmp_path: Path, batch: int, batches: list[int]) -> None:
     with held_service(tmp_path, SMALL, batch=batch) as (backend, serving, address), ThreadPoolExecutor() as pool:
@@ -423,12 +495,6 @@ def test_what_was_accepted_is_answered_before_the_service_stops(tmp_path: Path) 
         assert accepted.result().status_code == 200 and "ALIVE" in opened.result().text
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that looks for another deployment all the time."""
-    monkeypatch.setattr("demo.service.queue.POLL_SECONDS", 0.02)
-
-
 @pytest.mark.usefixtures("impatient")
 def test_a_new_deployment_is_served_without_dropping_a_request(tmp_path: Path) -> None:
     opened = [colour_classifier() for _ in range(2)]
@@ -445,6 +511,26 @@ def test_a_new_deployment_is_served_without_dropping_a_request(tmp_path: Path) -
         assert -1 not in backend.batches, "the old engine was closed under a request"
         backend.free.set()
         assert accepted.result().json()["served_by"] == CANDIDATE.name
+        wait_until(lambda: -1 in backend.batches)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_another_deployment_is_served_whatever_hangs_in_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twice, for the second one was never looked at; and though each thread of the first engine hangs."""
+    with held_service(tmp_path, replace(SMALL, seconds=1, queue=64)) as (backend, serving, address):
+        with ThreadPoolExecutor(16) as pool:
+            assert {answer.status_code for answer in pool.map(post, 16 * [address])} == {503}
+        serving._open_classifier = lambda path: colour_classifier()
+        for number in range(2):
+            replace(deployment(), reason=f"chosen again {number}").write(serving.path)
+            served = sha256_file(serving.path)
+            wait_until(lambda: httpx.get(f"{address}/v1/model").json()["deployment_sha256"] == served)  # noqa: B023
+            assert post(address).status_code == 200
+        wait_until(lambda: "an engine hangs" in caplog.text)
+        assert -1 not in backend.batches
+        backend.free.set()
         wait_until(lambda: -1 in backend.batches)
 
 
@@ -610,3 +696,17 @@ def test_a_limit_of_nothing_is_refused_by_its_flag(flag: str, monkeypatch: pytes
     monkeypatch.setattr(sys, "argv", ["demo", flag, str(least - 1)])
     with pytest.raises(SajiError, match=f"{flag} {least - 1}.*give {least} or more"):
         app.main()
+
+
+@pytest.mark.parametrize("bound", bounds(), ids=lambda bound: bound.name)
+def test_a_limit_that_a_timer_or_the_system_cannot_hold_is_refused_by_its_flag(bound: Any) -> None:
+    """One of ten million MiB let no decoder start."""
+    with pytest.raises(SajiError, match=f"{flag_of(bound)} .* is too large; give .* or less"):
+        Limits(**{bound.name: 10**13})
+
+
+def test_the_largest_limits_of_a_decoder_let_photos_through() -> None:
+    largest = {bound.name: bound.metadata["most"] for bound in bounds() if bound.name.startswith("decode_")}
+    decoders = Decoders(Limits(**largest, decoders=1))
+    assert decoders.pixels(photo(), Geometry.for_size(32))[0].any()
+    decoders.close()

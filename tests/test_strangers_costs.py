@@ -99,7 +99,7 @@ def test_sessions_that_nobody_listens_to_take_no_memory(service: Service, client
     for number in range(240):
         if number == 80:  # as many as are kept
             before = service.megabytes()
-        body = {"data": [None, "a" * 200_000], "fn_index": function, "session_hash": f"s{number}"}
+        body = {"data": [{"orig_name": "a" * 200_000}], "fn_index": function, "session_hash": f"s{number}"}
         client.post("/gradio_api/queue/join", content=json.dumps(body), headers=JSON)
     time.sleep(2)
     assert service.megabytes() - before < 5
@@ -108,8 +108,8 @@ def test_sessions_that_nobody_listens_to_take_no_memory(service: Service, client
 def test_every_line_of_the_log_is_json(service: Service, client: httpx.Client) -> None:
     uploaded = client.post("/gradio_api/upload", files={"files": ("a.png", photo(RED, "PNG"))}).json()[0]
     function = the_function(client, "heat map").index
-    answer_of_page(client, function, [{"path": uploaded, "meta": META}, "one too many", "and another"])
-    answer_of_page(client, function, [])
+    answer_of_page(client, function, [{"path": uploaded, "meta": META}])
+    answer_of_page(client, function, ["no photo", "and one too many"])
     time.sleep(0.3)
     lines = service.said[service.said.index(next(line for line in service.said if line.startswith("serving "))) + 1 :]
     assert lines and all(line.startswith("{") for line in lines), [line for line in lines if line[:1] != "{"][:3]

@@ -32,6 +32,15 @@ from demo.service import decoders
 os.environ["PYTHONPATH"] = {folder!r}
 decoders.decoding.__name__ = "hangs"
 """
+HANGING_LOOP = """
+import time
+from demo import app
+from demo.service.queue import Serving
+app.LEAVE_SECONDS = 0.5
+async def hang(self):
+    time.sleep(600)
+Serving.metrics = hang
+"""
 SLOW = pytest.mark.slow
 posix_only = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="signals as POSIX has them")
 
@@ -78,3 +87,18 @@ def test_sigterm_ends_a_service_that_is_held(hanging: str, tmp_path: Path) -> No
         assert not Path(sent[0]).exists(), "what was uploaded stays"
         said = [line for line in service.said[1:] if line.startswith("{")]
         assert not [line for line in said if "traceback" in json.loads(line)]
+
+
+@posix_only
+def test_sigterm_ends_a_service_whose_loop_hangs(tmp_path: Path) -> None:
+    """Where nothing is answered any more, and nothing of what follows the last answer comes."""
+    with (
+        command(tmp_path, "--max-seconds", "1", before=HANGING_LOOP, TMPDIR=str(tmp_path)) as service,
+        httpx.Client(base_url=service.address, timeout=1) as client,
+    ):
+        sent = client.post("/gradio_api/upload", files={"files": ("a.png", photo(kind="PNG"))}, timeout=PATIENCE).json()
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("/metrics")
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(PATIENCE) == 143
+        assert not Path(sent[0]).exists(), "what was uploaded stays"

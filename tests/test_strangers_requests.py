@@ -12,8 +12,15 @@ import httpx
 import pytest
 from conftest import CHROMIUM, CHROMIUM_FLAGS, PATIENCE
 from strangers import CALL, JSON, Service, asked, command, functions_of, joining, parts_of, raw, rest_of, status_of
+from strangers import answer_of_api as called
+from strangers import answer_of_page as answered
 from strangers import the_function as function_of
+from strangers import told as as_told
 from test_service import photo
+
+from demo import app
+from demo.service.guard import Hosts
+from runtime.errors import SajiError
 
 PROBLEM = "application/problem+json"
 FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
@@ -124,6 +131,44 @@ def test_given_names_are_served_under_any_scheme_and_port(guarded: httpx.Client)
     assert named(guarded, **{**proxied, "origin": "https://saji.lan.evil.example"}).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("food.example:8443", "food.example"),
+        ("Food.Example", "food.example:1"),
+        ("[2001:db8::1]", "[2001:db8::1]:7860"),
+        ("2001:DB8:0::1", "[2001:db8::1]"),
+    ],
+)
+def test_a_name_is_allowed_however_it_is_spelled(name: str, host: str) -> None:
+    hosts = Hosts(names=[name])
+    assert hosts.serves(host) and hosts.trusts(f"https://{host}", "127.0.0.1") and not hosts.serves("other.example")
+
+
+@pytest.mark.parametrize("name", ["https://a.example/", "größe.example", "a b", ""])
+def test_a_name_that_no_browser_sends_is_refused_at_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["demo", "--allow-host", name])
+    with pytest.raises(SajiError, match="--allow-host"):
+        app.main()
+
+
+def test_where_any_name_is_let_in_a_page_of_another_one_is_not() -> None:
+    """Though a proxy may leave out the port, and a client of HTTP/1.0 the name."""
+    hosts = Hosts(names=["*"])
+    assert hosts.serves("food.example") and hosts.serves("")
+    assert hosts.trusts("https://food.example:8443", "food.example")
+    for origin in ("https://evil.example", "https://food.example.evil.example", "null", "", "https://"):
+        assert not hosts.trusts(origin, "food.example") and not hosts.trusts(origin, "")
+
+
+def test_a_supervisor_may_ask_without_a_body_and_a_slash_too_many_leads_nowhere_else(client: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    answer = client.post("/v1/classify/", content=photo(), headers={"content-type": "image/jpeg"})
+    assert (answer.status_code, cause_of(answer)) == (404, "not-found")
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium here; install it, or name it with CHROMIUM=PATH")
 def test_a_rebound_name_reads_nothing_in_a_browser(client: httpx.Client) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -175,6 +220,24 @@ def test_an_example_that_is_none_is_refused(client: httpx.Client, index: Any) ->
     body = json.dumps({"data": [index], "fn_index": function_of(client, "example").index, "session_hash": "a"})
     answer = client.post("/gradio_api/run/predict", content=body, headers=JSON)
     assert 400 <= answer.status_code < 500 and cause_of(answer)
+
+
+ODD_DATA = [[], [1, 2, 3], ["SECRET"], [5], [True], [[]], [["SECRET"]], [[{}, "SECRET"]], [{"SECRET": 1}], [None]]
+ODD_DATA += [[{"path": None}], [{"orig_name": 5}], [{"name": ["SECRET"]}], ["0"], [-1], [10**9]]
+
+
+@pytest.mark.parametrize("data", ODD_DATA, ids=ascii)
+def test_data_of_another_kind_fails_no_function_of_the_page(service: Service, client: httpx.Client, data: Any) -> None:
+    """Case gradio: each ended in a traceback in the log, with what the visitor had sent."""
+    said = len(service.said)
+    answers = [answered(client, function.index, data) for function in functions_of(client)]
+    answers.append(called(client, data))
+    answers.append(as_told(client.post("/gradio_api/run/predict", json={"data": data, "fn_index": 0})))
+    time.sleep(0.3)
+    logged = "\n".join(service.said[said:])
+    assert not [line for line in service.said[said:] if json.loads(line)["event"] != "request"], logged
+    assert "SECRET" not in logged and "object at 0x" not in " ".join(answers)
+    assert not [answer for answer in answers if answer.startswith("500")]
 
 
 ODD_JSON = {

@@ -50,7 +50,7 @@ async def _live(request: Request) -> JSONResponse:
     serving: Serving = request.app.state.serving
     language = language_of(request)  # type: ignore[arg-type]  # it has headers
     try:
-        [photo] = await photos_of(request, serving.limits)
+        [photo] = await photos_of(request, 1)
         result = await ask(serving, photo, visitor_of(request.client))
     except Problem as problem:
         refused = problem_response(problem, request.scope)

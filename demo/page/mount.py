@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio import route_utils
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from demo.page.camera import add_live
 from demo.page.texts import label
 from demo.page.uploads import Room, opened
+from demo.service.api import Whole
 from demo.service.guard import UPLOAD
 from demo.service.limits import Limits
 from demo.service.problem import Problem
@@ -29,8 +32,7 @@ PAGES = r"/|/config/?|/theme\.css|/gradio_api/theme\.css|/(assets|static|svelte)
 # Gradio serves below file= what lies in its upload folder, and would fetch any address for whoever asks
 READS = r"/gradio_api/(info/?|startup-events|upload_progress|queue/data|heartbeat/\w+|file=(?!\w+:)[^?]+)"
 CALL = "/gradio_api/call/classify"
-EXAMPLE = "/gradio_api/run/predict"  # what a click on one asks, past the queue
-NUMBERED = ("/gradio_api/queue/join", EXAMPLE)  # they name a function by its number
+NUMBERED = ("/gradio_api/queue/join", "/gradio_api/run/predict")  # they name a function by its number
 ROUTES = {
     "GET": re.compile(rf"{PAGES}|{READS}|{CALL}/\w+"),
     "HEAD": re.compile("/"),
@@ -39,6 +41,10 @@ ROUTES = {
 SESSIONS = 64  # that wait for somebody to listen, who comes within moments; and whose state Gradio keeps, of 60 KB each
 DEEP = 16  # levels of the page's JSON; it uses 6
 SESSION = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+
+class _Upload(Whole, route_utils.GradioMultiPartParser):
+    pass
 
 
 def mount(page: gr.Blocks, app: FastAPI, limits: Limits, root_path: str = "") -> None:
@@ -61,8 +67,7 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits, root_path: str = "") ->
         root_path=root_path or None,
     )
     gradio = app.router.routes.pop().app  # type: ignore[attr-defined]
-    examples = sum(len(block.raw_samples or ()) for block in page.blocks.values() if isinstance(block, gr.Dataset))
-    door = Door(gradio, page, examples)
+    door = Door(gradio, page)
     room = Room(limits)
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +83,8 @@ def mount(page: gr.Blocks, app: FastAPI, limits: Limits, root_path: str = "") ->
     gradio.state_holder.capacity = SESSIONS  # of 10,000; what has gone is made anew, as the page keeps nothing in it
     # As the last resort instead of a mount, which would match our own paths, too, when the method is a wrong one
     app.router.default = elsewhere
+    route_utils.GradioMultiPartParser = _Upload  # type: ignore[misc]  # which Gradio (6.31) looks up at each upload
+    gradio.exception_handlers[Exception] = app.exception_handlers[Exception]  # it would answer before ours could
     gradio.stop_event = app.state.stopping  # ends the connection that each open page holds
     # Gradio checks only in a launched page that a path is an upload: a mounted one (6.31) would open any file here
     page.has_launched = True
@@ -91,11 +98,12 @@ def _forget_broken_uploads(folder: Path, seconds: float) -> None:
 
 
 class Door:
-    """ASGI application in front of Gradio's `page`; `examples` says how many pictures there are to click."""
+    """ASGI application in front of Gradio's `page`."""
 
-    def __init__(self, gradio: ASGIApp, page: gr.Blocks, examples: int) -> None:
-        self._gradio, self._examples = gradio, examples
-        self._functions = frozenset(number for number, function in page.fns.items() if function.fn)
+    def __init__(self, gradio: ASGIApp, page: gr.Blocks) -> None:
+        self._gradio = gradio
+        self._inputs = {number: function.inputs for number, function in page.fns.items() if function.fn}
+        [self._called] = [number for number in self._inputs if CALL.endswith(f"/{page.fns[number].api_name}")]
         self._calls = Calls(page)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,14 +125,14 @@ class Door:
         session = call.get("session_hash")
         if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
             raise Problem(400, "session", "session_hash is to be at most 64 letters and digits")
-        number = call.get("fn_index")
-        if path.startswith(NUMBERED) and not (_is_whole(number) and number in self._functions):
+        if not path.startswith((CALL, *NUMBERED)):
+            return
+        number = self._called if path.startswith(CALL) else call.get("fn_index")
+        if not (_is_whole(number) and number in self._inputs):
             raise Problem(404, "function", "the page has no such function; see /gradio_api/info for what there is")
-        data = call.get("data", [])
-        if not isinstance(data, list):
-            raise Problem(400, "json", "data is to be a list")
-        if path.startswith(EXAMPLE) and not (len(data) == 1 and _is_whole(data[0]) and 0 <= data[0] < self._examples):
-            raise Problem(404, "example", f"there are {self._examples} examples, numbered from 0")
+        inputs, data = self._inputs[number], call.get("data", [])
+        if not isinstance(data, list) or len(data) != len(inputs) or not all(map(_fits, inputs, data)):
+            raise Problem(422, "data", "data is not what this function takes; see /gradio_api/info for what that is")
 
 
 class Calls:
@@ -153,6 +161,21 @@ class Calls:
             for name in self._queue.pending_event_ids_session.pop(session, ()):
                 if call := self._queue.event_ids_to_events.pop(name, None):
                     call.alive = False  # Gradio then sends it nothing more
+
+
+def _fits(block: Any, value: Any) -> bool:
+    """Whether a value is one that a component of the page takes: Gradio (6.31) logs others, with what they hold."""
+    if isinstance(block, gr.Dataset):  # of examples, by their numbers
+        return _is_whole(value) and 0 <= value < len(block.raw_samples or ())
+    if value is None:
+        return True
+    if not block.data_model:
+        return isinstance(value, str if isinstance(block, gr.Dropdown) else dict)
+    try:
+        block.data_model.model_validate(value, context={"validate_meta": True})
+    except ValidationError:
+        return False
+    return True
 
 
 def _is_whole(value: Any) -> bool:

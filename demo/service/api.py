@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import uvicorn
@@ -15,14 +17,14 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from demo.service.connections import bounded
 from demo.service.guard import Guard, Hosts
 from demo.service.limits import Limits
-from demo.service.problem import PROBLEM_TYPE, Problem, problem_response, without_folders
+from demo.service.problem import PROBLEM_TYPE, Problem, failed, problem_response, without_folders
 from demo.service.proxies import LOOPBACK, Network, networks_of
 from demo.service.queue import Result, Serving
 from demo.service.shares import visitor_of
@@ -143,7 +145,7 @@ async def classify(
 ) -> Answers:
     """Send a photo as the body, or one or several as the files of a form: `curl -F photo=@photo.jpg`."""
     serving: Serving = request.app.state.serving
-    photos = await photos_of(request, serving.limits)  # before it takes a place: a slow sender would hold it
+    photos = await photos_of(request, serving.limits.photos)  # before it takes a place: a slow sender would hold it
     with serving.place(visitor_of(request.client)):
         result = await serving.classify(photos)
     return Answers.of(result, top or request.app.state.top)
@@ -173,12 +175,14 @@ async def model(request: Request) -> Model:
     )
 
 
+@router.head("/healthz", include_in_schema=False)  # as some supervisors ask
 @router.get("/healthz", summary="The process answers")
 async def healthz() -> dict[str, str]:
     """For a supervisor that restarts what hangs; needs no token."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="A model is loaded, warm, and answers", responses=_problems(503))
 async def readyz(request: Request) -> dict[str, str]:
     """For a load balancer; refused while the engine answers nobody, and when stopping. Needs no token."""
@@ -195,15 +199,35 @@ async def metrics(request: Request) -> Response:
     return Response(await request.app.state.serving.metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-class _InMemory(MultiPartParser):
+class Whole:
+    """What is added to Starlette's parser of forms, and to Gradio's copy: both leave out a part that is cut."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        """The closing line is in."""
+        self.ended = True
+
+    async def parse(self) -> FormData:
+        """The form. Raises MultiPartException for one that is not whole, or has a charset of no text."""
+        try:
+            form: FormData = await super().parse()  # type: ignore[misc]
+        except (UnicodeError, LookupError):
+            raise MultiPartException("its charset is not that of a text") from None
+        if not self.ended:
+            raise MultiPartException("it ends before its last part does")
+        return form
+
+
+class _InMemory(Whole, MultiPartParser):
     spool_max_size = 0  # SpooledTemporaryFile then never goes to disk: a photo is gone when its answer is sent
 
 
-async def photos_of(request: Request, limits: Limits) -> list[bytes]:
-    """The encoded photos of a request. Raises Problem 400 for none, 413 for too many, 415 for another type."""
+async def photos_of(request: Request, most: int) -> list[bytes]:
+    """The encoded photos of a request. Raises Problem 400 for none, 413 above `most`, 415 for another type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == FORM:
-        photos = await _photos_of_form(request, limits)
+        photos = await _photos_of_form(request, most)
     elif not kind or kind in RAW or kind.startswith("image/"):
         photos = [await request.body()]
     else:
@@ -213,35 +237,36 @@ async def photos_of(request: Request, limits: Limits) -> list[bytes]:
     return photos
 
 
-async def _photos_of_form(request: Request, limits: Limits) -> list[bytes]:
+async def _photos_of_form(request: Request, most: int) -> list[bytes]:
     try:
-        form = await _InMemory(request.headers, request.stream(), max_files=limits.photos).parse()
+        form = await _InMemory(request.headers, request.stream(), max_files=most).parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            detail = f"the form has more than {limits.photos} photos; send the others in another request"
+            detail = f"the form has more photos than {most}; send the others in another request"
             raise Problem(413, "too-many-photos", detail) from None
         if error.message.startswith("Part exceeded"):  # a field: what has a file name is bounded elsewhere
-            raise _no_file_name() from None
+            detail = (
+                "the form has more than 1 MB in a part without a file name; send photos like curl -F photo=@photo.jpg"
+            )
+            raise Problem(413, "field-too-large", detail) from None
         reason = error.message.rstrip(".")
         raise Problem(
             400, "form", f"the form cannot be read ({reason}); send it like curl -F photo=@photo.jpg"
         ) from None
     photos = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
     if form and not photos:
-        raise _no_file_name()
+        detail = "no part of the form has a file name; send it like curl -F photo=@photo.jpg"
+        raise Problem(400, "no-photo", detail)
     return photos
-
-
-def _no_file_name() -> Problem:
-    return Problem(400, "no-photo", "no part of the form has a file name; send it like curl -F photo=@photo.jpg")
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         error = Problem(422, "parameter", f"{first['loc'][-1]}: {first['msg']}; see /openapi.json")
+    elif not isinstance(error, HTTPException):
+        error = failed()
     elif not isinstance(error, Problem):
-        assert isinstance(error, HTTPException)
         error = HTTPException(error.status_code, f"{error.detail}; see /openapi.json for what there is", error.headers)
     return problem_response(error, request.scope)
 
@@ -266,7 +291,8 @@ def build_api(serving: Serving, top: int = 5, root_path: str = "") -> FastAPI:
         servers=[{"url": root_path}] if root_path else None,
         docs_url=None,  # those pages load their scripts from a CDN
         redoc_url=None,
-        exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse},
+        redirect_slashes=False,  # to an address that knows nothing of root_path
+        exception_handlers={HTTPException: _refuse, RequestValidationError: _refuse, Exception: _refuse},
     )
     app.state.serving, app.state.top, app.state.stopping = serving, top, asyncio.Event()
     app.include_router(router)
@@ -284,12 +310,14 @@ class Server(uvicorn.Server):
         hosts: Hosts | None = None,
         pem: Path | None = None,
         proxies: Sequence[Network] = networks_of(LOOPBACK),
+        at_sigterm: Callable[[float], object] | None = None,
     ) -> None:
         """With `pem`, a file with key and certificate, it serves over HTTPS.
 
-        `proxies` are believed about who asks, and by which scheme.
+        `proxies` are believed about who asks, and by which scheme. `at_sigterm` is told within how many seconds the
+        requests should be done.
         """
-        self._stopping, self._head_seconds = app.state.stopping, limits.header_seconds
+        self._stopping, self._head_seconds, self._at_sigterm = app.state.stopping, limits.header_seconds, at_sigterm
         super().__init__(
             uvicorn.Config(
                 Guard(app, limits, token, hosts),
@@ -307,6 +335,12 @@ class Server(uvicorn.Server):
 
         # Whatever handlers others add: its lines hold the query, and with it the token of a link
         logging.getLogger("uvicorn.access").disabled = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; who waits for the end is told here and not in `shutdown`, which a loop that hangs never comes to."""
+        if self._at_sigterm and sig == signal.SIGTERM:
+            self._at_sigterm(self.config.timeout_graceful_shutdown or 0)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait no longer for a visitor's part of TLS than for the head of a request; uvicorn has no setting for it."""

@@ -17,6 +17,7 @@ from runtime.files import replacing
 
 VALID = datetime.timedelta(days=365)  # Apple's systems refuse more than 825 (support.apple.com/103769)
 LEFT = datetime.timedelta(days=14)  # with less than that it is made anew
+NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "saji on this machine")])
 ALWAYS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -32,11 +33,15 @@ def certificate_for(hosts: Sequence[str], folder: Path) -> Certificate:
     """The certificate in `folder` for `hosts`, addresses or names of this machine, of which the first matters most.
 
     It is made anew when it does not name the first host, has less than LEFT to run, or cannot be read. Nobody else of
-    this machine can read its key. Raises SajiError when it cannot be kept.
+    this machine can read its key. Raises SajiError when it cannot be kept, or another one is in its place.
     """
     file = folder / "key_and_certificate.pem"
     try:
-        if not (kept := _kept(file)) or hosts[0] not in _hosts_of(kept) or _now() > kept.not_valid_after_utc - LEFT:
+        kept = _kept(file)
+        if not kept or not _does(file, kept, hosts[0]):
+            if kept and kept.subject != NAME:
+                what = f"{file} is not saji's, and cannot be opened, has run out or does not name {hosts[0]}"
+                raise SajiError(f"{what}; move it away, or leave --https out")
             _write(file, *_made(hosts))
             kept = x509.load_pem_x509_certificate(file.read_bytes())
     except OSError as error:
@@ -50,16 +55,20 @@ def _now() -> datetime.datetime:
 
 def _kept(file: Path) -> x509.Certificate | None:
     try:
-        file.chmod(0o600)  # before it is used: a copy of the folder may have forgotten
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file)
         return x509.load_pem_x509_certificate(file.read_bytes())
-    except (FileNotFoundError, ssl.SSLError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
-def _hosts_of(certificate: x509.Certificate) -> list[str]:
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return [str(name.value) for name in names]
+def _does(file: Path, kept: x509.Certificate, host: str) -> bool:
+    """Whether it can be used as it is, for one host and for a while."""
+    file.chmod(0o600)  # before it is used: a copy of the folder may have forgotten
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, password="")  # or it would ask on the terminal
+        names = kept.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ssl.SSLError, ValueError, x509.ExtensionNotFound):
+        return False
+    return host in [str(name.value) for name in names] and _now() <= kept.not_valid_after_utc - LEFT
 
 
 def _name(host: str) -> x509.GeneralName:
@@ -71,10 +80,9 @@ def _name(host: str) -> x509.GeneralName:
 
 def _made(hosts: Sequence[str]) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "saji on this machine")])
     names = x509.SubjectAlternativeName([_name(host) for host in dict.fromkeys([*hosts, *ALWAYS])])
     certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        x509.CertificateBuilder(NAME, NAME, key.public_key(), x509.random_serial_number())
         .not_valid_before(_now() - datetime.timedelta(days=1))  # a phone's clock may be behind
         .not_valid_after(_now() + VALID)
         .add_extension(names, critical=False)

@@ -4,6 +4,7 @@ What reads strangers' bytes are libraries in C, which nothing else stops: the se
 """
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -27,18 +28,23 @@ Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.p
 ROOT = Path(__file__).resolve().parents[2]
 PIPE_BYTES = 2**20  # so that a photo is handed over in a few pieces; Linux has 64 KiB
 ENDING_SECONDS = 0.5  # in which a decoder whose answer broke off has ended, or never will
+NO_ANSWER = (OSError, ValueError, KeyError, TypeError)  # of what has ended, or is no longer itself
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # more would take memory, with nothing to do
+
+log = logging.getLogger("saji.decoding")
 
 
 class Decoders:
     """Up to `limits.decoders` processes, each started once there is a photo and none is free; close them at the end.
+
+    They are `failing` once none could be started, until there is one again.
 
     Everything raises Problem: 422 for what is no picture, 413 for what takes more bytes, pixels, memory or time than
     the `limits` let a photo have.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self._limits, self.failing = limits, False
         # None stands for a process that is yet to be started; the one that was used last is warm
         self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(limits.decoders):
@@ -61,10 +67,15 @@ class Decoders:
                 answer, picture = process.ask(order, content, 3 * side * side)
                 break
         else:
-            raise _no_decoder()
+            raise _no_decoder("two have ended by themselves")
         if "refused" in answer:
             raise Problem(*answer["refused"])
         return answer, picture
+
+    def warm(self) -> None:
+        """Have one started where none is free. Raises Problem 503."""
+        with self._process(fresh=False):
+            pass
 
     def read(self, photo: Photo) -> tuple[bytes, str]:
         """The content of a photo, and the name of its file if it is one."""
@@ -86,10 +97,13 @@ class Decoders:
                 process.close()
                 process = None
             process = process or _Process(self._limits)
+            self.failing = False
             yield process
         except BaseException:
             if process:
                 process.close()
+            else:
+                self.failing = True
             process = None
             raise
         finally:
@@ -109,7 +123,8 @@ class _Blameless(Exception):
     """
 
 
-def _no_decoder() -> Problem:
+def _no_decoder(reason: str) -> Problem:
+    log.error("no decoder", extra={"facts": {"reason": reason}})
     return busy(503, "no-decoder", "photos cannot be decoded at the moment; try again soon")
 
 
@@ -125,8 +140,14 @@ class _Process:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | ONE_THREAD,
                 pipesize=PIPE_BYTES, start_new_session=True,  # Ctrl-C is for the service alone
             )  # fmt: skip
-        except OSError:
-            raise _no_decoder() from None
+        except OSError as error:
+            raise _no_decoder(f"none can be started ({error.strerror})") from None
+        assert self._popen.stdout
+        try:
+            decoding.read(self._popen.stdout, 0)
+        except NO_ANSWER:
+            self.close()
+            raise _no_decoder("one has ended before it was ready") from None
 
     def ask(self, order: dict[str, Any], photo: bytes, most: int) -> tuple[dict[str, Any], np.ndarray]:
         """The answer, and its picture of up to `most` bytes. Raises Problem where there is none, or _Blameless."""
@@ -137,7 +158,7 @@ class _Process:
             picture = np.frombuffer(content, np.uint8).reshape(answer["shape"])
             self._used = True
             return answer, picture
-        except (OSError, ValueError, KeyError, TypeError):  # it ended, or is no longer itself
+        except NO_ANSWER:
             name, status = order["name"] or "the file", self._ended_by_itself()
             if hasattr(signal, "SIGALRM") and status == -signal.SIGALRM:
                 detail = f"{name} takes more than {self._limits.decode_seconds} s to decode; send a smaller copy"

@@ -53,11 +53,15 @@ def read(source: IO[bytes], most: int) -> tuple[dict[str, Any], bytes]:
 
 
 def main() -> None:
-    """Decode until stdin closes. Arguments: the seconds, MiB of memory and bytes that a photo may take."""
+    """Say that all is ready, then decode until stdin closes.
+
+    Arguments: the seconds, MiB of memory and bytes that a photo may take.
+    """
     seconds, megabytes, most = map(int, sys.argv[1:])
     orders, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries that print must not break the protocol
     _bound(megabytes)
+    write(answers, {}, b"")
     with contextlib.suppress(ValueError):
         while True:
             order, photo = read(orders, most)

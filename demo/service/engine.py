@@ -5,11 +5,12 @@ third of their time on waiting for one another.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -56,8 +57,8 @@ class _Job:
 class Engine:
     """An opened classifier on which `workers` threads work at a time, each on up to `batch` of the waiting photos.
 
-    It has no threads of its own, because handing a photo to one takes longer than a small network: the thread whose
-    turn it is takes along the photos that wait behind its own. Nobody waits for a batch to fill.
+    A photo has one of its `threads` from decoding on, because handing it to another takes longer than a small network:
+    the thread whose turn it is takes along the photos that wait behind its own. Nobody waits for a batch to fill.
 
     With a `crowd`, the same opened by `one_core_each`, that one works wherever several photos are being answered.
     """
@@ -77,6 +78,9 @@ class Engine:
         self.requests: set[asyncio.Future] = set()  # that hold this engine, until their last thread is done
         self.moved = 0.0  # when a photo was done last, or began where there was none; by time.monotonic()
         self.failing = False  # whether what it was asked last has failed
+        # Enough to decode on all cores while the engine is busy and its next batch waits. Where it hangs they do,
+        # and the next engine has others
+        self.threads = ThreadPoolExecutor((os.cpu_count() or 1) + workers * batch, "photo")
         self._batch, self._free = batch, threading.Semaphore(usable_cores() if crowd else workers)
         self._waiting: deque[_Job] = deque()
         self._taking = threading.Lock()
@@ -152,6 +156,7 @@ class Engine:
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Free the engine."""
+        """Finish what is being answered, then free the engine."""
+        self.threads.shutdown()
         self._crowd.close()
         self.classifier.close()

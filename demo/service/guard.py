@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.service.limits import Limits
 from demo.service.monitoring import ERRORS, REQUEST_SECONDS, REQUESTS
-from demo.service.problem import Problem, busy, cause_of, problem_response
+from demo.service.problem import Problem, busy, cause_of, failed, problem_response
 from demo.service.shares import Holdings, visitor_of
 from demo.service.tokens import Token
+from runtime.errors import SajiError
 
 OPEN_TO_ALL = ("/healthz", "/readyz")  # a supervisor has no token, and asks by whatever name
 LINGER_SECONDS = 2.0
@@ -62,11 +63,11 @@ class Hosts:
     Such a page cannot read our answers as long as it is of another origin; by DNS rebinding, a name of its own that
     comes to mean our address, it would be of ours. So we answer to the loopback names, the address that is listened on,
     and the `names` that were allowed; ANY lets every one in. Who listens on all addresses (0.0.0.0 or ::) has many, and
-    answers to each that is written in numbers: those cannot be rebound.
+    answers to each that is written in numbers: those cannot be rebound. Raises SajiError for a name that is none.
     """
 
     def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
-        self._allowed = {name.lower() for name in names}
+        self._allowed = set(map(_as_sent, names))
         self._own = self._allowed | {listening.lower(), "localhost"}
         address = _address(listening)
         self._numbers = address is not None and address.is_unspecified
@@ -76,13 +77,26 @@ class Hosts:
         """Whether a Host header, in any case and with any port, names this service."""
         name = _name_of(host)
         address = _address(name)
-        ours = name in self._own or ANY in self._allowed
-        return bool(name) and (ours or (address is not None and (address.is_loopback or self._numbers)))
+        by_number = address is not None and (address.is_loopback or self._numbers)
+        return ANY in self._allowed or name in self._own or by_number
 
     def trusts(self, origin: str, host: str) -> bool:
         """Whether an Origin header is that of our own page: served under `host`, or under a name that was allowed."""
         site = origin.lower().partition("://")[2]
-        return bool(site) and (site == host.lower() or _name_of(site) in self._allowed)
+        name = _name_of(site)
+        if ANY in self._allowed and name == _name_of(host):  # a proxy may leave the port out of one of them
+            return bool(name)
+        return bool(site) and (site == host.lower() or name in self._allowed)
+
+
+def _as_sent(name: str) -> str:
+    """A name that was allowed as the headers of browsers have it. Raises SajiError."""
+    address = _address(name)
+    sent = str(address) if address else name if name == ANY else _name_of(name)
+    if not sent:
+        like = "give one like food.example, and xn--caf-dma.example for café.example"
+        raise SajiError(f"--allow-host {name} is no name as browsers send it; {like}")
+    return sent
 
 
 def _name_of(host: str) -> str:
@@ -131,7 +145,7 @@ class Guard:
             # Gradio refuses within an answer that has begun, as to a session that is none; it has told why
             if problem is None and not isinstance(error.__cause__, HTTPException):
                 log.exception("request failed", extra={"facts": {"request_id": scope["saji.request_id"]}})
-                problem = Problem(500, "failed", "the service failed at this request; its log says why")
+                problem = failed()
             if problem and not reply.status:
                 await problem_response(problem, scope)(scope, receive, reply.send)
         finally:

@@ -11,13 +11,17 @@ from runtime.preprocess import FORMATS, Bounds
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF")  # what cameras, phones and the web make
 
 
-def _bound(default: int, what: str, flag: str = "") -> Any:
-    return dataclasses.field(default=default, metadata={"what": what, "flag": flag})
+DAY = 86_400  # seconds
+
+
+# The most is what neither a timer, a signal nor the system's bounds of a process are too small for
+def _bound(default: int, what: str, flag: str = "", most: int = 2**40) -> Any:
+    return dataclasses.field(default=default, metadata={"what": what, "flag": flag, "most": most})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a request; each is a flag of `python -m demo`, see `flag_of`. Raises SajiError below 1."""
+    """The bounds of a request; each is a flag of `python -m demo`, see `flag_of`. Raises SajiError out of range."""
 
     bytes: int = _bound(32 * 2**20, "bytes of a request's body")  # a 43-megapixel JPEG has up to 30 MB
     pixels: int = _bound(64_000_000, "pixels of a photo, width times height")
@@ -27,12 +31,12 @@ class Limits:
     uploads: int = _bound(2**30, "bytes of all uploads that the page keeps, each for an hour")
     json: int = _bound(256 * 2**10, "bytes of the JSON that the page sends with a click")
     held: int = _bound(256 * 2**20, "bytes of all the bodies that are held in memory at a time")
-    decoders: int = _bound(usable_cores(), "photos that are decoded at a time")
-    decode_seconds: int = _bound(10, "seconds that decoding a photo may take")
+    decoders: int = _bound(usable_cores(), "photos that are decoded at a time", most=1_000)
+    decode_seconds: int = _bound(10, "seconds that decoding a photo may take", most=DAY)
     decode_memory: int = _bound(512, "MiB of memory that decoding a photo may take")
     queue: int = _bound(64, "requests that wait or are answered at a time")
-    seconds: int = _bound(30, "seconds to send a request, and as many to wait for its answer")
-    header_seconds: int = _bound(10, "seconds to send the headers of a request")
+    seconds: int = _bound(30, "seconds to send a request, and as many to wait for its answer", most=DAY)
+    header_seconds: int = _bound(10, "seconds to send the headers of a request", most=DAY)
     rate: int = _bound(1_000, "bytes a second that a body comes with at least, after its first 5 s", "--min-rate")
     connections: int = _bound(256, "connections at a time; above it the one that waits longest is closed")
     share: int = _bound(50, "percent of places, connections, bodies and uploads that one address may hold")
@@ -40,9 +44,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in bounds():
-            if getattr(self, field.name) < 1:
-                value = getattr(self, field.name)
+            value, most = getattr(self, field.name), field.metadata["most"]
+            if value < 1:
                 raise SajiError(f"{flag_of(field)} {value} lets nothing through; give 1 or more")
+            if value > most:
+                raise SajiError(f"{flag_of(field)} {value} is too large; give {most} or less")
 
     def share_of(self, most: int, least: int = 1) -> int:
         """What one visitor may hold of `most` that all have together; `least` is what one request may be."""

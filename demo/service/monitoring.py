@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,9 +27,12 @@ QUEUE_DEPTH = Gauge("saji_queue_depth", "Requests that are read, wait or are ans
 BATCH_SIZE = Histogram("saji_batch_size", "Photos that went through the engine together", buckets=(1, 2, 4, 8, 16, 32))
 ENGINE = Info("saji_engine", "What serves now")
 RELOADS = Counter("saji_reloads_total", "Deployments that were looked at again", ["outcome"])
-
+DROPPED = Counter("saji_log_lines_dropped_total", "Lines of the log that could not be written, or not soon enough")
 
 PIPE_BYTES = 2**20
+LINES = 2_000  # of the log that wait for its reader, a few hundred bytes each
+TOGETHER_SECONDS = 0.05  # of lines that are written at a time: to wake a thread for each would hold up who answers
+LAST_SECONDS = 1.0  # for what waits when the process ends
 _PRINTED = logging.getLogger("printed")
 
 
@@ -49,6 +53,50 @@ class JsonLine(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class Lines(logging.Handler):
+    """Writes the log to a file descriptor by a thread of its own, and drops what nobody takes.
+
+    A reader that stalls (a terminal at Ctrl-S) or has gone, and a full disk, then hold up nobody who logs. That is told
+    by a metric alone: what is printed is logged, too.
+    """
+
+    def __init__(self, to: int) -> None:
+        super().__init__()
+        self.setFormatter(JsonLine())
+        self._to, self._waiting, self._ending = to, deque[bytes](), threading.Event()
+        self._writing = threading.Thread(target=self._write, daemon=True)
+        self._writing.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a record written soon; never waits."""
+        if len(self._waiting) >= LINES:
+            return DROPPED.inc()
+        try:
+            # A path may be no text, which JSON can tell as an escape of its own
+            self._waiting.append(self.format(record).encode(errors="backslashreplace") + b"\n")
+        except Exception:  # a library's call that does not fit its own message
+            self.handleError(record)
+
+    def _write(self) -> None:
+        cut, ended = b"", False  # what ends a line of which only a part was taken
+        while not ended:
+            ended = self._ending.wait(TOGETHER_SECONDS)
+            left = b"".join(self._waiting.popleft() for _ in range(len(self._waiting)))
+            try:
+                while left:
+                    left = left[os.write(self._to, cut + left) - len(cut) :]
+                    cut = b""
+            except OSError:
+                cut = b"\n"
+                DROPPED.inc(left.count(b"\n"))
+
+    def close(self) -> None:
+        """Give what waits a moment to be written."""
+        self._ending.set()
+        self._writing.join(LAST_SECONDS)
+        super().close()
+
+
 @contextmanager
 def log_as_json() -> Iterator[None]:
     """Send our own log and warnings of every library to stderr as JSON lines, and whatever is printed, too.
@@ -63,9 +111,7 @@ def log_as_json() -> Iterator[None]:
         import fcntl
 
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w"))
-    handler.setFormatter(JsonLine())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[Lines(os.dup(2))], force=True)
     logging.getLogger("saji").setLevel(logging.INFO)
     for number in before:
         os.dup2(pipe, number)

@@ -32,6 +32,11 @@ def too_large(name: str, most: int) -> Problem:
     return Problem(413, "too-large", f"{name} has more than {most:,} bytes; send a smaller photo")
 
 
+def failed() -> Problem:
+    """The answer where the fault is ours."""
+    return Problem(500, "failed", "the service failed at this request; its log says why")
+
+
 def document_of(error: HTTPException, request_id: str = "") -> dict[str, str | int]:
     """The problem document of `error`."""
     return {

@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -66,12 +65,11 @@ class Serving(AbstractContextManager["Serving"]):
         self.path, self.limits = path, limits
         self._open_classifier, self._workers, self._batch = open_classifier, workers, batch
         self._places = Holdings("places of the queue", limits.share_of(limits.queue))
-        self._reload_wanted = False
-        # Enough to decode on all cores while the engine is busy and its next batch waits
-        self._threads = ThreadPoolExecutor((os.cpu_count() or 1) + (workers or 1) * batch, "photo")
+        self._reload_wanted, self._retiring = False, set[asyncio.Task[None]]()
         self._stamp = self._stamp_now()
         self.engine = self._open()
         self.decoders = Decoders(limits)
+        self.engine.threads.submit(self.decoders.warm)  # nobody waits for it: it tells itself whether it can be done
 
     @contextmanager
     def place(self, visitor: str = OWN) -> Iterator[None]:
@@ -102,7 +100,7 @@ class Serving(AbstractContextManager["Serving"]):
         """
         if not engine.requests:
             engine.moved = time.monotonic()
-        futures = [self._threads.submit(work) for work in works]
+        futures = [engine.threads.submit(work) for work in works]
         for future in futures:
             future.add_done_callback(partial(_note, engine))
         done = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
@@ -118,11 +116,11 @@ class Serving(AbstractContextManager["Serving"]):
 
     @property
     def stuck(self) -> bool:
-        """Whether the engine has failed at what it was asked last, or for as long as a request may take has answered
-        none of the photos that wait."""
+        """Whether no photo can be decoded, or the engine has failed at what it was asked last, or for as long as a
+        request may take has answered none of the photos that wait."""
         engine = self.engine
         waits = bool(engine.requests) and time.monotonic() - engine.moved > self.limits.seconds
-        return waits or engine.failing
+        return waits or engine.failing or self.decoders.failing
 
     def look_again(self) -> None:
         """Open the deployment anew though it seems unchanged: what it names may have changed. For a signal handler."""
@@ -131,13 +129,14 @@ class Serving(AbstractContextManager["Serving"]):
     async def watch(self) -> None:
         """Look for another deployment each second, for ever; whoever waits meanwhile is answered by the old one.
 
-        An engine that has failed is asked again as well: nobody else may ask it while we are not ready.
+        What has failed is tried again as well: nobody else may ask while we are not ready.
         """
         trial: Future[None] | None = None
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if self.engine.failing and (trial is None or trial.done()):
-                trial = self._threads.submit(self.engine.warm)
+            if trial is None or trial.done():
+                failing = [each for each in (self.decoders, self.engine) if each.failing]
+                trial = self.engine.threads.submit(failing[0].warm) if failing else None
             # In a thread: a disk may be slow, or that of another machine
             if self._reload_wanted or await asyncio.to_thread(self._stamp_now) != self._stamp:
                 await self.reload()
@@ -159,7 +158,17 @@ class Serving(AbstractContextManager["Serving"]):
         old, self.engine = self.engine, fresh
         RELOADS.labels("served").inc()
         log.info("deployment served", extra={"facts": {"serving": fresh.classifier.candidate.name}})
-        await old.retire()
+        retiring = asyncio.create_task(self._retire(old))  # which takes for ever where it hangs
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, old: Engine) -> None:
+        ending = asyncio.create_task(old.retire())
+        await asyncio.wait({ending}, timeout=self.limits.seconds)
+        if not ending.done():
+            facts = {"engine": old.classifier.candidate.name, "requests": len(old.requests)}
+            log.error("an engine hangs that serves no more; restart the service to free it", extra={"facts": facts})
+        await ending
 
     async def metrics(self) -> bytes:
         """What `/metrics` says."""
@@ -205,9 +214,8 @@ class Serving(AbstractContextManager["Serving"]):
 
     def close(self) -> None:
         """Finish what is being answered, then free the engine."""
-        self._threads.shutdown()
-        self.decoders.close()
         self.engine.close()
+        self.decoders.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()

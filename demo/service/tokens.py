@@ -3,7 +3,6 @@
 import base64
 import hmac
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
@@ -11,18 +10,26 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from demo.service.problem import Problem
+from runtime.errors import SajiError
 
 LINK = "/"  # the one path that a token may stand behind
+BLANKS = " \t"  # of HTTP; of a text in UTF-8 other bytes that look like some are a part
 HERE = "./"  # the same without the token, also where a proxy has us below a path
 
 
 class Token:
-    """Compares what a request brings with the token, in a time that tells nothing of it. No token lets everybody in."""
+    """Compares what a request brings with the token, in a time that tells nothing of it. No token lets everybody in.
+
+    Raises SajiError for a token that is no text.
+    """
 
     def __init__(self, token: str) -> None:
-        self._token = token.strip().encode()
+        try:
+            self._token = token.strip().encode()
+        except UnicodeEncodeError:
+            raise SajiError("the token is no text in UTF-8; give SAJI_TOKEN or --token another one") from None
         # A browser sends a cookie to every port of a host: what other services there see is not the token itself
-        self._cookie = hmac.digest(self._token, b"saji cookie", "sha256").hex()
+        self._cookie = hmac.digest(self._token, b"saji cookie", "sha256").hex().encode()
 
     def check(self, scope: Scope, headers: Headers) -> Response | None:
         """None for who may come in; the answer to a link, which sets the cookie. Raises Problem 401 for all others."""
@@ -32,9 +39,10 @@ class Token:
             query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
             if "token" in query:
                 return self._welcome(scope, query["token"])
-        cookie = _cookies(headers).get(_name(scope), "")
-        sent = _secret(headers.get("authorization", ""))
-        if not (secrets.compare_digest(sent, self._token) | secrets.compare_digest(cookie, self._cookie)):
+        right = secrets.compare_digest(_secret(headers.get("authorization", "")), self._token)
+        for cookie in _cookies(headers, _name(scope)):
+            right |= secrets.compare_digest(cookie, self._cookie)
+        if not right:
             detail = "a token is needed; send it as Authorization: Bearer TOKEN, or as the password of any user"
             raise Problem(401, "unauthorized", detail, www_authenticate='Basic realm="saji", charset="UTF-8"')
         return None
@@ -45,7 +53,7 @@ class Token:
         # Not by 303: where a page of another site has the link, the browser would follow without a Strict cookie
         answer = Response(headers={"refresh": f"0; url={HERE}", "cache-control": "no-store"})
         secure = scope["scheme"] == "https"
-        answer.set_cookie(_name(scope), self._cookie, httponly=True, samesite="strict", secure=secure)
+        answer.set_cookie(_name(scope), self._cookie.decode(), httponly=True, samesite="strict", secure=secure)
         return answer
 
 
@@ -54,20 +62,17 @@ def _name(scope: Scope) -> str:
     return f"saji_{(scope.get('server') or ('', ''))[1]}"
 
 
-def _cookies(headers: Headers) -> dict[str, str]:
-    """The cookies of plain ASCII; of a header that cannot be read, none."""
-    try:
-        cookies = SimpleCookie("; ".join(headers.getlist("cookie")))
-    except CookieError:
-        return {}
-    return {name: morsel.value for name, morsel in cookies.items() if morsel.value.isascii()}
+def _cookies(headers: Headers, name: str) -> list[bytes]:
+    """The values under our name; what else is in the header is other programs' of this host, and of whatever form."""
+    pairs = (pair.partition("=") for header in headers.getlist("cookie") for pair in header.split(";"))
+    return [value.strip(BLANKS).encode("latin-1") for key, _, value in pairs if key.strip(BLANKS) == name]
 
 
 def _secret(authorization: str) -> bytes:
     """The token of a Bearer header, or the password of a Basic one, which is what browsers ask their user for."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip().encode("latin-1")
+        return value.strip(BLANKS).encode("latin-1")
     try:
         return base64.b64decode(value, validate=True).partition(b":")[2] if scheme.lower() == "basic" else b""
     except ValueError:  # no base64, or no ASCII even

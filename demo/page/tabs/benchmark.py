@@ -107,8 +107,9 @@ def build(serving: Serving, opened: Callable[..., Any], committed: Path = COMMIT
         heading = f"<h2>{say(language, 'not_served')}</h2>"
         return [menu, *_components(choices[chosen][1] if chosen else [], language), heading + why if why else ""]
 
-    opened(fill, choice, [choice, *outputs, others], **QUIET)
-    choice.input(choose, choice, outputs, **QUIET)
+    # Gradio would hold the key against the runs of a session that it may have forgotten
+    opened(fill, choice, [choice, *outputs, others], preprocess=False, **QUIET)
+    choice.input(choose, choice, outputs, preprocess=False, **QUIET)
 
 
 def _components(rows: list[Row], language: str) -> list[Any]:
