@@ -21,12 +21,13 @@ from PIL import Image
 from test_demo import BLUE, CANDIDATE, RED, colour_classifier, demo_in, deployment, picture, running, serving_of
 
 from demo.page import texts
+from demo.page.tabs.about import confusion_of
 from demo.page.tabs.benchmark import runs
 from lab.load.server import serving
 from runtime.deployment import Rejected
 from runtime.evaluation import ValidationSet
 from runtime.heatmap import Heat
-from runtime.receipt import Receipt
+from runtime.receipt import Receipt, file_facts
 from runtime.spec import Geometry, ModelSpec, Rejection
 from training.photos.drawn import draw_dish
 
@@ -85,7 +86,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     labels = np.repeat([0, 1, 2], 4)
     logits = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 0, 0]]
     ValidationSet(np.zeros((12, 2, 2, 3), np.uint8), labels, ("",) * 12, logits).save(model / "validation.npz")
-    files = {CANDIDATE.file: {"sha256": "5a" * 32, "bytes": 12_300_000}}
+    files = {CANDIDATE.file: {"sha256": "5a" * 32, "bytes": 12_300_000}, **file_facts(model, ["validation.npz"])}
     Receipt(classifier.spec, files, (CANDIDATE,), "c0" * 32, {}).write(model)
     other = [row("a · ort-cpu · fp32", 99.0, 0.9, machine_cpu="Other CPU", time="2026-01-01T00:00:00+00:00")]
     write_rows(folder / "bench.jsonl", *(row(*facts) for facts in RUN), *other)
@@ -344,6 +345,18 @@ def test_tabs_are_opened_from_the_keyboard(browser: Any, address: str) -> None:
         page.get_by_role("tab", name="About", exact=True).focus()
         page.keyboard.press("Enter")
         page.locator(".card ul").wait_for()
+
+
+def test_confusions_are_counted_among_the_photos_of_the_receipt_alone(tmp_path: Path) -> None:
+    logits, labels = np.eye(2, dtype=np.float32), np.array([0, 0])
+    for photos in (labels, 1 - labels):
+        ValidationSet(np.zeros((2, 2, 2, 3), np.uint8), photos, ("",) * 2, logits).save(tmp_path / "validation.npz")
+        if photos is labels:
+            Receipt(colour_classifier().spec, file_facts(tmp_path, ["validation.npz"]), (), "c0" * 32, {}).write(
+                tmp_path
+            )
+            assert confusion_of(tmp_path, 2).tolist() == [[1, 1], [0, 0]]
+    assert confusion_of(tmp_path, 2) is None
 
 
 def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
