@@ -58,8 +58,6 @@ class Foreign:
 
     onnx: Path | None = None
     """An ONNX file of another project: one batch of float32 photos in, one row of logits for each out."""
-    name: str = ""
-    """What it is called here, by default as its file; what is no letter, digit, - or _ becomes _."""
     classes: Path | None = None
     """Text file with the names of its classes, one a line, in the order of its logits."""
     mean: Triple | None = None
@@ -80,6 +78,8 @@ class Foreign:
     """What a photo's shorter side is resized to before the crop; by default 8/7 of the size."""
     data: Path | None = None
     """Photos to check the wrapped file by: a folder per class, or a CSV. Without them nothing of it is served."""
+    name: str = ""
+    """What it is called here, by default as its file; what is no letter, digit, - or _ becomes _."""
 
     def __post_init__(self) -> None:
         """Raise SajiError for numbers that no photo is normalised by."""
