@@ -1,6 +1,7 @@
 """Engines: what is built is in the precision asked for, and only where it was built for is it ever opened."""
 
 import ast
+import contextlib
 import json
 import shutil
 import subprocess
@@ -158,6 +159,7 @@ class TestMismatch:
     @pytest.mark.parametrize("facts", [BuildFacts(), replace(FACTS, flavour="tensorrt_rtx", version="1.0")])
     def test_opening_asks_before_it_reads_the_file(self, trt, facts, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("runtime.backends.cuda.compute_capability", lambda: "sm86")
+        monkeypatch.setattr(TensorRt, "where", contextlib.nullcontext)
         with pytest.raises(Unavailable, match=r"gone\.engine (was built for|has no facts)"):
             TensorRt(Request("tensorrt-rtx", Path("gone.engine"), "fp16", facts=facts))
 

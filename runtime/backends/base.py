@@ -121,7 +121,8 @@ class Backend(ABC):
                 raise Unavailable(f"{what} now ({cause}); see what else runs on this machine") from error
             if isinstance(error, SajiError):
                 raise
-            why = next(iter(str(error).strip().splitlines()), kind)[:160]
+            lines = (line.strip() for line in str(error).splitlines())  # OpenVINO begins with places in its code
+            why = next((line for line in lines if line and not line.startswith("Exception from")), kind)[:160]
             raise SajiError(f"{what} ({why}); check it here with: make bench ARGS=--force") from error
 
     @classmethod
