@@ -39,7 +39,8 @@ class OwnProcess(contextlib.AbstractContextManager["OwnProcess"]):
         here = candidate.backend == "pytorch"
         checked = check_candidate(candidate, *self.given) if here else self._ask(candidate)
         folder = f"{self.given[0]}{os.sep}"  # soon renamed
-        return replace(checked, reasons=tuple(reason.replace(folder, "") for reason in checked.reasons))
+        reasons = tuple(reason.replace(folder, "") for reason in checked.reasons)
+        return replace(checked, reasons=reasons, machine=machine())
 
     def _ask(self, candidate: Candidate) -> Candidate:
         process = self.process = self.process or self._started()
@@ -53,7 +54,7 @@ class OwnProcess(contextlib.AbstractContextManager["OwnProcess"]):
                 process.wait(PATIENCE)  # it is at its end, of which it tells how
             self.close()
             reason = f"it ended the process that ran it ({_status(process.returncode)})"
-            return replace(candidate, machine=machine(), verdict="fail", reasons=(reason,))
+            return replace(candidate, verdict="fail", reasons=(reason,))
 
     def _started(self) -> subprocess.Popen[bytes]:
         command, pipe = [sys.executable, "-m", "export.own_process"], subprocess.PIPE
