@@ -94,7 +94,7 @@ def test_a_replica_serves_the_very_choice_or_says_why_not(model: Path, tmp_path:
 def test_a_classifier_is_told_of_to_another_process_as_it_is() -> None:
     from test_demo import colour_classifier
 
-    from demo.scale.elsewhere import elsewhere, told
+    from demo.scale.remote_classifier import elsewhere, told
 
     ours = colour_classifier()
     there = elsewhere(pickle.loads(pickle.dumps(told(ours))))

@@ -20,8 +20,8 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from demo.scale.elsewhere import elsewhere, told
 from demo.scale.metrics import gathered
+from demo.scale.remote_classifier import elsewhere, told
 from demo.scale.settings import Settings, open_here, options
 from demo.service.api import build_api
 from demo.service.decoders import Photo
