@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 from conftest import PATIENCE
 from test_demo import GREEN, ROOT, SERVE, deployment, picture, start
+from test_service import wait_until
 
 from runtime.spec import Geometry, ModelSpec
 
@@ -187,6 +188,14 @@ class Service:
         """The memory that it holds now."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def logged(self, client: httpx.Client) -> list[str]:
+        """The lines of its log up to now: a line comes a moment after the answer that it tells of."""
+        last = f"last-{secrets.token_hex(8)}"
+        client.get("/healthz", headers={"x-request-id": last})
+        wait_until(lambda: any(last in line for line in self.said))
+        served = next(number for number, line in enumerate(self.said) if line.startswith("serving "))
+        return self.said[served + 1 :]
 
 
 @contextmanager
