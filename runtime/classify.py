@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from runtime.classifier import Classifier, Prediction, load
 from runtime.command_line import add_gpu, add_require_signature
 from runtime.environment import usable_cores
-from runtime.errors import BadPhoto, GateFailed, SajiError
+from runtime.errors import BadPhoto, GateFailed, NoAnswer, SajiError
 from runtime.files import left_by_programs, walk_once
 from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile, csv_line
@@ -89,7 +89,7 @@ def classify(places: list[str], model: Path, form: str = "", output: Path | None
         write, photos = _writer(form, classifier.spec, file), Photos(places, counter.say, file)
         # Closed before the engine is, which its threads may still be using
         for photo, answer in opened.enter_context(closing(answers(classifier, photos))):
-            if isinstance(answer, BadPhoto):
+            if isinstance(answer, SajiError):
                 unread += 1
                 counter.say(f"saji: {printable(photo)}: {printable(str(answer))}")
             else:
@@ -186,16 +186,16 @@ def _of_programs(path: Path) -> bool:
     return left_by_programs(path.name)
 
 
-def answers(classifier: Classifier, photos: Iterable[str]) -> Generator[tuple[str, Prediction | BadPhoto]]:
-    """Each photo with what it shows, or with what is wrong with it: in order, as many at a time as there are cores.
+def answers(classifier: Classifier, photos: Iterable[str]) -> Generator[tuple[str, Prediction | SajiError]]:
+    """Each photo with what it shows, or with why it has no answer: in order, as many at a time as there are cores.
 
     Open the classifier with a thread for each of as many streams as cores: its calls come side by side.
     """
 
-    def answer(photo: str) -> tuple[str, Prediction | BadPhoto]:
+    def answer(photo: str) -> tuple[str, Prediction | SajiError]:
         try:
             return photo, classifier(photo)
-        except BadPhoto as error:
+        except (BadPhoto, NoAnswer) as error:
             return photo, error
         except SajiError as error:
             error.add_note(f"this was at {printable(photo)}")

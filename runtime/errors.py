@@ -4,6 +4,7 @@ SajiError            a misuse: exit status 2
 ├── BadPhoto         the bytes are no picture that can be read
 │   ├── TooManyPixels    or one that would fill the memory
 │   └── TooMuchMemory    or that did
+├── NoAnswer         an engine gives NaN or infinity for a photo
 ├── BadModel         a model file, receipt or spec that cannot be trusted
 ├── Unavailable      this machine lacks the library, device or driver
 ├── NotAsAsked       an engine opened with another provider or precision than asked for
@@ -34,6 +35,10 @@ class TooManyPixels(BadPhoto):
 
 class TooMuchMemory(BadPhoto):
     """A picture that takes more memory to decode than there is, or than the decoder allows itself."""
+
+
+class NoAnswer(SajiError):
+    """An engine that gives NaN or infinity for a photo; to others it may have an answer."""
 
 
 class BadModel(SajiError):

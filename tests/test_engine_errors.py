@@ -20,7 +20,7 @@ from runtime.backends.pytorch import PyTorch
 from runtime.candidate import check_candidate
 from runtime.choice import Policy, choose
 from runtime.classify import classify
-from runtime.errors import BadModel, SajiError, Unavailable
+from runtime.errors import BadModel, GateFailed, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
 from runtime.heatmap import Heatmap
 from runtime.machine import machine
@@ -146,17 +146,23 @@ class TestNoNumbers:
             assert len(classifier.predict(images[:2])) == 2
 
     @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-    def test_no_row_is_written_of_them_and_the_photo_is_named(
-        self, kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_no_row_is_written_of_them_and_other_photos_have_theirs(
+        self,
+        kind: str,
+        model: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         for name, shade in (("a", 9), ("b", 255), ("c", 90)):
             Image.new("RGB", (40, 40), (shade,) * 3).save(tmp_path / f"{name}.png")
         rows = tmp_path / f"rows.{kind}"
         with monkeypatch.context() as patched:
             self.spoil(patched, np.nan, 0)
-            with pytest.raises(SajiError, match="gives NaN") as raised:
+            with pytest.raises(GateFailed, match="1 of 3 photos could not be read and were skipped"):
                 classify([str(tmp_path)], model, "", rows)
-        assert raised.value.__notes__ == [f"this was at {tmp_path / 'b.png'}"] and "nan" not in rows.read_text().lower()
+        assert f"{tmp_path / 'b.png'}: resnet18 · ort-cpu · fp32 gives NaN" in capsys.readouterr().err
+        assert rows.read_text().count(".png") == 2 and "nan" not in rows.read_text().lower()
         classify([str(tmp_path)], model, "", rows)
         assert all(rows.read_text().count(f"{name}.png") == 1 for name in "abc")
 

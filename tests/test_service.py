@@ -349,7 +349,7 @@ def test_a_slow_upload_is_cut(tmp_path: Path) -> None:
 
 
 class Held:
-    """A backend that answers when it is let go."""
+    """A backend that answers when it is let go, but gives no numbers for white photos."""
 
     def __init__(self) -> None:
         self.free, self.begun, self.batches = threading.Event(), threading.Semaphore(0), list[int]()
@@ -359,7 +359,9 @@ class Held:
         self.batches.append(len(images))
         self.begun.release()
         assert self.free.wait(PATIENCE)
-        return self.factor * images.mean(axis=(1, 2), dtype=np.float32)
+        outputs = self.factor * images.mean(axis=(1, 2), dtype=np.float32)
+        outputs[outputs.min(axis=1) > 250] = np.nan
+        return outputs
 
     def close(self) -> None:
         self.batches.append(-1)
@@ -390,9 +392,9 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def post(address: str) -> httpx.Response:
+def post(address: str, colour: tuple[int, int, int] = RED) -> httpx.Response:
     return httpx.post(
-        f"{address}/v1/classify", content=photo(), headers={"content-type": "image/jpeg"}, timeout=PATIENCE
+        f"{address}/v1/classify", content=photo(colour), headers={"content-type": "image/jpeg"}, timeout=PATIENCE
     )
 
 
@@ -439,11 +441,24 @@ def test_a_service_whose_engine_gives_no_numbers_answers_nobody_until_it_does(tm
     with held_service(tmp_path, SMALL) as (backend, _, address):
         backend.free.set()
         backend.factor = np.float32(np.nan)
-        assert post(address).status_code == 500
+        refused(post(address), 500, "no-answer")
         refused(httpx.get(f"{address}/readyz", timeout=PATIENCE), 503, "stuck")
         backend.factor = np.float32(1)
         wait_until(lambda: httpx.get(f"{address}/readyz", timeout=PATIENCE).status_code == 200)
         assert post(address).status_code == 200
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_photo_without_an_answer_costs_no_other_its_own(tmp_path: Path, batch: int) -> None:
+    with held_service(tmp_path, SMALL, batch=batch) as (backend, serving, address), ThreadPoolExecutor() as pool:
+        first = pool.submit(post, address)
+        assert backend.begun.acquire(timeout=PATIENCE)
+        others = [pool.submit(post, address, colour) for colour in ((255, 255, 255), GREEN)]
+        wait_until(lambda: len(serving.engine._waiting) == 2)
+        backend.free.set()
+        assert [future.result().status_code for future in (first, *others)] == [200, 500, 200]
+        assert "the model has no answer to this photo" in refused(others[0].result(), 500, "no-answer")
+        assert httpx.get(f"{address}/readyz", timeout=PATIENCE).status_code == 200
 
 
 @pytest.mark.usefixtures("impatient")

@@ -20,9 +20,11 @@ import numpy as np
 
 from demo.service.decoders import Decoders, Photo
 from demo.service.monitoring import BATCH_SIZE, PART_SECONDS
+from demo.service.problem import Problem
 from runtime.backends import BACKENDS
 from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
+from runtime.errors import NoAnswer, SajiError
 from runtime.machine import usable_cores
 
 WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
@@ -90,7 +92,11 @@ class Engine:
         PART_SECONDS.labels("wait").observe(time.perf_counter() - arrival)
         with self._counted():
             image, milliseconds = decoders.pixels(photo, self.classifier.spec.geometry)
-            outputs, seconds = self.run(image)
+            try:
+                outputs, seconds = self.run(image)
+            except NoAnswer:
+                detail = "the model has no answer to this photo: it computes NaN or infinity"
+                raise Problem(500, "no-answer", detail) from None
         milliseconds["inference"] = round(1000 * seconds, 3)
         for part, value in milliseconds.items():
             PART_SECONDS.labels(part).observe(value / 1000)
@@ -128,6 +134,9 @@ class Engine:
         try:
             images = np.stack([job.image for job in jobs]) if len(jobs) > 1 else jobs[0].image[None]
             outputs = classifier.outputs(images)
+        except NoAnswer as error:
+            self._without_answer(jobs, error)
+            return
         except Exception as error:  # for each of them to report
             self.failing = True
             for job in jobs:
@@ -139,15 +148,31 @@ class Engine:
             PART_SECONDS.labels("queue").observe(started - job.queued)
             job.result.set_result((row, seconds))
 
+    def _without_answer(self, jobs: list[_Job], error: NoAnswer) -> None:
+        """Give the other photos their answers; a photo that has none is no failure of an engine that has others."""
+        if len(jobs) > 1:
+            for job in jobs:
+                self._run_together([job])
+            return
+        try:
+            self.classifier.outputs(self._blank[None])
+            self.failing = False
+        except SajiError:
+            self.failing = True
+        jobs[0].result.set_exception(error)
+
     def warm(self) -> None:
         """Answer a few blank photos, alone and in a crowd, so that the first visitor's latency is everybody's."""
-        size = self.classifier.spec.geometry.size
-        blank = np.zeros((size, size, 3), np.uint8)
         for _ in range(WARM_UP):
-            self.run(blank)
+            self.run(self._blank)
         with self._counted(), self._counted():
             for _ in range(WARM_UP):
-                self.run(blank)
+                self.run(self._blank)
+
+    @property
+    def _blank(self) -> np.ndarray:
+        size = self.classifier.spec.geometry.size
+        return np.zeros((size, size, 3), np.uint8)
 
     async def retire(self) -> None:
         """Close once the last request that holds this engine is done."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import BadModel, NotAsAsked, NotTold, SajiError, Unavailable
+from runtime.errors import BadModel, NoAnswer, NotAsAsked, NotTold, SajiError, Unavailable
 from runtime.spec import FAMILIARITY
 
 # The last layer and the normalisation keep a higher precision on purpose; the rest must be as asked
@@ -162,11 +162,11 @@ class Backend(ABC):
 
 
 def require_finite(outputs: np.ndarray, who: str) -> None:
-    """Raise SajiError where what an engine gives of photos, `[N, …]`, holds NaN or infinity, which is no answer."""
+    """Raise NoAnswer where what an engine gives of photos, `[N, …]`, holds NaN or infinity, which is no answer."""
     if not np.isfinite(outputs).all():
         broken = int((~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)).sum())
         told = f"{who} gives NaN or infinity for {broken} of {len(outputs)} photos"
-        raise SajiError(f"{told}, which is no answer; check it here with: make bench ARGS=--force")
+        raise NoAnswer(f"{told}, which is no answer; check it here with: make bench ARGS=--force")
 
 
 def temporary_cause(words: str) -> str:

@@ -13,7 +13,7 @@ from runtime.bulk.shards import PENDING, Job, schema
 from runtime.bulk.sources import CONTENT, NAME, Names, digest
 from runtime.classifier import load
 from runtime.environment import usable_cores
-from runtime.errors import BadPhoto, SajiError
+from runtime.errors import BadPhoto, NoAnswer, SajiError
 from runtime.files import as_text
 
 PIECE = "piece"  # the column of what there is to do
@@ -110,5 +110,5 @@ class Worker:
             if isinstance(source, BadPhoto):
                 raise source
             return row | classify.fields(self.classifier(source))
-        except BadPhoto as error:
+        except (BadPhoto, NoAnswer) as error:
             return row | {"error": str(error)}
