@@ -57,6 +57,7 @@ source =
     {CHECKOUT}/runtime
     {CHECKOUT}/export
     {CHECKOUT}/training
+    {CHECKOUT}/tests
 data_file = {FOLDER}/lines
 disable_warnings = no-data-collected, module-not-measured, module-not-imported
 """
@@ -111,7 +112,9 @@ class Record:
         if names is None:
             found = lines.get(max((run for run in lines if run <= line), default=0), set())
         else:
-            found = self._naming(names, [module]) or self._naming(names, list(self.lines))
+            names = with_what_they_make(names, source)
+            tests = [path for path in self.lines if path.startswith("tests/")]
+            found = self._naming(names, [module, *tests]) or self._naming(names, list(self.lines))
         return self.few(found or set().union(*lines.values()))
 
     def few(self, tests: Iterable[str]) -> list[str]:
@@ -148,6 +151,16 @@ def bound_at_import(source: str, line: int) -> set[str] | None:
     if isinstance(around[-1], ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {around[-1].name}
     return {node.id for node in ast.walk(around[-1]) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def with_what_they_make(names: set[str], source: str) -> set[str]:
+    """Names that a module gives to something, and those that it gives to what is made of them, as a table of rows."""
+    before: set[str] = set()
+    while names != before:
+        before, named = names, re.compile(rf"\b({'|'.join(names)})\b")
+        lines = (number for number, line in enumerate(source.splitlines(), 1) if named.search(line))
+        names = before.union(*(bound_at_import(source, line) or () for line in lines))
+    return names
 
 
 def recorded() -> Record:

@@ -2,7 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -17,6 +18,7 @@ from runtime.backends import open_backend
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.openvino import OpenVino
 from runtime.backends.pytorch import PyTorch
+from runtime.backends.tensorrt.logger import collecting_logger
 from runtime.candidate import check_candidate
 from runtime.choice import Policy, choose
 from runtime.classify import classify
@@ -171,3 +173,12 @@ class TestNoNumbers:
         monkeypatch.setattr(heatmap, "maps", lambda images: (np.zeros((1, 5)), np.full((1, 2, 2), np.nan)))
         with pytest.raises(SajiError, match="gives NaN or infinity"):
             heatmap.of(np.zeros((32, 32, 3), np.uint8))
+
+
+def test_the_reason_of_tensorrt_is_its_last_two_errors() -> None:
+    kinds = {name: name for name in ("INTERNAL_ERROR", "ERROR", "WARNING")}
+    logger = collecting_logger(cast(ModuleType, SimpleNamespace(ILogger=type("ILogger", (), kinds))))
+    assert logger.reason() == "TensorRT gave no reason"
+    for severity, message in (("ERROR", "a"), ("INTERNAL_ERROR", " b\n"), ("ERROR", "c"), ("WARNING", "d")):
+        logger.log(severity, message)
+    assert logger.errors == ["a", "b", "c"] and logger.reason() == "b; c"
