@@ -19,6 +19,7 @@ from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.openvino import OpenVino
 from runtime.backends.pytorch import PyTorch
 from runtime.backends.tensorrt.logger import collecting_logger
+from runtime.backends.tensorrt.runtime_cache import RuntimeCache
 from runtime.candidate import check_candidate
 from runtime.choice import Policy, choose
 from runtime.classify import classify
@@ -182,3 +183,20 @@ def test_the_reason_of_tensorrt_is_its_last_two_errors() -> None:
     for severity, message in (("ERROR", "a"), ("INTERNAL_ERROR", " b\n"), ("ERROR", "c"), ("WARNING", "d")):
         logger.log(severity, message)
     assert logger.errors == ["a", "b", "c"] and logger.reason() == "b; c"
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_compiled_kernels_are_kept_for_the_next_start(fits: bool, tmp_path: Path) -> None:
+    """A cache that fits is written anew where it has grown; one that does not fit is replaced, however long it was."""
+    file, given, serialised = tmp_path / "model.engine.cache", list[bytes](), [b"kernels"]
+    cache = SimpleNamespace(deserialize=lambda kept: given.append(kept) or fits, serialize=lambda: serialised[-1])
+    settings = SimpleNamespace(create_runtime_cache=lambda: cache, set_runtime_cache=given.append)
+
+    RuntimeCache(tmp_path / "model.engine", settings).keep()
+    assert given == [cache] and file.read_bytes() == b"kernels"
+    again = RuntimeCache(tmp_path / "model.engine", settings)
+    assert given == [cache, b"kernels", cache]
+    for content in (b"as long", b"longer than that"):
+        serialised.append(content)
+        again.keep()
+        assert file.read_bytes() == (b"kernels" if fits and content == b"as long" else content)
