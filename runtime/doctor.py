@@ -33,9 +33,14 @@ GOOD_FOR = {
     "avx512_bf16": "OpenVINO in bf16, faster than FP32 where INT8 loses too much",
     "amx_int8": "INT8 in tiles, best with large batches",
     "amx_bf16": "bf16 in tiles, best with large batches",
+    "asimd": "FP32 four numbers at a time",
+    "asimdhp": "FP16 eight numbers at a time",
     "asimddp": "INT8 products summed in one step: INT8 files run much faster than FP32",
     "i8mm": "INT8 matrix products, faster still",
     "bf16": "bf16 matrix products",
+    "sve": "vectors as long as the processor has them",
+    "sve2": "more operations on such vectors",
+    "sme": "FP32 in tiles, best with large batches",
 }
 _FASTER_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 LOW_MEMORY_GIB = 2.0
