@@ -1,4 +1,4 @@
-"""Does a backend really run? `python -m runtime.probes NAME` has it compute the smallest network.
+"""Does a backend really run? `python -m runtime.probes run NAME` has it compute the smallest network.
 
 Each has a process of its own: a broken library may end it, and one that was imported before may lend its files to the
 next. Neither is to be seen in another backend's answer.
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backends import unavailable_because
+
 PATIENCE = 120  # seconds; PyTorch takes some ten to start beside others
 # The smallest network: Relu of one number, y = max(x, 0), as an ONNX file of opset 13
 NETWORK = bytes.fromhex(
@@ -21,15 +23,24 @@ NETWORK = bytes.fromhex(
 )
 
 
+def missing(backends: Iterable[str]) -> dict[str, str | None]:
+    """By backend, why it cannot be used in one line, None if it can: to tell, its library is imported."""
+    return _asked("import", backends)
+
+
 def probe(backends: Iterable[str]) -> dict[str, str | None]:
     """By backend, why the smallest network does not run on it in one line, None if it does; all at the same time."""
-    started = {name: _start(name) for name in backends if name in PROBES}
+    return _asked("run", (name for name in backends if name in PROBES))
+
+
+def _asked(what: str, backends: Iterable[str]) -> dict[str, str | None]:
+    started = {name: _start(what, name) for name in backends}
     return {name: _ending(process) for name, process in started.items()}
 
 
-def _start(name: str) -> subprocess.Popen[str]:
+def _start(what: str, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "runtime.probes", name],
+        [sys.executable, "-m", "runtime.probes", what, name],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=Path(__file__).resolve().parent.parent,
     )  # fmt: skip
@@ -45,7 +56,7 @@ def _ending(process: subprocess.Popen[str]) -> str | None:
     if process.returncode < 0:
         return f"it ended its process by signal {-process.returncode}"
     lines = (out.strip() or err.strip()).splitlines()
-    return None if process.returncode == 0 else (lines[-1] if lines else f"exit status {process.returncode}")[:200]
+    return None if process.returncode == 0 else (lines[-1] if lines else f"exit status {process.returncode}")
 
 
 def pytorch() -> None:
@@ -116,10 +127,17 @@ def _require_zero(answer: Any) -> None:
         raise ArithmeticError(f"it says {value:g} for max(0, -1), so nothing that it says is to be trusted")
 
 
+def _import(name: str) -> None:
+    if reason := unavailable_because(name):
+        print(f"\n{reason}", flush=True)
+        os._exit(1)
+
+
 def main() -> None:
-    """Run the probe that is named; what goes wrong is the last line of stdout."""
+    """Import or run the backend that is named; what goes wrong is the last line of stdout."""
+    what, name = sys.argv[1:]
     try:
-        PROBES[sys.argv[1]]()
+        _import(name) if what == "import" else PROBES[name]()
     except Exception as error:  # a broken library may raise anything
         print(f"\n{type(error).__name__}: {' '.join(str(error).split())[:120]}", flush=True)
         os._exit(1)  # libraries that are half loaded may crash as Python ends
