@@ -1,12 +1,17 @@
 """A verdict's machine tells processors apart: by /proc/cpuinfo as real machines have it, x86 and ARM."""
 
+import contextlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from runtime import machine, verdicts
+from runtime import candidate, machine, verdicts
+from runtime.backends.base import UNTOLD, check_precision
+from runtime.candidate import Candidate
 from runtime.doctor import GOOD_FOR
+from runtime.errors import NotAsAsked
 from runtime.machine import Machine, told_by
 
 _ARMV8 = "fp asimd evtstrm aes pmull sha1 sha2 crc32"
@@ -91,3 +96,19 @@ def test_processors_of_apple_are_told_apart_where_there_is_no_cpuinfo(monkeypatc
     monkeypatch.setattr(Path, "read_text", lambda self, **_: (_ for _ in ()).throw(FileNotFoundError()))
     monkeypatch.setattr(machine, "output_of", lambda *command: "Apple M2 Pro" if command[0] == "sysctl" else "")
     assert machine._cpu() == ("Apple M2 Pro", set())
+
+
+@pytest.mark.parametrize(("computed", "right"), [("fp32", True), ("fp16", True), ("int8", False)])
+def test_a_file_check_may_be_computed_in_fp16_as_arm_does_and_a_candidate_not(
+    computed: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(backend: str, path: Path, precision: str, *_: object) -> dict[str, float]:
+        return check_precision([("conv", computed, 9.0), ("gemm", UNTOLD, 1.0)], precision, "ONNX Runtime", {})
+
+    monkeypatch.setattr(candidate, "open_backend", opened)
+    check = Candidate("resnet18", "model.fp16.onnx", "ort-cpu", "fp16", "as written", servable=False)
+    with contextlib.nullcontext() if right else pytest.raises(NotAsAsked, match="asked for fp32 or fp16, but computes"):
+        check.open(Path())
+    served = replace(check, file="model.onnx", precision="fp32", variant="", servable=True)
+    with contextlib.nullcontext() if computed == "fp32" else pytest.raises(NotAsAsked, match="asked for fp32, but"):
+        served.open(Path())
