@@ -35,8 +35,8 @@ GOOD_FOR = {
     "amx_bf16": "bf16 in tiles, best with large batches",
     "asimd": "FP32 four numbers at a time",
     "asimdhp": "FP16 eight numbers at a time",
-    "asimddp": "INT8 products summed in one step: INT8 files run much faster than FP32",
-    "i8mm": "INT8 matrix products, faster still",
+    "asimddp": "INT8 products summed in one step",  # how fast that is was never measured on ARM
+    "i8mm": "INT8 matrix products",
     "bf16": "bf16 matrix products",
     "sve": "vectors as long as the processor has them",
     "sve2": "more operations on such vectors",
