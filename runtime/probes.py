@@ -15,6 +15,7 @@ import numpy as np
 
 from runtime.backends import unavailable_because
 
+MISSING = 3  # the exit status of who says why a backend cannot be used
 PATIENCE = 120  # seconds; PyTorch takes some ten to start beside others
 # The smallest network: Relu of one number, y = max(x, 0), as an ONNX file of opset 13
 NETWORK = bytes.fromhex(
@@ -24,16 +25,17 @@ NETWORK = bytes.fromhex(
 
 
 def missing(backends: Iterable[str]) -> dict[str, str | None]:
-    """By backend, why it cannot be used in one line, None if it can: to tell, its library is imported."""
-    return _asked("import", backends)
+    """By backend, why it cannot be used in one line; None if it can, or breaks when imported, which `probe` tells."""
+    return {name: why if status == MISSING else None for name, (status, why) in _asked("import", backends).items()}
 
 
 def probe(backends: Iterable[str]) -> dict[str, str | None]:
     """By backend, why the smallest network does not run on it in one line, None if it does; all at the same time."""
-    return _asked("run", (name for name in backends if name in PROBES))
+    found = _asked("run", (name for name in backends if name in PROBES))
+    return {name: why if status else None for name, (status, why) in found.items()}
 
 
-def _asked(what: str, backends: Iterable[str]) -> dict[str, str | None]:
+def _asked(what: str, backends: Iterable[str]) -> dict[str, tuple[int, str]]:
     started = {name: _start(what, name) for name in backends}
     return {name: _ending(process) for name, process in started.items()}
 
@@ -46,17 +48,18 @@ def _start(what: str, name: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def _ending(process: subprocess.Popen[str]) -> str | None:
+def _ending(process: subprocess.Popen[str]) -> tuple[int, str]:
     try:
         out, err = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return f"it gave no answer within {PATIENCE} seconds"
-    if process.returncode < 0:
-        return f"it ended its process by signal {-process.returncode}"
+        return 1, f"it gave no answer within {PATIENCE} seconds"
+    status = process.returncode
+    if status < 0:
+        return status, f"it ended its process by signal {-status}"
     lines = (out.strip() or err.strip()).splitlines()
-    return None if process.returncode == 0 else (lines[-1] if lines else f"exit status {process.returncode}")
+    return status, lines[-1] if lines else f"exit status {status}"
 
 
 def pytorch() -> None:
@@ -130,7 +133,7 @@ def _require_zero(answer: Any) -> None:
 def _import(name: str) -> None:
     if reason := unavailable_because(name):
         print(f"\n{reason}", flush=True)
-        os._exit(1)
+        os._exit(MISSING)
 
 
 def main() -> None:
