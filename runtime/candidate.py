@@ -85,7 +85,8 @@ class Candidate:
 
     def open(self, folder: Path, threads: int = 0, streams: int = 1, sha256: str = "") -> Backend:
         """Open the candidate's file in the model folder `folder`; see `runtime.backends.open_backend`."""
-        precision, facts = (self.precision, self.facts) if self.servable else ("fp32", None)
+        # ONNX Runtime computes what is written in FP16 so where an ARM processor has the arithmetic, elsewhere in FP32
+        precision, facts = (self.precision, self.facts) if self.servable else ("fp32 or fp16", None)
         return open_backend(self.backend, folder / self.file, precision, self.variant, threads, facts, streams, sha256)
 
 
@@ -137,9 +138,9 @@ def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSe
 
     They go in one by one, which the figures are of, and because engines differ between batch sizes and services gather
     what comes together, in batches as well. A file check is never served, so it takes what is quicker; it is opened as
-    the FP32 that its backend really computes, and held to the gate of the file's own precision. What cannot be opened
-    here is "unchecked" with the reason; what opens as something else is "fail", what does not tell as what it opens
-    "inconclusive".
+    what its backend really computes, FP32 or FP16, and held to the gate of the file's own precision. What cannot be
+    opened here is "unchecked" with the reason; what opens as something else is "fail", what does not tell as what it
+    opens "inconclusive".
     """
     if validation.logits is None:
         raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")

@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,12 +16,12 @@ import psutil
 from PIL import features
 
 from runtime import environment
-from runtime.backends import BACKENDS, unavailable_because
+from runtime.backends import BACKENDS
 from runtime.errors import GateFailed, anew_line, install_line
 from runtime.machine import bound_to, cgroup_limits, machine
 from runtime.nvidia import Driver, Here, choose, driver, extra_of, refusal, serving
 from runtime.nvidia import here as nvidia_here
-from runtime.probes import probe
+from runtime.probes import missing, probe
 from runtime.terminal import tell
 
 # What a processor's number formats are good for, on x86 and on ARM
@@ -33,9 +33,14 @@ GOOD_FOR = {
     "avx512_bf16": "OpenVINO in bf16, faster than FP32 where INT8 loses too much",
     "amx_int8": "INT8 in tiles, best with large batches",
     "amx_bf16": "bf16 in tiles, best with large batches",
-    "asimddp": "INT8 products summed in one step: INT8 files run much faster than FP32",
-    "i8mm": "INT8 matrix products, faster still",
+    "asimd": "FP32 four numbers at a time",
+    "asimdhp": "FP16 eight numbers at a time",
+    "asimddp": "INT8 products summed in one step",  # how fast that is was never measured on ARM
+    "i8mm": "INT8 matrix products",
     "bf16": "bf16 matrix products",
+    "sve": "vectors as long as the processor has them",
+    "sve2": "more operations on such vectors",
+    "sme": "FP32 in tiles, best with large batches",
 }
 _FASTER_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 LOW_MEMORY_GIB = 2.0
@@ -199,7 +204,7 @@ def _pillow(facts: Facts) -> Iterator[Finding]:
 def examine() -> Facts:
     """Look at this machine; takes seconds where PyTorch is installed. Raises nothing, whatever is broken."""
     here, (quota, limit) = machine(), cgroup_limits()
-    backends = {name: _why_not(unavailable_because, name) for name in BACKENDS}
+    backends = missing(BACKENDS)
     return Facts(
         cpu=here.cpu,
         system=here.system,
@@ -233,11 +238,3 @@ def _cudas() -> dict[str, int]:
         major, minor = metadata.version("onnxruntime-gpu").split(".")[:2]
         majors["onnxruntime-gpu"] = 13 if (int(major), int(minor)) >= (1, 27) else 12
     return majors
-
-
-def _why_not(probe: Callable[..., str | None], *arguments: str) -> str | None:
-    """What a probe returns, or in one line what it raises: a broken library may raise anything."""
-    try:
-        return probe(*arguments)
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

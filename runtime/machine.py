@@ -12,7 +12,15 @@ import psutil
 
 from runtime.nvidia import driver
 
-_CPU_FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp bf16 i8mm"
+# Of x86, then of ARM
+_CPU_FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8"
+_CPU_FLAGS += " asimd asimdhp asimddp i8mm bf16 sve sve2 sme"
+# ARM's Linux has numbers for names (arch/arm64/include/asm/cputype.h); any other core is called by them
+_ARM_CORES = {
+    "0x41 0xd03": "Cortex-A53", "0x41 0xd05": "Cortex-A55", "0x41 0xd07": "Cortex-A57", "0x41 0xd08": "Cortex-A72",
+    "0x41 0xd0b": "Cortex-A76", "0x41 0xd0c": "Neoverse-N1", "0x41 0xd40": "Neoverse-V1", "0x41 0xd42": "Cortex-A78AE",
+    "0x41 0xd49": "Neoverse-N2", "0x41 0xd4f": "Neoverse-V2", "0x61 0x000": "Apple silicon", "0xc0 0xac3": "Ampere-1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,29 @@ def bound_to() -> int:
 def _cpu() -> tuple[str, set[str]]:
     """The processor's name and flags. psutil does not tell them, and py-cpuinfo takes a second to."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return told_by(Path("/proc/cpuinfo").read_text(encoding="utf-8"), platform.machine())
     except OSError:
-        return platform.processor() or platform.machine(), set()
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in fields.items()}
-    flags = fields.get("flags", fields.get("Features", ""))
-    return fields.get("model name", platform.machine()), set(flags.split())
+        apples = output_of("sysctl", "-n", "machdep.cpu.brand_string")  # where Python says "arm" of each of them
+        return apples or platform.processor() or platform.machine(), set()
+
+
+def told_by(text: str, architecture: str) -> tuple[str, set[str]]:
+    """The processor's name and flags by the text of /proc/cpuinfo, for a program of this architecture.
+
+    Where another architecture's is emulated, the text is often the host's, and says nothing of what computes here.
+    """
+    fields: dict[str, list[str]] = {}
+    for name, colon, value in (line.partition(":") for line in text.splitlines()):
+        if colon:
+            fields.setdefault(name.strip(), []).append(value.strip())
+    arm = architecture in ("aarch64", "arm64")
+    if not (flags := fields.get("Features" if arm else "flags")):
+        return architecture, set()
+    names = fields.get("model name", [architecture])[-1:]
+    if arm:  # a processor may have several kinds of cores; some kernels add a "model name" that all ARMv8 share
+        cores = zip(fields.get("CPU implementer", []), fields.get("CPU part", []), strict=False)
+        names = [_ARM_CORES.get(core, f"ARM {core}") for core in dict.fromkeys(map(" ".join, cores))] or [architecture]
+    return " + ".join(names), set(flags[-1].split())
 
 
 def output_of(*command: str) -> str:

@@ -1,4 +1,4 @@
-"""Does a backend really run? `python -m runtime.probes NAME` has it compute the smallest network.
+"""Does a backend really run? `python -m runtime.probes run NAME` has it compute the smallest network.
 
 Each has a process of its own: a broken library may end it, and one that was imported before may lend its files to the
 next. Neither is to be seen in another backend's answer.
@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backends import unavailable_because
+
+MISSING = 3  # the exit status of who says why a backend cannot be used
 PATIENCE = 120  # seconds; PyTorch takes some ten to start beside others
 # The smallest network: Relu of one number, y = max(x, 0), as an ONNX file of opset 13
 NETWORK = bytes.fromhex(
@@ -21,31 +24,42 @@ NETWORK = bytes.fromhex(
 )
 
 
+def missing(backends: Iterable[str]) -> dict[str, str | None]:
+    """By backend, why it cannot be used in one line; None if it can, or breaks when imported, which `probe` tells."""
+    return {name: why if status == MISSING else None for name, (status, why) in _asked("import", backends).items()}
+
+
 def probe(backends: Iterable[str]) -> dict[str, str | None]:
     """By backend, why the smallest network does not run on it in one line, None if it does; all at the same time."""
-    started = {name: _start(name) for name in backends if name in PROBES}
+    found = _asked("run", (name for name in backends if name in PROBES))
+    return {name: why if status else None for name, (status, why) in found.items()}
+
+
+def _asked(what: str, backends: Iterable[str]) -> dict[str, tuple[int, str]]:
+    started = {name: _start(what, name) for name in backends}
     return {name: _ending(process) for name, process in started.items()}
 
 
-def _start(name: str) -> subprocess.Popen[str]:
+def _start(what: str, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "runtime.probes", name],
+        [sys.executable, "-m", "runtime.probes", what, name],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=Path(__file__).resolve().parent.parent,
     )  # fmt: skip
 
 
-def _ending(process: subprocess.Popen[str]) -> str | None:
+def _ending(process: subprocess.Popen[str]) -> tuple[int, str]:
     try:
         out, err = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return f"it gave no answer within {PATIENCE} seconds"
-    if process.returncode < 0:
-        return f"it ended its process by signal {-process.returncode}"
+        return 1, f"it gave no answer within {PATIENCE} seconds"
+    status = process.returncode
+    if status < 0:
+        return status, f"it ended its process by signal {-status}"
     lines = (out.strip() or err.strip()).splitlines()
-    return None if process.returncode == 0 else (lines[-1] if lines else f"exit status {process.returncode}")[:200]
+    return status, lines[-1] if lines else f"exit status {status}"
 
 
 def pytorch() -> None:
@@ -116,10 +130,17 @@ def _require_zero(answer: Any) -> None:
         raise ArithmeticError(f"it says {value:g} for max(0, -1), so nothing that it says is to be trusted")
 
 
+def _import(name: str) -> None:
+    if reason := unavailable_because(name):
+        print(f"\n{reason}", flush=True)
+        os._exit(MISSING)
+
+
 def main() -> None:
-    """Run the probe that is named; what goes wrong is the last line of stdout."""
+    """Import or run the backend that is named; what goes wrong is the last line of stdout."""
+    what, name = sys.argv[1:]
     try:
-        PROBES[sys.argv[1]]()
+        _import(name) if what == "import" else PROBES[name]()
     except Exception as error:  # a broken library may raise anything
         print(f"\n{type(error).__name__}: {' '.join(str(error).split())[:120]}", flush=True)
         os._exit(1)  # libraries that are half loaded may crash as Python ends

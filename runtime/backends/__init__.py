@@ -59,7 +59,8 @@ _PYTORCH_CUDA = (
 )
 _FP32, _INT8 = Offer("model.onnx", "fp32"), Offer("model.int8.onnx", "int8")
 # ONNX Runtime's CPU provider computes an FP16 graph in FP32 between casts, and leaves out those between two layers; as
-# written it keeps them, so that rounding and overflow show. FP16 sums and FP16 speed it cannot show
+# written it keeps them, so that rounding and overflow show. FP16 sums and FP16 speed it cannot show on x86; an ARM
+# processor with FP16 arithmetic computes them
 _FP16_CHECK = Offer("model.fp16.onnx", "fp16", variant="as written", servable=False)
 # Likewise the INT8 file for TensorRT: its roundings between layers that compute in FP32. As written: ONNX Runtime
 # 1.31.1 would quantise the biases by scales that it multiplies in FP16, where they vanish, and answer wrongly

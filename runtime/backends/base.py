@@ -186,7 +186,8 @@ def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: 
     NotTold is raised where it might be enough, were the layers as asked that the engine is silent about; in FP32 they
     are taken to be, since answers that come from less show it at the gate.
     `kept` maps the layers that export declared to keep at a higher precision to their share of the work: they are set
-    apart, what remains must be as asked. `engine` names who computes, for the error.
+    apart, what remains must be as asked. `engine` names who computes, for the error. `precision` may be
+    of several kinds, "fp32 or fp16", each of which is right, to the share of the first.
     """
     layers = list(layers)
     whole = sum(amount for _, _, amount in layers)
@@ -195,8 +196,9 @@ def check_precision(layers: Iterable[Layer], precision: str, engine: str, kept: 
     shares: dict[str, float] = {}
     for _, kind, amount in layers:
         shares[kind] = shares.get(kind, 0.0) + amount / whole
-    needed = MINIMUM_SHARE[precision] * (1 - sum(kept.values())) - 1e-6
-    as_asked = (precision, precision + AS_TYPED, *([UNTOLD] if precision == "fp32" else []))
+    kinds = precision.split(" or ")
+    needed = MINIMUM_SHARE[kinds[0]] * (1 - sum(kept.values())) - 1e-6
+    as_asked = (*kinds, *(kind + AS_TYPED for kind in kinds), *([UNTOLD] if "fp32" in kinds else []))
     reached = sum(shares.get(kind, 0.0) for kind in as_asked)
     if reached < needed:
         listed = ", ".join(f"{100 * share:.0f} % {kind}" for kind, share in shares.items())
