@@ -506,6 +506,32 @@ def test_tensors_that_are_no_weights_are_one_sentence(what: str, tmp_path: Path)
     assert "\n" not in str(error.value) and same(before, ours.state_dict())
 
 
+def test_weights_bring_the_statistics_of_the_pixels_that_they_were_trained_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    content["weights"] |= {"normalise.mean": torch.full((1, 3, 1, 1), 51.0)}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    started = Fitting("resnet18", 5, replace(TINY, weights=str(tmp_path / "checkpoint.pt")))
+    assert started.model.normalise.mean.flatten().tolist() == [51, 51, 51]
+    assert torch.equal(started.model.normalise.std, content["weights"]["normalise.std"])
+    assert "mean 0.200/0.200/0.200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["googlenet", "shufflenet_v2_x0_5", "efficientnet_v2_l", "plain34"])
+def test_weights_that_name_no_statistics_have_those_of_the_published_ones(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    network = architectures.without_numbers(name, 5, TINY)
+    monkeypatch.setattr(architectures, "build", lambda *_: network)
+    zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in network.state_dict().items()}
+    file = written(tmp_path / "weights.pt", zeros)
+    halves = name in ("googlenet", "efficientnet_v2_l")
+    mean = Fitting(name, 5, replace(TINY, weights=str(file), channels_last=False)).model.normalise.mean
+    assert torch.allclose(mean.flatten() / 255, torch.tensor((0.5, 0.5, 0.5) if halves else (0.485, 0.456, 0.406)))
+    assert f"as is usual for {name}; the file does not say" in capsys.readouterr().err
+
+
 def test_without_a_network_pretrained_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("Name or service not known")
