@@ -128,7 +128,8 @@ def _statistics(tensors: Tensors, place: str) -> dict[str, torch.Tensor] | None:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise SajiError(f"{path} does not exist; --weights takes a .pt, .pth or .safetensors file")
+        what = "is no file" if path.exists() else "does not exist"
+        raise SajiError(f"{path} {what}; --weights takes a .pt, .pth or .safetensors file")
     content: Any
     try:
         if path.suffix == ".safetensors":
