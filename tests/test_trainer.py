@@ -532,6 +532,18 @@ def test_weights_that_name_no_statistics_have_those_of_the_published_ones(
     assert f"as is usual for {name}; the file does not say" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("typed", ["timm/resnet18", "timm-resnet18", "timm/resnet18.tv_in1k", "resnet18"])
+def test_a_network_is_found_however_its_name_is_typed(typed: str) -> None:
+    assert architectures.check_name(typed) == typed.replace("/", "-")
+    assert architectures.find(typed).mean == architectures.IMAGENET_MEAN
+
+
+@pytest.mark.parametrize("typed", ["timm/resnet18.typo_in1k", "resnet18.tv_in1k", "timm-resnet18."])
+def test_a_set_of_weights_that_is_none_is_told_as_such(typed: str) -> None:
+    with pytest.raises(SajiError, match=r"there is no architecture .*; did you mean (timm-)?resnet18"):
+        architectures.check_name(typed)
+
+
 def test_without_a_network_pretrained_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("Name or service not known")

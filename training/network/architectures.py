@@ -188,18 +188,20 @@ def names() -> list[str]:
     return sorted({*list_models(module=torchvision.models), *OURS})
 
 
-def check_name(name: str) -> None:
-    """Raise SajiError with the nearest names when there is no such architecture."""
-    every = names()
+def check_name(name: str) -> str:
+    """The name of an architecture as saji writes it. Raises SajiError with the nearest names when there is none."""
+    name, every = name.replace("/", "-"), names()
     if name.startswith(TIMM):
         try:
             import timm
         except ImportError:
             raise missing_extra("timm", "train") from None
-        every = [TIMM + known for known in timm.list_models()]
-    if name.partition(".")[0] not in every:  # after the point timm names one of several sets of weights
+        # After a point timm names one of several sets of weights
+        every = [TIMM + known for known in timm.list_models() + timm.list_models(include_tags=True)]
+    if name not in every:
         near = difflib.get_close_matches(name, every, 3) or ["plain34", "resnet34", "se_resnet34"]
         raise SajiError(f"there is no architecture {name!r}; did you mean {', '.join(near)}?")
+    return name
 
 
 def find(name: str, with_weights: bool = False) -> Architecture:
@@ -207,7 +209,7 @@ def find(name: str, with_weights: bool = False) -> Architecture:
 
     Raises SajiError where there is none.
     """
-    check_name(name)
+    name = check_name(name)
     if name.startswith(TIMM):
         return _of_timm(name.removeprefix(TIMM))
     return OURS.get(name) or _of_torchvision(name, with_weights)
