@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """One row: how many of the planted photos the list begins with."""
-    architectures.check_name(arguments.arch)
+    arguments.arch = architectures.check_name(arguments.arch)
     both, wrong = planted(read_photo_set(arguments.data), read_photo_set(arguments.planted))
     data = load_data(both, 0.2, arguments.seed, True, arguments.out / "cache", bar)  # its split is not looked at
     answers = ask_folds(features(arguments.arch, data.photos, bar), data, arguments.folds, arguments.seed)

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     """The rows of the classes that have none yet in --rows; the table of all goes to stderr."""
-    architectures.check_name(arguments.arch)
+    arguments.arch = architectures.check_name(arguments.arch)
     recipe = load_recipe(arguments.recipe)
     changes = {"epochs": arguments.epochs, "image_size": arguments.image_size, "seed": arguments.seed}
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})

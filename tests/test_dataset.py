@@ -289,6 +289,14 @@ def test_data_that_cannot_train_is_one_sentence(tmp_path: Path) -> None:
         load_data(tmp_path / "bad", 0.2, 0)
 
 
+def test_a_class_that_the_test_leaves_too_little_of_says_so(tmp_path: Path) -> None:
+    for label in "ab":
+        write_photos(tmp_path, label, 2)
+    held = r"class 'a' has 1 readable .*\(0 of 4 files could not be read, 1 more are held back by a .* --test-share\)"
+    with pytest.raises(SajiError, match=held):
+        load_data(tmp_path, 0.2, 0, look_alikes=False, test_share=0.2)
+
+
 def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: Path, monkeypatch) -> None:
     for label, start in (("a", 0), ("b", 100)):
         write_photos(tmp_path, label, 2, start)
@@ -420,6 +428,31 @@ def test_training_photos_are_uint8_of_the_right_size(sample: Path, tmp_path: Pat
     image, label = photos[0, 0]
     assert image.shape == (32, 32, 3) and image.dtype == torch.uint8 and label in range(5)
     assert image.float().std() > 1
+
+
+DAMAGES = {
+    "an index that is empty": lambda index, pixels: index.write_bytes(b""),
+    "an index of another saji": lambda index, pixels: index.write_text('{"a": 1}'),
+    "an index of other shapes": lambda index, pixels: index.write_text(index.read_text().replace("42", "24")),
+    "no pixels": lambda index, pixels: pixels.unlink(),
+    "pixels that are cut off": lambda index, pixels: pixels.write_bytes(pixels.read_bytes()[:-500]),
+    "pixels that are black": lambda index, pixels: pixels.write_bytes(bytes(pixels.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_decoded_photos_that_are_damaged_are_decoded_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, label in enumerate("ab"):
+        write_photos(tmp_path / "photos", label, 2, start=10 * number)
+    data, recipe, cache = quick(tmp_path / "photos"), Recipe(image_size=32, augmentation="none"), tmp_path / "cache"
+    good = [TrainPhotos(data, recipe, cache)[0, i][0] for i in range(2)]
+    DAMAGES[damage](*sorted(cache.iterdir()))
+    photos = TrainPhotos(data, recipe, cache)
+    assert all(torch.equal(photos[0, i][0], good[i]) for i in range(2))
+    monkeypatch.setattr("training.run.batches.decode", None)
+    TrainPhotos(data, recipe, cache)  # and what was written then is believed
 
 
 @needs_shared

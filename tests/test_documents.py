@@ -18,6 +18,7 @@ from lab.tables.documents import refreshed
 from lab.tables.gate import kind, trials
 from runtime.benchmark.rows import read_rows
 from runtime.gate import GATES
+from training.__main__ import VERBS, _read
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -86,6 +87,17 @@ def test_every_entry_point_is_listed() -> None:
         "demo/app.py",
         "demo/scale/__main__.py",
     } | WORKERS
+
+
+def test_trainings_are_typed_as_the_command_takes_them() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))]
+    typed = [
+        re.sub(r"\bN\b", "1", line).split() for text in texts for line in re.findall("-m training( [^`#\n]+)", text)
+    ]
+    trainings = [arguments for arguments in typed if arguments[0] not in VERBS]
+    assert any("--archs" in arguments for arguments in trainings)
+    for arguments in trainings:
+        _read(arguments)
 
 
 @pytest.mark.parametrize("door", EARLIER)

@@ -245,6 +245,20 @@ def test_runs_are_compared(compared: tuple[Path, str], outcome: Outcome) -> None
     assert len(right.lines) == 1 and right.lines[0].get_ydata().tolist() == outcome.curve("val_accuracy").tolist()
 
 
+def test_runs_of_one_name_are_told_apart_by_the_folders_that_they_lie_in(
+    outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    runs = [tmp_path / out / "runs" / "k" for out in ("a", "b")]
+    for run in runs:
+        run.mkdir(parents=True)
+    monkeypatch.setattr(report, "write_report", lambda run: [replace(outcome, run=run.name)])
+    report.report([*map(str, runs), str(runs[0] / ".." / "k")], tmp_path)
+    names = [row[0] for row in rows_of((tmp_path / "comparison.md").read_text("utf-8"), "network")]
+    assert names == ["a/runs/k · first", "b/runs/k · first"]
+    networks = json.loads(capsys.readouterr().out.splitlines()[-1])["networks"]
+    assert [network["run"] for network in networks] == ["a/runs/k", "b/runs/k"]
+
+
 def test_what_is_missing_is_left_out(compared: tuple[Path, str]) -> None:
     out, _ = compared
     always = {"confusions.png", "mistakes.png", "predictions.png", "reliability.png"}

@@ -21,7 +21,7 @@ from training.photos import duplicates
 from training.photos.dataset import load_data
 from training.photos.findings import Findings
 from training.photos.findings_page import page
-from training.photos.seen import DIGITS, Seen, record, require_unseen, seen_by, seen_in, split_unseen
+from training.photos.seen import DIGITS, Seen, record, require_unseen, seen_by, seen_in, sources, split_unseen
 from training.photos.split import Data, folds
 from training.recipe import Recipe
 
@@ -157,6 +157,14 @@ def test_a_checkpoint_carries_the_photos_it_was_trained_with(run: Path, sample: 
     _, spec = load_checkpoint(run / "checkpoint.pt")
     assert seen.fingerprint == spec.data["fingerprint"] and "started_from" not in spec.data
     assert not any(digest in spec.to_json() for digest in seen.photos), "an ONNX file's metadata stay small"
+
+
+@pytest.mark.parametrize("field", ["weights", "teacher"])
+def test_a_folder_is_no_file_of_weights(field: str, tmp_path: Path) -> None:
+    with pytest.raises(SajiError, match=rf"is no file; --{field} takes a file of weights"):
+        sources(Recipe(**{field: str(tmp_path)}))
+    with pytest.raises(SajiError, match=rf"gone does not exist; --{field} takes"):
+        sources(Recipe(**{field: str(tmp_path / "gone")}))
 
 
 def test_files_without_a_record(run: Path, tmp_path: Path) -> None:

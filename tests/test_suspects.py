@@ -165,6 +165,7 @@ def test_photos_that_are_mixed_in_are_counted(
     ("options", "words"),
     [
         (["--arch", "resnet43"], "resnet43"),
+        (["--arch", "timm/resnet18.a9_in1k"], r"'timm-resnet18\.a9_in1k'; did you mean timm-resnet18\.a\d_in1k"),
         (["--folds", "1"], "at least 2"),
         (["--folds", "17"], "has 16 scenes, too few for 17 folds"),
     ],

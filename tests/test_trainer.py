@@ -420,6 +420,130 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, what: str, capfd: p
     assert same(before, ours.state_dict())
 
 
+def written(file: Path, weights: dict[Any, torch.Tensor], front: str = "") -> Path:
+    torch.save({front + name if front else name: tensor for name, tensor in weights.items()}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [("resnet18", "resnet34"), ("plain34", "resnet34"), ("convnext_tiny", "convnext_small"), ("swin_t", "swin_s")],
+)
+def test_weights_of_a_larger_network_are_refused(smaller: str, larger: str, tmp_path: Path) -> None:
+    networks = [architectures.without_numbers(name, 5, TINY) for name in (smaller, larger)]
+    shapes = networks[1].state_dict()
+    zeros = {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in shapes.items()}
+    file = written(tmp_path / "weights.pt", zeros)
+    with pytest.raises(SajiError, match=r"weights\.pt is of another network: it has \d+ tensors more"):
+        load_weights(networks[0], architectures.head(networks[0]), file)
+    load_weights(networks[1], architectures.head(networks[1]), file)
+
+
+HEADS = {
+    "none": {},
+    "one of three layers": {"fc.0.weight": (64, 512), "fc.0.bias": (64,), "fc.3.weight": (9, 64), "fc.3.bias": (9,)},
+    "one of another name": {"classifier.weight": (9, 512), "classifier.bias": (9,)},
+    "auxiliary ones": {"fc.weight": (9, 512), "aux1.conv.weight": (8, 64, 1, 1), "AuxLogits.fc.weight": (9, 768)},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_whatever_head_weights_come_with(head: str, tmp_path: Path) -> None:
+    ours, theirs = (architectures.build("resnet18", classes) for classes in (5, 9))
+    body = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("fc.")}
+    more = {name: torch.zeros(shape) for name, shape in HEADS[head].items()}
+    load_weights(ours, ours.fc, written(tmp_path / "weights.pt", body | more))
+    assert torch.equal(ours.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+
+
+WRITERS = {  # what stands in front of the network's own names, and what beside it comes first
+    "Lightning, with a loss that has weights": ("model.", {"loss.weight": torch.ones(9)}),
+    "saji, of a run that was interrupted": ("model.network.", {"model.normalise.mean": torch.zeros(1, 3, 1, 1)}),
+    "torch.compile": ("_orig_mod.", {}),
+    "a framework of its own": ("module.backbone.", {"queue": torch.zeros(8, 64)}),
+}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whatever_stands_in_front_of_the_networks_names(writer: str, by_name: bool, tmp_path: Path) -> None:
+    ours, theirs = (architectures.build("resnet18", classes) for classes in (5, 9))
+    front, beside = WRITERS[writer]
+    weights = beside | {front + name: tensor for name, tensor in theirs.state_dict().items()}
+    sorted_as_safetensors = dict(sorted(weights.items())) if by_name else weights
+    load_weights(ours, ours.fc, written(tmp_path / "weights.pt", sorted_as_safetensors))
+    assert torch.equal(ours.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+
+
+def test_a_file_with_two_networks_is_not_taken_by_its_order(tmp_path: Path) -> None:
+    ours = architectures.build("resnet18", 5)
+    one = ours.state_dict()
+    both = {f"{front}.{name}": tensor for front in ("ema", "model") for name, tensor in one.items()}
+    with pytest.raises(SajiError, match=r"2 times, as ema\.conv1\.weight and model\.conv1\.weight; save the one"):
+        load_weights(ours, ours.fc, written(tmp_path / "weights.pt", both))
+
+
+NO_WEIGHTS = {
+    "names that are numbers": (lambda name: {0: torch.zeros(1)}, "holds no weights by name"),
+    "shapes alone": (lambda name: {name: torch.empty(512, device="meta")}, "on the device meta"),
+    "sparse tensors": (lambda name: {name: torch.ones(512).to_sparse()}, "torch.sparse_coo"),
+    "complex numbers": (lambda name: {name: torch.ones(512, dtype=torch.complex64)}, "as torch.complex64"),
+    "whole numbers": (lambda name: {name: torch.ones(512, dtype=torch.uint8)}, "as torch.uint8"),
+    "NaN": (lambda name: {name: torch.full((512,), torch.nan)}, "NaN or infinite numbers in layer4.1.bn2.bias"),
+    "more than float32 holds": (lambda name: {name: torch.full((512,), 1e300, dtype=torch.float64)}, "infinite"),
+}
+
+
+@pytest.mark.parametrize("what", NO_WEIGHTS)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_that_are_no_weights_are_one_sentence(what: str, tmp_path: Path) -> None:
+    ours = architectures.build("resnet18", 5)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    make, why = NO_WEIGHTS[what]
+    given = {name: torch.zeros_like(tensor) for name, tensor in before.items()} | make("layer4.1.bn2.bias")
+    with pytest.raises(SajiError, match=rf"weights\.pt .*{why}") as error:
+        load_weights(ours, ours.fc, written(tmp_path / "weights.pt", given))
+    assert "\n" not in str(error.value) and same(before, ours.state_dict())
+
+
+def test_weights_bring_the_statistics_of_the_pixels_that_they_were_trained_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    content["weights"] |= {"normalise.mean": torch.full((1, 3, 1, 1), 51.0)}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    started = Fitting("resnet18", 5, replace(TINY, weights=str(tmp_path / "checkpoint.pt")))
+    assert started.model.normalise.mean.flatten().tolist() == [51, 51, 51]
+    assert torch.equal(started.model.normalise.std, content["weights"]["normalise.std"])
+    assert "mean 0.200/0.200/0.200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["googlenet", "shufflenet_v2_x0_5", "efficientnet_v2_l", "plain34"])
+def test_weights_that_name_no_statistics_have_those_of_the_published_ones(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    network = architectures.without_numbers(name, 5, TINY)
+    monkeypatch.setattr(architectures, "build", lambda *_: network)
+    zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in network.state_dict().items()}
+    file = written(tmp_path / "weights.pt", zeros)
+    halves = name in ("googlenet", "efficientnet_v2_l")
+    mean = Fitting(name, 5, replace(TINY, weights=str(file), channels_last=False)).model.normalise.mean
+    assert torch.allclose(mean.flatten() / 255, torch.tensor((0.5, 0.5, 0.5) if halves else (0.485, 0.456, 0.406)))
+    assert f"as is usual for {name}; the file does not say" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["timm/resnet18", "timm-resnet18", "timm/resnet18.tv_in1k", "resnet18"])
+def test_a_network_is_found_however_its_name_is_typed(typed: str) -> None:
+    assert architectures.check_name(typed) == typed.replace("/", "-")
+    assert architectures.find(typed).mean == architectures.IMAGENET_MEAN
+
+
+@pytest.mark.parametrize("typed", ["timm/resnet18.typo_in1k", "resnet18.tv_in1k", "timm-resnet18."])
+def test_a_set_of_weights_that_is_none_is_told_as_such(typed: str) -> None:
+    with pytest.raises(SajiError, match=r"there is no architecture .*; did you mean (timm-)?resnet18"):
+        architectures.check_name(typed)
+
+
 def test_without_a_network_pretrained_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("Name or service not known")

@@ -157,6 +157,21 @@ def test_a_recipe_that_cannot_be_trained_by_is_refused_in_one_sentence(typed: st
         load_recipe(str(tmp_path / "mine.toml"))
 
 
+@pytest.mark.parametrize("digits", ["1" * 400, "-" + "9" * 4000, "0x" + "f" * 5000])
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "step_gamma", "seed"])
+def test_a_number_of_hundreds_of_digits_is_refused_in_one_sentence(name: str, digits: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"{name} = {digits}")
+    with pytest.raises(SajiError, match=rf"\({name} is a whole number of over 300 digits; it must be ") as error:
+        load_recipe(str(tmp_path / "mine.toml"))
+    assert len(str(error.value)) < 1200  # all fields are named
+
+
+def test_a_recipe_file_may_be_called_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "R.TOML").write_text("epochs = 7")
+    recipe = load_recipe(str(tmp_path / "R.TOML"))
+    assert (recipe.name, recipe.epochs) == ("R", 7)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     {

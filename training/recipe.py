@@ -1,9 +1,9 @@
 """How a network is trained: every hyperparameter, one flat record, loaded from `recipes/*.toml`."""
 
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -14,6 +14,7 @@ from runtime.spec import MOST_PIXELS
 FOLDER = Path(__file__).parent / "recipes"
 
 MOST = 1_000_000
+LARGEST = sys.float_info.max  # a whole number in TOML or JSON may have any number of digits
 MOST_SIDE = MOST_PIXELS * 7 // 8  # pixels, before which a photo is resized to 8/7 of it
 MOST_SEED = 2**32 - 1  # of NumPy
 
@@ -23,8 +24,8 @@ CountOrNone = Annotated[int, f"a whole number, at least 0 and at most {MOST}", l
 Side = Annotated[int, f"a whole number, at least 1 and at most {MOST_SIDE}", lambda n: 1 <= n <= MOST_SIDE]
 Seed = Annotated[int, f"a whole number, at least 0 and at most {MOST_SEED}", lambda n: 0 <= n <= MOST_SEED]
 Workers = Annotated[int, "a whole number, at least -1 and at most 1000", lambda n: -1 <= n <= 1000]
-Positive = Annotated[float, "above 0", lambda x: 0 < x < inf]
-AtLeast0 = Annotated[float, "at least 0", lambda x: 0 <= x < inf]
+Positive = Annotated[float, f"above 0 and at most {LARGEST:.2g}", lambda x: 0 < x <= LARGEST]
+AtLeast0 = Annotated[float, f"at least 0 and at most {LARGEST:.2g}", lambda x: 0 <= x <= LARGEST]
 Share = Annotated[float, "at least 0 and at most 1", lambda x: 0 <= x <= 1]
 Part = Annotated[float, "at least 0 and below 1", lambda x: 0 <= x < 1]
 SomePart = Annotated[float, "above 0 and below 1", lambda x: 0 < x < 1]
@@ -172,7 +173,9 @@ def require_right(record: Any) -> None:
             words = "true or false" if kind is bool else "text"
             right = isinstance(value, kind) if kind in (bool, str) else True
         if not right:
-            raise SajiError(f"{name} is {value!r}; it must be {words}")
+            endless = isinstance(value, int) and abs(value) > LARGEST
+            shown = "a whole number of over 300 digits" if endless else repr(value)
+            raise SajiError(f"{name} is {shown}; it must be {words}")
 
 
 DEFAULTS = Recipe()  # also what holds where no recipe is given
@@ -185,7 +188,7 @@ def names() -> list[str]:
 
 def load_recipe(name: str) -> Recipe:
     """A recipe by name, or from a path to a TOML file. Raises SajiError naming what exists."""
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    path = Path(name) if name.lower().endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
         raise SajiError(f"there is no recipe {name!r}; choose from {', '.join(names())}, or a path to a .toml file")
     try:

@@ -141,7 +141,7 @@ def lite0_of_imagenet() -> tuple[nn.Module, Path]:
     return network, file
 
 
-def _of_torchvision(name: str, pretrained: bool) -> Architecture:
+def _of_torchvision(name: str, with_weights: bool) -> Architecture:
     normalises = name in ("googlenet", "inception_v3")  # by itself, where it comes with weights
 
     def make(classes: int, *, pretrained: bool, image_size: int) -> nn.Module:
@@ -156,7 +156,7 @@ def _of_torchvision(name: str, pretrained: bool) -> Architecture:
             options["input_size"] = (max(1, image_size // 224) * 224,) * 2  # whole windows on each of its four scales
         return get_model(name, weights=None, num_classes=classes, **options)
 
-    if not pretrained:
+    if not with_weights:
         return Architecture(make)
     if normalises:  # to the same numbers by statistics of ours, which travel with the checkpoint
         return Architecture(make, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -188,31 +188,31 @@ def names() -> list[str]:
     return sorted({*list_models(module=torchvision.models), *OURS})
 
 
-def check_name(name: str) -> None:
-    """Raise SajiError with the nearest names when there is no such architecture."""
-    every = names()
+def check_name(name: str) -> str:
+    """The name of an architecture as saji writes it. Raises SajiError with the nearest names when there is none."""
+    name, every = name.replace("/", "-"), names()
     if name.startswith(TIMM):
         try:
             import timm
         except ImportError:
             raise missing_extra("timm", "train") from None
-        every = [TIMM + known for known in timm.list_models()]
-    if name.partition(".")[0] not in every:  # after the point timm names one of several sets of weights
+        # After a point timm names one of several sets of weights
+        every = [TIMM + known for known in timm.list_models() + timm.list_models(include_tags=True)]
+    if name not in every:
         near = difflib.get_close_matches(name, every, 3) or ["plain34", "resnet34", "se_resnet34"]
         raise SajiError(f"there is no architecture {name!r}; did you mean {', '.join(near)}?")
+    return name
 
 
-def find(name: str, pretrained: bool = False) -> Architecture:
-    """The architecture of this name. Raises SajiError where there is none, or none with published weights."""
-    check_name(name)
+def find(name: str, with_weights: bool = False) -> Architecture:
+    """The architecture of this name, with the statistics of its published weights where it has weights.
+
+    Raises SajiError where there is none.
+    """
+    name = check_name(name)
     if name.startswith(TIMM):
         return _of_timm(name.removeprefix(TIMM))
-    entry = OURS.get(name) or _of_torchvision(name, pretrained)
-    if pretrained and "pretrained" not in inspect.signature(entry.make).parameters:
-        raise SajiError(
-            f"nobody publishes weights of {name}; train it without --pretrained, or from a file: --weights FILE"
-        )
-    return entry
+    return OURS.get(name) or _of_torchvision(name, with_weights)
 
 
 def build(name: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool = False) -> nn.Module:
@@ -220,7 +220,11 @@ def build(name: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool =
 
     Raises SajiError for an unknown name, and where pretrained weights do not exist or cannot be downloaded.
     """
-    make = find(name, pretrained).make
+    make = find(name).make
+    if pretrained and "pretrained" not in inspect.signature(make).parameters:
+        raise SajiError(
+            f"nobody publishes weights of {name}; train it without --pretrained, or from a file: --weights FILE"
+        )
     values = {**asdict(recipe), "pretrained": pretrained}
     options = {option: values[option] for option in list(inspect.signature(make).parameters)[1:]}
     try:

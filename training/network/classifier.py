@@ -68,7 +68,7 @@ class PhotoClassifier(nn.Module):
         apart: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        expected = architectures.find(architecture, pretrained)
+        expected = architectures.find(architecture, pretrained or bool(recipe.weights))
         self.normalise = Normalise(expected.mean, expected.std)
         members = classes if apart is None else apart.shape[1]
         self.network = architectures.build(architecture, members, recipe, pretrained)

@@ -1,7 +1,8 @@
 """What came out of training runs, for people: `report.md` and its figures in a run's folder, and runs compared."""
 
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -208,12 +209,19 @@ def _run_folder(name: str, out: Path) -> Path:
     )
 
 
+def _told_apart(runs: Sequence[Path]) -> list[str]:
+    """The names of runs, behind as many of the folders that they lie in as it takes to tell them apart."""
+    places = [run.resolve().parts for run in runs]
+    depth = next(depth for depth in count(1) if len({parts[-depth:] for parts in places}) == len(runs))
+    return [Path(*parts[-depth:]).as_posix() for parts in places]
+
+
 def report(names: Sequence[str], out: Path) -> None:
     """Write the report of each run in `out`, given by name or as a folder, and compare the networks of several."""
-    runs = [_run_folder(name, out) for name in dict.fromkeys(names)]
+    runs = list({run.resolve(): run for run in (_run_folder(name, out) for name in names)}.values())
     outcomes = []
-    for run in runs:
-        outcomes += write_report(run)
+    for run, name in zip(runs, _told_apart(runs), strict=True):
+        outcomes += [replace(outcome, run=name) for outcome in write_report(run)]
         say(f"report: {run / 'report.md'}")
     full = runs[0] / "report.md"
     if len(runs) > 1:

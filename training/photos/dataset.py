@@ -54,7 +54,7 @@ def load_data(
     all_hashes = tuple(digest for _, digest in good)
     hashes = all_hashes[: len(photos)]
     classes = tuple(sorted({photo.label for photo in listed.photos if photo.split != "test"}))
-    _require_enough(photos, classes, listed, len(listed.photos) - len(good))
+    _require_enough([photo for photo, _ in good], classes, listed)
     labels = np.array([classes.index(photo.label) for photo in photos])
     bare = Data(photos, classes, labels, np.arange(len(photos)), np.arange(0), hashes, scene_numbers(scenes, hashes))
     data, told = split_unseen(bare, validation_share, seed, before)
@@ -90,15 +90,18 @@ def _hold_back(
     return marked, [[[[place[i] for i in picture] for picture in part] for part in scene] for scene in scenes]
 
 
-def _require_enough(photos: Sequence[Photo], classes: Sequence[str], listed: PhotoSet, unreadable: int) -> None:
-    counts = Counter(photo.label for photo in photos)
+def _require_enough(readable: Sequence[Photo], classes: Sequence[str], listed: PhotoSet) -> None:
+    counts = Counter(photo.label for photo in readable if photo.split != "test")
+    held_back = Counter(photo.label for photo in readable if photo.split == "test")
     if len(classes) < 2:
         raise SajiError(f"{listed.source} has the one class {''.join(classes)!r}; a classifier needs at least two")
+    unreadable = len(listed.photos) - len(readable)
     for name in classes:
         if counts[name] < 2:
+            held = f", {held_back[name]} more are held back by a test split or --test-share" if held_back[name] else ""
             raise SajiError(
                 f"class {name!r} has {counts[name]} readable photos; it needs at least two, one to train on and "
-                f"one to check with ({unreadable} of {len(listed.photos)} files could not be read)"
+                f"one to check with ({unreadable} of {len(listed.photos)} files could not be read{held})"
             )
 
 

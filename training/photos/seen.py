@@ -67,7 +67,8 @@ def sources(recipe: Recipe) -> list[Seen]:
     """What the files that a recipe starts from have seen."""
     for field, path in recipe.files.items():
         if not path.is_file():
-            raise SajiError(f"{path} does not exist; --{field} takes a file of weights, or leave it out")
+            what = "is no file" if path.exists() else "does not exist"
+            raise SajiError(f"{path} {what}; --{field} takes a file of weights, or leave it out")
     return [seen_by(path, field) for field, path in recipe.files.items()]
 
 

@@ -144,7 +144,7 @@ def write(ranked: Sequence[Suspect], folder: Path) -> None:
 
 def suspects(source: Path, architecture: str, k: int, seed: int, out: Path) -> None:
     """Look at every photo, write the list into `out/suspects/NAME`, print its first lines."""
-    architectures.check_name(architecture)
+    architecture = architectures.check_name(architecture)
     # The split that this makes is not looked at
     data = load_data(source, DEFAULTS.validation_share, seed, True, out / "cache", bar)
     ranked = ranking(data, ask_folds(features(architecture, data.photos, bar), data, k, seed))

@@ -4,9 +4,11 @@ Order and augmentation depend on (seed, epoch, photo) alone. So a resumed run se
 seen, with or without worker processes, and several devices share an epoch without a photo seen twice.
 """
 
-import json
 import math
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from runtime.environment import usable_cores
-from runtime.errors import SajiError
+from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet
-from runtime.files import replacing, sha256_json, write_json
+from runtime.files import read_record, replacing, sha256_json, write_record
 from runtime.preprocess import FILTERS, decode
 from runtime.spec import Geometry
 from training.photos.split import Data
@@ -29,6 +31,7 @@ from training.recipe import Recipe
 
 # Photos are kept this much larger than evaluation needs, so that random crops still find detail
 TRAIN_MARGIN = 1.125
+CACHE_VERSION = 1  # of what stands beside the decoded photos
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -146,17 +149,44 @@ def _cached(data: Data, size: int, cache: Path, progress: Progress) -> tuple[Pat
     hashes = [data.hashes[i] for i in data.train]
     path = cache / f"{sha256_json([hashes, shorter, Geometry.version])[:16]}.rgb"
     index = path.with_suffix(".json")
-    if not index.is_file():
-        shapes = []
+    decoded = _kept(path, index)
+    if decoded is None:
+        shapes: list[tuple[int, int]] = []
         paths = [data.photos[i].path for i in data.train]
         with replacing(path) as temporary, open(temporary, "wb") as flat:
             for photo in in_threads(lambda each: _shrunk(each, shorter), paths, "decoding", progress):
                 flat.write(photo.tobytes())
-                shapes.append(photo.shape[:2])
-        write_json(index, shapes)  # written last: its presence says that the pixels are complete
-    shapes = [tuple(shape) for shape in json.loads(index.read_text(encoding="utf-8"))]
-    sizes = [height * width * 3 for height, width in shapes]
-    return path, shapes, [0, *np.cumsum(sizes).tolist()]
+                shapes.append((photo.shape[0], photo.shape[1]))
+        decoded = _Decoded(tuple(shapes), _checksum(path, tuple(shapes)))
+        write_record(index, decoded, CACHE_VERSION)  # last: what a kill leaves without it is decoded again
+    sizes = [height * width * 3 for height, width in decoded.shapes]
+    return path, list(decoded.shapes), [0, *np.cumsum(sizes).tolist()]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What lies in a file of decoded photos: height and width of each, and the checksum of that and all pixels."""
+
+    shapes: tuple[tuple[int, int], ...]
+    crc32: int
+
+
+def _kept(path: Path, index: Path) -> _Decoded | None:
+    """What was decoded before, where all of it is still as it was written."""
+    with suppress(BadModel, OSError):
+        decoded = read_record(index, _Decoded, CACHE_VERSION, "decode the photos again")
+        if decoded.crc32 == _checksum(path, decoded.shapes):
+            return decoded
+    return None
+
+
+def _checksum(path: Path, shapes: tuple[tuple[int, int], ...]) -> int:
+    """Of a file of pixels, in about a second for a gigabyte."""
+    checksum = zlib.crc32(repr(shapes).encode())
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _shrunk(path: Path, shorter: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from runtime.errors import SajiError
+from runtime.terminal import say
 from training.network import architectures
 from training.network.classifier import PhotoClassifier, load_checkpoint, planes
 from training.network.pretrained import load_weights
@@ -30,7 +31,7 @@ class Fitting(L.LightningModule):
         self.watched: torch.Tensor | None = None  # the first loss that was not finite, or the last one
         self.model = PhotoClassifier(architecture, classes, recipe, recipe.pretrained)
         if recipe.weights:
-            load_weights(self.model.network, architectures.head(self.model.network), Path(recipe.weights))
+            self._start_from(Path(recipe.weights))
         require_linear(self.model, recipe.start_share)
         # In a tuple, or Lightning would save it
         self.start = (copy.deepcopy(self.model.network.state_dict()),) if recipe.start_share else ()
@@ -40,6 +41,19 @@ class Fitting(L.LightningModule):
         self.mix = v2.RandomChoice([v2.MixUp(num_classes=classes, alpha=0.2), v2.CutMix(num_classes=classes)])
         # in a tuple, or Lightning would save and train it as a part of this module
         self.teacher = (Teacher(Path(recipe.teacher)),) if recipe.teacher else ()
+
+    def _start_from(self, weights: Path) -> None:
+        """Take up weights, and the mean and standard deviation of the pixels that they were trained with."""
+        normalise, network = self.model.normalise, self.model.network
+        theirs = load_weights(network, architectures.head(network), weights)
+        if theirs:
+            normalise.load_state_dict(theirs)
+        mean, std = ((each / 255).flatten().tolist() for each in (normalise.mean, normalise.std))
+        which = "as the file says" if theirs else f"as is usual for {self.architecture}; the file does not say"
+        say(
+            f"{self.architecture}: from {weights}, for pixels of mean {_rounded(mean)} and standard deviation "
+            f"{_rounded(std)}, {which}"
+        )
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device of its pupil."""
@@ -155,6 +169,10 @@ class Fitting(L.LightningModule):
             decay = {} if recipe.optimizer == "adam" else {"weight_decay": 0.0}
             groups.append({"params": [p for p in part if p.ndim <= 1], "lr": rate, **decay})
         return groups
+
+
+def _rounded(channels: list[float]) -> str:
+    return "/".join(f"{each:.3f}" for each in channels)
 
 
 def rate_factor(epoch: float, recipe: Recipe) -> float:
