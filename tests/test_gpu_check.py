@@ -14,7 +14,7 @@ from conftest import PATIENCE, ROOT
 
 from lab import __main__ as lab
 from lab.gpu_check import command
-from lab.gpu_check.step import Outcome, Place, Step, run
+from lab.gpu_check.step import KEPT, Outcome, Place, Step, run
 from runtime.benchmark.rows import read_rows
 from runtime.errors import GateFailed, SajiError
 
@@ -33,6 +33,22 @@ def lacking(place):
 def importing(place):
     import a_library_of_nobody
     yield
+def showing_nothing(place):
+    yield {"before": True, "lacks": "no engine can show it"}
+    yield {"before": True, "lacks": "no engine can show it"}
+def saying_nothing(place):
+    yield {"before": True}
+def wrong_before_it_lacks(place):
+    yield {"wrong": "it is four"}
+    raise Unavailable("there is no such library")
+def dying_at_its_end(place):
+    import atexit
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    yield {"says": "it is one"}
+def hanging_at_its_end(place):
+    import atexit
+    atexit.register(lambda: time.sleep(600))
+    yield {"says": "it is one"}
 def failing(place):
     yield {"before": True}
     raise ArithmeticError("two is\\nthree")
@@ -91,9 +107,32 @@ def test_a_step_that_fails_crashes_or_hangs_costs_only_itself(
     for name in ("hanging", "crashing", "failing"):
         assert kept[name]["found"] == [{"before": True}], "what was found before is lost"
     assert all({"machine_gpu", "commit", "versions"} <= row.keys() for row in kept.values())
-    assert (rows.parent / "gpu" / "INSPECTOR-x.json").read_text() == "{}"
+    assert (rows.parent / "gpu" / kept["passing"]["found"][1]["kept"]).read_text() == "{}"
     table = capsys.readouterr().out.splitlines()
     assert table[-1] == "1 PASS, 4 FAIL, 2 SKIP" and max(map(len, table)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "says"),
+    [
+        ("showing_nothing", "SKIP", "no engine can show it"),
+        ("saying_nothing", "SKIP", "nothing was found out"),
+        ("wrong_before_it_lacks", "FAIL", "it is four"),
+        ("dying_at_its_end", "FAIL", "it is one, but its process died at its end (SIGSEGV)"),
+        ("hanging_at_its_end", "FAIL", "it is one, but its process did not end within 3 s"),
+    ],
+)
+def test_only_what_affirms_something_and_ends_well_passes(
+    name: str, verdict: str, says: str, steps: Callable[..., Step], tmp_path: Path
+) -> None:
+    outcome = run(steps(name), Place(tmp_path, 32, 3))
+    assert (outcome.verdict, outcome.says) == (verdict, says)
+
+
+def test_what_one_run_keeps_no_other_replaces(tmp_path: Path) -> None:
+    place = Place(tmp_path, 32, 3)
+    names = [place.keep("INSPECTOR-x.json", text) for text in ("of 224", "of 64", "of 224")]
+    assert [(tmp_path / KEPT / name).read_text() for name in names] == ["of 224", "of 64", "of 224"]
 
 
 def test_what_a_hanging_step_started_ends_with_it(steps: Callable[..., Step], tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime.errors import Unavailable, anew_line, missing_extra
+from runtime.backends.base import temporary_cause
+from runtime.errors import SajiError, Unavailable, anew_line, missing_extra
 from runtime.nvidia import driver
 
 
@@ -27,13 +28,14 @@ def require_gpu() -> None:
 def first_gpu() -> Iterator[None]:
     """The first GPU as the current device of this thread, each of which has its own, such as by torch.cuda.set_device.
 
-    Raises Unavailable where it cannot be.
+    Raises Unavailable where it cannot be for now, SajiError where it is broken.
     """
     from cuda.bindings import runtime
 
     before, success = runtime.cudaGetDevice()[1], runtime.cudaError_t.cudaSuccess
     if (status := runtime.cudaSetDevice(0)[0]) != success:
-        raise Unavailable(f"the GPU reports {status.name}; look with: nvidia-smi")
+        kind = Unavailable if temporary_cause(status.name) else SajiError
+        raise kind(f"the GPU reports {status.name}; look with: nvidia-smi")
     try:
         yield
     finally:
