@@ -12,7 +12,8 @@ import pytest
 from twin.machines import installed
 
 from lab.claims import workloads
-from lab.gpu_check import engines
+from lab.gpu_check import engines, training
+from lab.gpu_check.models import keep_receipt
 from lab.gpu_check.step import Place, _of_rows
 from runtime.backends import BuildFacts
 from runtime.backends.cuda import first_gpu
@@ -165,6 +166,7 @@ def test_an_engine_whose_inspector_ends_the_process_is_there_for_the_next_step(
     monkeypatch.setattr("runtime.backends.cuda.compute_capability", lambda: "sm89")
     (folder / FILE).parent.mkdir(exist_ok=True)
     (folder / FILE).write_bytes(b"of a step that was stopped before it kept the facts")
+    keep_receipt(Receipt.read(folder), folder, {}, [])
     for _ in range(2):
         with pytest.raises(SystemExit):
             list(engines._built("tensorrt", "resnet18", Place(tmp_path, 32, 60)))
@@ -185,3 +187,18 @@ def test_a_tool_of_another_tensorrt_is_no_fault_of_the_engine(
     receipt: Any = SimpleNamespace(candidates=PASSED[:1])
     [row] = engines._by_nvidias_tool(tmp_path, receipt, Place(tmp_path, 224, 60))
     assert row["lacks"] == "trtexec refuses: [E] expecting library version 10.13.2.6" and "wrong" not in row
+
+
+@pytest.mark.parametrize(("capability", "used"), [((7, 5), "fp32"), ((8, 0), "fp32, convolutions in tf32")])
+def test_the_plain_loop_is_called_what_it_computes_in(
+    capability: tuple[int, int], used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(training, "require_torch_gpu", lambda: None)
+    monkeypatch.setattr(training, "_sample", lambda folder: folder)
+    monkeypatch.setattr("lab.claims.training.photos_per_second", lambda *_: {"photos_per_second": 1.0})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    found = {row["loop"]: row["precision"] for row in training._rates("fp16", Place(tmp_path, 32, 60)) if "loop" in row}
+    assert found == {"ours": "fp16", "plain": used}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from runtime.backends.base import temporary_cause
 from runtime.errors import SajiError, Unavailable, anew_line, missing_extra
-from runtime.nvidia import driver
+from runtime.nvidia import driver, here, serving
 
 
 def require_gpu() -> None:
@@ -15,12 +15,13 @@ def require_gpu() -> None:
     if not found.gpus:
         raise Unavailable(f"this machine has no CUDA GPU ({found.error}); GPU candidates are skipped")
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        raise missing_extra("cuda-bindings", "tensorrt")
+        raise missing_extra("cuda-bindings", "gpu")
     installed = versions()["cuda"]
     if installed[:1].isdigit() and int(installed.split(".")[0]) > int(found.cuda.split(".")[0]):
+        other = f", or: {anew_line()}" if serving(found, here()) else f": {here().new_driver}"
         raise Unavailable(
             f"the driver {found.version} serves CUDA {found.cuda}, the installed packages need CUDA "
-            f"{installed.split('.')[0]}; get a newer driver, or: {anew_line()}"
+            f"{installed.split('.')[0]}; get a newer driver{other}"
         )
 
 
