@@ -39,7 +39,7 @@ def _torch() -> Row:
 
     found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "torch_gpu": torch.cuda.is_available()}
     if not torch.cuda.is_available():
-        return {**found, "says": f"PyTorch {torch.__version__} sees no GPU"}
+        return {**found, "lacks": f"PyTorch {torch.__version__} sees no GPU"}
     return {**found, "torch_names": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version()}
 
 
