@@ -6,6 +6,7 @@ are appended to a .jsonl file, and are printed to stdout as JSON.
 
 import argparse
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable
@@ -13,8 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+# What every verb needs; said here, where any Python can, before the imports below end in a traceback
+_NEEDED = {"numpy": "numpy", "PIL": "pillow", "psutil": "psutil"}
+_lacking = [package for name, package in _NEEDED.items() if importlib.util.find_spec(name) is None]
+if sys.version_info < (3, 11) or _lacking:
+    version = f"saji needs Python 3.11 or newer, this is {sys.version.split()[0]}; type: python3.12 -m lab …"
+    install = f"{sys.executable} -m pip install {' '.join(_NEEDED.values())}"
+    line = f"{', '.join(_lacking)} is not installed for {sys.executable}; type: {install}"
+    print(f"saji: {version if sys.version_info < (3, 11) else line}", file=sys.stderr)
+    sys.exit(2)
+
 from runtime import environment
-from runtime.benchmark.rows import Row, append_rows
+from runtime.benchmark.rows import Row, append_rows, require_appendable
 from runtime.command_line import Parser, exit_with_one_sentence
 from runtime.errors import Unavailable
 
@@ -85,7 +96,12 @@ def main() -> None:
 
 
 def keep(rows: Iterable[Row], path: Path | None, printed: bool = True) -> None:
-    """Add to each row the conditions it was measured in, append it to a .jsonl if one is given, and print it if so."""
+    """Add to each row the conditions it was measured in, append it to a .jsonl if one is given, and print it if so.
+
+    Where that file cannot be written is said before anything is measured.
+    """
+    if path:
+        require_appendable(path)
     for row in rows:
         stamped = {**row, **environment.stamp()}
         if path:

@@ -146,7 +146,7 @@ def _libraries(facts: Facts) -> Iterator[Finding]:
         says = (
             f"{' and '.join(facts.onnxruntimes)} are installed together: they own the same folder and break each other"
         )
-        anew = install_line("gpu" if facts.driver.gpus else "cpu")
+        anew = install_line("gpu" if serving(facts.driver, facts.here) else "cpu")
         yield Finding("onnxruntime", says, f"pip uninstall -y {' '.join(facts.onnxruntimes)} && {anew}")
     for name, reason in facts.probes.items():
         if reason and (not BACKENDS[name].gpu or facts.driver.gpus):

@@ -14,7 +14,7 @@ SajiError            a misuse: exit status 2
 
 from pathlib import Path
 
-from runtime.nvidia import ANEW, choose, driver, extra_of, here
+from runtime.nvidia import ANEW, choose, driver, extra_of, here, unserved
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,8 +64,13 @@ class GateFailed(SajiError):
 
 
 def missing_extra(library: str, extra: str) -> Unavailable:
-    """The error for a library that is not installed, with the line that installs it."""
-    return Unavailable(f"{library} is not installed; install it with: {install_line(extra)}")
+    """The error for a library that is not installed, with the line that installs it where it would serve."""
+    return Unavailable(f"{library} is not installed; {advice(extra)}")
+
+
+def advice(extra: str, how: str = "install it with: ") -> str:
+    """How to install one of our extras, or why that would not help here."""
+    return unserved(extra, driver(), here()) or f"{how}{install_line(extra)}"
 
 
 def install_line(extra: str) -> str:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -49,7 +49,8 @@ class Cuda:
 
 
 # PyPI's torch 2.14 is built for CUDA 13, from sm75 on; its last wheels for CUDA 12 are 2.14's cu126, sm50 to sm90
-# (pytorch/pytorch#178665, #190385). onnxruntime-gpu is built for CUDA 13 from 1.27 on (microsoft/onnxruntime#29500)
+# (pytorch/pytorch#178665, #190385). onnxruntime-gpu is built for CUDA 13 from 1.27 on (microsoft/onnxruntime#29500), on
+# ARM from 1.29 on
 CUDAS = (
     Cuda(13, "", "", 75, 999, (13, 0)),
     Cuda(12, "-cu12", "https://download.pytorch.org/whl/cu126", 50, 90, (12, 2)),
@@ -57,6 +58,16 @@ CUDAS = (
 _TENSORRT_FROM = 75  # TensorRT's support matrices, 10.14 to 11.4
 # TensorRT-RTX's targets (1.7's ComputeCapability; no sm90), and on ARM GB10 alone (its support matrix)
 _RTX = {"x86_64": {75, 80, 86, 89, 120, 121}, "aarch64": {121}}
+_TEGRA = {53, 62, 72, 87, 110}  # the GPUs of Jetsons, from Nano to Thor
+# What helps against CUDA's errors that are no matter of what is installed: the fabric manager of HGX boards, a module
+# that was replaced while it runs, libraries of a newer CUDA in an image, a module that lost its GPU over a suspend
+_MENDS = {
+    "CUDA_ERROR_SYSTEM_NOT_READY": "sudo systemctl start nvidia-fabricmanager",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "sudo reboot",
+    "CUDA_ERROR_UNKNOWN": "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm",
+}
+_FORWARD = "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE"
+_MISSING = "libcuda.so.1 is not there"
 ANEW = "make setup EXTRAS=auto"
 # Engines that need no GPU; TensorRT-RTX has them built ahead of time, on x86-64
 _CPU = {"x86_64": "cpu,openvino,tensorrt-rtx"}
@@ -98,7 +109,7 @@ def driver() -> Driver:
     process that asks. None is started where libcuda cannot be loaded.
     """
     if _load(_LIBRARIES) is None:
-        return Driver(version=_version_of_kernel(), error="libcuda.so.1 is not there")
+        return Driver(version=_version_of_kernel(), error=_MISSING)
     ask = [sys.executable, str(Path(__file__).resolve()), "--ask"]
     try:
         asked = subprocess.run(ask, capture_output=True, text=True, timeout=_PATIENCE)
@@ -134,7 +145,8 @@ class Here:
     """What a choice depends on beside the driver.
 
     `jetson`: NVIDIA's JetPack runs it. `on_bus`: an NVIDIA GPU is plugged in, whether or not a driver sees it.
-    `visible`: CUDA_VISIBLE_DEVICES, None where it is not set.
+    `visible`: CUDA_VISIBLE_DEVICES, None where it is not set. `pod`: a container of Kubernetes. `capabilities`:
+    NVIDIA_DRIVER_CAPABILITIES, which tells what a container was given of the driver.
     """
 
     system: str = "Linux"
@@ -144,13 +156,19 @@ class Here:
     container: bool = False
     on_bus: bool = False
     visible: str | None = None
+    pod: bool = False
+    capabilities: str = ""
 
     @property
     def new_driver(self) -> str:
         """What to type for a newer driver."""
         if self.wsl:
             return "install the driver of https://www.nvidia.com/drivers in Windows"
-        return f"{'on the host: ' if self.container else ''}sudo ubuntu-drivers install && sudo reboot"
+        return self.on_host("sudo ubuntu-drivers install && sudo reboot")
+
+    def on_host(self, line: str) -> str:
+        """A line to type where the driver lives."""
+        return f"{'on the host: ' if self.container else ''}{line}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +187,7 @@ def choose(told: Driver, here: Here) -> Choice:
     cuda = serving(told, here)
     if says or not cuda:
         return Choice(cpu, sentence=says and f"{says} ({next_line}, then: {ANEW}); installs {cpu}")
-    extras = [f"gpu{cuda.suffix}" if here.machine == "x86_64" else "cpu", "openvino"]  # no wheel of onnxruntime-gpu
+    extras = [f"gpu{cuda.suffix}", "openvino"]
     levels = [_level(gpu) for gpu in told.gpus]
     if _served(told) >= cuda.tensorrt and max(levels) >= _TENSORRT_FROM:
         extras.append(f"tensorrt{cuda.suffix}")
@@ -182,12 +200,15 @@ def choose(told: Driver, here: Here) -> Choice:
 def serving(told: Driver, here: Here) -> Cuda | None:
     """The newest CUDA that driver and all GPUs are served by, else driver and first GPU, which is the one we use."""
     levels = [_level(gpu) for gpu in told.gpus]
-    built = [cuda for cuda in CUDAS if here.machine == "x86_64" or not cuda.suffix]  # on ARM for CUDA 13 alone
     for some in (levels, levels[:1]):
-        for cuda in built:
+        for cuda in _built(here):
             if some and _served(told) >= (cuda.major, 0) and all(cuda.oldest <= x <= cuda.newest for x in some):
                 return cuda
     return None
+
+
+def _built(here: Here) -> list[Cuda]:
+    return [cuda for cuda in CUDAS if here.machine == "x86_64" or not cuda.suffix]  # on ARM for CUDA 13 alone
 
 
 def extra_of(name: str, told: Driver, here: Here) -> str:
@@ -196,27 +217,57 @@ def extra_of(name: str, told: Driver, here: Here) -> str:
     return f"{name}{cuda.suffix}" if cuda else name
 
 
+def unserved(name: str, told: Driver, here: Here) -> str:
+    """Why an extra of ours is not for the GPU and driver that are here, and what helps; empty where it may be."""
+    if not told.gpus or name not in ("gpu", "tensorrt", "tensorrt-rtx"):
+        return ""
+    if extra_of(name, told, here) in choose(told, here).extras.split(","):
+        return ""
+    says, line = refusal(told, here)
+    if not says and name in choose(replace(told, cuda="99.0"), here).extras.split(","):
+        says, line = f"the extra {name} does not serve driver {told.version}, CUDA {told.cuda}", here.new_driver
+    return f"{says}; {line}" if says else f"the extra {name} does not serve the GPU that is here: {_names(told)}"
+
+
 def refusal(told: Driver, here: Here) -> tuple[str, str]:
     """Why a GPU that is there cannot be used, and what to type next; both empty where none is in the way."""
-    nothing = told.error == "CUDA_ERROR_NO_DEVICE"
+    nothing, missing = told.error == "CUDA_ERROR_NO_DEVICE", told.error == _MISSING
     there = here.on_bus or (bool(told.version) and not nothing)
     # Schedulers set the variable on every machine; any other error is the driver's own
     hidden = here.visible is not None and nothing and (bool(told.version) or here.on_bus)
-    mismatch = told.error == "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"
+    jetson = here.jetson or any(_level(gpu) in _TEGRA for gpu in told.gpus)
+    unused = told.gpus and not serving(told, here)
+    oldest = min(cuda.oldest for cuda in _built(here))
     too_old = f"driver {told.version} serves CUDA {told.cuda}, too old for today's packages; 580 or newer serves them"
+    gives_none = f"driver {told.version} gives no GPU ({told.error})"
     rules = (
-        (here.jetson, "a Jetson has CUDA from its JetPack, not from PyPI, and saji was never run on one",
-         "sudo apt-get install -y nvidia-jetpack"),
+        (jetson, "a Jetson has CUDA from its JetPack, not from PyPI, and saji was never run on one",
+         here.on_host("sudo apt-get install -y nvidia-jetpack")),
         (told.gpus and here.system != "Linux", f"saji uses no GPU on {here.system}", "wsl --install"),
-        (told.gpus and not serving(told, here), f"{_names(told)}: {too_old}", here.new_driver),
+        (unused and max(map(_level, told.gpus)) < oldest,
+         f"{_names(told)}: today's packages serve no GPU below sm{oldest}", "it takes a newer GPU"),
+        (unused, f"{_names(told)}: {too_old}", here.new_driver),
         (told.gpus, "", ""),
         (hidden, f"CUDA_VISIBLE_DEVICES={here.visible!r} leaves no GPU to use", "unset CUDA_VISIBLE_DEVICES"),
-        (there and here.container, "the machine has an NVIDIA GPU that this container was not given",
-         "docker run --gpus all …"),
-        (there and not told.cuda, "there is an NVIDIA GPU, but no driver that works", here.new_driver),
-        (there, f"driver {told.version} gives no GPU ({told.error})", "sudo reboot" if mismatch else "nvidia-smi"),
+        (there and here.container and (missing or nothing), *_not_given(here)),
+        (there and not told.version, "there is an NVIDIA GPU, but no driver that works", here.new_driver),
+        (there and missing, f"driver {told.version} is loaded, but its {_MISSING}",
+         f"sudo apt-get install -y libnvidia-compute-{told.version.partition('.')[0]}"),
+        (there and told.error == _FORWARD, f"{gives_none}: libcuda is of a newer CUDA, which this GPU does not take",
+         "sudo apt-get remove -y 'cuda-compat-*'"),
+        (there, gives_none, here.on_host(_MENDS[told.error]) if told.error in _MENDS else "nvidia-smi"),
     )  # fmt: skip
     return next(((says, line) for holds, says, line in rules if holds), ("", ""))
+
+
+def _not_given(here: Here) -> tuple[str, str]:
+    """What a container lacks of a GPU whose driver is on its host, and what to type."""
+    given = {part.strip() for part in here.capabilities.split(",") if part.strip()}
+    if given and not given & {"all", "compute"}:
+        says = f"this container was given the GPU for {here.capabilities} alone (NVIDIA_DRIVER_CAPABILITIES)"
+        return says, "docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility …"
+    line = "in the pod's resources.limits: nvidia.com/gpu: 1" if here.pod else "docker run --gpus all …"
+    return "the machine has an NVIDIA GPU that this container was not given", line
 
 
 def _names(told: Driver) -> str:
@@ -240,10 +291,18 @@ def here() -> Here:
         machine=platform.machine(),
         jetson=Path("/etc/nv_tegra_release").exists(),
         wsl=Path("/dev/dxg").exists(),
-        container=any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")),
+        container=_in_container(),
         on_bus=_on_bus(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        pod="KUBERNETES_SERVICE_HOST" in os.environ,
+        capabilities=os.environ.get("NVIDIA_DRIVER_CAPABILITIES", ""),
     )
+
+
+def _in_container() -> bool:
+    """Whether the marks of Docker or Podman are there, or the variables of Kubernetes or of systemd's interface."""
+    files = any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+    return files or not {"container", "KUBERNETES_SERVICE_HOST"}.isdisjoint(os.environ)
 
 
 def _on_bus() -> bool:
@@ -279,7 +338,7 @@ def _asked() -> Driver:
     """What libcuda says; it is initialised in this process from now on."""
     cuda = _load(_LIBRARIES)
     if cuda is None:
-        return Driver(error="libcuda.so.1 is not there")
+        return Driver(error=_MISSING)
     version, number, count = _version(), ctypes.c_int(), ctypes.c_int()
     status = cuda.cuDriverGetVersion(ctypes.byref(number))
     served = f"{number.value // 1000}.{number.value % 1000 // 10}" if status == 0 else ""

@@ -218,7 +218,7 @@ def test_gpu_memory_is_that_of_the_process_itself(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_held_the_gpu_back_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    pids = os.getpid(), 2**22 + 1, 2**22 + 2
+    pids = [os.getpid(), os.getppid(), 1]
     nvml = SimpleNamespace(
         nvmlDeviceGetCurrentClocksEventReasons=lambda gpu: 1 | 4,  # 1: it idles
         nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 350_000,
@@ -227,6 +227,21 @@ def test_what_held_the_gpu_back_is_told_in_words(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(watch, "_of_gpu", lambda question: question(nvml, 0))
     limit, others = watch._held_back()
     assert limit == "the GPU was held back by its power limit of 350 W" and others == "2 other processes used the GPU"
+    pids.append(2**22 + 1)  # the number that a process has on the container's host
+    assert watch._held_back() == (limit,) and watch._other_processes() == "not known"
+
+
+def test_a_gpu_that_is_held_back_all_the_time_is_steady_and_its_row_tells_it() -> None:
+    limit, laptop = "the GPU was held back by its power limit of 60 W", {"gpu_power_limit_watts": 60.0}
+    held = [Disturbance(1.0, gpu=(limit,), gpu_conditions=laptop | {"gpu_sm_mhz": mhz}) for mhz in (900, 950, 1900)]
+    steady = rows._latency([scenarios.Measurement((10.0, 11.0), disturbance=each) for each in held], 1)
+    assert not steady["unstable"] and steady["gpu_held_back"] == [limit] and steady["gpu_sm_mhz"] == 950
+    kept = row("tensorrt a", 9.0, 0.9, **{name: value for name, value in steady.items() if name.startswith("gpu_")})
+    assert "at 60 W" in table([kept]) and f"What held the GPU back: {limit}." in table([kept])
+    old = row("tensorrt a", 9.0, 0.9)
+    assert "power limit" not in table([old]) and "other power limit" in comparison([old], [kept])
+    without = rows._latency([scenarios.Measurement((10.0, 11.0), disturbance=Disturbance(1.0))], 1)
+    assert not [name for name in without if name.startswith("gpu_") and name != "gpu_memory_mib"]
 
 
 def test_what_is_not_the_choice_is_not_measured_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

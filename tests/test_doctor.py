@@ -141,7 +141,7 @@ EVERY_GPU = [
         "driver": replace(L4, cuda=cuda, version=version, gpus=(replace(L4.gpus[0], capability=capability),)),
         "here": here,
     }
-    for capability in ("sm50", "sm70", "sm75", "sm90", "sm120", "sm121")
+    for capability in ("sm37", "sm50", "sm70", "sm75", "sm90", "sm120", "sm121")
     for version, cuda in (("470.1", "11.4"), ("535.1", "12.2"), ("580.1", "13.0"))
     for here in (Here(), Here(machine="aarch64"), Here(jetson=True), Here(wsl=True), Here(container=True))
 ]
@@ -158,7 +158,7 @@ def test_every_line_of_advice_is_a_command_that_exists_and_parses() -> None:
     advice = {
         finding.next for facts in asked for found in (facts, replace(facts, **nothing)) for finding in findings(found)
     }
-    in_words = {"install the driver of https://www.nvidia.com/drivers in Windows"}
+    in_words = {"install the driver of https://www.nvidia.com/drivers in Windows", "it takes a newer GPU"}
     system = {"sudo", "docker", "taskset", "unset", "nvidia-smi", "wsl"}
     for program, *arguments in (command for line in advice - in_words for command in commands(line)):
         if program == "make":

@@ -1,6 +1,7 @@
 """`make gpu-check`: a step costs only itself, whatever it does, and without a GPU everything is skipped."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,15 +9,18 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import house
 import psutil
 import pytest
 from conftest import PATIENCE, ROOT
 
 from lab import __main__ as lab
 from lab.gpu_check import command
-from lab.gpu_check.step import Outcome, Place, Step, run
+from lab.gpu_check.step import KEPT, Outcome, Place, Step, run
+from runtime import nvidia
 from runtime.benchmark.rows import read_rows
 from runtime.errors import GateFailed, SajiError
+from runtime.nvidia import Driver, Here
 
 STEPS = """
 import os, signal, subprocess, sys, time
@@ -33,6 +37,22 @@ def lacking(place):
 def importing(place):
     import a_library_of_nobody
     yield
+def showing_nothing(place):
+    yield {"before": True, "lacks": "no engine can show it"}
+    yield {"before": True, "lacks": "no engine can show it"}
+def saying_nothing(place):
+    yield {"before": True}
+def wrong_before_it_lacks(place):
+    yield {"wrong": "it is four"}
+    raise Unavailable("there is no such library")
+def dying_at_its_end(place):
+    import atexit
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    yield {"says": "it is one"}
+def hanging_at_its_end(place):
+    import atexit
+    atexit.register(lambda: time.sleep(600))
+    yield {"says": "it is one"}
 def failing(place):
     yield {"before": True}
     raise ArithmeticError("two is\\nthree")
@@ -91,9 +111,32 @@ def test_a_step_that_fails_crashes_or_hangs_costs_only_itself(
     for name in ("hanging", "crashing", "failing"):
         assert kept[name]["found"] == [{"before": True}], "what was found before is lost"
     assert all({"machine_gpu", "commit", "versions"} <= row.keys() for row in kept.values())
-    assert (rows.parent / "gpu" / "INSPECTOR-x.json").read_text() == "{}"
+    assert (rows.parent / "gpu" / kept["passing"]["found"][1]["kept"]).read_text() == "{}"
     table = capsys.readouterr().out.splitlines()
     assert table[-1] == "1 PASS, 4 FAIL, 2 SKIP" and max(map(len, table)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "says"),
+    [
+        ("showing_nothing", "SKIP", "no engine can show it"),
+        ("saying_nothing", "SKIP", "nothing was found out"),
+        ("wrong_before_it_lacks", "FAIL", "it is four"),
+        ("dying_at_its_end", "FAIL", "it is one, but its process died at its end (SIGSEGV)"),
+        ("hanging_at_its_end", "FAIL", "it is one, but its process did not end within 3 s"),
+    ],
+)
+def test_only_what_affirms_something_and_ends_well_passes(
+    name: str, verdict: str, says: str, steps: Callable[..., Step], tmp_path: Path
+) -> None:
+    outcome = run(steps(name), Place(tmp_path, 32, 3))
+    assert (outcome.verdict, outcome.says) == (verdict, says)
+
+
+def test_what_one_run_keeps_no_other_replaces(tmp_path: Path) -> None:
+    place = Place(tmp_path, 32, 3)
+    names = [place.keep("INSPECTOR-x.json", text) for text in ("of 224", "of 64", "of 224")]
+    assert [(tmp_path / KEPT / name).read_text() for name in names] == ["of 224", "of 64", "of 224"]
 
 
 def test_what_a_hanging_step_started_ends_with_it(steps: Callable[..., Step], tmp_path: Path) -> None:
@@ -145,9 +188,41 @@ def test_without_a_gpu_every_step_is_skipped_and_nothing_is_kept(
     every = list(command.STEPS)
     assert check(monkeypatch, every, "--rows", str(tmp_path / "gpu.jsonl"), gpu=False) == 0
     table = capsys.readouterr().out.splitlines()
+    assert table[0] == "this machine has no CUDA GPU" and table.count(table[0]) == 1
     assert table[-1] == f"{len(every)} SKIP" and max(map(len, table)) <= 80
     assert all(any(line.startswith(f"SKIP  {step.name} ") for line in table) for step in every)
     assert not (tmp_path / "gpu.jsonl").exists()
+
+
+def test_why_no_gpu_can_be_used_is_told_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "driver", lambda: Driver("580.95.05", error="libcuda.so.1 is not there"))
+    monkeypatch.setattr(nvidia, "here", lambda: Here(container=True))
+    given = "the machine has an NVIDIA GPU that this container was not given; type: docker run --gpus all …"
+    assert command.machine.no_gpu() == given
+    monkeypatch.setattr(nvidia, "driver", lambda: Driver(error="libcuda.so.1 is not there"))
+    assert command.machine.no_gpu() == "this machine has no NVIDIA GPU (libcuda.so.1 is not there)"
+
+
+def test_what_cannot_be_kept_is_a_remark_and_rows_that_cannot_be_are_told_first(
+    steps: Callable[..., Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "gpu").write_text("in the way")
+    asked = [steps("passing"), steps("lacking")]
+    assert check(monkeypatch, asked, "--rows", str(tmp_path / "gpu.jsonl")) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "1 PASS, 1 SKIP" and "cannot be kept in" in said.err
+    monkeypatch.setattr(command, "run", lambda *_: pytest.fail("a step was run"))
+    assert check(monkeypatch, asked, "--rows", str(tmp_path)) == 2
+    assert house.here("bench", "--out", "none", "--rows", str(tmp_path)).last.startswith(f"saji: {tmp_path} ")
+
+
+def test_without_the_three_libraries_it_says_what_to_type() -> None:
+    """-S: without the packages of this environment."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    line = [sys.executable, "-S", "-m", "lab", "gpu-check"]
+    done = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.endswith("-m pip install numpy pillow psutil\n")
 
 
 OTHERS = """torchvision lightning onnx onnxscript onnxruntime openvino nncf gradio sklearn scipy cv2 matplotlib timm
@@ -168,7 +243,7 @@ def test_it_runs_without_any_library_but_numpy_pillow_psutil_and_torch(tmp_path:
     code = ALONE.format(others=OTHERS)
     command_line = [sys.executable, "-c", code, "gpu-check", "--rows", str(tmp_path / "rows.jsonl")]
     done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode in (0, 1) and done.stdout.splitlines()[0].split() == ["step", "s"], done.stderr
+    assert done.returncode in (0, 1) and ["step", "s"] in map(str.split, done.stdout.splitlines()), done.stderr
 
 
 def test_every_step_says_what_it_settles_and_leaves_time_for_the_others() -> None:

@@ -81,6 +81,26 @@ def test_what_a_gpu_does_not_tell_hides_nothing_else(
         assert sorted(Watch().stop().gpu) == [f"the GPU {words}" for words in told]
 
 
+@pytest.mark.parametrize("lacks", ["", "nvmlDeviceGetEccMode", "nvmlDeviceGetEnforcedPowerLimit"])
+def test_what_decides_a_gpus_speed_is_read_as_far_as_it_is_told(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"gpu_sm_mhz": 1410, "gpu_sm_mhz_max": 1980, "gpu_power_limit_watts": 450.0, "gpu_compute_mode": "default"}
+    told |= {"gpu_ecc": False, "gpu_persistence": True, "gpu_other_processes": 0}
+    with installed("rtx4090"):
+        import pynvml
+
+        from runtime.benchmark.watch import Watch
+
+        def refuse(gpu: object) -> None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+        if lacks:
+            monkeypatch.setattr(pynvml, lacks, refuse)
+            told.pop({"nvmlDeviceGetEccMode": "gpu_ecc"}.get(lacks, "gpu_power_limit_watts"))
+        assert Watch().stop().gpu_conditions == told
+    with installed("none"):
+        assert Watch().stop().gpu_conditions == {}
+
+
 @pytest.mark.parametrize("name", MACHINES_AND_ENGINES)
 def test_set_up_installs_what_the_machine_is_served_by(name: str) -> None:
     done = python("runtime/nvidia.py", "--extras", env=environment(name))

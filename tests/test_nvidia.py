@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from runtime import nvidia
 from runtime.backends import cuda
-from runtime.errors import Unavailable, install_line
+from runtime.errors import Unavailable, install_line, missing_extra
 from runtime.machine import gpu_name
 from runtime.nvidia import Choice, Driver, Gpu, Here, choose
 
@@ -42,8 +42,8 @@ SERVED = [
     (told("NVIDIA A100-SXM4-40GB MIG 1g.5gb sm80"), {}, "gpu,openvino,tensorrt,tensorrt-rtx", "MIG 1g.5gb (sm80)"),
     (told("NVIDIA H100 80GB HBM3 sm90"), {}, "gpu,openvino,tensorrt", "H100 80GB HBM3 (sm90)"),
     (told(V100), {}, "gpu-cu12,openvino", "Tesla V100-SXM2-16GB (sm70)"),
-    (told("NVIDIA GB10 sm121"), ARM, "cpu,openvino,tensorrt,tensorrt-rtx", "GB10 (sm121)"),
-    (told("NVIDIA GH200 480GB sm90"), ARM, "cpu,openvino,tensorrt", "GH200"),
+    (told("NVIDIA GB10 sm121"), ARM, "gpu,openvino,tensorrt,tensorrt-rtx", "GB10 (sm121)"),
+    (told("NVIDIA GH200 480GB sm90"), ARM, "gpu,openvino,tensorrt", "GH200"),
     (told(RTX_4090, **OLD), {}, "gpu-cu12,openvino,tensorrt-cu12,tensorrt-rtx-cu12", "driver 535.54.03, CUDA 12.2"),
     (told(RTX_4090, cuda="12.0", version="525.60"), {}, "gpu-cu12,openvino", "driver 525.60, CUDA 12.0"),
     (told(RTX_4090), {"wsl": True}, "gpu,openvino,tensorrt,tensorrt-rtx", "RTX 4090"),
@@ -61,6 +61,7 @@ def test_what_a_gpu_is_served_by_is_installed(driver: Driver, here: dict, extras
     assert choice.torch_index == (CU126 if "cu12" in extras else "") and "\n" not in choice.sentence
 
 
+NOT_THERE = "libcuda.so.1 is not there"
 NO_DEVICE, KERNEL = "CUDA_ERROR_NO_DEVICE", {"version": "580.95.05", "cuda": ""}
 REFUSED = [
     (told(RTX_4090, cuda="11.4", version="470.256.02"), {}, "470.256.02 serves CUDA 11.4, too old", "580 or newer"),
@@ -74,9 +75,21 @@ REFUSED = [
     (told(error="libcuda.so.1 is not there", **KERNEL), {"container": True}, "container was not given", "--gpus all"),
     (told(error="CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), {}, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "sudo reboot"),
     # Schedulers set the variable; it is no cause of the driver's own errors
-    (told(error="CUDA_ERROR_SYSTEM_NOT_READY"), {"visible": "0"}, "gives no GPU (CUDA_ERROR_SYSTEM_NOT", "nvidia-smi"),
+    (told(error="CUDA_ERROR_SYSTEM_NOT_READY"), {"visible": "0"}, "gives no GPU (CUDA_ERROR_SYSTEM_NOT", "nvidia-fabr"),
     (told(error="the driver gave no answer (…)"), {"visible": "0"}, "gives no GPU (the driver gave no", "nvidia-smi"),
     (Driver(error="libcuda.so.1 is not there"), {"on_bus": True, "visible": "0"}, "no driver that works", "ubuntu-"),
+    # In a container, too, CUDA's own errors are no matter of what it was given
+    (told(error="CUDA_ERROR_SYSTEM_NOT_READY"), {"container": True}, "(CUDA_ERROR_SYSTEM_NOT_READY)", "on the host: "),
+    (told(error="CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), {"container": True}, "_MISMATCH)", "on the host: sudo reboot"),
+    (told(error="CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE"), {"container": True}, "of a newer CUDA", "cuda-compat-"),
+    (told(error="CUDA_ERROR_UNKNOWN"), {"container": True}, "(CUDA_ERROR_UNKNOWN)", "modprobe nvidia_uvm"),
+    (told(error=NO_DEVICE), {"container": True, "on_bus": True}, "container was not given", "docker run --gpus all"),
+    (Driver("580.95", error=NOT_THERE), {"container": True, "pod": True}, "was not given", "limits: nvidia.com/gpu: 1"),
+    (Driver("580.95", error=NOT_THERE), {"container": True, "capabilities": "utility"}, "utility alone", "=compute"),
+    (Driver("580.95", error=NOT_THERE), {}, "580.95 is loaded, but its libcuda.so.1 is not", "libnvidia-compute-580"),
+    (Driver("580.95", error="the driver gave no answer (…)"), {}, "580.95 gives no GPU (the driver gave", "nvidia-smi"),
+    (told("Tesla K80 sm37", cuda="11.4", version="470.9"), {}, "K80 (sm37): today's packages serve no", "a newer GPU"),
+    (told("Orin sm87"), {"container": True, **ARM}, "JetPack, not from PyPI", "on the host: sudo apt-get"),
 ]  # fmt: skip
 
 
@@ -86,6 +99,16 @@ def test_a_gpu_that_cannot_be_used_is_named_with_the_way_out(driver: Driver, her
     cpu = "cpu,openvino" if here.get("machine") else CPU
     assert choice.extras == cpu and choice.sentence.endswith(f"then: {nvidia.ANEW}); installs {cpu}")
     assert says in choice.sentence and line in choice.sentence and "\n" not in choice.sentence
+
+
+@pytest.mark.parametrize("name", ["KUBERNETES_SERVICE_HOST", "container"])
+def test_a_container_without_dockers_marks_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    for variable in ("KUBERNETES_SERVICE_HOST", "container"):
+        monkeypatch.delenv(variable, raising=False)
+    assert not nvidia.here().container
+    monkeypatch.setenv(name, "10.0.0.1")
+    assert nvidia.here().container and nvidia.here().pod == name.startswith("KUBERNETES")
 
 
 @pytest.mark.parametrize("driver", [Driver(error="libcuda.so.1 is not there"), told(error=NO_DEVICE)])
@@ -248,6 +271,36 @@ def test_an_extra_is_that_of_the_cuda_which_the_driver_serves(monkeypatch: pytes
     assert "[tensorrt-cu12]" in install_line("tensorrt") and "[openvino]" in install_line("openvino")
     with_gpus(monkeypatch, told(RTX_4090))
     assert "[tensorrt]" in install_line("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("driver", "extra", "says"),
+    [
+        (told("NVIDIA H200 sm90"), "tensorrt-rtx", "the extra tensorrt-rtx does not serve the GPU that is here: H200"),
+        (told(V100), "tensorrt", "the extra tensorrt does not serve the GPU that is here: Tesla V100"),
+        (
+            told("T4 sm75", cuda="12.0", version="525.1"),
+            "tensorrt",
+            "does not serve driver 525.1, CUDA 12.0; sudo ",
+        ),
+        (
+            told(RTX_4090, cuda="11.4", version="470.1"),
+            "gpu",
+            "too old for today's packages; 580 or newer serves",
+        ),
+    ],
+)
+def test_nobody_is_told_to_install_what_does_not_serve_him(
+    driver: Driver, extra: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, driver)
+    monkeypatch.setattr("runtime.errors.here", Here)
+    assert says in str(missing_extra("it", extra)) and "pip install" not in str(missing_extra("it", extra))
+    monkeypatch.setattr(cuda, "versions", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(cuda, "here", Here)
+    if not nvidia.serving(driver, Here()):
+        with pytest.raises(Unavailable, match=r"get a newer driver: sudo ubuntu-drivers install && sudo reboot$"):
+            cuda.require_gpu()
 
 
 # --- make

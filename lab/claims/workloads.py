@@ -129,8 +129,11 @@ def trtexec(folder: str, candidate: str) -> dict[str, float]:
     if chosen.variant == "CUDA graph":
         rtx = chosen.backend == "tensorrt-rtx"  # which captures graphs by itself
         command.append("--rtxCudaGraphStrategy=wholeGraph" if rtx else "--useCudaGraph")
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {"per_second": 1000 / latency_median(text)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip() and not line.startswith("&&&&")]
+        raise SajiError(f"{command[0]} refuses: {(lines or ['it says nothing'])[-1]}")
+    return {"per_second": 1000 / latency_median(done.stdout)}
 
 
 def latency_median(text: str) -> float:

@@ -37,6 +37,7 @@ STEPS = (
     Step(training.resume, 90),
 )
 WIDTH, NAMES = 80, 23  # columns of the table, and of the names in it
+NONE = "no GPU to use"
 MOST = 300  # letters of a reason in the table; its row has all of them
 
 
@@ -57,12 +58,14 @@ def measure(arguments: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="saji-gpu-") as folder:
         end = time.monotonic() + arguments.seconds
         for step in steps:
-            outcome = Outcome(step.name, "SKIP", reason) if reason else _outcome(step, Path(folder), arguments, end)
+            outcome = Outcome(step.name, "SKIP", NONE) if reason else _outcome(step, Path(folder), arguments, end)
             outcomes.append(outcome)
             if not reason:
                 say(lines(outcome))
                 yield outcome.row()
                 _keep(Path(folder), arguments.rows)
+    if reason:
+        print(textwrap.fill(reason, WIDTH))
     print(table(outcomes))
     if failed := [outcome.step for outcome in outcomes if outcome.verdict == "FAIL"]:
         raise GateFailed(f"{len(failed)} of {len(outcomes)} steps failed: {', '.join(failed)}")
@@ -77,9 +80,12 @@ def _outcome(step: Step, folder: Path, arguments: argparse.Namespace, end: float
 
 
 def _keep(folder: Path, rows: Path | None) -> None:
-    """Copy what the step keeps to a folder beside the rows."""
+    """Copy what the step keeps to a folder beside the rows; where that fails, the rows and the table stand."""
     if rows and (folder / KEPT).is_dir():
-        shutil.copytree(folder / KEPT, rows.parent / "gpu", dirs_exist_ok=True)
+        try:
+            shutil.copytree(folder / KEPT, rows.parent / "gpu", dirs_exist_ok=True)
+        except OSError as error:
+            say(f"what the inspectors said cannot be kept in {rows.parent / 'gpu'}: {error}")
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

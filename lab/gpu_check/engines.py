@@ -1,5 +1,6 @@
 """Engines on this GPU: built, read back, held against the network, timed beside PyTorch and NVIDIA's own tool."""
 
+import contextlib
 import re
 import shutil
 import statistics
@@ -15,7 +16,8 @@ import numpy as np
 
 from lab.gpu_check.models import keep_receipt, model_folder
 from lab.gpu_check.step import Place
-from runtime.backends import Backend, BuildFacts
+from runtime.backends import Backend
+from runtime.backends.base import require_finite, temporary_cause
 from runtime.benchmark.rows import Row
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import SajiError, Unavailable
@@ -72,13 +74,14 @@ def _built(backend: str, architecture: str, place: Place, require: bool = False)
             raise
         return
     folder = model_folder(place.folder, architecture, place.size)
+    known = {candidate.file for candidate in Receipt.read(folder).candidates if candidate.facts.flavour}
     for precision, source in SOURCES.items():
         file, started = f"engines/{backend}.{precision}.engine", time.perf_counter()
         about = {"architecture": architecture, "file": file, "image_size": place.size}
-        if (folder / file).is_file():
+        if file in known and (folder / file).is_file():
             continue
         if not (folder / source).is_file():
-            yield {**about, "says": f"no {precision}, which needs NNCF"}
+            yield {**about, "lacks": f"no {precision}, which needs NNCF"}
             continue
         say(f"building {file} of {architecture}")
         try:
@@ -86,6 +89,8 @@ def _built(backend: str, architecture: str, place: Place, require: bool = False)
         except SajiError as error:
             yield {**about, "wrong": f"{precision}: {error}"}
             continue
+        # At once: the process may not outlive the inspector
+        keep_receipt(Receipt.read(folder), folder, {file: built.facts()}, [])
         seconds = round(time.perf_counter() - started, 1)
         facts = {"flavour": built.flavour, "version": built.version, "targets": built.targets}
         yield {**about, **facts, "bytes": (folder / file).stat().st_size, "build_seconds": seconds}
@@ -93,7 +98,7 @@ def _built(backend: str, architecture: str, place: Place, require: bool = False)
             yield {**about, "inspector": _inspector(trt, folder / file, f"{architecture}-{precision}", place)}
         except Exception as error:  # whatever the library raises: the engine may be right all the same
             yield {**about, "wrong": f"its inspector fails: {error!r}"}
-        yield from _checked(folder, {file: built.facts()}, partial(_runs, file))
+        yield from _checked(folder, partial(_runs, file), required=True)
 
 
 def _runs(file: str, candidate: Candidate) -> bool:
@@ -126,9 +131,12 @@ def _inspector(trt: Any, plan: Path, about: str, place: Place) -> list[str]:
     return names
 
 
-def _checked(folder: Path, engines: dict[str, BuildFacts], wanted: Callable[[Candidate], bool]) -> Iterator[Row]:
-    """This machine's verdict on the GPU's candidates that are wanted and have none; kept in the receipt."""
-    receipt = keep_receipt(Receipt.read(folder), folder, engines, [])
+def _checked(folder: Path, wanted: Callable[[Candidate], bool], required: bool = False) -> Iterator[Row]:
+    """This machine's verdict on the GPU's candidates that are wanted and have none; kept in the receipt.
+
+    `required` as in `_verdict`.
+    """
+    receipt = Receipt.read(folder)
     validation, checked = ValidationSet.load(folder / "validation.npz"), list[Candidate]()
     for candidate in receipt.candidates:
         if not wanted(candidate) or candidate.verdict != "unchecked":
@@ -139,11 +147,12 @@ def _checked(folder: Path, engines: dict[str, BuildFacts], wanted: Callable[[Can
             candidate = replace(candidate, verdict="fail", reasons=(f"{type(error).__name__}: {error}",))
         checked.append(candidate)
         say(f"{candidate.name}: {candidate.verdict}")
-        yield _verdict(candidate)
+        yield _verdict(candidate, required)
     keep_receipt(receipt, folder, {}, checked)
 
 
-def _verdict(candidate: Candidate) -> Row:
+def _verdict(candidate: Candidate, required: bool) -> Row:
+    """A candidate that could not be opened is wrong where that was `required`, or may do so on this machine yet."""
     figures = candidate.figures
     row: Row = {
         "candidate": candidate.name,
@@ -154,11 +163,12 @@ def _verdict(candidate: Candidate) -> Row:
         "worst_shift": figures.worst_shift if figures else None,
     }
     short = " · ".join(part for part in (candidate.precision, candidate.variant) if part)
-    if candidate.verdict not in ("pass", "unchecked"):
-        return {**row, "wrong": f"{candidate.name}: {'; '.join(candidate.reasons)}"}
-    if candidate.verdict == "unchecked" or not figures:
-        return row
-    return {**row, "says": f"{short} passes, shift {figures.shift:.2g}"}
+    reasons = "; ".join(candidate.reasons)
+    if candidate.verdict == "pass":
+        return {**row, "says": f"{short} passes" + (f", shift {figures.shift:.2g}" if figures else "")}
+    if candidate.verdict == "unchecked" and not required and not temporary_cause(reasons):
+        return {**row, "lacks": reasons}
+    return {**row, "wrong": f"{candidate.name}: {reasons}"}
 
 
 def _latency(architecture: str, place: Place) -> Iterator[Row]:
@@ -170,7 +180,7 @@ def _latency(architecture: str, place: Place) -> Iterator[Row]:
     for backend in ("tensorrt", "tensorrt-rtx"):
         yield from _built(backend, architecture, place)
     # Compiling takes a minute, and once is enough to see how it does
-    yield from _checked(folder, {}, lambda candidate: candidate.variant != "compiled" or architecture == "plain34")
+    yield from _checked(folder, lambda candidate: candidate.variant != "compiled" or architecture == "plain34")
     receipt = Receipt.read(folder)
     contestants = [Contestant(candidate, folder) for candidate in receipt.candidates if candidate.verdict == "pass"]
     if not contestants:
@@ -180,12 +190,15 @@ def _latency(architecture: str, place: Place) -> Iterator[Row]:
         loads = [("single-stream", batch) for batch in BATCHES]
         measured = run_rounds(contestants, loads, min(MEASURED_SECONDS, place.seconds / 3), 0, say)
         rows = [row for each in measured for row in rows_of(each, receipt, "gpu check", MEASURED_SECONDS)]
+        lost = [{"candidate": c.name, "wrong": f"{c.name}: {c.left_out}"} for c in contestants if c.left_out]
     finally:
         for contestant in contestants:
             contestant.close()
     for row in rows:
         yield {name: value for name, value in row.items() if name not in ("samples", "versions")}
-    yield {"says": "; ".join(_ratio(rows, batch) for batch in BATCHES)}
+    yield from lost
+    if rows:
+        yield {"says": "; ".join(_ratio(rows, batch) for batch in BATCHES)}
     yield from _by_nvidias_tool(folder, receipt, place)
 
 
@@ -207,35 +220,54 @@ def _by_nvidias_tool(folder: Path, receipt: Receipt, place: Place) -> Iterator[R
         tool = TRTEXEC.get(candidate.backend, "")
         if candidate.verdict == "pass" and tool and shutil.which(tool):
             say(f"{candidate.name} by {tool}")
-            per_second = trtexec(str(folder), candidate.name)["per_second"]
-            yield {"candidate": candidate.name, "tool": tool, "batch": 1, "milliseconds": round(1000 / per_second, 4)}
+            row: Row = {"candidate": candidate.name, "tool": tool, "batch": 1}
+            try:
+                yield {**row, "milliseconds": round(1000 / trtexec(str(folder), candidate.name)["per_second"], 4)}
+            except (SajiError, OSError) as error:  # such as one of another TensorRT
+                yield {**row, "lacks": str(error)}
 
 
 def cuda_graphs(place: Place) -> Iterator[Row]:
     """Does an engine give the same answers with a CUDA graph as without, for batches by turns, and how fast is each?"""
     folder = model_folder(place.folder, "plain34", place.size)
-    receipt, images = Receipt.read(folder), ValidationSet.load(folder / "validation.npz").images
+    yield from _checked(folder, _is_engine, required=True)
+    images = ValidationSet.load(folder / "validation.npz").images
+    built = [candidate for candidate in Receipt.read(folder).candidates if _is_engine(candidate)]
+    if not built:
+        raise Unavailable("no engine was built yet; build them with: --only tensorrt graphs")
     by_file: dict[str, list[Candidate]] = {}
-    for candidate in receipt.candidates:
-        if candidate.file.endswith(".engine") and candidate.verdict == "pass":
+    for candidate in built:
+        if candidate.verdict == "pass":
             by_file.setdefault(candidate.file, []).append(candidate)
     pairs = [each for each in by_file.values() if len(each) == 2]
     if not pairs:
         raise Unavailable("no engine passed with and without a CUDA graph")
     for pair in pairs:
-        opened = [candidate.open(folder) for candidate in pair]
-        plain, graph = ([engine.run(images[part]) for part in _parts()] for engine in opened)
+        try:
+            yield _with_graph(pair, folder, images)
+        except SajiError as error:
+            yield {"file": pair[0].file, "wrong": str(error)}
+
+
+def _is_engine(candidate: Candidate) -> bool:
+    return candidate.file.endswith(".engine")
+
+
+def _with_graph(pair: list[Candidate], folder: Path, images: np.ndarray) -> Row:
+    """An engine without a CUDA graph and with one, side by side. Raises SajiError."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(contextlib.closing(candidate.open(folder))) for candidate in pair]
+        plain, graph = (np.concatenate([engine.run(images[part]) for part in _parts()]) for engine in opened)
+        for answers, candidate in zip((plain, graph), pair, strict=True):
+            require_finite(answers, candidate.name)
         times = [_on_device(engine, images) for engine in opened]
-        same = all(np.array_equal(one, other) for one, other in zip(plain, graph, strict=True))
-        largest = max(float(np.abs(one - other).max()) for one, other in zip(plain, graph, strict=True))
-        row: Row = {"file": pair[0].file, "identical": same, "largest_difference": largest}
-        row |= {"device_milliseconds": times[0], "device_milliseconds_with_graph": times[1]}
-        row["says"] = f"{pair[0].backend} {pair[0].precision}: {times[0]:.3f} ms, with graph {times[1]:.3f}"
-        if largest > 0.1 * float(np.ptp(plain[2], axis=0).max()):  # of what tells photos apart, which is little here
-            row["wrong"] = f"{pair[0].file} answers otherwise with a graph, by up to {largest:.3g}"
-        yield row
-        for engine in opened:
-            engine.close()
+    largest = float(np.abs(plain - graph).max())
+    row: Row = {"file": pair[0].file, "identical": np.array_equal(plain, graph), "largest_difference": largest}
+    row |= {"device_milliseconds": times[0], "device_milliseconds_with_graph": times[1]}
+    row["says"] = f"{pair[0].backend} {pair[0].precision}: {times[0]:.3f} ms, with graph {times[1]:.3f}"
+    if not largest <= 0.1 * float(np.ptp(plain, axis=0).max()):  # of what tells photos apart, which is little here
+        row["wrong"] = f"{pair[0].file} answers otherwise with a graph, by up to {largest:.3g}"
+    return row
 
 
 def _parts() -> list[slice]:
@@ -267,7 +299,7 @@ def ort_cuda_without_torch(place: Place) -> Iterator[Row]:
     receipt, validation = Receipt.read(folder), ValidationSet.load(folder / "validation.npz")
     for candidate in receipt.candidates:
         if candidate.backend == "ort-cuda":
-            yield _verdict(check_candidate(candidate, folder, validation, receipt.spec))
+            yield _verdict(check_candidate(candidate, folder, validation, receipt.spec), required=True)
 
 
 def write_folder(out: str, architecture: str, size: int) -> str:

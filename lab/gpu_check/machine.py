@@ -9,13 +9,14 @@ from runtime.errors import Unavailable
 
 
 def no_gpu() -> str:
-    """Why no GPU can be used here, as a sentence; empty where one can."""
-    from runtime.nvidia import driver
+    """Why no GPU can be used here and what to type, in a sentence; empty where one can."""
+    from runtime.nvidia import driver, here, refusal
 
-    here = driver()
-    if here.gpus and not here.error:
+    told = driver()
+    if told.gpus and not told.error:
         return ""
-    return f"this machine has no CUDA GPU that can be used ({here.error or 'no driver'})"
+    says, line = refusal(told, here())
+    return f"{says}; type: {line}" if says else f"this machine has no NVIDIA GPU ({told.error or 'no driver'})"
 
 
 def environment(_: Place) -> Iterator[Row]:
@@ -38,7 +39,7 @@ def _torch() -> Row:
 
     found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "torch_gpu": torch.cuda.is_available()}
     if not torch.cuda.is_available():
-        return {**found, "says": f"PyTorch {torch.__version__} sees no GPU"}
+        return {**found, "lacks": f"PyTorch {torch.__version__} sees no GPU"}
     return {**found, "torch_names": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version()}
 
 

@@ -85,10 +85,11 @@ def keep_receipt(
 ) -> Receipt:
     """Write the receipt of a folder as it now is, with the candidates that were checked; what it had before stays.
 
-    `engines` are the facts of those that were built since, by file name.
+    `engines` are the facts of those that were built since, by file name, of which no verdict holds any more.
     """
     known = {candidate.file: candidate.facts for candidate in receipt.candidates} | dict(engines)
-    verdicts = {candidate.key(): candidate for candidate in (*receipt.candidates, *checked)}
+    earlier = (candidate for candidate in receipt.candidates if candidate.file not in engines)
+    verdicts = {candidate.key(): candidate for candidate in (*earlier, *checked)}
     candidates = [c for c in candidates_in(receipt.spec.architecture, folder, known) if BACKENDS[c.backend].gpu]
     parts = (".onnx", ".pt2", ".npz", ".engine", ".png", ".jpg")  # not what runs leave: caches, verdicts
     files = (path for path in folder.rglob("*") if path.suffix in parts or path.name == FILE)

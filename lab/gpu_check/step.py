@@ -1,6 +1,7 @@
 """A step of the check in a process of its own, so that a crash or a hang costs that step and nothing else."""
 
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -33,7 +34,9 @@ class Place:
     seconds: float
 
     def keep(self, name: str, text: str) -> str:
-        """Keep a text beside the rows under this name, which is given back."""
+        """Keep a text beside the rows; its name, which holds the text's sha256, so that no other run's is replaced."""
+        stem, _, kind = name.rpartition(".")
+        name = f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.{kind}"
         (self.folder / KEPT).mkdir(exist_ok=True)
         (self.folder / KEPT / name).write_text(text, encoding="utf-8")
         return name
@@ -46,8 +49,9 @@ Check = Callable[[Place], Iterator[Row]]
 class Step:
     """`check` yields what it finds; its docstring says what it settles. It is stopped after `limit` seconds.
 
-    Something found is wrong where it has a sentence under "wrong"; "says" is told in the table. A check that raises
-    Unavailable is skipped, and fails by whatever else it raises.
+    Something found is wrong where it has a sentence under "wrong", affirms what the step asks under "says", and tells
+    under "lacks" what this machine cannot show. A check that raises Unavailable is skipped, and fails by whatever else
+    it raises. It passes where nothing is wrong and something is affirmed.
     """
 
     check: Check
@@ -109,14 +113,18 @@ def _found(file: Path) -> list[Row]:
 
 
 def _verdict(found: list[Row], status: int | None, seconds: float, log: Path) -> tuple[str, str]:
+    how = "" if status is None else f"({signal.Signals(-status).name if status < 0 else f'status {status}'})"
     if found and "verdict" in found[-1]:
-        return found[-1]["verdict"], found[-1]["says"]
+        verdict, says = found[-1]["verdict"], found[-1]["says"]
+        if verdict != "PASS" or status == 0:
+            return verdict, says
+        end = f"did not end within {seconds:.0f} s" if status is None else f"died at its end {how}"
+        return "FAIL", f"{says}, but its process {end}"
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:200]
     if status is None:
         return "FAIL", f"not done after {seconds:.0f} s and stopped; it was at: {last}"
-    killed = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return "FAIL", f"its process died ({killed}): {last}"
+    return "FAIL", f"its process died {how}: {last}"
 
 
 def attempt(module: str, name: str, folder: str, size: int, seconds: float) -> None:
@@ -127,17 +135,28 @@ def attempt(module: str, name: str, folder: str, size: int, seconds: float) -> N
             file.write(json.dumps(row, default=str) + "\n")
             file.flush()
 
-        found: list[Row] = []
+        found, raised = list[Row](), None
         try:
             for row in getattr(importlib.import_module(module), name)(Place(Path(folder), size, seconds)):
                 found.append(row)
                 tell(row)
-            wrong = [row["wrong"] for row in found if row.get("wrong")]
-            says = wrong or [row["says"] for row in found if row.get("says")]
-            tell({"verdict": "FAIL" if wrong else "PASS", "says": "; ".join(says)})
         except Exception as error:
-            tell({"verdict": "SKIP" if _missing(error) else "FAIL", "says": _in_words(error)})
+            raised = error
             traceback.print_exc()
+        verdict, says = _of_rows(found, raised)
+        tell({"verdict": verdict, "says": "; ".join(dict.fromkeys(says))})
+
+
+def _of_rows(found: list[Row], raised: Exception | None) -> tuple[str, list[str]]:
+    """The verdict by what was found until the end, or until something was raised; and why."""
+    wrong, says, lacks = ([row[kind] for row in found if row.get(kind)] for kind in ("wrong", "says", "lacks"))
+    if raised and not _missing(raised):
+        wrong.append(_in_words(raised))
+    if wrong:
+        return "FAIL", wrong
+    if raised:
+        return "SKIP", [_in_words(raised)]
+    return ("PASS", says + lacks) if says else ("SKIP", lacks or ["nothing was found out"])
 
 
 def _missing(error: Exception) -> bool:

@@ -4,8 +4,9 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime.errors import Unavailable, anew_line, missing_extra
-from runtime.nvidia import driver
+from runtime.backends.base import temporary_cause
+from runtime.errors import SajiError, Unavailable, anew_line, missing_extra
+from runtime.nvidia import driver, here, serving
 
 
 def require_gpu() -> None:
@@ -14,12 +15,13 @@ def require_gpu() -> None:
     if not found.gpus:
         raise Unavailable(f"this machine has no CUDA GPU ({found.error}); GPU candidates are skipped")
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        raise missing_extra("cuda-bindings", "tensorrt")
+        raise missing_extra("cuda-bindings", "gpu")
     installed = versions()["cuda"]
     if installed[:1].isdigit() and int(installed.split(".")[0]) > int(found.cuda.split(".")[0]):
+        other = f", or: {anew_line()}" if serving(found, here()) else f": {here().new_driver}"
         raise Unavailable(
             f"the driver {found.version} serves CUDA {found.cuda}, the installed packages need CUDA "
-            f"{installed.split('.')[0]}; get a newer driver, or: {anew_line()}"
+            f"{installed.split('.')[0]}; get a newer driver{other}"
         )
 
 
@@ -27,13 +29,14 @@ def require_gpu() -> None:
 def first_gpu() -> Iterator[None]:
     """The first GPU as the current device of this thread, each of which has its own, such as by torch.cuda.set_device.
 
-    Raises Unavailable where it cannot be.
+    Raises Unavailable where it cannot be for now, SajiError where it is broken.
     """
     from cuda.bindings import runtime
 
     before, success = runtime.cudaGetDevice()[1], runtime.cudaError_t.cudaSuccess
     if (status := runtime.cudaSetDevice(0)[0]) != success:
-        raise Unavailable(f"the GPU reports {status.name}; look with: nvidia-smi")
+        kind = Unavailable if temporary_cause(status.name) else SajiError
+        raise kind(f"the GPU reports {status.name}; look with: nvidia-smi")
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ import numpy as np
 from runtime.backends import BACKENDS
 from runtime.backends.base import UNTOLD, Backend, Layer, outputs_of
 from runtime.backends.cuda import first_gpu
-from runtime.errors import BadModel, NotAsAsked, Unavailable, install_line, missing_extra
+from runtime.errors import BadModel, NotAsAsked, Unavailable, advice, install_line, missing_extra
 from runtime.spec import side_by_side
 
 
@@ -61,10 +61,8 @@ class OnnxRuntime(Backend):
             )
         onnxruntime.disable_telemetry_events()  # before 1.31 it read no variable, see runtime.telemetry
         if provider not in onnxruntime.get_available_providers():
-            line = install_line("gpu")
-            raise Unavailable(
-                f"this onnxruntime has no {provider}; replace it with: pip uninstall onnxruntime && {line}"
-            )
+            line = advice("gpu", "replace it with: pip uninstall onnxruntime && ")
+            raise Unavailable(f"this onnxruntime has no {provider}; {line}")
 
     def open(self) -> None:
         """Open the session and check its provider and its inputs."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import environment
-from runtime.benchmark.rows import Row, append_rows, read_rows
+from runtime.benchmark.rows import Row, append_rows, read_rows, require_appendable
 from runtime.benchmark.run import BenchmarkRun, Options, measured, receipts_in
 from runtime.benchmark.scenarios import SCENARIOS
 from runtime.benchmark.table import comparison, draw, show, table
@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if options.photo:
         decode(options.photo)  # a photo that cannot be read is said now, not by every candidate
+    if options.rows:
+        require_appendable(options.rows)
     receipts = receipts_in(options.out / "models", [name.replace("/", "-") for name in options.archs])
     with stage("bench", "Benchmark: time all candidates, choose what is served", options.out):
         _choose(BenchmarkRun(options, receipts, flags), policy)

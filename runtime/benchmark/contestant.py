@@ -34,7 +34,7 @@ class Contestant:
 
     `threads` and `streams` as in `runtime.backends.open_backend`; `photo` is the file that end-to-end takes, by default
     the golden JPEG; `seed` is that of the scenarios. `measurements` has one of each round by load, `cold_starts` the
-    seconds of each `cold_start`.
+    seconds of each `cold_start`. `left_out`: why it could not be measured to the end, empty where it could.
     """
 
     candidate: Candidate
@@ -46,6 +46,7 @@ class Contestant:
     measurements: dict[Load, list[Measurement]] = field(default_factory=lambda: defaultdict(list))
     cold_starts: list[float] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
+    left_out: str = ""
 
     @property
     def name(self) -> str:
@@ -87,6 +88,11 @@ class Contestant:
         finally:
             fresh.close()
 
+    def leave_out(self, error: SajiError, say: Callable[[str], None]) -> None:
+        """Say why it takes no part any more: what goes wrong costs a candidate, not the benchmark."""
+        self.left_out = str(error)
+        say(f"{self.name}: left out of the benchmark: {error}")
+
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
@@ -116,7 +122,7 @@ class Contestant:
 def run_rounds(
     contestants: Sequence[Contestant], loads: Sequence[Load], seconds: float, seed: int, say: Callable[[str], None]
 ) -> list[Contestant]:
-    """Measure all contestants under all loads for about `seconds`; returns those that could be measured.
+    """Measure all contestants under all loads for about `seconds`; returns those that are not `left_out`.
 
     In each round every contestant is measured once under each load, in random order, so that what drifts on the
     machine hits all alike. A measurement takes ROUND_SECONDS, less where that would leave fewer than ROUNDS rounds,
@@ -138,7 +144,8 @@ def run_rounds(
                     try:
                         contestant.measurements[load].append(contestant.measure(*load, each))
                     except SajiError as error:
-                        ready = _without(contestant, ready, error, say)
+                        contestant.leave_out(error, say)
+                        ready = [other for other in ready if other is not contestant]
                 advance(1 / len(order))
             order = [(contestant, load) for contestant, load in order if contestant in ready]
             finished += 1
@@ -151,14 +158,6 @@ def _warmed_up(contestant: Contestant, loads: Sequence[Load], say: Callable[[str
         for load in loads:
             contestant.measure(*load, 0)
     except SajiError as error:
-        _without(contestant, [], error, say)
+        contestant.leave_out(error, say)
         return False
     return True
-
-
-def _without(
-    contestant: Contestant, others: list[Contestant], error: SajiError, say: Callable[[str], None]
-) -> list[Contestant]:
-    """The others, once it is said why this one goes: what goes wrong costs a candidate, not the benchmark."""
-    say(f"{contestant.name}: left out of the benchmark: {error}")
-    return [other for other in others if other is not contestant]

@@ -12,7 +12,7 @@ import numpy as np
 from runtime import environment
 from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
-from runtime.benchmark.watch import causes_of
+from runtime.benchmark.watch import Disturbance, causes_of
 from runtime.errors import SajiError
 from runtime.files import DAMAGE, as_text, in_words, make_folder, require_regular
 from runtime.receipt import Receipt
@@ -60,8 +60,19 @@ def _latency(measurements: Sequence[Measurement], batch: int) -> dict[str, Any]:
         "load_seconds": round(last.load_seconds, 3),
         "peak_memory_mib": last.peak_memory_mib,
         "gpu_memory_mib": last.gpu_memory_mib,
+        **_of_gpu(disturbances),
         "samples": [[round(value, 4) for value in measurement.samples] for measurement in measurements],
     }
+
+
+def _of_gpu(disturbances: Sequence[Disturbance]) -> dict[str, Any]:
+    """What the GPU ran under and what held it back, also where that was so all the time; empty without a GPU."""
+    told = [measured.gpu_conditions for measured in disturbances if measured.gpu_conditions]
+    if not told:
+        return {}
+    clocks = [conditions["gpu_sm_mhz"] for conditions in told if "gpu_sm_mhz" in conditions]
+    clock = {"gpu_sm_mhz": statistics.median(clocks)} if clocks else {}
+    return {**told[-1], **clock, "gpu_held_back": sorted({why for measured in disturbances for why in measured.gpu})}
 
 
 def conditions_of(contestant: Contestant, receipt: Receipt, experiment: str) -> Row:
@@ -125,6 +136,17 @@ def append_rows(path: Path, rows: list[Row]) -> None:
         except OSError:
             file.truncate(len(content))
             raise
+
+
+def require_appendable(path: Path) -> None:
+    """Raise SajiError or OSError where no rows can be added to a file; none stays behind that was not there."""
+    require_regular(path)
+    make_folder(path.parent)
+    there = path.exists()
+    with open(path, "ab"):
+        pass
+    if not there:
+        path.unlink()
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -167,7 +167,7 @@ class BenchmarkRun:
                 try:
                     measurement = contestant.measure(name, 1, self.options.seconds, **self.flags.get(name, {}))
                 except SajiError as error:
-                    say(f"{contestant.name}: left out of the benchmark: {error}")
+                    contestant.leave_out(error, say)
                     return False
                 contestant.measurements[name, 1].append(measurement)
                 numbers = {key: value for key, value in measurement.figures.items() if isinstance(value, int | float)}

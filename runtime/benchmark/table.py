@@ -16,6 +16,7 @@ from runtime.terminal import show_table
 
 # What must be the same for two figures to be of the same thing; the commit is what a comparison is about
 _SAME = {"file": "sha256", "processor": "machine_cpu", "cores": "machine_cores", "versions": "versions"}
+_SAME |= {"GPU or driver": "machine_gpu", "power limit": "gpu_power_limit_watts", "compute mode": "gpu_compute_mode"}
 
 _FIRST = ("ms", "accuracy", "photos/s", "peak MiB", "cold start s")  # on a terminal
 _TORCH = {False: "pytorch", True: "pytorch-cuda"}  # by whether it runs on a GPU
@@ -28,6 +29,8 @@ def table(rows: Sequence[Row]) -> str:
         blocks += [plain_table(*_cells(group)), conditions(group)]
         if unstable := [f"{row['candidate']}: {'; '.join(row['causes'])}" for row in group if row.get("causes")]:
             blocks.append(f"Unstable, likely because: {' · '.join(unstable)}.")
+        if held := sorted({why for row in group for why in row.get("gpu_held_back", ())}):
+            blocks.append(f"What held the GPU back: {'; '.join(held)}.")
     return "\n\n".join(blocks)
 
 
@@ -142,6 +145,7 @@ def conditions(rows: Sequence[Row]) -> str:
     names = [f"{n} {versions[n]}" for n in distributions(*(r.get("backend", "") for r in rows)) if n in versions]
     where = f"{row['machine_cores']} cores of {row['machine_cpu']} ({', '.join(row['machine_cpu_features'])})"
     gpu = row["machine_gpu"] or "no GPU"
+    gpu += f" at {row['gpu_power_limit_watts']:.0f} W" if row.get("gpu_power_limit_watts") else ""
     data = "drawn dishes, not photos" if row["drawn"] else "real photos"
     data += "" if row.get("labelled", True) else ", whose labels are the checkpoint's own answers"
     timed = f"{row['scenario']}, {row['timed']}" if "timed" in row else row["scenario"]

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ OTHERS, STEAL, CLOCK, HOT = 0.10, 0.02, 0.10, 90.0
 _SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "x86_pkg_temp", "acpitz")
 # nvml.h: nvmlClocksEventReasonSwPowerCap, HwSlowdown and SwThermalSlowdown
 _POWER_CAP = 0x4
+_SM = 1  # nvml.h: NVML_CLOCK_SM
+_MODES = {0: "default", 1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}  # nvmlComputeMode_t
 _SLOWED = {0x8: "the GPU was slowed down by its hardware (heat or power)", 0x20: "the GPU was slowed down by heat"}
 
 Answer = TypeVar("Answer")
@@ -29,7 +31,7 @@ class Disturbance:
 
     `seconds` of wall clock times cores; of these the hypervisor gave `steal` to other machines, and other processes
     took `others`. The processor's clock and temperature are those at the end, None where the system does not tell;
-    `gpu` says in words what held the GPU back.
+    `gpu` says in words what held the GPU back, `gpu_conditions` what it ran under, each by its name in a row.
     """
 
     seconds: float
@@ -38,6 +40,7 @@ class Disturbance:
     mhz: float | None = None
     celsius: float | None = None
     gpu: tuple[str, ...] = ()
+    gpu_conditions: dict[str, Any] = field(default_factory=dict)
 
 
 class Watch:
@@ -57,6 +60,7 @@ class Watch:
             mhz=_clock(),
             celsius=_temperature(),
             gpu=_held_back(),
+            gpu_conditions=_gpu_conditions(),
         )
 
 
@@ -151,10 +155,40 @@ def _held_back() -> tuple[str, ...]:
         # Not the limit that is set, which laptops do not have
         limit = _of_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu))
         causes.append(f"the GPU was held back by its power limit{f' of {limit / 1000:.0f} W' if limit else ''}")
-    processes = _of_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)) or []
-    if others := [process for process in processes if not _of_this_benchmark(process.pid)]:
-        causes.append(f"{len(others)} other processes used the GPU")
+    if isinstance(others := _other_processes(), int) and others:
+        causes.append(f"{others} other processes used the GPU")
     return tuple(causes)
+
+
+# What decides a GPU's speed beside its name; each kind of GPU tells only some of it
+_CONDITIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "gpu_sm_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, _SM),
+    "gpu_sm_mhz_max": lambda nvml, gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, _SM),
+    "gpu_power_limit_watts": lambda nvml, gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
+    "gpu_compute_mode": lambda nvml, gpu: _MODES.get(nvml.nvmlDeviceGetComputeMode(gpu)),
+    "gpu_ecc": lambda nvml, gpu: bool(nvml.nvmlDeviceGetEccMode(gpu)[0]),
+    "gpu_persistence": lambda nvml, gpu: bool(nvml.nvmlDeviceGetPersistenceMode(gpu)),
+}
+
+
+def _gpu_conditions() -> dict[str, Any]:
+    told = {name: _of_gpu(question) for name, question in _CONDITIONS.items()}
+    told["gpu_other_processes"] = _other_processes()
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _other_processes() -> int | str | None:
+    """How many processes that are not this benchmark's use the GPU; None where NVML does not tell.
+
+    In a container NVML knows processes by the host's numbers, which say nothing here: this benchmark's own are among
+    them.
+    """
+    processes = _of_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+    if processes is None:
+        return None
+    if not all(psutil.pid_exists(process.pid) for process in processes):
+        return "not known"
+    return sum(not _of_this_benchmark(process.pid) for process in processes)
 
 
 def _of_this_benchmark(pid: int) -> bool:

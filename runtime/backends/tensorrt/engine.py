@@ -14,7 +14,7 @@ from runtime.backends.tensorrt.inspector import inspected
 from runtime.backends.tensorrt.logger import collecting_logger
 from runtime.backends.tensorrt.runtime_cache import RuntimeCache
 from runtime.backends.tensorrt.worker import Worker, Workers
-from runtime.errors import BadModel, SajiError, Unavailable, install_line
+from runtime.errors import BadModel, SajiError, Unavailable, advice, install_line
 from runtime.machine import machine
 from runtime.spec import FAMILIARITY
 
@@ -148,5 +148,4 @@ def imported(backend: str) -> Any:
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
-        line = install_line(backend)
-        raise Unavailable(f"{name} cannot be imported ({str(error)[:80]}); install it with: {line}") from None
+        raise Unavailable(f"{name} cannot be imported ({str(error)[:80]}); {advice(backend)}") from None

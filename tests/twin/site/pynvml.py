@@ -89,6 +89,26 @@ def nvmlDeviceGetEnforcedPowerLimit(gpu: Any) -> int:
     return 450_000  # milliwatts
 
 
+def nvmlDeviceGetClockInfo(gpu: Any, kind: int) -> int:
+    return 1410
+
+
+def nvmlDeviceGetMaxClockInfo(gpu: Any, kind: int) -> int:
+    return 1980
+
+
+def nvmlDeviceGetComputeMode(gpu: Any) -> int:
+    return 0
+
+
+def nvmlDeviceGetEccMode(gpu: Any) -> list[int]:
+    return [0, 1]  # now, and after the next start
+
+
+def nvmlDeviceGetPersistenceMode(gpu: Any) -> int:
+    return 1
+
+
 def _held(gpu: Any) -> int:
     memory = sys.modules.get("saji_twin.memory")
     return memory.held_by_uuid(gpu.uuid) if memory else 0
