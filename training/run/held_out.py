@@ -171,8 +171,9 @@ def settle_by_test(folder: Path, data: Data, recipe: Recipe) -> ModelSpec:
 def _same(kept: HeldOut, now: HeldOut) -> bool:
     """Whether these are the same photos, labels and scenes: the logits tell photos apart, and another machine rounds
     them otherwise."""
-    facts = (kept.how, kept.labels.tolist(), kept.scenes.tolist()) == (now.how, now.labels.tolist(), now.scenes.tolist())
-    return facts and np.allclose(kept.logits, now.logits, 1e-3, 1e-3 * float(np.abs(now.logits).max()))
+    pairs = (kept.labels, now.labels), (kept.scenes, now.scenes), (kept.logits.shape, now.logits.shape)
+    exact = kept.how == now.how and all(np.array_equal(a, b) for a, b in pairs)
+    return exact and np.allclose(kept.logits, now.logits, 1e-3, 1e-3 * float(np.abs(now.logits).max()))
 
 
 def in_words(spec: ModelSpec) -> str:
