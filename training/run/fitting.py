@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 from runtime.errors import SajiError
+from runtime.terminal import say
 from training.network import architectures
-from training.network.classifier import PhotoClassifier, load_checkpoint, planes
+from training.network.classifier import Normalise, PhotoClassifier, load_checkpoint, planes
 from training.network.pretrained import load_weights
 from training.recipe import Recipe
 from training.run.batches import mixed_seed
@@ -22,7 +24,7 @@ LOOK_EVERY = 50  # steps on a GPU between two looks at the loss: each look waits
 
 
 class Fitting(L.LightningModule):
-    """A PhotoClassifier in training. `identity` goes into `last.ckpt`: only the same run may be resumed from it."""
+    """A PhotoClassifier in training. `identity` goes into the state file: only the same run may be resumed from it."""
 
     def __init__(self, architecture: str, classes: int, recipe: Recipe, identity: str = "") -> None:
         super().__init__()
@@ -31,6 +33,7 @@ class Fitting(L.LightningModule):
         self.model = PhotoClassifier(architecture, classes, recipe, recipe.pretrained)
         if recipe.weights:
             load_weights(self.model.network, architectures.head(self.model.network), Path(recipe.weights))
+            self.model.normalise = normalisation(architecture, Path(recipe.weights))
         require_linear(self.model, recipe.start_share)
         # In a tuple, or Lightning would save it
         self.start = (copy.deepcopy(self.model.network.state_dict()),) if recipe.start_share else ()
@@ -124,7 +127,7 @@ class Fitting(L.LightningModule):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in `last.ckpt` which run it belongs to."""
+        """Say in the state file which run it belongs to."""
         checkpoint["identity"] = self.identity
 
     def configure_optimizers(self) -> Any:
@@ -155,6 +158,19 @@ class Fitting(L.LightningModule):
             decay = {} if recipe.optimizer == "adam" else {"weight_decay": 0.0}
             groups.append({"params": [p for p in part if p.ndim <= 1], "lr": rate, **decay})
         return groups
+
+
+def normalisation(architecture: str, weights: Path) -> Normalise:
+    """How photos are scaled for weights: as a checkpoint of saji has it, for others as for those that are published."""
+    with suppress(SajiError):
+        return load_checkpoint(weights)[0].normalise
+    try:
+        expected = architectures.find(architecture, pretrained=True)
+    except SajiError:  # nobody publishes any
+        expected = architectures.find(architecture)
+    mean, std = (", ".join(f"{value:g}" for value in each) for each in (expected.mean, expected.std))
+    say(f"{weights} does not say how photos are scaled; taken are mean {mean} and deviation {std} of {architecture}")
+    return Normalise(expected.mean, expected.std)
 
 
 def rate_factor(epoch: float, recipe: Recipe) -> float:
