@@ -172,7 +172,8 @@ class TestLossThatIsNotFinite:
         with pytest.raises(SajiError, match=r"the loss became nan in epoch 2; .* --learning-rate 0\.0004"):
             train.train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", train.Place("cpu"))
         assert not (tmp_path / "run" / "checkpoint.pt").exists()
-        assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
+        [state] = (tmp_path / "run").glob("last-*.ckpt")
+        assert torch.load(state, weights_only=True)["epoch"] == 0
 
 
 def test_loaders_beside_a_gpu_pin_their_memory_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

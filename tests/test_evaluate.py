@@ -150,6 +150,18 @@ def test_photos_that_the_checkpoint_has_seen_are_counted_and_left_out(
     assert "2 of 5 photos were seen by" in found["text"] and "left out" in found["text"]
 
 
+def test_photos_that_set_the_temperature_are_told(run: Path, sample: Path, tmp_path: Path, run_command) -> None:
+    learnt = trained_on(run, sample)
+    (tmp_path / "bakso").mkdir()
+    settled = [photo for photo in sorted((sample / "bakso").glob("*.jpg")) if photo not in learnt][:2]
+    for photo in (*settled, *learnt[:1]):
+        shutil.copy(photo, tmp_path / "bakso")
+    unseen(learnt[1], tmp_path / "bakso" / "new.jpg")
+    found = run_command(run / "checkpoint.pt", tmp_path)
+    assert (found["photos"], found["seen"]) == (3, 1)
+    assert "2 of these photos set the temperature and the threshold of" in " ".join(found["text"].split())
+
+
 def test_photos_that_are_listed_more_than_once_are_told(model: Path, sample: Path, tmp_path: Path, run_command) -> None:
     for i, photo in enumerate(sorted((sample / "bakso").glob("*.jpg"))[:3]):
         shutil.copy(photo, tmp_path / f"{i}.jpg")

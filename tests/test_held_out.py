@@ -17,7 +17,7 @@ from training.network.classifier import load_checkpoint, replace_spec, save_chec
 from training.photos.dataset import load_data
 from training.photos.split import folds, set_aside
 from training.recipe import Recipe, load_recipe, names
-from training.run.held_out import HeldOut, in_words, of_validation, settle
+from training.run.held_out import HeldOut, _same, in_words, of_validation, settle
 from training.run.records import HeldOutFigures, Share
 from training.run.train import train
 
@@ -241,3 +241,41 @@ def test_a_test_split_that_comes_later_measures_a_finished_network(photos: Path,
     model, spec = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")
     assert all((tensor == weights[name]).all() for name, tensor in model.state_dict().items())
     assert (spec.validation["held_out"]["how"], spec.validation["held_out"]["photos"]) == ("test photos", 1)
+
+
+def test_the_order_of_rows_changes_nothing_and_a_mended_test_label_does(photos: Path, tmp_path: Path) -> None:
+    """Of a finished network, which stays as it was trained."""
+    data = shutil.copytree(photos, tmp_path / "data")
+    rows = [
+        (f"{label}/{number:02}.png", label, ("train", "val", "test")[number // 2 % 3])
+        for label in ("green", "red")
+        for number in range(12)
+    ]
+
+    def settled(rows: list[tuple[str, str, str]]) -> ModelSpec:
+        lines = "".join(f"{','.join(row)}\n" for row in rows)
+        (data / "list.csv").write_text(f"filename,label,split\n{lines}")
+        train_command([*TINY, "--epochs", "3", "--data", str(data / "list.csv"), "--run", "r", "--out", str(tmp_path)])
+        return spec_of(tmp_path, "r")
+
+    first = settled(rows)
+    weights = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")[0].state_dict()
+    other = settled(rows[::-1])
+    assert (other.temperature, other.rejection.threshold) == pytest.approx(
+        (first.temperature, first.rejection.threshold), rel=1e-3
+    )
+    figures, again = first.validation["held_out"], other.validation["held_out"]
+    assert again["calibration_error"] == pytest.approx(figures["calibration_error"], abs=1e-3)
+    swapped = {"green": "red", "red": "green"}
+    mended = settled([(file, swapped[label] if side == "test" else label, side) for file, label, side in rows[::-1]])
+    assert mended.validation["held_out"]["accuracy"] == pytest.approx(1 - figures["accuracy"]) != figures["accuracy"]
+    assert mended.temperature == pytest.approx(first.temperature, rel=1e-3)
+    model = load_checkpoint(tmp_path / "runs" / "r" / "resnet18" / "checkpoint.pt")[0]
+    assert all((tensor == weights[name]).all() for name, tensor in model.state_dict().items())
+
+
+def test_answers_that_another_machine_rounds_otherwise_settle_nothing_anew() -> None:
+    kept = HeldOut("test photos", np.float32([[1, 2], [30, 4]]), np.array([0, 1]), np.array([5, 6]))
+    assert _same(kept, replace(kept, logits=kept.logits * np.float32(1 + 1e-6)))
+    changes = {"logits": kept.logits[::-1], "labels": kept.labels[::-1], "scenes": kept.scenes + 1, "how": "3 folds"}
+    assert not any(_same(kept, replace(kept, **{name: value})) for name, value in changes.items())

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import house
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_evaluate import unrecorded
 from test_folds import fake
 
@@ -21,7 +22,17 @@ from training.photos import duplicates
 from training.photos.dataset import load_data
 from training.photos.findings import Findings
 from training.photos.findings_page import page
-from training.photos.seen import DIGITS, Seen, record, require_unseen, seen_by, seen_in, sources, split_unseen
+from training.photos.seen import (
+    DIGITS,
+    Seen,
+    record,
+    require_unseen,
+    seen_by,
+    seen_in,
+    sources,
+    split_unseen,
+    whole_scenes,
+)
 from training.photos.split import Data, folds
 from training.recipe import Recipe
 
@@ -146,6 +157,35 @@ def test_no_fold_tests_on_a_seen_photo_and_each_other_is_tested_once(some: set[i
     assert all(sorted([*part.train, *part.val]) == list(range(40)) for part in parts)
 
 
+def test_what_a_test_photo_shows_must_not_have_been_seen_either(tmp_path: Path) -> None:
+    """On whichever side of the split another shot of it stands, and whichever of the two the weights saw."""
+    rng = np.random.default_rng(0)
+    for side, numbers in (("train", "012"), ("val", "345"), ("test", "678")):
+        for label in "ab":
+            (tmp_path / side / label).mkdir(parents=True)
+            for number in numbers:
+                noise = Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((72, 72))
+                noise.save(tmp_path / side / label / f"{number}.png")
+                if number == "6":  # the same pixels in another file
+                    noise.save(tmp_path / side / label / "6.bmp")
+
+    def measuring(*seen: str) -> set[str]:
+        digests = frozenset(sha256_file(tmp_path / "test" / "a" / name)[:DIGITS] for name in seen)
+        data = load_data(tmp_path, 0.2, 0, True, before=[first(digests)])
+        return {f"{photo.label}/{photo.path.name}" for photo in data.test.photos}
+
+    everything = measuring()
+    assert everything >= {"a/6.png", "a/6.bmp", "a/7.png"}
+    assert measuring("6.png") == measuring("6.bmp") == everything - {"a/6.png", "a/6.bmp"}
+
+
+def test_a_validation_photo_beside_a_seen_test_photo_trains() -> None:
+    hashes, scenes = (*PHOTOS.hashes, "test"), np.append(PHOTOS.scenes, PHOTOS.scenes[-1])
+    [widened] = whole_scenes([first(frozenset({"test"}))], hashes, scenes)
+    assert {*seen_in(PHOTOS, [widened])} == {*np.flatnonzero(PHOTOS.scenes == PHOTOS.scenes[-1])}
+    assert whole_scenes([first(None)], hashes, scenes) == [first(None)]
+
+
 # --- what a checkpoint carries
 
 
@@ -154,6 +194,7 @@ def test_a_checkpoint_carries_the_photos_it_was_trained_with(run: Path, sample: 
     seen = seen_by(run / "checkpoint.pt")
     data = load_data(sample, 0.5, 0, look_alikes=False)
     assert seen.photos == {data.hashes[i][:DIGITS] for i in data.train} and not seen.moved
+    assert seen.settled == {data.hashes[i][:DIGITS] for i in data.val}
     _, spec = load_checkpoint(run / "checkpoint.pt")
     assert seen.fingerprint == spec.data["fingerprint"] and "started_from" not in spec.data
     assert not any(digest in spec.to_json() for digest in seen.photos), "an ONNX file's metadata stay small"
@@ -251,8 +292,9 @@ def test_a_run_is_told_by_the_content_of_the_files_that_it_starts_from(run: Path
         file.write_bytes(b"one")
     recipe, moved = Recipe(weights=str(given)), Recipe(weights=str(elsewhere))
     files = {"weights": sha256_file(given)}
-    then = recipe.by_content() | {"weights": str(given)}
+    then = asdict(recipe)
     assert recipe.by_content() == moved.by_content() and moved.same_settings(then, files)
+    assert moved.same_settings(then | {"name": "of another file", "workers": 3}, files), "which change no weight"
     given.write_bytes(b"two")
     assert not recipe.same_settings(then, files) and recipe.by_content() != moved.by_content()
     assert not Recipe().same_settings(then, files)

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import urllib.error
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,12 @@ from torch import nn
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import alone
+from runtime.spec import ModelSpec
 from training import __main__ as command_line
 from training.__main__ import main
 from training.launch import Launch, launch
 from training.network import architectures
-from training.network.classifier import finished, load_checkpoint, save_checkpoint
+from training.network.classifier import PhotoClassifier, finished, load_checkpoint, save_checkpoint, state_file
 from training.network.pretrained import load_weights
 from training.outcome.report import write_report
 from training.photos.dataset import Data, load_data
@@ -35,7 +38,7 @@ from training.recipe import Recipe, load_recipe
 from training.run import fitting
 from training.run.batches import EpochSampler, TrainPhotos, share_of
 from training.run.fitting import Fitting, Teacher, distillation
-from training.run.history import History
+from training.run.history import History, Kept
 from training.run.train import Place, _check_teacher, _processes, _trainer, saji_version, train
 
 TINY = Recipe(image_size=32, epochs=3, batch_size=16, warmup_epochs=1, precision="fp32", calibration_photos=20)
@@ -75,7 +78,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_very_same_weights(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(History, "on_train_epoch_end", power_cut)
         train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu"))
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list((tmp_path / "run").iterdir()) == [state_file(tmp_path / "run", "resnet18", recipe, data.fingerprint)]
     torch.rand(5)  # what else the process drew must not matter
     train("resnet18", data, recipe, tmp_path / "run", tmp_path / "cache", Place("cpu"))
     assert "resuming after epoch 1" in capfd.readouterr().err
@@ -90,15 +93,92 @@ def test_another_recipe_does_not_resume(data: Data, tmp_path: Path, capfd: pytes
     torch.save({"epoch": 1, "identity": "another run"}, folder / "last.ckpt")
     assert not finished(folder, "resnet18", TINY, data.fingerprint)
     train("resnet18", data, replace(TINY, epochs=1), folder, tmp_path / "cache", Place("cpu"))
-    assert "resuming" not in capfd.readouterr().err
+    told = " ".join(capfd.readouterr().err.split())
+    assert "resuming" not in told and "last.ckpt keeps 2 epochs of a run by another saji, which cannot go on" in told
+    assert not list(folder.glob("*.ckpt"))
 
 
 def test_an_interrupted_run_is_not_up_to_date(straight: Path, data: Data) -> None:
     run = "resnet18", replace(TINY, ema_decay=0.8), data.fingerprint
     assert finished(straight, *run)
-    (straight / "last.ckpt").touch()
-    assert not finished(straight, *run)
-    (straight / "last.ckpt").unlink()
+    for file in (state_file(straight, *run), straight / "last.ckpt"):  # which an earlier saji left
+        file.touch()
+        assert not finished(straight, *run)
+        file.unlink()
+    other = state_file(straight, "resnet18", TINY, data.fingerprint)
+    other.touch()
+    assert finished(straight, *run), "another run was begun in its place"
+    other.unlink()
+
+
+@pytest.mark.parametrize(("release", "saved"), [("last", [1, 5]), ("best", [1, 2, 5])])
+def test_the_validation_has_a_say_in_what_is_kept_only_where_it_chooses(
+    release: str, saved: list[int], tmp_path: Path
+) -> None:
+    """For that is what Ctrl-C releases."""
+    kept, epochs = Kept(tmp_path / "last-0.ckpt", release), []
+    for epoch, accuracy in enumerate((0.5, 0.9, 0.6, 0.7, 0.8)):
+
+        def save(path: Path, epoch: int = epoch) -> None:
+            path.unlink(missing_ok=True)
+            path.write_text(str(epoch + 1))
+            epochs.append(epoch + 1)
+
+        metrics = {"val_accuracy": accuracy, "val_loss": 1 - accuracy}
+        alone = SimpleNamespace(broadcast=bool)
+        state = {"callback_metrics": metrics, "current_epoch": epoch, "max_epochs": 5, "should_stop": False}
+        kept.on_train_epoch_end(
+            SimpleNamespace(**state, strategy=alone, save_checkpoint=save, is_global_zero=True), None
+        )
+    assert epochs == saved and kept.released.read_text() == {"last": "5", "best": "2"}[release]
+    kept.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_were_stopped_in_one_place_lose_nothing_to_each_other(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    folder, first, second = tmp_path / "run", TINY, replace(TINY, learning_rate=0.01)
+    monkeypatch.setattr("training.run.history.AT_STAKE", 1e9)
+
+    def runs(recipe: Recipe, stop: int | None = None) -> str:
+        begin = Fitting.on_train_epoch_start
+
+        def pressed(self: Fitting) -> None:
+            if self.current_epoch == stop:
+                raise KeyboardInterrupt
+            begin(self)
+
+        with monkeypatch.context() as patch, nullcontext() if stop is None else pytest.raises(KeyboardInterrupt):
+            patch.setattr(Fitting, "on_train_epoch_start", pressed)
+            train("resnet18", data, recipe, folder, tmp_path / "cache", Place("cpu"))
+        return " ".join(capfd.readouterr().err.split())
+
+    runs(first, 2)
+    _, spec = load_checkpoint(folder / "checkpoint.pt")
+    assert spec.validation["epoch"] == spec.validation["last_epoch"]["epoch"] == 1, "kept by the clock"
+    assert len((folder / "history.csv").read_text().splitlines()) == 2
+    assert "keeps 1 epochs of a run with learning_rate 0.002, which goes on" in runs(second, 1)
+    assert not finished(folder, "resnet18", first, data.fingerprint), "one epoch of three is there"
+    assert "resuming after epoch 1" in runs(replace(first, workers=0, name="of another file"))
+    assert finished(folder, "resnet18", first, data.fingerprint)
+    assert "resuming after epoch 1" in runs(second, 1)
+
+
+def test_photos_are_scaled_as_the_weights_know_them(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """A checkpoint of saji says how; of another file's network there are published weights, or nothing is known."""
+    torch.save(architectures.build("googlenet", 5).state_dict(), tmp_path / "theirs.pth")
+    scaled = Fitting("googlenet", 3, replace(TINY, weights=str(tmp_path / "theirs.pth"))).model.normalise
+    published = architectures.find("googlenet", pretrained=True)
+    assert scaled.mean.flatten().tolist() == [255 * value for value in published.mean]
+    assert "deviation 0.5, 0.5, 0.5 of googlenet" in " ".join(capfd.readouterr().err.split())
+    model = PhotoClassifier("plain34", 2, TINY)
+    torch.save(model.network.state_dict(), tmp_path / "plain.pth")
+    Fitting("plain34", 3, replace(TINY, weights=str(tmp_path / "plain.pth")))
+    model.normalise.mean.fill_(99)
+    save_checkpoint(tmp_path / "ours.pt", model, ModelSpec("x", "plain34", ("a", "b"), recipe=asdict(TINY)))
+    scaled = Fitting("plain34", 3, replace(TINY, weights=str(tmp_path / "ours.pt"))).model.normalise
+    assert scaled.mean.flatten().tolist() == [99] * 3
 
 
 def rewritten(straight: Path, folder: Path, **changes: Any) -> Path:

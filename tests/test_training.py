@@ -29,6 +29,7 @@ from runtime.spec import ModelSpec
 from training.__main__ import Command, _require_same_photos, main
 from training.network import architectures, classifier
 from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits, save_checkpoint
+from training.photos.findings import Findings
 from training.recipe import Recipe, load_recipe, names
 from training.run.fitting import Fitting, rate_factor
 from training.run.train import resolve_device
@@ -310,7 +311,7 @@ def test_what_stops_a_checkpoint_being_written_is_what_is_raised(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stop_ends_cleanly_and_keeps_the_best_checkpoint(sample: Path, tmp_path: Path) -> None:
+def test_a_stop_ends_cleanly_and_keeps_a_checkpoint(sample: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training", "--data", str(sample), "--archs", "resnet18", "--epochs", "500"]
     command += ["--out", str(tmp_path), "--run", "r", "--image-size", "32", "--batch-size", "8", "--precision", "fp32"]
     heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background have Ctrl-C switched off
@@ -341,10 +342,53 @@ def test_a_run_of_other_photos_is_not_replaced(sample: Path, tmp_path: Path, mon
     assert read_json(tmp_path / "runs" / "food" / "data.json") == {"source": str(sample)}
 
 
+def test_photos_are_told_by_their_place_or_their_content(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are gone, a folder of the same name may have others, or they were only moved."""
+    fingerprint = load_checkpoint(run / "checkpoint.pt")[1].data["fingerprint"]
+    shutil.copytree(run, tmp_path / "runs" / "r" / "resnet18")
+    write_json(tmp_path / "runs" / "r" / "data.json", {"source": str(tmp_path / "stick" / "food")})
+
+    def given(place: str, fingerprint: str) -> None:
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        data = SimpleNamespace(findings=Findings(source=str(tmp_path / place)), fingerprint=fingerprint)
+        _require_same_photos(tmp_path / "runs" / "r", data)
+
+    given("moved/food", fingerprint)
+    with pytest.raises(SajiError, match=r"is of the photos in .*stick/food; name another with --run"):
+        given("other/food", "of others")
+    given("stick/food", "more photos in the same place")
+
+
+def test_a_run_keeps_where_its_photos_truly_are(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typed as a relative path, as a folder with a list or as that list."""
+    shutil.copytree(sample, tmp_path / "a" / "food")
+    rows = "".join(f"{file.parent.name}/{file.name},{file.parent.name}\n" for file in sample.rglob("*.jpg"))
+    (tmp_path / "a" / "food" / "labels.csv").write_text(f"filename,label\n{rows}")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    def trains(typed: str, cwd: Path) -> bool:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr("sys.argv", ["training", "--data", typed, "--archs", "resnet18", "--image-size", "32"])
+        monkeypatch.setattr("sys.argv", [*sys.argv, "--run", "r", "--out", str(tmp_path)])
+        with pytest.raises((SajiError, ZeroDivisionError)) as error:
+            main()
+        return error.type is ZeroDivisionError
+
+    monkeypatch.setattr("training.__main__._train_one", lambda *_: 1 / 0)
+    monkeypatch.setattr("training.photos.duplicates.find_duplicates", lambda *_: [])
+    assert trains("food", tmp_path / "a")
+    place = tmp_path / "a" / "food" / "labels.csv"
+    assert read_json(tmp_path / "runs" / "r" / "data.json")["source"] == str(place.resolve())
+    assert not trains("food", tmp_path / "b")
+    assert trains("food", tmp_path / "a") and trains("food/labels.csv", tmp_path / "a")
+
+
 @pytest.mark.parametrize("record", ['{"source": 3}', "[]", "{}", "no JSON", "null"])
 def test_a_damaged_record_of_a_runs_photos_says_nothing_of_them(record: str, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(record)
-    _require_same_photos(tmp_path, tmp_path)
+    _require_same_photos(tmp_path, SimpleNamespace(findings=Findings(source=str(tmp_path))))
     assert _photos_of(tmp_path / "resnet18") is None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, alone, make_folder, read_json, write_json
+from runtime.files import DAMAGE, alone, as_text, make_folder, read_json, write_json
 from runtime.markdown import is_printable
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
@@ -103,14 +103,15 @@ def _train(command: Command, recipe: Recipe) -> None:
     # The drawn dishes are known to have no look-alikes
     how = not drawn, command.out / "cache", bar, sources(recipe)
     data = load_data(source, recipe.validation_share, recipe.seed, *how, recipe.test_share)
-    data = replace(data, findings=replace(data.findings, drawn=drawn))
+    place = as_text(str(Path(data.findings.source).resolve()))  # a relative one is another in another folder
+    data = replace(data, findings=replace(data.findings, drawn=drawn, source=place))
     say(describe(data.findings))
     if data.findings.one_sided:
         raise SajiError(data.findings.one_sided[0])
     if command.folds:  # what cannot be cut is told before hours of training
         folds(data, command.folds, recipe.seed)
     if not command.force:
-        _require_same_photos(run, source)
+        _require_same_photos(run, data)
     write_json(run / "data.json", asdict(data.findings))
     changed = []
     for architecture in command.archs:
@@ -122,12 +123,20 @@ def _train(command: Command, recipe: Recipe) -> None:
     tell_programs({"run": run.name, "out": str(command.out), "archs": command.archs})
 
 
-def _require_same_photos(run: Path, source: Path) -> None:
-    """Raise SajiError where a run of this name is of photos that are somewhere else: its networks would be lost."""
-    with suppress(OSError, *DAMAGE):
+def _require_same_photos(run: Path, data: "Data") -> None:
+    """Raise SajiError where a run of this name is of photos that are somewhere else, unless its networks are of these
+    very photos: they would be lost."""
+    from training.photos.seen import seen_by
+
+    try:
         before = Path(read_json(run / "data.json")["source"])
-        if not before.samefile(source):
-            raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
+    except (OSError, *DAMAGE):
+        return
+    with suppress(OSError):  # they are there no more
+        if str(before) == data.findings.source or before.samefile(data.findings.source):
+            return
+    if {seen_by(checkpoint).fingerprint for checkpoint in run.glob("*/checkpoint.pt")} != {data.fingerprint}:
+        raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
 
 
 def _reported(run: Path) -> bool:

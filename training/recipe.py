@@ -17,6 +17,7 @@ MOST = 1_000_000
 LARGEST = sys.float_info.max  # a whole number in TOML or JSON may have any number of digits
 MOST_SIDE = MOST_PIXELS * 7 // 8  # pixels, before which a photo is resized to 8/7 of it
 MOST_SEED = 2**32 - 1  # of NumPy
+CHANGES_NOTHING = ("name", "workers")  # fields that what comes out does not depend on
 
 # What a number may be, in words and as a test, which NaN and infinity do not pass; see `require_right`
 Count = Annotated[int, f"a whole number, at least 1 and at most {MOST}", lambda n: 1 <= n <= MOST]
@@ -146,8 +147,8 @@ class Recipe:
         return {name: Path(getattr(self, name)) for name in ("weights", "teacher") if getattr(self, name)}
 
     def by_content(self) -> dict[str, Any]:
-        """All fields, but the SHA-256 of each file instead of its path: what decides what comes out."""
-        return {**asdict(self), **{name: sha256_file(path) for name, path in self.files.items()}}
+        """What decides what comes out: fields, with the SHA-256 of each file instead of its path."""
+        return _deciding({**asdict(self), **{name: sha256_file(path) for name, path in self.files.items()}})
 
     def same_settings(self, record: Mapping[str, Any], files: Mapping[str, str] | None = None) -> bool:
         """Whether a run with this record in its checkpoint was trained as this recipe says.
@@ -156,8 +157,12 @@ class Recipe:
         changed anything. `files` has the SHA-256 of the files that the run started from, by field; None where it did
         not keep them, and they are told by their paths.
         """
-        theirs = {**asdict(DEFAULTS), **record}
-        return theirs == asdict(self) if files is None else {**theirs, **files} == self.by_content()
+        theirs = {**asdict(DEFAULTS), **record, **(files or {})}
+        return _deciding(theirs) == (_deciding(asdict(self)) if files is None else self.by_content())
+
+
+def _deciding(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in CHANGES_NOTHING}
 
 
 def require_right(record: Any) -> None:

@@ -70,7 +70,7 @@ def resume(place: Place) -> Iterator[Row]:
     out, weights = place.folder / "resumed", {}
     for name in ("straight", "killed"):
         if name == "killed":
-            _kill_once(_command(place, out, name), out / "runs" / name / "resnet18" / "last.ckpt")
+            _kill_once(_command(place, out, name), out / "runs" / name / "resnet18")
         done = subprocess.run(_command(place, out, name), cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise SajiError(f"the run {name!r} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
@@ -91,9 +91,9 @@ def _command(place: Place, out: Path, name: str) -> list[str]:
     return [sys.executable, "-m", "training", *flags, "--deterministic"]
 
 
-def _kill_once(command: list[str], last: Path) -> None:
+def _kill_once(command: list[str], folder: Path) -> None:
     """Start a run and kill it as soon as it has kept an epoch."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not last.exists():
+        while process.poll() is None and not any(folder.glob("last*.ckpt")):
             time.sleep(0.02)
         process.kill()

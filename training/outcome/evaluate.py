@@ -126,19 +126,24 @@ def _unseen(checkpoint: Path, photos: list[Photo]) -> tuple[list[Photo], int | s
         return photos, "unknown", _perhaps_seen(photos)
     from training.photos.seen import DIGITS, seen_by
 
-    known = seen_by(checkpoint).photos
-    if known is None:
+    record = seen_by(checkpoint)
+    if record.photos is None:
         return photos, "unknown", _perhaps_seen(photos)
-    digests = in_threads(_digest, photos)
-    new = [photo for photo, digest in zip(photos, digests, strict=True) if digest[:DIGITS] not in known]
+    digests = [digest[:DIGITS] for digest in in_threads(_digest, photos)]
+    new = [photo for photo, digest in zip(photos, digests, strict=True) if digest not in record.photos]
     if not new:
         raise SajiError(
             f"all {len(photos)} photos were seen by {checkpoint} when it was trained, so they say nothing of new ones; "
             "give photos that it has not seen"
         )
     number = len(photos) - len(new)
-    note = f"{number} of {len(photos)} photos were seen by {checkpoint} when it was trained, and are left out"
-    return new, number, [note] if number else []
+    notes = [f"{number} of {len(photos)} photos were seen by {checkpoint} when it was trained, and are left out"]
+    if settled := sum(digest in record.settled for digest in digests):
+        notes.append(
+            f"{settled} of these photos set the temperature and the threshold of {checkpoint}, so the calibration "
+            "error and what is rejected look somewhat too good"
+        )
+    return new, number, notes if number else notes[1:]
 
 
 def _digest(photo: Photo) -> str:

@@ -18,7 +18,7 @@ from runtime.terminal import tell
 from training.photos.findings import PERHAPS, Scene, collect, examine, find_scenes, leaks
 from training.photos.findings_page import contact_sheet, describe, faults, page
 from training.photos.photo_set import Photo, PhotoSet, read_photo_set
-from training.photos.seen import Seen, seen_in, split_unseen, unknown_to
+from training.photos.seen import Seen, seen_in, split_unseen, unknown_to, whole_scenes
 from training.photos.split import Data, HeldBack, given_split, scene_numbers, stratified_split
 from training.progress import Progress, bar, in_threads, silent
 from training.recipe import DEFAULTS
@@ -57,15 +57,15 @@ def load_data(
     _require_enough([photo for photo, _ in good], classes, listed)
     labels = np.array([classes.index(photo.label) for photo in photos])
     bare = Data(photos, classes, labels, np.arange(len(photos)), np.arange(0), hashes, scene_numbers(scenes, hashes))
+    before = whole_scenes(before, all_hashes, numbers := scene_numbers(scenes, all_hashes))
     data, told = split_unseen(bare, validation_share, seed, before)
-    sides = ["train"] * len(photos) + ["test"] * (len(good) - len(photos))
-    for index in data.val:
-        sides[index] = "val"
+    side_of = dict.fromkeys(data.val.tolist(), "val") | dict.fromkeys(range(len(photos), len(good)), "test")
+    sides = [side_of.get(i, "train") for i in range(len(good))]
     findings = collect(listed, facts, [photo for photo, _ in good], all_hashes, sides, scenes, look_alikes)
     shown = leaks(scenes, all_hashes, sides)
     clean = [i for i in range(len(photos), len(good)) if i not in shown and good[i][0].label in classes]
     test_labels = np.array([classes.index(good[i][0].label) for i in clean], int)
-    test = HeldBack(tuple(good[i][0] for i in clean), test_labels, scene_numbers(scenes, all_hashes)[clean])
+    test = HeldBack(tuple(good[i][0] for i in clean), test_labels, numbers[clean])
     test = unknown_to(before, test, [all_hashes[i] for i in clean])
     return replace(
         data,

@@ -24,7 +24,8 @@ class Seen:
 
     `role` is the field of the recipe that names it. `fingerprint` is that of its own photos and split, "" where saji
     did not train it. `photos` are the first DIGITS of their SHA-256, None where that is not known. `moved` are those of
-    its own set that what it came from had seen.
+    its own set that what it came from had seen. `settled` are those that it learnt nothing from, but its temperature
+    and threshold; none where an earlier saji trained it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Seen:
     fingerprint: str = ""
     photos: frozenset[str] | None = None
     moved: frozenset[str] = frozenset()
+    settled: frozenset[str] = frozenset()
 
     @property
     def unrecorded(self) -> bool:
@@ -57,10 +59,11 @@ def seen_by(path: Path, role: str = "") -> Seen:
         fingerprint = str(ModelSpec.from_json(text, str(path)).data.get("fingerprint", "unknown"))
         if "seen" not in content:
             return replace(bare, fingerprint=fingerprint)
-        photos, moved = (frozenset(content["seen"][name]) for name in ("photos", "moved"))
+        record = {"settled": (), **content["seen"]}
+        photos, moved, settled = (frozenset(record[name]) for name in ("photos", "moved", "settled"))
     except DAMAGE:
         raise BadModel(f"{path} does not say right which photos it has seen; train it again") from None
-    return replace(bare, fingerprint=fingerprint, photos=photos, moved=moved)
+    return replace(bare, fingerprint=fingerprint, photos=photos, moved=moved, settled=settled)
 
 
 def sources(recipe: Recipe) -> list[Seen]:
@@ -87,7 +90,7 @@ def split_unseen(data: Data, share: float, seed: int, before: Collection[Seen]) 
     SajiError where a class has no validation photo left.
     """
     free = split(data, share, seed, np.empty(0, np.int64))
-    again = split(data, share, seed, _showing(data, *(each.moved for each in before)))
+    again = split(data, share, seed, _showing(data.hashes, data.scenes, *(each.moved for each in before)))
     ours = split(data, share, seed, barred(again, before))
     gone = np.setdiff1d(free.val, ours.val)
     seen = {each.name: len(np.intersect1d(gone, _seen(data, each))) for each in before}
@@ -104,7 +107,7 @@ def split_unseen(data: Data, share: float, seed: int, before: Collection[Seen]) 
 def barred(data: Data, before: Collection[Seen]) -> np.ndarray:
     """Indices int of the photos that must not validate beside the others of this split."""
     same = all(each.fingerprint in ("", data.fingerprint) for each in before)
-    return _showing(data, *(each.moved if same else each.photos or () for each in before))
+    return _showing(data.hashes, data.scenes, *(each.moved if same else each.photos or () for each in before))
 
 
 def seen_in(data: Data, before: Collection[Seen]) -> np.ndarray:
@@ -113,13 +116,20 @@ def seen_in(data: Data, before: Collection[Seen]) -> np.ndarray:
 
 
 def _seen(data: Data, each: Seen) -> np.ndarray:
-    return np.arange(len(data.photos)) if each.unrecorded else _showing(data, each.photos or ())
+    return np.arange(len(data.photos)) if each.unrecorded else _showing(data.hashes, data.scenes, each.photos or ())
 
 
-def _showing(data: Data, *seen: Collection[str]) -> np.ndarray:
+def _showing(hashes: Sequence[str], scenes: np.ndarray, *seen: Collection[str]) -> np.ndarray:
     """Indices int of the photos whose scene has a photo in one of the collections."""
-    hit = np.array([any(digest[:DIGITS] in some for some in seen) for digest in data.hashes], bool)
-    return np.flatnonzero(np.isin(data.scenes, data.scenes[hit]))
+    hit = np.array([any(digest[:DIGITS] in some for some in seen) for digest in hashes], bool)
+    return np.flatnonzero(np.isin(scenes, scenes[hit]))
+
+
+def whole_scenes(before: Collection[Seen], hashes: Sequence[str], scenes: np.ndarray) -> list[Seen]:
+    """`before` as if it had seen all shots of what it saw, among the photos of all sides of a split: none of them is
+    new to it. `scenes` int `[len(hashes)]`."""
+    shown = [{hashes[i][:DIGITS] for i in _showing(hashes, scenes, each.photos or ())} for each in before]
+    return [replace(each, photos=each.photos and each.photos | more) for each, more in zip(before, shown, strict=True)]
 
 
 def unknown_to(before: Collection[Seen], held_back: HeldBack, hashes: Sequence[str]) -> HeldBack:
@@ -152,7 +162,8 @@ def require_unseen(data: Data, before: list[Seen]) -> list[Seen]:
 
 
 def record(data: Data, before: Collection[Seen], epoch_is_chosen: bool) -> dict[str, list[str]] | None:
-    """What a checkpoint keeps of a run on this data: a Seen's `photos` and `moved`; None where that is not known.
+    """What a checkpoint keeps of a run on this data: a Seen's `photos`, `moved` and `settled`; None where that is not
+    known.
 
     Validation photos are among them where they chose the released epoch, or show the scene of a training photo.
     """
@@ -161,4 +172,5 @@ def record(data: Data, before: Collection[Seen], epoch_is_chosen: bool) -> dict[
     own = np.isin(data.scenes, data.scenes[data.train]) | epoch_is_chosen
     seen = {data.hashes[i][:DIGITS] for i in np.flatnonzero(own)}.union(*(each.photos or () for each in before))
     moved = {data.hashes[i][:DIGITS] for i in barred(data, before)}
-    return {"photos": sorted(seen), "moved": sorted(moved)}
+    settled = {data.hashes[i][:DIGITS] for i in data.val} - seen
+    return {"photos": sorted(seen), "moved": sorted(moved), "settled": sorted(settled)}

@@ -23,7 +23,7 @@ LOOK_EVERY = 50  # steps on a GPU between two looks at the loss: each look waits
 
 
 class Fitting(L.LightningModule):
-    """A PhotoClassifier in training. `identity` goes into `last.ckpt`: only the same run may be resumed from it."""
+    """A PhotoClassifier in training. `identity` goes into the state file: only the same run may be resumed from it."""
 
     def __init__(self, architecture: str, classes: int, recipe: Recipe, identity: str = "") -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Fitting(L.LightningModule):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in `last.ckpt` which run it belongs to."""
+        """Say in the state file which run it belongs to."""
         checkpoint["identity"] = self.identity
 
     def configure_optimizers(self) -> Any:

@@ -23,7 +23,7 @@ GRADIENTS_EVERY = 4  # steps between two looks at the gradients: each reads all 
 
 
 class Recorder(Callback, Generic[Row]):
-    """Collects the rows of a CSV file; `last.ckpt` keeps them, so that a resumed run writes all."""
+    """Collects the rows of a CSV file; the state file keeps them, so that a resumed run writes all."""
 
     kind: type[Row]
 
@@ -31,7 +31,7 @@ class Recorder(Callback, Generic[Row]):
         self.rows: list[Row] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What `last.ckpt` keeps."""
+        """What the state file keeps."""
         return {"rows": [asdict(row) for row in self.rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,42 +140,53 @@ class Gradients(Recorder[GradientNorm]):
 
 
 class Kept(Checkpoint):
-    """`last.ckpt` after an epoch, to resume from; `best.ckpt`, another name of the last at its best epoch.
+    """The state file `last` after an epoch, to resume from; where the best epoch is released, another name of that too.
 
-    The best epoch has the highest validation accuracy, of equals the lowest loss. (Lightning's ModelCheckpoint, when it
-    saves weights only, would save them there as they are instead of their moving average.)
+    The best epoch has the highest validation accuracy, of equals the lowest loss. Where it is not released it has no
+    say in what is kept: Ctrl-C releases what the clock chose. (Lightning's ModelCheckpoint, when it saves weights only,
+    would save them there as they are instead of their moving average.)
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
+    def __init__(self, last: Path, release: str) -> None:
+        self.last, self.best = last, last.with_name(last.name.replace("last", "best"))
+        self.released = self.best if release == "best" else last
         self.best_epoch, self.best_score, self.last_epoch = 0, (-1.0, 0.0), 0
         self.saved = time.monotonic()
 
     def remove(self) -> None:
-        """Take both away, once the checkpoint is written."""
-        for file in (self.best, self.last):
+        """Take both away, once the checkpoint is written, and those that an earlier saji left here."""
+        for file in (self.best, self.last, self.last.with_name("best.ckpt"), self.last.with_name("last.ckpt")):
             file.unlink(missing_ok=True)
 
+    def rewind(self, *recorders: Recorder) -> None:
+        """Bring itself and recorders back to the epoch that was saved: later ones are lost where a run is cut off."""
+        states = torch.load(self.last, weights_only=True, map_location="cpu")["callbacks"]
+        for each in (self, *recorders):
+            each.load_state_dict(states[each.state_key])
+
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save the epoch, unless it was short and not the best."""
+        """Save the epoch, unless it was short and not the best of those of which the best is released."""
         metrics = trainer.callback_metrics
         score = float(metrics["val_accuracy"]), -float(metrics["val_loss"])
         if score > self.best_score:
             self.best_epoch, self.best_score = trainer.current_epoch + 1, score
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        due = ends or self.best_epoch == trainer.current_epoch + 1 or time.monotonic() - self.saved > AT_STAKE
+        due = ends or not self.last_epoch or time.monotonic() - self.saved > AT_STAKE or self._to_link(trainer, 1)
         if not trainer.strategy.broadcast(due):  # the processes' clocks differ
             return
         self.last_epoch = trainer.current_epoch + 1
         trainer.save_checkpoint(self.last)
         self.saved = time.monotonic()
-        if self.best_epoch == trainer.current_epoch + 1 and trainer.is_global_zero:
+        if self._to_link(trainer, 1) and trainer.is_global_zero:
             self._link()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """When resumed: a kill between the two files may have left `best.ckpt` behind."""
-        if self.best_epoch and self.best_epoch == trainer.current_epoch and trainer.is_global_zero:
+        """When resumed: a kill between the two files may have left the best one behind."""
+        if self.best_epoch and self._to_link(trainer) and trainer.is_global_zero:
             self._link()
+
+    def _to_link(self, trainer: L.Trainer, more: int = 0) -> bool:
+        return self.released == self.best and self.best_epoch == trainer.current_epoch + more
 
     def _link(self) -> None:
         with replacing(self.best, durable=False) as temporary:
@@ -185,7 +196,7 @@ class Kept(Checkpoint):
                 shutil.copyfile(self.last, temporary)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `last.ckpt` keeps."""
+        """What the state file keeps."""
         return {"best_epoch": self.best_epoch, "best_score": list(self.best_score), "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from runtime.nvidia import driver
 from runtime.spec import Geometry, ModelSpec
 from runtime.terminal import quiet, say
 from training.launch import SHARED, launch
-from training.network.classifier import load_checkpoint, reference_outputs, save_checkpoint
+from training.network.classifier import load_checkpoint, reference_outputs, save_checkpoint, state_file
 from training.photos import seen
 from training.photos.dataset import calibration_set, validation_set
 from training.photos.split import Data
@@ -53,11 +53,11 @@ class Place:
     device: str = "auto"  # or "cpu" or "cuda": the first GPU that is visible, see `runtime.nvidia.use`
     devices: int = 0  # processes that share the work: 0 = all GPUs that can share a batch, or one process on a CPU
     tensorboard: bool = False
-    resume: bool = True  # go on from `last.ckpt` where the same run was interrupted
+    resume: bool = True  # go on where the same run was interrupted
 
 
-# Of what `last.ckpt` keeps; raise it with every change there, so that a run that an older saji left begins anew
-STATE_VERSION = 4
+# Of what a state file keeps; raise it with every change there, so that a run that an older saji left begins anew
+STATE_VERSION = 5
 SAME = 32  # validation photos that a written checkpoint is tried on: a whole batch, whose sums are rounded alike
 
 
@@ -67,33 +67,33 @@ def train(
 ) -> Validation | None:
     """Train and write `checkpoint.pt`, `validation.npz`, `calibration.npz`, `held_out.npz` and the histories.
 
-    The checkpoint is written last and holds the epoch that the recipe's `release` names. While training, `last.ckpt`
+    The checkpoint is written last and holds the epoch that the recipe's `release` names. While training, a state file
     holds the last complete epoch; a run that was cut off goes on from there. Ctrl-C raises KeyboardInterrupt, and where
-    there is no checkpoint yet releases what there is so far. Gives what the released epoch does; None in all but the
+    there is no checkpoint yet releases what was kept so far. Gives what the released epoch does; None in all but the
     first of several processes. Raises SajiError on a loss, weights or answers that are not finite; files stay then.
     """
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     geometry = Geometry.for_size(recipe.image_size)
     folder = folder.resolve()
-    history, gradients, kept = History(architecture, recipe.epochs), Gradients(), Kept(folder)
+    last = state_file(folder, architecture, recipe, data.fingerprint)
+    history, gradients, kept = History(architecture, recipe.epochs), Gradients(), Kept(last, recipe.release)
     trainer = _trainer(recipe, place, folder, [history, gradients, kept])  # first: a device that is absent is told now
     validation = validation_set(data, geometry, progress)
     calibration = calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress)
     before = seen.require_unseen(data, seen.sources(recipe))
     identity = json.dumps([STATE_VERSION, architecture, data.fingerprint, recipe.by_content()])
     folder.mkdir(parents=True, exist_ok=True)
-    start = _resumable(kept.last, identity) if place.resume else 0
-    if start:
-        say(f"{architecture}: resuming after epoch {start}")
+    start = _resumable(architecture, last, identity) if place.resume else 0
     fitting = Fitting(architecture, len(data.classes), recipe, identity)
     _check_teacher(fitting, data)
     n = len(validation.labels)
     trained = ValidationSet(calibration.images[:n], calibration.labels[:n], calibration.names[:n])
     batches = Batches(TrainPhotos(data, recipe, cache, progress), validation, trained, recipe, start)
-    interrupted, figures = _fit(trainer, fitting, batches, kept.last if start else None), None
-    if interrupted and (not kept.best_epoch or (folder / "checkpoint.pt").is_file()):  # what is finished stays
+    interrupted, figures = _fit(trainer, fitting, batches, last if start else None), None
+    if interrupted and (not kept.last_epoch or (folder / "checkpoint.pt").is_file()):  # what is finished stays
         raise KeyboardInterrupt
     if trainer.is_global_zero:
+        kept.rewind(history, gradients)
         outputs = _released(fitting, data, geometry, validation, kept)
         figures = _validation_figures(outputs[:, : len(data.classes)], data, history.rows, kept, recipe.release)
         sets = folder / "validation.npz", folder / "calibration.npz"
@@ -130,8 +130,7 @@ def _require_same_again(path: Path, images: np.ndarray, outputs: np.ndarray) -> 
 def _released(fitting: Fitting, data: Data, geometry: Geometry, validation: ValidationSet, kept: Kept) -> np.ndarray:
     """Take up the weights of the epoch that the recipe releases, and what is made of them; the network's outputs for
     the validation photos. Raises SajiError where they are not finite."""
-    chosen = kept.best if fitting.recipe.release == "best" else kept.last
-    fitting.load_state_dict(torch.load(chosen, weights_only=True, map_location="cpu")["state_dict"])
+    fitting.load_state_dict(torch.load(kept.released, weights_only=True, map_location="cpu")["state_dict"])
     start = fitting.start[0] if fitting.start else None
     release(fitting.model, start, fitting.recipe.start_share, data, geometry)
     outputs = reference_outputs(fitting.model, validation.images)
@@ -167,16 +166,43 @@ def saji_version() -> str:
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
-def _resumable(last: Path, identity: str) -> int:
-    """How many epochs of this very run `last.ckpt` holds; 0 when there is none or it belongs to another run."""
+def _resumable(architecture: str, last: Path, identity: str) -> int:
+    """How many epochs of this very run a state file holds, which is told; without any, what other runs were stopped in
+    the folder: their epochs wait for a command with their settings."""
+    states = {file: _state(file) for file in sorted(last.parent.glob("last*.ckpt"))}
+    start, found = states.get(last, (0, ""))
+    if start and found == identity:
+        say(f"{architecture}: resuming after epoch {start}")
+        return start
+    for file, (epochs, theirs) in states.items():
+        if epochs:
+            say(f"{file} keeps {epochs} epochs of a run {_difference(theirs, identity)}; this one begins at the first")
+    return 0
+
+
+def _state(file: Path) -> tuple[int, str]:
+    """How many epochs a state file holds, and of which run."""
     try:
-        with zipfile.ZipFile(last) as archive:  # it is not waited for until it is on the disk
+        with zipfile.ZipFile(file) as archive:  # it is not waited for until it is on the disk
             if archive.testzip():
-                return 0
-        content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["epoch"]) + 1 if content["identity"] == identity else 0
+                return 0, ""
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["epoch"]) + 1, str(content["identity"])
     except Exception:  # missing, damaged or of another version of Lightning: begin anew
-        return 0
+        return 0, ""
+
+
+def _difference(theirs: str, ours: str) -> str:
+    """What makes a run another than ours, by their identities."""
+    try:
+        (*code, photos, recipe), (*our_code, our_photos, settings) = json.loads(theirs), json.loads(ours)
+        other = [f"{name} {recipe.get(name)!r:.20}" for name in settings if recipe.get(name) != settings[name]]
+    except (AttributeError, TypeError, ValueError):
+        code, our_code = [], ["of today"]
+    if code != our_code:
+        return "by another saji, which cannot go on"
+    what = [*(["other photos"] if photos != our_photos else []), *other]
+    return f"with {', '.join(what)}, which goes on with the same"
 
 
 def _check_teacher(fitting: Fitting, data: Data) -> None:
