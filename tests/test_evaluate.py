@@ -160,6 +160,14 @@ def test_photos_that_set_the_temperature_are_told(run: Path, sample: Path, tmp_p
     found = run_command(run / "checkpoint.pt", tmp_path)
     assert (found["photos"], found["seen"]) == (3, 1)
     assert "2 of these photos set the temperature and the threshold of" in " ".join(found["text"].split())
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    del content["seen"]["settled"]
+    torch.save(content, tmp_path / "earlier.pt")
+    for side, photo in (("train", learnt[0]), ("val", settled[0])):
+        (tmp_path / "set" / side / "bakso").mkdir(parents=True)
+        shutil.copy(photo, tmp_path / "set" / side / "bakso")
+    found = run_command(tmp_path / "earlier.pt", tmp_path / "set")
+    assert found["photos"] == 1 and "1 photos are of the split val; if they" in " ".join(found["text"].split())
 
 
 def test_photos_that_are_listed_more_than_once_are_told(model: Path, sample: Path, tmp_path: Path, run_command) -> None:

@@ -143,6 +143,8 @@ def _unseen(checkpoint: Path, photos: list[Photo]) -> tuple[list[Photo], int | s
             f"{settled} of these photos set the temperature and the threshold of {checkpoint}, so the calibration "
             "error and what is rejected look somewhat too good"
         )
+    elif not record.settled:  # an earlier saji kept no record of them
+        notes += _perhaps_seen([photo for photo in new if photo.split == "val"])
     return new, number, notes if number else notes[1:]
 
 
