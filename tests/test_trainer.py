@@ -24,12 +24,11 @@ from torch import nn
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import alone
-from runtime.spec import ModelSpec
 from training import __main__ as command_line
 from training.__main__ import main
 from training.launch import Launch, launch
 from training.network import architectures
-from training.network.classifier import PhotoClassifier, finished, load_checkpoint, save_checkpoint, state_file
+from training.network.classifier import finished, load_checkpoint, save_checkpoint, state_file
 from training.network.pretrained import load_weights
 from training.outcome.report import write_report
 from training.photos.dataset import Data, load_data
@@ -163,22 +162,6 @@ def test_runs_that_were_stopped_in_one_place_lose_nothing_to_each_other(
     assert "resuming after epoch 1" in runs(replace(first, workers=0, name="of another file"))
     assert finished(folder, "resnet18", first, data.fingerprint)
     assert "resuming after epoch 1" in runs(second, 1)
-
-
-def test_photos_are_scaled_as_the_weights_know_them(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """A checkpoint of saji says how; of another file's network there are published weights, or nothing is known."""
-    torch.save(architectures.build("googlenet", 5).state_dict(), tmp_path / "theirs.pth")
-    scaled = Fitting("googlenet", 3, replace(TINY, weights=str(tmp_path / "theirs.pth"))).model.normalise
-    published = architectures.find("googlenet", pretrained=True)
-    assert scaled.mean.flatten().tolist() == [255 * value for value in published.mean]
-    assert "deviation 0.5, 0.5, 0.5 of googlenet" in " ".join(capfd.readouterr().err.split())
-    model = PhotoClassifier("plain34", 2, TINY)
-    torch.save(model.network.state_dict(), tmp_path / "plain.pth")
-    Fitting("plain34", 3, replace(TINY, weights=str(tmp_path / "plain.pth")))
-    model.normalise.mean.fill_(99)
-    save_checkpoint(tmp_path / "ours.pt", model, ModelSpec("x", "plain34", ("a", "b"), recipe=asdict(TINY)))
-    scaled = Fitting("plain34", 3, replace(TINY, weights=str(tmp_path / "ours.pt"))).model.normalise
-    assert scaled.mean.flatten().tolist() == [99] * 3
 
 
 def rewritten(straight: Path, folder: Path, **changes: Any) -> Path:
