@@ -1,6 +1,7 @@
 """Which GPU there is, which is used, and what `make` installs for it; here with a driver that a few lines stand for."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -125,7 +126,8 @@ def test_every_extra_that_is_chosen_exists_and_the_makefile_knows_its_index() ->
 # --- a driver of a few lines, loaded in place of the real one by every Python that has it in its path
 
 FAKE = """
-import ctypes, os
+import ctypes, os, platform
+platform.machine = lambda: "x86_64"
 class Cuda:
     def cuDriverGetVersion(self, number): number._obj.value = 13010; return 0
     def cuInit(self, flags): %s; return 0 if os.environ.get("CUDA_VISIBLE_DEVICES") != "-1" else 100
@@ -203,7 +205,8 @@ def test_the_one_gpu_to_use_keeps_the_name_that_it_was_made_visible_by(
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    """This process has such a driver; whoever imported the function has it, too."""
+    """This process has such a driver, in a PC; whoever imported the function has it, too."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))  # is put back at the end
 
     def answer() -> Driver:
