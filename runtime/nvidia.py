@@ -108,6 +108,10 @@ def driver() -> Driver:
     In a process of its own: CUDA must not be initialised in one that may fork, and a broken driver ends only the
     process that asks. None is started where libcuda cannot be loaded.
     """
+    return _found()
+
+
+def _found() -> Driver:
     if _load(_LIBRARIES) is None:
         return Driver(version=_version_of_kernel(), error=_MISSING)
     ask = [sys.executable, str(Path(__file__).resolve()), "--ask"]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import house
@@ -204,17 +205,19 @@ def test_the_one_gpu_to_use_keeps_the_name_that_it_was_made_visible_by(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == after
 
 
+@pytest.fixture(autouse=True)
+def this_machines_driver() -> Iterator[None]:
+    yield
+    nvidia.driver.cache_clear()
+
+
 def with_gpus(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    """This process has such a driver, in a PC; whoever imported the function has it, too."""
+    """This process has such a driver, in a PC, until the end of the test."""
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))  # is put back at the end
-
-    def answer() -> Driver:
-        return driver
-
-    answer.cache_clear = lambda: None  # type: ignore[attr-defined]
-    for module in (nvidia, cuda, sys.modules["runtime.errors"], sys.modules["runtime.machine"]):
-        monkeypatch.setattr(module, "driver", answer)
+    # Not the function in its place: a module that is imported meanwhile would keep that for good
+    monkeypatch.setattr(nvidia, "_found", lambda: driver)
+    nvidia.driver.cache_clear()
 
 
 COMMANDS = [
