@@ -39,6 +39,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def folded(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training with two folds leaves in OUT, to be copied."""
+    out = tmp_path_factory.mktemp("folded")
+    train_command([*TINY, "--data", str(photos), "--run", "r", "--out", str(out), "--folds", "2"])
+    return out
+
+
 def spec_of(out: Path, run: str) -> ModelSpec:
     return load_checkpoint(out / "runs" / run / "resnet18" / "checkpoint.pt")[1]
 
@@ -70,9 +78,10 @@ def test_folds_answer_every_photo_once_and_settle_what_ships(
 
 
 @pytest.mark.parametrize("old", ["0-of-2", "1-of-2", ""])  # a fold, or the network that is released
-def test_folds_of_an_earlier_saji_settle_what_ships_by_probability(old: str, photos: Path, tmp_path: Path) -> None:
-    common = [*TINY, "--data", str(photos), "--run", "r", "--out", str(tmp_path), "--folds", "2"]
-    train_command(common)
+def test_folds_of_an_earlier_saji_settle_what_ships_by_probability(
+    old: str, photos: Path, folded: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folded, tmp_path, dirs_exist_ok=True)
     network = tmp_path / "runs" / "r" / "resnet18"
     assert spec_of(tmp_path, "r").rejection.rule == FAMILIARITY
     file = (network / "folds" / old if old else network) / "checkpoint.pt"
@@ -84,7 +93,7 @@ def test_folds_of_an_earlier_saji_settle_what_ships_by_probability(old: str, pho
     before = {name: figure for name, figure in released.validation.items() if name != "held_out"}
     replace_spec(network / "checkpoint.pt", replace(released, validation=before))
     (network / "held_out.npz").unlink()
-    train_command(common)
+    train_command([*TINY, "--data", str(photos), "--run", "r", "--out", str(tmp_path), "--folds", "2"])
     spec = spec_of(tmp_path, "r")
     assert spec.rejection.rule == "max_probability" and spec.familiarity == bool(old)
     assert spec.validation["held_out"]["right_kept"] >= 0.9
