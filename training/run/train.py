@@ -169,12 +169,12 @@ def saji_version() -> str:
 def _resumable(architecture: str, last: Path, identity: str) -> int:
     """How many epochs of this very run a state file holds, which is told; without any, what other runs were stopped in
     the folder: their epochs wait for a command with their settings."""
-    states = {file: _state(file) for file in sorted(last.parent.glob("last*.ckpt"))}
-    start, found = states.get(last, (0, ""))
+    start, found = _state(last)
     if start and found == identity:
         say(f"{architecture}: resuming after epoch {start}")
         return start
-    for file, (epochs, theirs) in states.items():
+    for file in sorted(last.parent.glob("last*.ckpt")):  # not before: each is read to its end
+        epochs, theirs = _state(file)
         if epochs:
             say(f"{file} keeps {epochs} epochs of a run {_difference(theirs, identity)}; this one begins at the first")
     return 0
