@@ -21,13 +21,14 @@ from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.spec import Geometry
 from runtime.terminal import say
-from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_logits
+from training.network.classifier import PhotoClassifier, load_checkpoint, reference_logits
 from training.photos.dataset import load_data
 from training.photos.split import Data
 from training.progress import bar
 from training.recipe import Recipe, load_recipe
 from training.run.records import Share
 from training.run.release import release
+from training.run.resume import finished
 from training.run.train import Place, train
 
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the weights that training started from; at 0 the last layer alone is new

@@ -31,12 +31,13 @@ from runtime.errors import SajiError
 from runtime.evaluation import calibration_error
 from runtime.spec import ModelSpec
 from runtime.terminal import say
-from training.network.classifier import finished, load_checkpoint
+from training.network.classifier import load_checkpoint
 from training.photos.dataset import Data, load_data
 from training.photos.split import folds, set_aside
 from training.recipe import Recipe, load_recipe
 from training.run.held_out import HeldOut, made_with, of_folds, outputs_for, settle
 from training.run.records import Share
+from training.run.resume import finished
 from training.run.train import Place, train
 
 FOLDS = 3

@@ -23,11 +23,12 @@ from runtime.preprocess import pixels
 from runtime.spec import FAMILIARITY, RULES, Geometry, ModelSpec, Rejection
 from runtime.terminal import say
 from training.network import architectures
-from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_outputs
+from training.network.classifier import PhotoClassifier, load_checkpoint, reference_outputs
 from training.photos.dataset import Data, load_data, run_name
 from training.progress import bar
 from training.recipe import Recipe, load_recipe
 from training.run.confidence import KEPT, fitted_temperature, threshold_keeping
+from training.run.resume import finished
 
 ALL_RULES = (*RULES, FAMILIARITY)
 BATCH = 32  # photos in memory at a time

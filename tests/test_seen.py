@@ -17,7 +17,7 @@ from test_folds import fake
 
 from runtime.errors import BadModel, SajiError
 from runtime.files import sha256_file
-from training.network.classifier import finished, load_checkpoint
+from training.network.classifier import load_checkpoint
 from training.photos import duplicates
 from training.photos.dataset import load_data
 from training.photos.findings import Findings
@@ -35,6 +35,7 @@ from training.photos.seen import (
 )
 from training.photos.split import Data, folds
 from training.recipe import Recipe
+from training.run.resume import finished
 
 PHOTOS = fake([(0, 1)] * 20 + [(1, 1)] * 12 + [(1, 4)] * 2)
 

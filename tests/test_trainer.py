@@ -28,7 +28,7 @@ from training import __main__ as command_line
 from training.__main__ import main
 from training.launch import Launch, launch
 from training.network import architectures
-from training.network.classifier import finished, load_checkpoint, save_checkpoint, state_file
+from training.network.classifier import load_checkpoint, save_checkpoint
 from training.network.pretrained import load_weights
 from training.outcome.report import write_report
 from training.photos.dataset import Data, load_data
@@ -38,6 +38,7 @@ from training.run import fitting
 from training.run.batches import EpochSampler, TrainPhotos, share_of
 from training.run.fitting import Fitting, Teacher, distillation
 from training.run.history import History, Kept
+from training.run.resume import finished, state_file
 from training.run.train import Place, _check_teacher, _processes, _trainer, saji_version, train
 
 TINY = Recipe(image_size=32, epochs=3, batch_size=16, warmup_epochs=1, precision="fp32", calibration_photos=20)

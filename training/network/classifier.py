@@ -12,7 +12,7 @@ from torch import nn
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import compare
-from runtime.files import ZIP_DAMAGE, replacing, sha256_file, sha256_json
+from runtime.files import ZIP_DAMAGE, replacing, sha256_file
 from runtime.spec import ModelSpec, side_by_side
 from training.network import architectures
 from training.network.familiarity import BUFFERS, Familiarity
@@ -197,30 +197,6 @@ def complete(folder: Path) -> bool:
     """Whether a network's folder has a checkpoint and its validation set, which was judging.npz until version 0.1."""
     photos = (folder / "validation.npz", folder / "judging.npz")
     return (folder / "checkpoint.pt").is_file() and any(path.is_file() for path in photos)
-
-
-def state_file(folder: Path, architecture: str, recipe: Recipe, fingerprint: str) -> Path:
-    """What a run resumes from until it is finished; each has a name of its own, so that none takes another's place."""
-    return folder / f"last-{sha256_json([architecture, fingerprint, recipe.by_content()])[:8]}.ckpt"
-
-
-def finished(
-    folder: Path, architecture: str, recipe: Recipe, fingerprint: str
-) -> tuple[PhotoClassifier, ModelSpec] | None:
-    """What a run's folder holds if it is this very run and complete, else None."""
-    # They stay where this run was interrupted; until version 0.1 all runs had the same
-    states = state_file(folder, architecture, recipe, fingerprint), folder / "last.ckpt"
-    whole = complete(folder) and (folder / "calibration.npz").is_file()
-    if not whole or any(state.exists() for state in states):
-        return None
-    try:
-        model, spec = load_checkpoint(folder / "checkpoint.pt")
-    except (BadModel, OSError):
-        return None
-    same = spec.architecture == architecture and spec.data["fingerprint"] == fingerprint
-    started_from = spec.data.get("started_from")
-    files = {name: each["sha256"] for name, each in started_from.items()} if started_from else None
-    return (model, spec) if same and recipe.same_settings(spec.recipe, files) else None
 
 
 def reference_outputs(

@@ -21,13 +21,14 @@ from runtime.evaluation import calibration_error, reliability
 from runtime.files import replacing
 from runtime.preprocess import pixels
 from runtime.spec import Geometry, ModelSpec, side_by_side
-from training.network.classifier import PhotoClassifier, finished, load_checkpoint, reference_outputs, replace_spec
+from training.network.classifier import PhotoClassifier, load_checkpoint, reference_outputs, replace_spec
 from training.photos.photo_set import Photo
 from training.photos.split import Data, folds, set_aside
 from training.progress import in_threads
 from training.recipe import Recipe
 from training.run.confidence import cross_fitted, settled
 from training.run.records import HeldOutFigures, Share
+from training.run.resume import finished
 
 FILE = "held_out.npz"
 AT_ONCE = 256  # photos in memory

@@ -1,10 +1,8 @@
 """Train one network on prepared data and release its checkpoint. Lightning drives the loop."""
 
 import functools
-import json
 import os
 import tomllib
-import zipfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +25,7 @@ from runtime.nvidia import driver
 from runtime.spec import Geometry, ModelSpec
 from runtime.terminal import quiet, say
 from training.launch import SHARED, launch
-from training.network.classifier import load_checkpoint, reference_outputs, save_checkpoint, state_file
+from training.network.classifier import load_checkpoint, reference_outputs, save_checkpoint
 from training.photos import seen
 from training.photos.dataset import calibration_set, validation_set
 from training.photos.split import Data
@@ -39,6 +37,7 @@ from training.run.held_out import of_test, of_validation, settle
 from training.run.history import AtomicFiles, Gradients, History, Kept, Patience
 from training.run.records import Epoch, EpochAccuracy, Share, Validation, WithoutLeaks
 from training.run.release import release
+from training.run.resume import identity_of, resumable, state_file
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,6 @@ class Place:
     resume: bool = True  # go on where the same run was interrupted
 
 
-# Of what a state file keeps; raise it with every change there, so that a run that an older saji left begins anew
-STATE_VERSION = 5
 SAME = 32  # validation photos that a written checkpoint is tried on: a whole batch, whose sums are rounded alike
 
 
@@ -81,9 +78,9 @@ def train(
     validation = validation_set(data, geometry, progress)
     calibration = calibration_set(data, geometry, recipe.calibration_photos, recipe.seed, progress)
     before = seen.require_unseen(data, seen.sources(recipe))
-    identity = json.dumps([STATE_VERSION, architecture, data.fingerprint, recipe.by_content()])
+    identity = identity_of(architecture, recipe, data.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
-    start = _resumable(architecture, last, identity) if place.resume else 0
+    start = resumable(architecture, last, identity) if place.resume else 0
     fitting = Fitting(architecture, len(data.classes), recipe, identity)
     _check_teacher(fitting, data)
     n = len(validation.labels)
@@ -164,45 +161,6 @@ def saji_version() -> str:
     except metadata.PackageNotFoundError:
         project = Path(__file__).resolve().parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-
-
-def _resumable(architecture: str, last: Path, identity: str) -> int:
-    """How many epochs of this very run a state file holds, which is told; without any, what other runs were stopped in
-    the folder: their epochs wait for a command with their settings."""
-    start, found = _state(last)
-    if start and found == identity:
-        say(f"{architecture}: resuming after epoch {start}")
-        return start
-    for file in sorted(last.parent.glob("last*.ckpt")):  # not before: each is read to its end
-        epochs, theirs = _state(file)
-        if epochs:
-            say(f"{file} keeps {epochs} epochs of a run {_difference(theirs, identity)}; this one begins at the first")
-    return 0
-
-
-def _state(file: Path) -> tuple[int, str]:
-    """How many epochs a state file holds, and of which run."""
-    try:
-        with zipfile.ZipFile(file) as archive:  # it is not waited for until it is on the disk
-            if archive.testzip():
-                return 0, ""
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["epoch"]) + 1, str(content["identity"])
-    except Exception:  # missing, damaged or of another version of Lightning: begin anew
-        return 0, ""
-
-
-def _difference(theirs: str, ours: str) -> str:
-    """What makes a run another than ours, by their identities."""
-    try:
-        (*code, photos, recipe), (*our_code, our_photos, settings) = json.loads(theirs), json.loads(ours)
-        other = [f"{name} {recipe.get(name)!r:.20}" for name in settings if recipe.get(name) != settings[name]]
-    except (AttributeError, TypeError, ValueError):
-        code, our_code = [], ["of today"]
-    if code != our_code:
-        return "by another saji, which cannot go on"
-    what = [*(["other photos"] if photos != our_photos else []), *other]
-    return f"with {', '.join(what)}, which goes on with the same"
 
 
 def _check_teacher(fitting: Fitting, data: Data) -> None:
