@@ -80,13 +80,15 @@ def walk_once(
     None is entered twice, nor one of those `read` (resolved) before, of which `again` is told; `closed` is told of
     those that cannot be listed. `passed_over` says which are left out.
     """
-    folders, links = [place], deque[Path]()
+    folders: list[tuple[Path, Path | None]] = [(place, None)]  # with where the one above really lies
+    links = deque[Path]()
     while folders or links:
-        folder = folders.pop() if folders else links.popleft()
+        folder, above = folders.pop() if folders else (links.popleft(), None)
         try:
             with os.scandir(folder) as entries:
                 inside = sorted((entry.name, _is_folder(entry)) for entry in entries)
-            real = folder.resolve()
+            # Windows has junctions, which are no links to Python
+            real = above / folder.name if above and os.name == "posix" else folder.resolve()
         except OSError as error:
             closed(error)
             continue
@@ -96,7 +98,7 @@ def walk_once(
         read.add(real)
         yield folder, map(folder.joinpath, [name for name, is_folder in inside if not is_folder])  # may be a million
         wanted = [path for path in (folder / name for name, is_folder in inside if is_folder) if not passed_over(path)]
-        folders += [path for path in reversed(wanted) if not path.is_symlink()]
+        folders += [(path, real) for path in reversed(wanted) if not path.is_symlink()]
         links += [path for path in wanted if path.is_symlink()]
 
 
