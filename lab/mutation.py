@@ -109,7 +109,7 @@ class Record:
         """Those that a change of this line is shown to: they run it, or else what is nearest to it."""
         lines = self.lines.get(module, {})
         names = bound_at_import(source, line)
-        if names is None:
+        if not names:
             found = lines.get(max((run for run in lines if run <= line), default=0), set())
         else:
             names = with_what_they_make(names, source)
@@ -142,13 +142,13 @@ class Record:
         return found
 
 
-def bound_at_import(source: str, line: int) -> set[str] | None:
-    """The names that a line outside functions gives to something; None inside, where a test is what runs it."""
+def bound_at_import(source: str, line: int) -> set[str]:
+    """The names that a line outside functions gives to something; none inside, where a test is what runs it."""
     around = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
     around = [node for node in around if node.lineno <= line <= (node.end_lineno or 0)]
     functions = [node for node in around if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     if any(node.body[0].lineno <= line for node in functions):
-        return None
+        return set()
     if isinstance(around[-1], ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {around[-1].name}
     return {node.id for node in ast.walk(around[-1]) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -160,7 +160,7 @@ def with_what_they_make(names: set[str], source: str) -> set[str]:
     while names != before:
         before, named = names, re.compile(rf"\b({'|'.join(names)})\b")
         lines = (number for number, line in enumerate(source.splitlines(), 1) if named.search(line))
-        names = before.union(*(bound_at_import(source, line) or () for line in lines))
+        names = before.union(*(bound_at_import(source, line) for line in lines))
     return names
 
 

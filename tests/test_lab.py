@@ -113,17 +113,18 @@ def test_a_change_is_shown_to_the_quickest_tests_that_run_its_line(
     from lab import mutation
 
     source = "MOST = 3\n\n\ndef few(a: int = 2) -> int:\n    if a:\n        return MOST\n    print(a)\n    return 0\n"
-    source += "\n\nOFFER = 4\nTABLE = [\n    OFFER,\n]\n"
+    source += "\n\nOFFER = 4\nTABLE = [\n    OFFER,\n]\n\nif __name__ == '__main__':\n    few()\n"
     (tmp_path / "x.py").write_text(source)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_x.py").write_text("def test_table():\n    assert 4 in x.TABLE\n")
     monkeypatch.setattr(mutation, "CHECKOUT", tmp_path)
-    seconds = {"slow": 60.0, "each[1]": 0.1, "each[2]": 0.1, "quick": 0.2, "calls": 0.0}
-    lines = {5: {*seconds}, 6: {"slow", "each[1]", "each[2]", "quick"}, 8: {"calls"}}
+    seconds = {"slow": 60.0, "each[1]": 0.1, "each[2]": 0.1, "quick": 0.2, "calls": 0.0, "script": 0.3}
+    lines = {5: {*seconds}, 16: {"script"}, 6: {"slow", "each[1]", "each[2]", "quick"}, 8: {"calls"}}
     record = mutation.Record(seconds, {"x.py": lines, "tests/test_x.py": {2: {"quick"}}})
     assert record.tests("x.py", 6, source) == ["each[1]", "quick", "each[2]"], "one of each function first"
     assert record.tests("x.py", 1, source) == record.tests("x.py", 6, source), "a constant: by the lines that name it"
     assert record.tests("x.py", 11, source) == ["quick"], "a part of a table: by the tests that name the table"
+    assert record.tests("x.py", 16, source) == ["script"], "outside functions, and gives no name: by who runs it"
     assert record.tests("x.py", 7, source) == record.tests("x.py", 6, source), "run by none: the nearest line above"
     assert record.tests("x.py", 8, source) == ["calls"] and record.few(["slow"]) == ["slow"]
     with pytest.raises(SajiError, match=r"no test runs z\.py; name another module"):
