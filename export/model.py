@@ -41,6 +41,7 @@ Say = Callable[[str], None]
 DECISIVE = (
     *("export/model.py", "export/graph.py", "export/precision.py", "export/engine.py", "export/parity.py"),
     *("export/golden.py", "export/geometry.py", "export/heatmap.py", "export/layers.py", "export/own_process.py"),
+    "export/foreign/*.py",
     *(
         "training/network/architectures.py",
         "training/network/classifier.py",
@@ -48,7 +49,7 @@ DECISIVE = (
         "training/photos/drawn.py",
     ),
     *("runtime/backends/**/*.py", "runtime/candidate.py", "runtime/evaluation.py", "runtime/gate.py"),
-    *("runtime/golden.py", "runtime/heatmap.py", "runtime/preprocess.py", "runtime/spec.py"),
+    *("runtime/golden.py", "runtime/heatmap.py", "runtime/photo/*.py", "runtime/preprocess.py", "runtime/spec.py"),
 )
 
 

@@ -167,6 +167,9 @@ def test_a_change_of_any_module_that_decides_the_result_changes_the_code(
 ) -> None:
     decisive = (*module.DECISIVE, *benchmark_run.DECISIVE)
     assert all(list(ROOT.glob(pattern)) for pattern in decisive)  # none was renamed
+    written = {file for pattern in module.DECISIVE for file in ROOT.glob(pattern)}
+    rest = {file.stem for file in (ROOT / "export").rglob("*.py")} - {file.stem for file in written}
+    assert rest == {"__main__", "diagnose", "faults", "settings", "side_by_side", "triton_repository"}
     before = sha256_modules.__wrapped__(*decisive)
     for file in {file for pattern in decisive for file in ROOT.glob(pattern)}:
         copy = tmp_path / file.relative_to(ROOT)

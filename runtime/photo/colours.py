@@ -3,13 +3,13 @@
 import functools
 import io
 import struct
-from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from runtime.errors import Unavailable
+from runtime.photo.formats import boxes
 
 # CICP (ITU-T H.273): primaries as x and y of red, green, blue and white, table 2; curves, table 3, as exponent or as
 # the numbers of ICC's parametric curve of type 3
@@ -24,10 +24,6 @@ _TELEVISION = (2.4,)  # as screens show it (ITU-R BT.1886); in AVIF and HEIC bro
 _CURVES: dict[int, tuple[float, ...]] = dict.fromkeys((1, 6, 14, 15), _TELEVISION)
 _CURVES |= {4: (2.2,), 5: (2.8,), 7: (1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4, 0.0913), 8: (1.0,)}
 _HDR = {16: "PQ", 18: "HLG"}
-# What is before the boxes in a box that holds others: on the way to the colours of a photo, and of a sequence's track
-_HOLDING = {b"jp2h": 0, b"meta": 4, b"iprp": 0, b"ipco": 0, b"stsd": 8, b"av01": 78}
-_HOLDING |= dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl"), 0)
-
 # Bradford: XYZ to the responses of the cones, and the white of ICC profiles (ICC.1:2022, annex E and 7.2.16)
 _CONES = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _D50 = np.array([0.9642, 1.0, 0.8249])
@@ -128,18 +124,6 @@ def _in_boxes(file: IO[bytes], end: int) -> tuple[int, int] | None:
         if name == b"colr" and file.read(4) == b"nclx":
             return int.from_bytes(file.read(2), "big"), int.from_bytes(file.read(2), "big")
     return None
-
-
-def boxes(file: IO[bytes], end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes of a file of `end` bytes (ISO/IEC 14496-12, 4.2), and in others: name, begin and end of the content."""
-    place, size = 0, 8
-    while place + 16 <= end and size >= 8:
-        file.seek(place)
-        size, name, large = struct.unpack(">I4sQ", file.read(16))
-        start = place + (16 if size == 1 else 8)
-        size = large if size == 1 else size or end - place  # 0: it is the last one
-        yield name, start, place + size
-        place = start + _HOLDING[name] if name in _HOLDING else place + size
 
 
 @functools.lru_cache(maxsize=16)
