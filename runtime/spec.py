@@ -152,7 +152,7 @@ class ModelSpec:
         """Read a spec back; raises BadModel naming `origin` when it is damaged or from another schema."""
         try:
             return cls.from_values(json.loads(text), origin)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is not even text
             raise _damaged(origin, error) from None
 
     @classmethod
@@ -292,10 +292,10 @@ def _tells(held_out: Any, classes: int) -> bool:
     if held_out is None:
         return True
     try:
-        numbers = [held_out[name] for name in ("accuracy", "photos", "calibration_error")] + [*held_out["recalls"]]
+        figures = [held_out[name] for name in ("accuracy", "photos", "macro_f1", "calibration_error")]
         pairs = [held_out["interval"], *held_out["recall_intervals"]]
         bins = [each[name] for each in held_out["reliability"] for name in ("photos", "confidence", "accuracy")]
-        numbers += bins + [edge for pair in pairs for edge in pair]
+        numbers = [*figures, *held_out["recalls"], *bins, *(edge for pair in pairs for edge in pair)]
         whole = len(held_out["recalls"]) == len(pairs) - 1 == classes and all(len(pair) == 2 for pair in pairs)
         return whole and isinstance(held_out["how"], str) and all(map(is_number, numbers))
     except (TypeError, KeyError):

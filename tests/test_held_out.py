@@ -181,12 +181,14 @@ def test_the_reliability_diagram_adds_up_to_the_calibration_error() -> None:
 
 
 def test_figures_are_plain_json_and_damaged_ones_are_refused(tmp_path: Path) -> None:
-    answers = HeldOut("test photos", np.eye(3)[[0, 1, 0]], np.array([0, 1, 1]), np.arange(3))  # none of the last class
+    answers = HeldOut("test photos", np.eye(3)[[0, 1, 2]], np.array([0, 1, 1]), np.arange(3))  # none of the last class
     spec = settle(tmp_path, ModelSpec("x", "y", tuple("abc"), validation={"accuracy": 1}), answers, answers)
     values = json.loads(spec.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert values["validation"]["held_out"]["recall_intervals"][2] == [0, 1]
+    assert values["validation"]["held_out"]["macro_f1"] == round((1 + 2 / 3) / 2, 4), "of the classes that photos show"
     assert ModelSpec.from_json(spec.to_json()).validation["held_out"]["photos"] == 3
-    for name, wrong in (("interval", [1]), ("accuracy", "a"), ("recalls", []), ("reliability", [1]), ("how", None)):
+    wrongs = {"interval": [1], "accuracy": "a", "macro_f1": "a", "recalls": [], "reliability": [1], "how": None}
+    for name, wrong in wrongs.items():
         values["validation"]["held_out"] |= {name: wrong}
         with pytest.raises(BadModel, match="chose nothing cannot be read"):
             ModelSpec.from_json(json.dumps(values))

@@ -21,7 +21,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import nn
 
-from runtime.errors import SajiError
+from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import alone
 from training import __main__ as command_line
@@ -31,6 +31,7 @@ from training.network import architectures
 from training.network.classifier import load_checkpoint, save_checkpoint
 from training.network.pretrained import load_weights
 from training.outcome.report import write_report
+from training.outcome.summary import read_outcome
 from training.photos.dataset import Data, load_data
 from training.photos.seen import require_unseen, sources
 from training.recipe import Recipe, load_recipe
@@ -109,6 +110,30 @@ def test_an_interrupted_run_is_not_up_to_date(straight: Path, data: Data) -> Non
     other.touch()
     assert finished(straight, *run), "another run was begun in its place"
     other.unlink()
+
+
+@pytest.mark.parametrize("name", ["validation.npz", "calibration.npz"])
+def test_a_file_of_another_training_beside_a_checkpoint_is_told_and_trained_anew(
+    name: str, straight: Path, data: Data
+) -> None:
+    whole = (straight / name).read_bytes()
+    (straight / name).write_bytes(whole + b" ")  # as a training leaves it that was cut off before its checkpoint
+    assert not finished(straight, "resnet18", replace(TINY, ema_decay=0.8), data.fingerprint)
+    with pytest.raises(BadModel, match=f"{name} is of another training than"):
+        read_outcome(straight)
+    (straight / name).write_bytes(whole)
+
+
+def test_nothing_is_written_before_the_photos_that_chose_nothing_are_asked_about(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> None:
+        assert not [*(tmp_path / "run").glob("*.npz"), *(tmp_path / "run").glob("*.csv")]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.run.train.of_test", asked)
+    with pytest.raises(KeyboardInterrupt):
+        train("resnet18", data, replace(TINY, epochs=1), tmp_path / "run", tmp_path / "cache", Place("cpu"))
 
 
 @pytest.mark.parametrize(("release", "saved"), [("last", [1, 5]), ("best", [1, 2, 5])])

@@ -148,7 +148,8 @@ WRONG = """learning_rate=nan learning_rate=inf learning_rate=0 clip_norm=nan wei
     seed=99999999999 warmup_epochs=nan warmup_epochs=-1 smallest_crop=0 smallest_crop=2 label_smoothing=2 ema_decay=nan
     head_dropout=7 se_ratio=0 patience=-1 freeze_epochs=-1 backbone_rate=-1 step_gamma=nan teacher_temperature=0
     teacher_share=nan workers=-2 image_size=99999 batch_size=99999999999999999999 epochs=1.5 epochs=true
-    optimizer="lamb" mix="no" weights=5"""
+    optimizer="lamb" mix="no" weights=5 teacher_temperature=1e300 teacher_temperature=1e-9 weight_decay=1e300
+    backbone_rate=1e300"""
 
 
 @pytest.mark.parametrize("typed", WRONG.split())
@@ -252,8 +253,18 @@ class Evil:
         return (print, ("code in a checkpoint was executed",))
 
 
+PARTS = {  # of a checkpoint, and what stands in their place
+    "weights": {"weights": [1]},
+    "spec": {"spec": 3},
+    "apart": {"apart": "x"},
+    "a name": {3: torch.zeros(1)},
+    "a part that fits no other": {"familiarity.photos": torch.zeros(4, 3)},
+    "a part in other arithmetic": {"familiarity.means": torch.zeros(5, 512, dtype=torch.int64)},
+}
+
+
 @pytest.mark.parametrize(
-    "damage", ["truncated", "empty", "pickle", "foreign", "foreign list", "other weights", "no spec json"]
+    "damage", ["truncated", "empty", "pickle", "foreign", "foreign list", "other weights", "no spec json", *PARTS]
 )
 def test_a_bad_checkpoint_is_refused_in_one_sentence(run: Path, tmp_path: Path, damage: str, capfd) -> None:
     file = tmp_path / "checkpoint.pt"
@@ -273,6 +284,10 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(run: Path, tmp_path: Path, 
             torch.save({"spec": good["spec"], "weights": {"x": torch.zeros(1)}}, file)
         case "no spec json":
             torch.save({"spec": json.dumps({"a": 1}), "weights": good["weights"]}, file)
+        case "weights" | "spec":
+            torch.save({**good, **PARTS[damage]}, file)
+        case _:
+            torch.save({**good, "weights": {**good["weights"], **PARTS[damage]}}, file)
     with pytest.raises(BadModel) as error:
         load_checkpoint(file)
     assert "\n" not in str(error.value)

@@ -26,6 +26,8 @@ Side = Annotated[int, f"a whole number, at least 1 and at most {MOST_SIDE}", lam
 Seed = Annotated[int, f"a whole number, at least 0 and at most {MOST_SEED}", lambda n: 0 <= n <= MOST_SEED]
 Workers = Annotated[int, "a whole number, at least -1 and at most 1000", lambda n: -1 <= n <= 1000]
 Positive = Annotated[float, f"above 0 and at most {LARGEST:.2g}", lambda x: 0 < x <= LARGEST]
+Factor = Annotated[float, "at least 0 and at most 100", lambda x: 0 <= x <= 100]  # of a learning rate
+Temperature = Annotated[float, "at least 0.01 and at most 100", lambda x: 0.01 <= x <= 100]
 AtLeast0 = Annotated[float, f"at least 0 and at most {LARGEST:.2g}", lambda x: 0 <= x <= LARGEST]
 Share = Annotated[float, "at least 0 and at most 1", lambda x: 0 <= x <= 1]
 Part = Annotated[float, "at least 0 and below 1", lambda x: 0 <= x < 1]
@@ -49,7 +51,7 @@ class Recipe:
     """Optimiser; sgd has Nesterov momentum 0.9."""
     learning_rate: Positive = 2e-3
     """Peak learning rate."""
-    weight_decay: AtLeast0 = 0.05
+    weight_decay: Factor = 0.05
     """Weight decay, of matrices and filters only for adamw."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
@@ -89,7 +91,7 @@ class Recipe:
     """Start from the weights in this local file, of torchvision's or timm's names."""
     freeze_epochs: CountOrNone = 0
     """Epochs at the start in which only the last layer learns."""
-    backbone_rate: AtLeast0 = 1.0
+    backbone_rate: Factor = 1.0
     """Learning rate of everything before the last layer, as a share of the last layer's."""
     start_share: Part = 0.0
     """Share of the weights that it started from in what is released, whose last layer is then fitted anew."""
@@ -97,7 +99,7 @@ class Recipe:
     """Learn the answers of this checkpoint beside the labels (distillation); photos that it saw do not validate."""
     teacher_share: Share = 0.7
     """With a teacher: its share of the loss."""
-    teacher_temperature: Positive = 2.0
+    teacher_temperature: Temperature = 2.0
     """With a teacher: the temperature at which its answers are softened."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of training; auto = bf16 where that is quicker, then fp16 on a GPU, then fp32."""

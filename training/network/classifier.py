@@ -12,7 +12,7 @@ from torch import nn
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import compare
-from runtime.files import ZIP_DAMAGE, replacing, sha256_file
+from runtime.files import DAMAGE, ZIP_DAMAGE, replacing, sha256_file
 from runtime.spec import ModelSpec, side_by_side
 from training.network import architectures
 from training.network.familiarity import BUFFERS, Familiarity
@@ -135,15 +135,16 @@ def save(content: object, path: Path, durable: bool = True) -> None:
             raise
 
 
-def require_own(path: Path, digests: Mapping[str, str]) -> None:
-    """Raise BadModel where files beside a checkpoint, a SHA-256 by each name, are those of another training.
+def require_own(path: Path) -> None:
+    """Raise BadModel where files beside a checkpoint are those of another training.
 
     They are written before it: a training that is cut off in between leaves them beside an earlier checkpoint.
     """
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     for name, digest in content.get("beside", {}).items():
-        if digests.get(name, digest) != digest:
-            raise BadModel(f"{path.with_name(name)} is of another training than {path}; train again")
+        file = path.with_name(name)
+        if file.is_file() and sha256_file(file) != digest:
+            raise BadModel(f"{file} is of another training than {path}; train again")
 
 
 def replace_spec(path: Path, spec: ModelSpec) -> None:
@@ -174,12 +175,14 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
         recipe = Recipe.from_record(spec.recipe)
     except (SajiError, TypeError) as error:
         raise BadModel(f"{path} was trained with a recipe that cannot be right ({error}); train again") from None
-    model = PhotoClassifier(spec.architecture, len(spec.classes), recipe, apart=weights.get("apart"))
     try:
+        model = PhotoClassifier(spec.architecture, len(spec.classes), recipe, apart=weights.get("apart"))
         if spec.familiarity:
             model.familiarity = Familiarity(**{name: weights[f"familiarity.{name}"] for name in BUFFERS})
         model.load_state_dict(_with_versions(weights, model))
-    except (RuntimeError, KeyError) as error:
+        size = spec.geometry.size
+        reference_outputs(model, np.full((1, size, size, 3), 128, np.uint8))  # parts that do not fit one another
+    except (RuntimeError, IndexError, *DAMAGE) as error:
         what = " ".join(str(error).split())[:120]
         raise BadModel(f"{path} has weights that do not fit {spec.architecture} ({what}…)") from None
     return model.eval(), spec

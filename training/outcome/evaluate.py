@@ -251,7 +251,7 @@ def evaluated(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> Evalu
         figures,
         accuracy=right.share,
         accuracy_interval=right.interval,
-        macro_f1=float(np.mean([each.f1 for each in scores if each.support])),
+        macro_f1=macro_f1(scores),
         per_class=dict(zip(spec.classes, scores, strict=True)),
         calibration=Calibration(
             temperature=spec.temperature,
@@ -265,6 +265,11 @@ def class_scores(labels: np.ndarray, predicted: np.ndarray, classes: int) -> lis
     """The scores of each class, 0 where they are undefined; labels and predictions int `[N]`."""
     table = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
     return [ClassScores(float(p), float(r), float(f1), int(support)) for p, r, f1, support in zip(*table, strict=True)]
+
+
+def macro_f1(scores: Iterable[ClassScores]) -> float:
+    """The mean F1 of the classes that photos show."""
+    return float(np.mean([each.f1 for each in scores if each.support]))
 
 
 def _rejection(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> RejectionFigures:

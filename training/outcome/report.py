@@ -115,7 +115,7 @@ def _head(run: Path, outcomes: Sequence[Outcome]) -> str:
         f"{len(outcomes[0].validation.labels)} to validate{drawn}; {versions}.",
         table(outcomes),
     ]
-    if len({outcome.spec.data.get("fingerprint") for outcome in outcomes}) > 1:
+    if len({str(outcome.spec.data.get("fingerprint")) for outcome in outcomes}) > 1:
         lines.append("**These networks were trained on different photos, so their figures do not compare.**")
     return "\n\n".join(lines)
 
@@ -151,7 +151,10 @@ def _recalls(outcome: Outcome) -> list[str]:
     if not held:
         return [""] * len(outcome.spec.classes)
     pairs = zip(held.recalls, held.recall_intervals, strict=True)
-    return [_range(Share(recall, (low, high))) for recall, (low, high) in pairs]
+    # Wilson's interval is never as wide as from 0 to 1, unless no photo shows the class
+    return [
+        _range(Share(recall, (edges[0], edges[1]))) if [*edges] != [0, 1] else "no photo" for recall, edges in pairs
+    ]
 
 
 def _pictures(run: Path, outcomes: Sequence[Outcome]) -> str:

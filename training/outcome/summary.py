@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet, calibration_error, holm, paired_bootstrap, paired_p
 from runtime.spec import ModelSpec
-from training.network.classifier import PhotoClassifier, complete, load_checkpoint, reference_logits
-from training.outcome.evaluate import ClassScores, class_scores
+from training.network.classifier import PhotoClassifier, complete, load_checkpoint, reference_logits, require_own
+from training.outcome.evaluate import ClassScores, class_scores, macro_f1
 from training.run.records import Epoch, GradientNorm, HeldOutFigures, Interval, Share, read_csv, rounded
 
 
@@ -77,8 +77,8 @@ class Outcome:
 
     @cached_property
     def macro_f1(self) -> float:
-        """Mean F1 of all classes."""
-        return float(np.mean([scores.f1 for scores in self.class_scores]))
+        """Mean F1 of the classes that photos show."""
+        return macro_f1(self.class_scores)
 
     @cached_property
     def calibration_error(self) -> float:
@@ -147,6 +147,7 @@ def finished(run: Path) -> list[Path]:
 def read_outcome(folder: Path) -> Outcome:
     """Read a network's folder and run its checkpoint over the validation set. Raises BadModel on a damaged file."""
     model, spec = load_checkpoint(folder / "checkpoint.pt")
+    require_own(folder / "checkpoint.pt")
     validation = ValidationSet.load(folder / "validation.npz")
     return Outcome(
         run=folder.resolve().parent.name,

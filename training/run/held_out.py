@@ -199,6 +199,7 @@ def _figures(judge: HeldOut, spec: ModelSpec, fitted: bool) -> HeldOutFigures:
     )
     calm = judge.logits / temperatures[:, None]
     right = Share.of(predicted == labels, judge.scenes)
+    macro_f1 = f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
     members = [labels == k for k in range(len(spec.classes))]
     recalls = [Share.of((predicted == k)[own], judge.scenes[own]) for k, own in enumerate(members)]
     sure = spec.sure(judge.outputs)[predicted == labels]
@@ -208,7 +209,7 @@ def _figures(judge: HeldOut, spec: ModelSpec, fitted: bool) -> HeldOutFigures:
         scenes=len(np.unique(judge.scenes)),
         accuracy=right.share,
         interval=right.interval,
-        macro_f1=round(float(f1_score(labels, predicted, average="macro", zero_division=0)), 4),
+        macro_f1=round(float(macro_f1), 4),
         calibration_error=round(calibration_error(calm, labels), 4),
         # JSON has no NaN: of a class without a photo nothing is known, which its interval says
         recalls=tuple(recall.share if own.any() else 0.0 for recall, own in zip(recalls, members, strict=True)),

@@ -10,7 +10,7 @@ from runtime.errors import BadModel
 from runtime.files import sha256_json
 from runtime.spec import ModelSpec
 from runtime.terminal import say
-from training.network.classifier import PhotoClassifier, complete, load_checkpoint
+from training.network.classifier import PhotoClassifier, complete, load_checkpoint, require_own
 from training.recipe import Recipe
 
 # Of what a state file keeps; raise it with every change there, so that a run that an older saji left begins anew
@@ -33,6 +33,7 @@ def finished(
         return None
     try:
         model, spec = load_checkpoint(folder / "checkpoint.pt")
+        require_own(folder / "checkpoint.pt")
     except (BadModel, OSError):
         return None
     same = spec.architecture == architecture and spec.data["fingerprint"] == fingerprint

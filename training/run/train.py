@@ -93,15 +93,15 @@ def train(
         kept.rewind(history, gradients)
         outputs = _released(fitting, data, geometry, validation, kept)
         figures = _validation_figures(outputs[:, : len(data.classes)], data, history.rows, kept, recipe.release)
+        spec = _spec(fitting, data, folder, figures, before)
+        answers = of_validation(spec, outputs, data, recipe), of_test(fitting.model, spec, data)
         sets = folder / "validation.npz", folder / "calibration.npz"
         for photos, file in zip((validation, calibration), sets, strict=True):
-            photos.save(file)
+            photos.save(file)  # first: by them the checkpoint before knows that it was to be replaced
         history.write(folder / "history.csv")
-        gradients.write(folder / "gradients.csv")  # the checkpoint comes last: its presence says the run is complete
-        spec = _spec(fitting, data, folder, figures, before)
-        spec = settle(folder, spec, of_validation(spec, outputs, data, recipe), of_test(fitting.model, spec, data))
-        known = seen.record(data, before, recipe.epoch_is_chosen)
-        save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, known, sets)
+        gradients.write(folder / "gradients.csv")
+        spec, known = settle(folder, spec, *answers), seen.record(data, before, recipe.epoch_is_chosen)
+        save_checkpoint(folder / "checkpoint.pt", fitting.model, spec, known, sets)  # last: the run is complete
         _require_same_again(folder / "checkpoint.pt", validation.images[:SAME], outputs[:SAME])
         if not interrupted:
             kept.remove()
