@@ -1,6 +1,8 @@
 """What a backend is: the class that each engine's file derives, and the check of the precision that it really got."""
 
+import ctypes
 import hashlib
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -96,7 +99,8 @@ class Backend(ABC):
 
     def __init__(self, request: Request) -> None:
         """Open what was asked for and make sure that it computes in that precision."""
-        self.request = request
+        self.request, self._process = request, os.getpid()
+        _ENGINES.add(self)
         with self.at_work("opened"):
             self.open()
         if self.checks_at_opening:
@@ -110,6 +114,7 @@ class Backend(ABC):
     @contextmanager
     def at_work(self, done: str) -> Iterator[None]:
         """Where an engine does something: what its library raises there comes out as SajiError, or Unavailable."""
+        require_own(self._process)
         try:
             with self.where():
                 yield
@@ -159,6 +164,25 @@ class Backend(ABC):
 
     def __str__(self) -> str:
         return f"{self.title} on {self.request.path.name}"
+
+
+_ENGINES: WeakSet[Backend] = WeakSet()
+
+
+def _keep_engines() -> None:
+    """In a fork, for ever: engines that are freed wait for their threads, which it lacks, and so would its end."""
+    for engine in _ENGINES:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_engines)
+
+
+def require_own(process: int) -> None:
+    """Raise SajiError unless this is the process that opened an engine: a fork lacks its threads and waits for ever."""
+    if os.getpid() != process:
+        raise SajiError("an opened model cannot be used in a fork of its process; open it there with runtime.load")
 
 
 def require_finite(outputs: np.ndarray, who: str) -> None:
