@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.photo.colours import Unshown, told_colours
@@ -60,10 +60,11 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 _UNREAD = ("unsupported", "not supported", "not yet supported", "raw mode")  # how Pillow says what it does not read
 
 
-class _Quiet:
-    """While any thread is inside, Pillow's warnings are ignored: of odd EXIF or palettes that it nevertheless reads.
+class _PillowAsOurs:
+    """While any thread is inside, Pillow warns of nothing that it reads nevertheless, and reads no file cut short.
 
-    `warnings.catch_warnings` puts the filters of the whole process back, in whatever order threads leave it.
+    Both are settings of the whole process, so that they are put back when the last thread leaves
+    (`warnings.catch_warnings` does it in whatever order threads leave).
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class _Quiet:
         self.ours: Any = None
 
     def __enter__(self) -> None:
+        self.patient = False
         with self.lock:
             self.inside += 1
             if self.inside == 1:
@@ -78,13 +80,25 @@ class _Quiet:
                 self.ours = warnings.filters[0]
 
     def __exit__(self, *_: object) -> None:
+                self.patient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         with self.lock:
             self.inside -= 1
-            if self.inside == 0 and self.ours in warnings.filters:
-                warnings.filters.remove(self.ours)  # type: ignore[attr-defined]  # a list, which the stub hides
+            if self.inside == 0:
+                if self.ours in warnings.filters:
+                    warnings.filters.remove(self.ours)  # type: ignore[attr-defined]  # a list, which the stub hides
+                ImageFile.LOAD_TRUNCATED_IMAGES |= self.patient  # or as it was set meanwhile
 
 
-_PILLOW_IS_QUIET = _Quiet()
+
+_PILLOW_AS_OURS = _PillowAsOurs()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PILLOW_AS_OURS.forked)
+    def forked(self) -> None:
+        """In a fork, which has one thread, outside: the others took their lock and their count along."""
+        self.lock = threading.Lock()
+        if self.inside:
+            self.inside = 1
+            self.__exit__()
 
 
 def decode(
@@ -113,7 +127,7 @@ def decode(
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
                 raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
             return Image.fromarray(source)
-        with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
+        with _PILLOW_AS_OURS, _opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
             if shorter_side is not None and file:
                 _draft(image, file, shorter_side)
