@@ -20,6 +20,7 @@ from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from lab.torture.gallery import P3, ink_profile, lossless_jpeg, profile
+import runtime
 from runtime.errors import BadModel, BadPhoto, TooManyPixels, TooMuchMemory
 from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
@@ -230,6 +231,18 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
 
 # What a pixel is, pinned: a change here changes every model's answers, so it needs a new PREPROCESS_VERSION. Pillow
 # resizes in integers and decodes these losslessly, so nothing but a major change of Pillow may move them.
+@pytest.mark.parametrize("name", [b"\xff.png", b"a\nb.png", b"\x1b[31m.png", b"\xe2\x80\xae.png"])
+def test_a_sentence_is_printed_anywhere_whatever_the_name_in_it(name: bytes, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(name)
+    with pytest.raises(BadPhoto, match=r"^\S+\.png cannot be opened") as photo:
+        decode(file)
+    file.mkdir()
+    with pytest.raises(BadModel, match=r"\S+\.png has no model\.json") as model:
+        runtime.load(file)
+    for error in (photo.value, model.value):
+        assert str(error).isprintable() and str(error).encode()
+
+
 GOLDEN = {
     "1": "bd406db57cb49420",
     "L": "cc536b8da7974f19",
