@@ -201,8 +201,12 @@ def load(
     for name, value in (("threads", threads), ("streams", streams)):
         if not is_setting(value):
             raise SajiError(f"{name} is {value!r}; give a whole number from 0 to {MOST_THREADS}")
-    with reading(Path(path)), signature.requiring(require_signature):
-        return _loaded(Path(path), backend or "", precision or "", threads, streams)
+    try:
+        path, key = Path(path), Path(require_signature) if require_signature else ""
+    except TypeError as error:
+        raise SajiError(f"a model and a key are given by their paths, as text or pathlib.Path ({error})") from None
+    with reading(path), signature.requiring(key):
+        return _loaded(path, backend or "", precision or "", threads, streams)
 
 
 def _loaded(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
