@@ -1,5 +1,6 @@
 """`runtime.load(path)` gives a classifier: a photo in, labelled probabilities out."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from runtime import golden, signature
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
-from runtime.backends.base import require_finite
+from runtime.backends.base import require_finite, require_own
 from runtime.candidate import Candidate
 from runtime.deployment import MOST_THREADS, Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
@@ -52,7 +53,7 @@ class Prediction:
 
 
 class Classifier:
-    """A model ready to answer. Open one with `load`; use it as a context manager or call `close`.
+    """A model ready to answer, in the process that opened it. Open one with `load`; use it with `with`, or `close` it.
 
     `candidate` says what serves (architecture, backend, precision) and `sha256` from which very file, `reason` why it
     was chosen, `passed_over` which better choices could not be opened here, `signer` whose key vouches for the folder.
@@ -71,7 +72,7 @@ class Classifier:
         self.spec, self.backend, self.candidate, self.sha256 = spec, backend, candidate, sha256
         self.signer = signer
         self.reason, self.passed_over = reason, tuple(passed_over)
-        self._closed, self._calls, self._lock = False, 0, RLock()
+        self._closed, self._calls, self._lock, self._process = False, 0, RLock(), os.getpid()
 
     @property
     def served_by(self) -> str:
@@ -113,6 +114,7 @@ class Classifier:
 
     def outputs(self, images: np.ndarray) -> np.ndarray:
         """As `logits`, with all that the model says of each photo side by side, see `runtime.spec.ModelSpec`."""
+        require_own(self._process)  # before the lock, which a thread that is not here may hold
         size = self.spec.geometry.size
         is_array = isinstance(images, np.ndarray)
         if not is_array or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
@@ -141,7 +143,12 @@ class Classifier:
         return Prediction({self.spec.classes[i]: float(row[i]) for i in order}, answer, milliseconds)
 
     def close(self) -> None:
-        """Take no more calls, and free the engine once those under way have their answers; again does nothing."""
+        """Take no more calls, and free the engine once those under way have their answers; again does nothing.
+
+        Nor does it in a fork, where the engine is not its own.
+        """
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -194,8 +201,12 @@ def load(
     for name, value in (("threads", threads), ("streams", streams)):
         if not is_setting(value):
             raise SajiError(f"{name} is {value!r}; give a whole number from 0 to {MOST_THREADS}")
-    with reading(Path(path)), signature.requiring(require_signature):
-        return _loaded(Path(path), backend or "", precision or "", threads, streams)
+    try:
+        path, key = Path(path), Path(require_signature) if require_signature else ""
+    except TypeError as error:
+        raise SajiError(f"a model and a key are given by their paths, as text or pathlib.Path ({error})") from None
+    with reading(path), signature.requiring(key):
+        return _loaded(path, backend or "", precision or "", threads, streams)
 
 
 def _loaded(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:

@@ -14,6 +14,7 @@ SajiError            a misuse: exit status 2
 
 from pathlib import Path
 
+from runtime.markdown import printable
 from runtime.nvidia import ANEW, choose, driver, extra_of, here, unserved
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,10 @@ class SajiError(Exception):
     """One sentence: what is wrong, what is there, what to type next."""
 
     exit_status = 2
+
+    def __str__(self) -> str:
+        """The sentence on a line that can be printed anywhere, whatever the names of files in it."""
+        return printable(super().__str__())
 
 
 class BadPhoto(SajiError):

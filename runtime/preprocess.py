@@ -7,7 +7,9 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import mmap
 import os
+import sys
 import threading
 import time
 import warnings
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.photo.colours import Unshown, told_colours
@@ -60,15 +62,17 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 _UNREAD = ("unsupported", "not supported", "not yet supported", "raw mode")  # how Pillow says what it does not read
 
 
-class _Quiet:
-    """While any thread is inside, Pillow's warnings are ignored: of odd EXIF or palettes that it nevertheless reads.
+class _PillowAsOurs:
+    """While any thread is inside, Pillow warns of nothing that it reads nevertheless, and reads no file cut short.
 
-    `warnings.catch_warnings` puts the filters of the whole process back, in whatever order threads leave it.
+    Both are settings of the whole process, so that they are put back when the last thread leaves
+    (`warnings.catch_warnings` does it in whatever order threads leave).
     """
 
     def __init__(self) -> None:
         self.lock, self.inside = threading.Lock(), 0
         self.ours: Any = None
+        self.patient = False
 
     def __enter__(self) -> None:
         with self.lock:
@@ -76,15 +80,27 @@ class _Quiet:
             if self.inside == 1:
                 warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
                 self.ours = warnings.filters[0]
+                self.patient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.inside -= 1
-            if self.inside == 0 and self.ours in warnings.filters:
-                warnings.filters.remove(self.ours)  # type: ignore[attr-defined]  # a list, which the stub hides
+            if self.inside == 0:
+                if self.ours in warnings.filters:
+                    warnings.filters.remove(self.ours)  # type: ignore[attr-defined]  # a list, which the stub hides
+                ImageFile.LOAD_TRUNCATED_IMAGES |= self.patient  # or as it was set meanwhile
+
+    def forked(self) -> None:
+        """In a fork, which has one thread, outside: the others took their lock and their count along."""
+        self.lock = threading.Lock()
+        if self.inside:
+            self.inside = 1
+            self.__exit__()
 
 
-_PILLOW_IS_QUIET = _Quiet()
+_PILLOW_AS_OURS = _PillowAsOurs()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PILLOW_AS_OURS.forked)
 
 
 def decode(
@@ -113,7 +129,7 @@ def decode(
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
                 raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
             return Image.fromarray(source)
-        with _PILLOW_IS_QUIET, _opened(source, bounds.formats) as (image, file):
+        with _PILLOW_AS_OURS, _opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
             if shorter_side is not None and file:
                 _draft(image, file, shorter_side)
@@ -126,7 +142,8 @@ def decode(
         with _file(source) as file:
             raise BadPhoto(f"{name} {_why_unidentified(file, bounds.formats)}") from None
     except Image.DecompressionBombError:
-        megapixels = f"{min(bounds.max_pixels, MAX_PIXELS) / 1e6:g} megapixels"
+        pillows = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # a program may have set it, lower than ours
+        megapixels = f"{min(bounds.max_pixels, MAX_PIXELS, pillows) / 1e6:g} megapixels"
         raise TooManyPixels(f"{name} has more than {megapixels}; send a smaller copy") from None
     except MemoryError:
         raise _too_much(name) from None
@@ -153,11 +170,13 @@ def _too_much(name: str) -> BadPhoto:
 def _damaged(name: str, error: Exception) -> BadPhoto:
     """The error, TooMuchMemory where the decoder says that it had too little."""
     said = str(error).lower()
+    if sys.is_finalizing():
+        return BadPhoto(f"{name} cannot be read while Python ends ({error}); ask before that")
     if isinstance(error, io.UnsupportedOperation) or (isinstance(error, ValueError) and "closed" in said):
         return BadPhoto(f"{name} cannot be read ({error}); give its path or bytes")
     if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
         return _too_much(name)
-    if any(words in said for words in _UNREAD):
+    if any(words in said for words in _UNREAD) and not isinstance(error, TypeError):
         return BadPhoto(f"{name} is of a kind that is not read ({error}); save it as JPEG or PNG")
     return BadPhoto(f"{name} is damaged ({error}); send a complete file")
 
@@ -171,7 +190,7 @@ def _file(source: Any) -> Iterator[IO[bytes]]:
             raise BadPhoto(f"{path.name} is no regular file; give a photo")  # a pipe would be waited for
         with path.open("rb") as file:
             yield file
-    elif isinstance(source, bytes | bytearray | memoryview):
+    elif isinstance(source, bytes | bytearray | memoryview | mmap.mmap):  # whose seek tells no place before Python 3.13
         yield io.BytesIO(bytes(source))
     elif isinstance(source, io.TextIOBase) or not hasattr(source, "seek"):
         allowed = 'a path, bytes, a file opened as "rb", a PIL image or a uint8 array [H, W, 3]'

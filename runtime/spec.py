@@ -45,12 +45,18 @@ class Geometry:
         return cls(size=size, resize=round(size * 8 / 7), decode=decode)
 
 
+# Far behind the most likely class a probability is 0, also where the program around us has NumPy raise
+_AS_USUAL = np.errstate(under="ignore")
+
+
+@_AS_USUAL
 def softmax(scaled: np.ndarray) -> np.ndarray:
     """Probabilities of float logits `[N, C]`, of the same type; rows sum to 1."""
     exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
+@_AS_USUAL
 def _log_sum_exp(scaled: np.ndarray) -> np.ndarray:
     top = scaled.max(axis=1)
     return top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))

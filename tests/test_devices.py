@@ -262,6 +262,8 @@ REDUCED = [
     "torch.backends.cudnn.fp32_precision = 'tf32'",
     "torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = 'tf32'",
     "torch.backends.mkldnn.conv.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "torch.autocast('cpu', torch.bfloat16).__enter__()",
+    "torch.set_default_device('meta')",
 ]
 PROGRAM = """
 import sys, numpy as np, torch
@@ -282,6 +284,8 @@ for change in sys.argv[2:]:
         # These raise where the old switches and the new contradict one another, in torch.compile, too
         told = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
         assert told == (False, False, "highest"), change
+    again = [type(engine)(engine.request) for engine in engines]
+    assert all((engine.run(photos) == right).all() for engine in again), ("opened", change)
 """
 
 

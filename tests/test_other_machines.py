@@ -136,29 +136,66 @@ def test_an_export_of_another_machine_or_with_other_libraries_is_made_anew(
 # --- a server that forks: microsoft/onnxruntime#9800, #31961; pytorch/pytorch#49555; benoitc/gunicorn#2478
 
 FORKED = """
-import multiprocessing, runtime, sys
-classifier = runtime.load(sys.argv[1], sys.argv[2])
-classifier(sys.argv[3])
+import multiprocessing, os, runtime, signal, sys
+from pathlib import Path
+from runtime.preprocess import pixels
+from runtime.heatmap import Heatmap
+classifier, heatmap = runtime.load(sys.argv[1], sys.argv[2]), Heatmap.of_model(Path(sys.argv[1]))
+image = pixels(sys.argv[3], classifier.spec.geometry)
+classifier(sys.argv[3]), heatmap.of(image)
 def work(answers):
-    try:
-        answers.put("answered " + classifier(sys.argv[3]).label)
-    except runtime.SajiError as error:
-        answers.put("refused: " + str(error))
+    for ask in (lambda: classifier(sys.argv[3]), lambda: heatmap.of(image), classifier.backend.precision_share):
+        try:
+            answers.put(f"answered {ask()}")
+        except runtime.SajiError as error:
+            answers.put(f"refused: {error}")
+    classifier.close()
+    answers.put("closed")
 fork = multiprocessing.get_context("fork")
 answers = fork.SimpleQueue()
 worker = fork.Process(target=work, args=(answers,))
 worker.start()
 worker.join(float(sys.argv[4]))
-print(answers.get() if not answers.empty() else f"no answer, exit status {worker.exitcode}")
+while not answers.empty():
+    print(answers.get())
 worker.kill()
+if not (child := os.fork()):
+    signal.alarm(int(sys.argv[4]))
+    sys.exit()
+print(worker.exitcode, os.waitpid(child, 0)[1], classifier(sys.argv[3]).label)
 """
 
 
 @pytest.mark.parametrize("backend", ["ort-cpu", "openvino"])
-def test_a_worker_that_is_forked_after_the_model_was_opened_answers_or_says_why_not(backend: str, model: Path) -> None:
+def test_a_worker_that_is_forked_after_the_model_was_opened_says_what_to_do(backend: str, model: Path) -> None:
     """As gunicorn --preload does it; a worker that waits for threads that it has not got never answers."""
     said = house.python("-c", FORKED, model, backend, model / "golden.png", 20)
-    assert said.out.startswith(("answered ", "refused: ")), said
+    refused = "refused: an opened model cannot be used in a fork of its process; open it there with runtime.load"
+    *told, last = said.out.splitlines()
+    assert told == [refused] * 3 + ["closed"] and last.startswith("0 0 "), said  # also at its end
+
+
+# --- daemon threads at the end of a program: python/cpython#87135
+
+DAEMONS = """
+import atexit, runtime, sys, threading, time
+classifier, asked = runtime.load(sys.argv[1], sys.argv[2], streams=2), threading.Semaphore(0)
+atexit.register(lambda: print(classifier(sys.argv[3]).label))
+def ask():
+    while True:
+        classifier(sys.argv[3])
+        asked.release()
+for _ in range(3):
+    threading.Thread(target=ask, daemon=True).start()
+for _ in range(6):
+    asked.acquire()
+"""
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "openvino"])
+def test_a_program_ends_well_while_its_daemon_threads_ask(backend: str, model: Path) -> None:
+    said = house.python("-c", DAEMONS, model, backend, model / "golden.png")
+    assert said.status == 0 and said.out.strip() and not said.err, said
 
 
 # --- PYTHONOPTIMIZE takes asserts away: pytorch/pytorch#2120, opendp/opendp#1930

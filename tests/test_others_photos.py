@@ -6,6 +6,8 @@ Each promise was broken in public for somebody else's program; the comments name
 import csv
 import io
 import json
+import os
+import signal
 import struct
 import sys
 import warnings
@@ -18,7 +20,9 @@ import house
 import numpy as np
 import pytest
 from house import Geometry, drawn
-from PIL import Image
+from PIL import Image, ImageFile
+
+from runtime import preprocess
 
 TURN = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # EXIF orientation 6: to be turned clockwise to stand upright
 
@@ -146,6 +150,35 @@ def test_decoding_in_threads_leaves_the_programs_warnings_alone() -> None:
             sizes = [picture.size for picture in pool.map(house.decode, [photo.getvalue()] * 400)]
         assert sizes == [(200, 150)] * 400
         assert warnings.filters == before
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_photo_cut_short_is_refused_where_the_program_reads_such_photos(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    photo = io.BytesIO()
+    drawn(0, (200, 150)).save(photo, kind)
+    cut = photo.getvalue()[: len(photo.getvalue()) // 2]
+    for source in (cut, io.BytesIO(cut), Image.open(io.BytesIO(cut))):
+        with pytest.raises(house.BadPhoto, match=r"is damaged .*; send a complete file"):
+            house.decode(source)
+        assert ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.open(io.BytesIO(cut)).load()  # as the program wants it
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no forks here")
+def test_a_fork_amid_decoding_decodes_and_has_the_programs_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a loader of PyTorch's that starts its workers while another thread reads a photo."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    photo = io.BytesIO()
+    drawn(0, (200, 150)).save(photo, "JPEG")
+    with preprocess._PILLOW_AS_OURS, preprocess._PILLOW_AS_OURS.lock:
+        if not (child := os.fork()):
+            signal.alarm(20)
+            right = house.decode(photo.getvalue()).size == (200, 150) and ImageFile.LOAD_TRUNCATED_IMAGES
+            os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # pytorch/vision#2831, open-mmlab/mmpretrain#507, bghira/SimpleTuner#94, mbrrg/synology-thumbgen#11

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import mmap
 import os
 import struct
 import sys
@@ -19,6 +20,7 @@ import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
+import runtime
 from lab.torture.gallery import P3, ink_profile, lossless_jpeg, profile
 from runtime.errors import BadModel, BadPhoto, TooManyPixels, TooMuchMemory
 from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, fit, pixels
@@ -64,7 +66,8 @@ def test_a_photo_is_read_from_a_file_opened_by_bytes_and_from_any_bytes(tmp_path
     photo = encoded(picture())
     (tmp_path / "photo.png").write_bytes(photo)
     with open(os.fsencode(tmp_path / "photo.png"), "rb", buffering=0) as file:
-        for source in (file, bytearray(photo), memoryview(photo), memoryview(photo + b"end")[:-3]):
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for source in (file, mapped, bytearray(photo), memoryview(photo), memoryview(photo + b"end")[:-3]):
             assert np.array_equal(decode(source), picture())
 
 
@@ -228,6 +231,18 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         pixels(tmp_path, GEOMETRY)
 
 
+@pytest.mark.parametrize("name", [b"\xff.png", b"a\nb.png", b"\x1b[31m.png", b"\xe2\x80\xae.png"])
+def test_a_sentence_is_printed_anywhere_whatever_the_name_in_it(name: bytes, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(name)
+    with pytest.raises(BadPhoto, match=r"^\S+\.png cannot be opened") as photo:
+        decode(file)
+    file.mkdir()
+    with pytest.raises(BadModel, match=r"\S+\.png has no model\.json") as model:
+        runtime.load(file)
+    for error in (photo.value, model.value):
+        assert str(error).isprintable() and str(error).encode()
+
+
 # What a pixel is, pinned: a change here changes every model's answers, so it needs a new PREPROCESS_VERSION. Pillow
 # resizes in integers and decodes these losslessly, so nothing but a major change of Pillow may move them.
 GOLDEN = {
@@ -375,6 +390,22 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
         bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
         with pytest.raises(BadPhoto, match=f"has more than {MAX_PIXELS // 10**6} megapixels; send a smaller copy"):
             decode(bytes(bomb))
+
+
+def test_the_bound_that_is_told_is_the_one_that_the_program_gave_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(TooManyPixels, match=r"has more than 0\.002 megapixels; send a smaller copy"):
+        decode(encoded(picture()))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert decode(encoded(picture())).size == (120, 90)
+
+
+def test_python_that_ends_is_no_damage_of_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a photo is asked about as modules are taken away, Pillow's plugins can no longer be imported."""
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    monkeypatch.setattr(Image, "open", Mock(side_effect=ImportError("sys.meta_path is None")))
+    with pytest.raises(BadPhoto, match=r"^the file cannot be read while Python ends .*; ask before that$"):
+        decode(encoded(picture()))
 
 
 def test_a_jpeg_of_too_many_scans_is_refused_whether_progressive_or_not() -> None:

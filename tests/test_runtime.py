@@ -278,6 +278,21 @@ def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> N
         assert "\n" not in str(error.value)
 
 
+def test_strong_logits_are_answered_where_the_program_has_numpy_raise(model: Path) -> None:
+    with np.errstate(all="raise"), runtime.load(model) as classifier:
+        spec = replace(classifier.spec, rejection=Rejection("energy", 0.0))
+        outputs = np.zeros((1, len(spec.outputs) - 1 + len(spec.classes)), np.float32)
+        outputs[0, 1] = 3000
+        assert spec.probabilities(outputs).tolist() == [[0, 1, 0, 0, 0]] and spec.answers(outputs) == ["named"]
+        assert classifier(model / "golden.png").label in spec.classes
+
+
+@pytest.mark.parametrize("arguments", [(None,), (5,), (b"models",), ("models", "", "", 0, 1, b"maker.pub")])
+def test_what_is_no_path_is_one_sentence(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(SajiError, match=r"a model and a key are given by their paths, as text or pathlib\.Path \("):
+        runtime.load(*arguments)
+
+
 def test_a_candidate_that_did_not_pass_is_not_served(model: Path) -> None:
     with pytest.raises(SajiError, match=r"no candidate ort-cpu bf16; these passed: .*ort-cpu fp32"):
         runtime.load(model, backend="ort-cpu", precision="bf16")

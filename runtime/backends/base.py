@@ -1,13 +1,19 @@
 """What a backend is: the class that each engine's file derives, and the check of the precision that it really got."""
 
+import atexit
+import ctypes
 import hashlib
+import os
 import re
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -96,7 +102,8 @@ class Backend(ABC):
 
     def __init__(self, request: Request) -> None:
         """Open what was asked for and make sure that it computes in that precision."""
-        self.request = request
+        self.request, self._process = request, os.getpid()
+        _ENGINES.add(self)
         with self.at_work("opened"):
             self.open()
         if self.checks_at_opening:
@@ -110,8 +117,9 @@ class Backend(ABC):
     @contextmanager
     def at_work(self, done: str) -> Iterator[None]:
         """Where an engine does something: what its library raises there comes out as SajiError, or Unavailable."""
+        require_own(self._process)
         try:
-            with self.where():
+            with _under_way(), self.where():
                 yield
         except (Unavailable, OSError):
             raise
@@ -159,6 +167,49 @@ class Backend(ABC):
 
     def __str__(self) -> str:
         return f"{self.title} on {self.request.path.name}"
+
+
+_ENGINES: WeakSet[Backend] = WeakSet()
+_CALLS: set[object] = set()  # under way
+_PYTHON_ENDS = threading.Event()
+
+
+def _keep_engines() -> None:
+    """In a fork, for ever: engines that are freed wait for their threads, which it lacks, and so would its end."""
+    _CALLS.clear()
+    for engine in _ENGINES:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_engines)
+
+
+@contextmanager
+def _under_way() -> Iterator[None]:
+    _CALLS.add(call := object())
+    try:
+        if _PYTHON_ENDS.is_set() and threading.current_thread().daemon:
+            _CALLS.remove(call)
+            threading.Event().wait()  # for ever, as Python 3.14 itself has daemon threads wait
+        yield
+    finally:
+        _CALLS.discard(call)
+
+
+@atexit.register
+def _let_calls_end(seconds: float = 5.0) -> None:
+    """Python then ends daemon threads as they come back from a library, in whose C++ that aborts the process."""
+    _PYTHON_ENDS.set()
+    deadline = time.monotonic() + seconds
+    while _CALLS and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def require_own(process: int) -> None:
+    """Raise SajiError unless this is the process that opened an engine: a fork lacks its threads and waits for ever."""
+    if os.getpid() != process:
+        raise SajiError("an opened model cannot be used in a fork of its process; open it there with runtime.load")
 
 
 def require_finite(outputs: np.ndarray, who: str) -> None:

@@ -129,6 +129,13 @@ class PyTorch(Backend):
     """Eager PyTorch on the CPU; variant "channels-last" lays the filters of the program out as NHWC."""
 
     title = "PyTorch"
+    device = "cpu"
+
+    def where(self) -> AbstractContextManager[Any]:
+        """Without the autocast of the program around us, which computes FP32 in less."""
+        import torch
+
+        return torch.autocast(self.device, enabled=False)
 
     @classmethod
     def check_available(cls, backend: str) -> None:
@@ -148,7 +155,8 @@ class PyTorch(Backend):
         content = self.request.content()
         require_no_code(self.request.path, content)
         try:
-            self.program = torch.export.load(io.BytesIO(content))
+            with torch.device("cpu"):  # whatever torch.set_default_device says
+                self.program = torch.export.load(io.BytesIO(content))
         except Exception as error:  # the loader's errors are of no common family
             raise _no_program(self.request.path, str(error)[:80]) from None
         module, last = self.program.module(), self.request.variant == "channels-last"
