@@ -19,6 +19,7 @@ from PIL import Image
 from test_duplicates import drawn
 
 from runtime.errors import GateFailed, SajiError
+from runtime.spec import Geometry
 from training.__main__ import main
 from training.outcome.evaluate import Evaluation, RejectionFigures, described
 from training.photos import dataset, duplicates
@@ -26,7 +27,9 @@ from training.photos.dataset import load_data
 from training.photos.findings import Findings, Group, PhotoFacts, examine
 from training.photos.findings_page import contact_sheet, describe, page
 from training.photos.split import Data, scene_numbers
+from training.progress import silent
 from training.recipe import Recipe
+from training.run import held_out, release
 from training.run.batches import TrainPhotos
 from training.run.train import without_leaks
 
@@ -453,6 +456,35 @@ def test_decoded_photos_that_are_damaged_are_decoded_again(
     assert all(torch.equal(photos[0, i][0], good[i]) for i in range(2))
     monkeypatch.setattr("training.run.batches.decode", None)
     TrainPhotos(data, recipe, cache)  # and what was written then is believed
+
+
+READERS = {
+    "decoded once": lambda data, cache: TrainPhotos(data, Recipe(image_size=32), cache),
+    "validation": lambda data, cache: dataset.validation_set(data, Geometry.for_size(32), silent),
+    "calibration": lambda data, cache: dataset.calibration_set(data, Geometry.for_size(32), 9, 0, silent),
+    "released": lambda data, cache: release._seen(_Idle(), data, data.train, Geometry.for_size(32)),
+    "held out": lambda data, cache: held_out.outputs_for(_Idle(), data.test.photos, Geometry.for_size(32)),
+}
+
+
+class _Idle(torch.nn.Module):
+    """A network that is asked nothing, as its photos cannot be had."""
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["changed", "gone"])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_photo_that_is_another_one_by_now_is_a_sentence_and_leaves_no_pixels(
+    reader: str, gone: bool, tmp_path: Path
+) -> None:
+    for number, label in enumerate("ab"):
+        write_photos(tmp_path / "photos", label, 6, start=10 * number)
+    data = load_data(tmp_path / "photos", 0.4, 0, look_alikes=False, test_share=0.2)
+    for file in (tmp_path / "photos").rglob("*.png"):
+        file.unlink() if gone else noise(int(file.stem) + 50).save(file)
+    said = r"can no longer be read .*, and type the same again" if gone else r"has changed .* type the same again"
+    with pytest.raises(SajiError, match=rf"^\S+\.png {said}"):
+        READERS[reader](data, tmp_path / "cache")
+    assert not [*tmp_path.glob("cache/*")]
 
 
 @needs_shared
