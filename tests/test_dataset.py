@@ -136,6 +136,35 @@ def test_what_was_found_is_remembered_by_content(
     assert load_data(tmp_path, 0.4, 0, cache=looked[1]).fingerprint == looked[0].fingerprint
 
 
+@pytest.mark.parametrize("time", [2, 3], ids=["looked at", "compared"])
+@pytest.mark.parametrize("what", [OSError(5, "Input/output error"), b"another file"], ids=["gone", "changed"])
+def test_a_photo_that_is_not_read_again_while_look_alikes_are_sought_is_a_sentence_and_nothing_is_kept(
+    time: int, what: OSError | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, label in enumerate("ab"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for seed in range(2):
+            drawn(2 * number + seed).save(tmp_path / "photos" / label / f"{seed}.png")
+    victim, times, read = tmp_path / "photos/a/1.png", [0], Path.read_bytes
+    Image.open(tmp_path / "photos/a/0.png").save(victim, compress_level=0)  # other bytes, the same picture
+
+    def stutter(path: Path) -> bytes:
+        times[0] += path == victim
+        if path == victim and times[0] == time:
+            if isinstance(what, OSError):
+                raise what
+            return what
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stutter)
+    monkeypatch.setattr(duplicates, "Backbone", lambda: lambda squares: np.full((len(squares), 1280), 1280**-0.5))
+    with pytest.raises(SajiError, match=rf"^{victim} .* type the same again$"):
+        load_data(tmp_path / "photos", 0.4, 0, cache=tmp_path / "cache")
+    assert times == [time] and not [*tmp_path.glob("cache/*")]
+    found = load_data(tmp_path / "photos", 0.4, 0, cache=tmp_path / "cache")
+    assert [group.kind for group in found.findings.groups] == ["same picture"]
+
+
 def test_a_class_whose_scenes_all_exceed_the_share_is_still_validated(tmp_path: Path) -> None:
     write_photos(tmp_path, "b", 10, 100)
     write_photos(tmp_path, "a", 2)

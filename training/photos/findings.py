@@ -86,7 +86,8 @@ def find_scenes(
 ) -> list[Scene]:
     """The scenes that two or more of the readable files may show; of identical files only, without `look_alikes`.
 
-    What was found is kept in `folder`, if given, by the files' hashes. Raises SajiError when the disk is too full.
+    What was found is kept in `folder`, if given, by the files' hashes. Raises SajiError when the disk is too full, or a
+    file is not the one of its hash any more.
     """
     files: dict[str, list[int]] = defaultdict(list)
     for index, digest in enumerate(hashes):
@@ -127,7 +128,7 @@ def _look_alikes(paths: list[Path], hashes: list[str], folder: Path | None, prog
             f"comparing {len(paths)} photos needs {needed / 1e6:.0f} MB and {place} has {free / 1e6:.0f} MB free; "
             "set TMPDIR to a folder with more"
         )
-    pairs = duplicates.find_duplicates(paths, progress)
+    pairs = duplicates.find_duplicates(paths, progress, hashes)
     if file:
         write_json(file, [asdict(pair) for pair in pairs])
     return pairs
