@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import house
 import numpy as np
@@ -329,12 +330,29 @@ def test_a_class_that_the_test_leaves_too_little_of_says_so(tmp_path: Path) -> N
         load_data(tmp_path, 0.2, 0, look_alikes=False, test_share=0.2)
 
 
-def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("by", ["what is free", "what can be reserved"])
+def test_too_little_room_for_the_comparison_is_told_before_it_starts(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for label, start in (("a", 0), ("b", 100)):
         write_photos(tmp_path, label, 2, start)
-    monkeypatch.setattr("training.photos.findings.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
-    with pytest.raises(SajiError, match="set TMPDIR"):
-        load_data(tmp_path, 0.5, 0)
+    if by == "what is free":
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        monkeypatch.setattr(duplicates.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    else:
+        full = Path("/dev/full")
+        monkeypatch.setattr(os, "posix_fallocate", lambda *_: full.write_bytes(b"?"), raising=False)
+    with pytest.raises(SajiError, match=r"^comparing 4 photos needs 0 MB in \S+ \(No space left .*set TMPDIR"):
+        load_data(tmp_path, 0.5, 0, cache=tmp_path / "cache")
+    assert not [*tmp_path.glob("cache/*")]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no room")
+def test_the_room_of_what_is_mapped_into_memory_is_taken_before(tmp_path: Path) -> None:
+    """Where it is not, a disk that fills in the meantime ends the process by a signal."""
+    with open(tmp_path / "file", "w+b") as file:
+        records = duplicates._room(file, 20)
+        assert (tmp_path / "file").stat().st_blocks * 512 >= records.nbytes > 20 * 80_000
 
 
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -23,14 +23,17 @@ so than it finds each and the rest of the set, or a few matches agree as well. I
 reason to keep both on one side, no more.
 """
 
+import errno
 import hashlib
 import io
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import cv2
 import imagehash
@@ -43,7 +46,7 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from runtime.environment import usable_cores
-from runtime.errors import BadPhoto
+from runtime.errors import BadPhoto, SajiError
 from runtime.preprocess import decode, fit
 from runtime.spec import Geometry
 from training.photos.features import Backbone
@@ -116,9 +119,7 @@ def find_duplicates(
     originals: dict[str, int] = {}  # SHA-256 to index
     # Photos and pairs are what runs in parallel; threads inside each small matrix product would slow that down
     with tempfile.TemporaryFile() as file, threadpool_limits(1):
-        photos = _Photos(
-            paths, list(hashes or [""] * len(paths)), np.memmap(file, _PHOTO, "w+", shape=max(1, len(paths)))
-        )
+        photos = _Photos(paths, list(hashes or [""] * len(paths)), _room(file, len(paths)))
         read = progress(_each(photos.read, range(len(paths))), "reading photos", len(paths))
         for index, (digest, square) in enumerate(read):
             if digest and (first := originals.setdefault(digest, index)) != index:
@@ -130,6 +131,26 @@ def find_duplicates(
         checked = progress(_each(photos.compare, shortlist), "comparing look-alikes", len(shortlist))
         pairs += [pair for pair in checked if pair]
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
+
+
+def _room(file: IO[bytes], photos: int) -> np.ndarray:
+    """A record for each photo, in a file whose room on the disk is taken first.
+
+    Where a disk is full, writing to the map of a file ends the process. Raises SajiError instead.
+    """
+    records, place = max(1, photos), tempfile.gettempdir()
+    needed = records * _PHOTO.itemsize
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, needed)
+        elif needed > shutil.disk_usage(place).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise SajiError(
+            f"comparing {photos} photos needs {needed / 1e6:.0f} MB in {place} ({error.strerror}); "
+            "set TMPDIR to a folder with more"
+        ) from None
+    return np.memmap(file, _PHOTO, "w+", shape=records)
 
 
 def groups(count: int, pairs: Iterable[Pair], kinds: Sequence[Kind] = get_args(Kind)) -> list[list[int]]:
