@@ -187,7 +187,7 @@ def opened(path: Path) -> tuple[Outputs, ModelSpec]:
         return classifier.outputs, classifier.spec
     try:  # only here: an exported model is evaluated without PyTorch
         from training.network.classifier import load_checkpoint, reference_outputs
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise missing_extra(error.name or "torch", "train") from None
 
     model, spec = load_checkpoint(path)

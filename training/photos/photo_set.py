@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -236,7 +237,9 @@ class _Walk:
         self.problems.append(f"{link} is a link to a folder that is read already, and is ignored")
 
     def _passed_over(self, folder: Path) -> bool:
-        ours = any((folder / "cache").glob("*.duplicates.json"))  # OUT among the photos
+        ours = False
+        with suppress(OSError):  # one that cannot be read is told when its photos are listed
+            ours = any((folder / "cache").glob("*.duplicates.json"))  # OUT among the photos
         if passed := ours or left_by_programs(folder.name):
             self.left_out[folder.name] += sum(len(files) for _, _, files in os.walk(folder))
         return passed
