@@ -222,7 +222,10 @@ def _not_loaded(error: BaseException | None) -> str:
     """The library with a compiled file that the system does not load; "" where an import failed otherwise."""
     while error:
         if isinstance(error, ImportError) and (error.path or "").endswith(tuple(EXTENSION_SUFFIXES)):
-            return (error.name or "").partition(".")[0]
+            place = Path(error.path or "")
+            while (place.parent / "__init__.py").is_file():
+                place = place.parent
+            return place.name.partition(".")[0]
         error = error.__cause__ or error.__context__
     return ""
 

@@ -321,7 +321,9 @@ def test_a_library_that_is_installed_and_cannot_be_loaded_is_a_sentence_and_a_fa
     (tmp_path / "saji_wraps.py").write_text(
         "try:\n import saji_cut\nexcept ImportError as e:\n raise ImportError from e\n"
     )
-    (tmp_path / f"saji_cut{EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF")
+    (tmp_path / "saji_cut").mkdir()
+    (tmp_path / "saji_cut" / "__init__.py").write_text("from saji_cut._C import *\n")
+    (tmp_path / "saji_cut" / f"_C{EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF")
     (tmp_path / "saji_ours.py").write_text("from runtime.spec import no_such_name\n")
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("saji_cut", "saji_wraps"):
