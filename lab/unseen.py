@@ -95,7 +95,6 @@ def without(data: Data, name: str) -> Data:
         labels=np.array([classes.index(photo.label) for photo in photos]),
         train=place[data.train[kept[data.train]]],
         val=place[data.val[kept[data.val]]],
-        hashes=tuple(digest for digest, keep in zip(data.hashes, kept, strict=True) if keep),
         scenes=data.scenes[kept],
     )
 

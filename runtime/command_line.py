@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Container
+from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import UnionType
@@ -160,7 +161,8 @@ def _as_typed(value: Any) -> str:
 def require_extra(extra: str, *modules: str) -> None:
     """End the command line with the install line when a module of an extra is missing; nothing is imported.
 
-    For the top of a `__main__` module, before the imports that would fail with a traceback.
+    For the imports that follow it, which would fail with a traceback. Of one that is there and cannot be loaded tells
+    `exit_with_one_sentence`.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -209,6 +211,23 @@ def exit_with_one_sentence(main: Callable[[], None]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         what = f"{error.strerror or error}{where}; check the path, its permissions and free space"
         sys.exit(_one_sentence("; ".join([what, *_notes(error)]), 2))
+    except ImportError as error:
+        if not (library := _not_loaded(error)):
+            raise
+        what = f"{library} is installed and cannot be loaded ({error}); allow this process more memory if it "
+        sys.exit(_one_sentence(what + "has a limit (ulimit -v), or else install it anew", Unavailable.exit_status))
+
+
+def _not_loaded(error: BaseException | None) -> str:
+    """The library with a compiled file that the system does not load; "" where an import failed otherwise."""
+    while error:
+        if isinstance(error, ImportError) and (error.path or "").endswith(tuple(EXTENSION_SUFFIXES)):
+            place = Path(error.path or "")
+            while (place.parent / "__init__.py").is_file():
+                place = place.parent
+            return place.name.partition(".")[0]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import house
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from test_duplicates import drawn
 
 from runtime.errors import GateFailed, SajiError
+from runtime.spec import Geometry
 from training.__main__ import main
 from training.outcome.evaluate import Evaluation, RejectionFigures, described
 from training.photos import dataset, duplicates
@@ -26,7 +28,9 @@ from training.photos.dataset import load_data
 from training.photos.findings import Findings, Group, PhotoFacts, examine
 from training.photos.findings_page import contact_sheet, describe, page
 from training.photos.split import Data, scene_numbers
+from training.progress import silent
 from training.recipe import Recipe
+from training.run import held_out, release
 from training.run.batches import TrainPhotos
 from training.run.train import without_leaks
 
@@ -131,6 +135,35 @@ def test_what_was_found_is_remembered_by_content(
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         (tmp_path / file.parent.name / f"{number}{file.suffix}").write_bytes(file.read_bytes())
     assert load_data(tmp_path, 0.4, 0, cache=looked[1]).fingerprint == looked[0].fingerprint
+
+
+@pytest.mark.parametrize("time", [2, 3], ids=["looked at", "compared"])
+@pytest.mark.parametrize("what", [OSError(5, "Input/output error"), b"another file"], ids=["gone", "changed"])
+def test_a_photo_that_is_not_read_again_while_look_alikes_are_sought_is_a_sentence_and_nothing_is_kept(
+    time: int, what: OSError | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, label in enumerate("ab"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for seed in range(2):
+            drawn(2 * number + seed).save(tmp_path / "photos" / label / f"{seed}.png")
+    victim, times, read = tmp_path / "photos/a/1.png", [0], Path.read_bytes
+    Image.open(tmp_path / "photos/a/0.png").save(victim, compress_level=0)  # other bytes, the same picture
+
+    def stutter(path: Path) -> bytes:
+        times[0] += path == victim
+        if path == victim and times[0] == time:
+            if isinstance(what, OSError):
+                raise what
+            return what
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stutter)
+    monkeypatch.setattr(duplicates, "Backbone", lambda: lambda squares: np.full((len(squares), 1280), 1280**-0.5))
+    with pytest.raises(SajiError, match=rf"^{victim} .* type the same again$"):
+        load_data(tmp_path / "photos", 0.4, 0, cache=tmp_path / "cache")
+    assert times == [time] and not [*tmp_path.glob("cache/*")]
+    found = load_data(tmp_path / "photos", 0.4, 0, cache=tmp_path / "cache")
+    assert [group.kind for group in found.findings.groups] == ["same picture"]
 
 
 def test_a_class_whose_scenes_all_exceed_the_share_is_still_validated(tmp_path: Path) -> None:
@@ -297,12 +330,29 @@ def test_a_class_that_the_test_leaves_too_little_of_says_so(tmp_path: Path) -> N
         load_data(tmp_path, 0.2, 0, look_alikes=False, test_share=0.2)
 
 
-def test_too_little_room_for_the_comparison_is_told_before_it_starts(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("by", ["what is free", "what can be reserved"])
+def test_too_little_room_for_the_comparison_is_told_before_it_starts(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for label, start in (("a", 0), ("b", 100)):
         write_photos(tmp_path, label, 2, start)
-    monkeypatch.setattr("training.photos.findings.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
-    with pytest.raises(SajiError, match="set TMPDIR"):
-        load_data(tmp_path, 0.5, 0)
+    if by == "what is free":
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        monkeypatch.setattr(duplicates.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    else:
+        full = Path("/dev/full")
+        monkeypatch.setattr(os, "posix_fallocate", lambda *_: full.write_bytes(b"?"), raising=False)
+    with pytest.raises(SajiError, match=r"^comparing 4 photos needs 0 MB in \S+ \(No space left .*set TMPDIR"):
+        load_data(tmp_path, 0.5, 0, cache=tmp_path / "cache")
+    assert not [*tmp_path.glob("cache/*")]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no room")
+def test_the_room_of_what_is_mapped_into_memory_is_taken_before(tmp_path: Path) -> None:
+    """Where it is not, a disk that fills in the meantime ends the process by a signal."""
+    with open(tmp_path / "file", "w+b") as file:
+        records = duplicates._room(file, 20)
+        assert (tmp_path / "file").stat().st_blocks * 512 >= records.nbytes > 20 * 80_000
 
 
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -453,6 +503,35 @@ def test_decoded_photos_that_are_damaged_are_decoded_again(
     assert all(torch.equal(photos[0, i][0], good[i]) for i in range(2))
     monkeypatch.setattr("training.run.batches.decode", None)
     TrainPhotos(data, recipe, cache)  # and what was written then is believed
+
+
+READERS = {
+    "decoded once": lambda data, cache: TrainPhotos(data, Recipe(image_size=32), cache),
+    "validation": lambda data, cache: dataset.validation_set(data, Geometry.for_size(32), silent),
+    "calibration": lambda data, cache: dataset.calibration_set(data, Geometry.for_size(32), 9, 0, silent),
+    "released": lambda data, cache: release._seen(_Idle(), data, data.train, Geometry.for_size(32)),
+    "held out": lambda data, cache: held_out.outputs_for(_Idle(), data.test.photos, Geometry.for_size(32)),
+}
+
+
+class _Idle(torch.nn.Module):
+    """A network that is asked nothing, as its photos cannot be had."""
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["changed", "gone"])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_photo_that_is_another_one_by_now_is_a_sentence_and_leaves_no_pixels(
+    reader: str, gone: bool, tmp_path: Path
+) -> None:
+    for number, label in enumerate("ab"):
+        write_photos(tmp_path / "photos", label, 6, start=10 * number)
+    data = load_data(tmp_path / "photos", 0.4, 0, look_alikes=False, test_share=0.2)
+    for file in (tmp_path / "photos").rglob("*.png"):
+        file.unlink() if gone else noise(int(file.stem) + 50).save(file)
+    said = r"can no longer be read .*, and type the same again" if gone else r"has changed .* type the same again"
+    with pytest.raises(SajiError, match=rf"^\S+\.png {said}"):
+        READERS[reader](data, tmp_path / "cache")
+    assert not [*tmp_path.glob("cache/*")]
 
 
 @needs_shared

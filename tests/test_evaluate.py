@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SHARED, needs_shared
+from PIL import Image
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet, wilson_interval
@@ -176,7 +177,48 @@ def test_photos_that_are_listed_more_than_once_are_told(model: Path, sample: Pat
     rows = ["filename,label", "0.jpg,bakso", "./0.jpg,bakso", "1.jpg,bakso", "1.jpg,rendang", "2.jpg,bakso"]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     told = run_command(model / "model.onnx", tmp_path)["problems"]
-    assert "2 photos are listed more than once, 1 of them under two labels; each row counts" in told
+    assert told[0].startswith("2 photos are listed more than once or have copies, 1 of them under two labels; each one")
+
+
+@pytest.fixture
+def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two photos of a class and two of none, for a model that answers by colour."""
+    spec = replace(SPEC, geometry=Geometry.for_size(16), rejection=Rejection("energy", 200.0))
+    monkeypatch.setattr(evaluate, "opened", lambda path: (lambda images: images.mean((1, 2), np.float32), spec))
+    for label, fills in (("bakso", ("red", "lime")), ("stone", ("grey", "white"))):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for fill in fills:
+            Image.new("RGB", (20, 20), fill).save(tmp_path / "photos" / label / f"{fill}.png")
+    return tmp_path / "photos"
+
+
+def test_copies_of_a_photo_count_and_narrow_no_interval(colours: Path, run_command) -> None:
+    once = run_command("a.onnx", colours)
+    for photo in [*colours.glob("*/*.png")]:
+        for number in range(8):
+            shutil.copy(photo, photo.with_stem(f"{photo.stem} {number}"))
+    often = run_command("a.onnx", colours)
+    assert often["known"] == often["unknown"] == 18 and once["accuracy"] == often["accuracy"] == 0.5
+    assert often["accuracy_interval"] == once["accuracy_interval"]
+    for name in ("unknown_rejected", "known_kept", "right_kept"):
+        assert often["rejection"][name] == once["rejection"][name]
+    assert not once["problems"]
+    assert often["problems"][0].startswith("4 photos are listed more than once or have copies, 0 of them")
+
+
+def test_a_photo_that_changes_after_its_hash_was_taken_is_a_sentence(
+    colours: Path, run_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that hash it is held against those that the checkpoint has seen."""
+    unseen = evaluate._unseen
+
+    def meanwhile(*asked: Any) -> Any:
+        shutil.copy(colours / "stone" / "grey.png", colours / "bakso" / "red.png")
+        return unseen(*asked)
+
+    monkeypatch.setattr(evaluate, "_unseen", meanwhile)
+    with pytest.raises(SajiError, match=r"red\.png has changed .* type the same again"):
+        run_command("a.onnx", colours)
 
 
 def scored(values: list[float]) -> np.ndarray:

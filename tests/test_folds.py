@@ -23,15 +23,15 @@ def fake(scenes: list[tuple[int, int]]) -> Data:
     labels = np.array([label for label, photos in scenes for _ in range(photos)])
     numbers = np.array([number for number, (_, photos) in enumerate(scenes) for _ in range(photos)])
     classes = tuple("abc"[: labels.max() + 1])
-    photos = tuple(Photo(Path(f"{i}.jpg"), classes[label]) for i, label in enumerate(labels))
-    hashes = tuple(f"{(7 * i + 5) % 1009:04d}" for i in range(len(labels)))  # in another order than the names
+    hashes = [f"{(7 * i + 5) % 1009:04d}" for i in range(len(labels))]  # in another order than the names
+    photos = tuple(Photo(Path(f"{i}.jpg"), classes[label], None, hashes[i]) for i, label in enumerate(labels))
     everything = np.arange(len(labels))
-    return Data(photos, classes, labels, everything[::2], everything[1::2], hashes, numbers)
+    return Data(photos, classes, labels, everything[::2], everything[1::2], numbers)
 
 
 def shuffled(data: Data, order: np.ndarray) -> Data:
-    photos, hashes = (tuple(items[i] for i in order) for items in (data.photos, data.hashes))
-    return Data(photos, data.classes, data.labels[order], data.train, data.val, hashes, data.scenes[order])
+    photos = tuple(data.photos[i] for i in order)
+    return Data(photos, data.classes, data.labels[order], data.train, data.val, data.scenes[order])
 
 
 @settings(max_examples=40, deadline=None)

@@ -358,6 +358,22 @@ def test_classes_that_only_spaces_underscores_or_hyphens_tell_apart_are_refused(
             read_photo_set(tmp_path / source)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_of_a_class_folder_without_permission_the_error_names_that_folder() -> None:
+    with tempfile.TemporaryDirectory() as place:  # pytest's own lie in one that is its owner's alone
+        closed = touch(Path(place), "ant/0.jpg", "bee/0.jpg") / "bee"
+        Path(place).chmod(0o755)
+        closed.chmod(0)
+        try:
+            os.seteuid(os.getuid() or 65534)  # the superuser may read everything
+            with pytest.raises(PermissionError) as refused:
+                read_photo_set(Path(place))
+        finally:
+            os.seteuid(os.getuid())
+            closed.chmod(0o700)
+    assert str(refused.value.filename) == str(closed)
+
+
 def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(touch(tmp_path / "dishes", "train/ant/0.jpg", "train/stray.jpg"))
     found = read_photo_set(Path())

@@ -241,10 +241,10 @@ def scattered(seed: int, k: int) -> Any:
             labels += [label] * photos
             scenes += [max(scenes, default=-1) + 1] * photos
     classes, everything = tuple("abcd"), np.arange(len(labels))
-    files = tuple(Photo(Path(f"{i}.jpg"), classes[label]) for i, label in enumerate(labels))
-    hashes = tuple(f"{(7 * i + 5) % 10007:05d}" for i in range(len(labels)))
+    hashes = [f"{(7 * i + 5) % 10007:05d}" for i in range(len(labels))]
+    files = tuple(Photo(Path(f"{i}.jpg"), classes[label], None, hashes[i]) for i, label in enumerate(labels))
     return house.room("dataset").Data(
-        files, classes, np.array(labels), everything[::2], everything[1::2], hashes, np.array(scenes)
+        files, classes, np.array(labels), everything[::2], everything[1::2], np.array(scenes)
     )
 
 

@@ -27,9 +27,8 @@ CLASSES = 3
 def fake(scenes: list[int]) -> Data:
     """30 photos a class, without files; `scenes[i]` is the scene of photo i."""
     labels = np.repeat(np.arange(CLASSES), 30)
-    photos = tuple(Photo(Path(f"{i}.jpg"), "abc"[label]) for i, label in enumerate(labels))
-    hashes = tuple(f"{i:04d}" for i in range(90))
-    return Data(photos, ("a", "b", "c"), labels, np.arange(1), np.arange(1), hashes, np.array(scenes))
+    photos = tuple(Photo(Path(f"{i}.jpg"), "abc"[label], None, f"{i:04d}") for i, label in enumerate(labels))
+    return Data(photos, ("a", "b", "c"), labels, np.arange(1), np.arange(1), np.array(scenes))
 
 
 def seen(shown: np.ndarray, seed: int = 0) -> np.ndarray:

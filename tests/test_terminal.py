@@ -1,5 +1,6 @@
 """What a person sees: nothing wider than the terminal, nothing of what libraries say, plain text in a pipe."""
 
+import importlib
 import io
 import os
 import pty
@@ -8,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import house
@@ -18,7 +21,7 @@ from runtime import markdown, terminal
 from runtime.benchmark.command import _last_screen
 from runtime.benchmark.run import BenchmarkRun, Options
 from runtime.candidate import not_run_here
-from runtime.command_line import Parser
+from runtime.command_line import Parser, exit_with_one_sentence
 from runtime.deployment import Deployment
 from runtime.errors import SajiError
 from runtime.receipt import Receipt
@@ -309,3 +312,26 @@ def test_what_is_a_part_of_a_word_is_shown_as_it_is(letter: str) -> None:
 def test_what_steers_a_terminal_or_is_no_letter_is_escaped(letter: str) -> None:
     assert not markdown.is_printable(f"a{letter}b")
     assert terminal.printable(f"a{letter}b").isprintable()
+
+
+def test_a_library_that_is_installed_and_cannot_be_loaded_is_a_sentence_and_a_fault_of_ours_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `import torch` is where the memory is limited: libtorch_cpu.so: failed to map segment from shared object."""
+    (tmp_path / "saji_wraps.py").write_text(
+        "try:\n import saji_cut\nexcept ImportError as e:\n raise ImportError from e\n"
+    )
+    (tmp_path / "saji_cut").mkdir()
+    (tmp_path / "saji_cut" / "__init__.py").write_text("from saji_cut._C import *\n")
+    (tmp_path / "saji_cut" / f"_C{EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF")
+    (tmp_path / "saji_ours.py").write_text("from runtime.spec import no_such_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("saji_cut", "saji_wraps"):
+        with pytest.raises(SystemExit, match="2"):
+            exit_with_one_sentence(partial(importlib.import_module, name))
+        said = capsys.readouterr().err
+        assert said.startswith("saji: saji_cut is installed and cannot be loaded (") and said.count("\n") == 1
+    with pytest.raises(ImportError, match="no_such_name"):
+        exit_with_one_sentence(lambda: importlib.import_module("saji_ours"))
+    with pytest.raises(ModuleNotFoundError):
+        exit_with_one_sentence(lambda: importlib.import_module("saji_nowhere"))

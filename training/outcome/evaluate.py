@@ -5,6 +5,7 @@ Photos whose label is no class of the model count as "none of these": they are t
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from runtime.files import sha256_file
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec, Rejection
 from runtime.terminal import printable, tell, tell_programs
+from training.photos.findings import LARGEST_FILE
 from training.photos.photo_set import Photo, read_photo_set, spoken
 from training.progress import Progress, bar, in_threads, silent
 from training.run.records import Interval, Share, rounded
@@ -31,10 +33,14 @@ Outputs = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] RGB → float
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's outputs float32 `[N, …]` for photos that can be read; labels int `[N]`, NONE for "none of these"."""
+    """A model's outputs float32 `[N, …]` for photos that can be read; labels int `[N]`, NONE for "none of these".
+
+    `files` int `[N]` is a number per photo that copies of one file share.
+    """
 
     outputs: np.ndarray
     labels: np.ndarray
+    files: np.ndarray
     unreadable: tuple[str, ...]
 
 
@@ -73,6 +79,7 @@ class Evaluation:
     """All figures of a model on some photos, `known` of its classes and `unknown` of none of them.
 
     What is None has no known photo to be measured on. Macro-F1 is the mean over the classes that the photos show.
+    Intervals are no narrower for copies of a file.
     """
 
     photos: int
@@ -99,10 +106,11 @@ def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
     """
     photos, problems = _chosen(source, split)
     outputs, spec = opened(checkpoint)
+    photos = list(in_threads(_examined, photos))
     photos, seen, notes = _unseen(checkpoint, photos)
     problems += [*notes, *_repeated(photos)]
     answers = answer(outputs, spec, photos, bar)
-    evaluation, strangers = evaluated(spec, answers.outputs, answers.labels), _strangers(spec, photos)
+    evaluation, strangers = evaluated(spec, answers.outputs, answers.labels, answers.files), _strangers(spec, photos)
     tell(described(evaluation, strangers, answers.unreadable, problems))
     request = {"checkpoint": str(checkpoint), "data": str(source), "split": split}
     rest = {"seen": seen, "none_of_these": strangers, "unreadable": answers.unreadable, "problems": problems}
@@ -129,7 +137,7 @@ def _unseen(checkpoint: Path, photos: list[Photo]) -> tuple[list[Photo], int | s
     record = seen_by(checkpoint)
     if record.photos is None:
         return photos, "unknown", _perhaps_seen(photos)
-    digests = [digest[:DIGITS] for digest in in_threads(_digest, photos)]
+    digests = [photo.sha256[:DIGITS] for photo in photos]
     new = [photo for photo, digest in zip(photos, digests, strict=True) if digest not in record.photos]
     if not new:
         raise SajiError(
@@ -148,11 +156,17 @@ def _unseen(checkpoint: Path, photos: list[Photo]) -> tuple[list[Photo], int | s
     return new, number, notes if number else notes[1:]
 
 
-def _digest(photo: Photo) -> str:
-    try:
-        return sha256_file(photo.path)
-    except OSError:  # which is told when it is decoded
-        return ""
+def _examined(photo: Photo) -> Photo:
+    """The photo with its file's SHA-256; without, where that cannot be read, which is told when it is decoded."""
+    with suppress(OSError):
+        if photo.path.stat().st_size <= LARGEST_FILE:
+            return replace(photo, sha256=sha256_file(photo.path))
+    return photo
+
+
+def _file(photo: Photo) -> str:
+    """What copies of a file share."""
+    return photo.sha256 or str(photo.path.resolve())
 
 
 def _perhaps_seen(photos: list[Photo]) -> list[str]:
@@ -170,14 +184,14 @@ def _perhaps_seen(photos: list[Photo]) -> list[str]:
 
 
 def _repeated(photos: list[Photo]) -> list[str]:
-    """That photos count more than once, where the set lists them so."""
-    labels: dict[Path, list[str]] = defaultdict(list)
+    """That photos count more than once, where the set has them so."""
+    labels: dict[str, list[str]] = defaultdict(list)
     for photo in photos:
-        labels[photo.path.resolve()].append(photo.label)
+        labels[_file(photo)].append(photo.label)
     several = [given for given in labels.values() if len(given) > 1]
     two = sum(len(set(given)) > 1 for given in several)
-    told = f"{len(several)} photos are listed more than once, {two} of them under two labels; each row counts"
-    return [told] if several else []
+    told = f"{len(several)} photos are listed more than once or have copies, {two} of them under two labels; "
+    return [told + "each one counts, and the intervals are no narrower for them"] if several else []
 
 
 def opened(path: Path) -> tuple[Outputs, ModelSpec]:
@@ -187,7 +201,7 @@ def opened(path: Path) -> tuple[Outputs, ModelSpec]:
         return classifier.outputs, classifier.spec
     try:  # only here: an exported model is evaluated without PyTorch
         from training.network.classifier import load_checkpoint, reference_outputs
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise missing_extra(error.name or "torch", "train") from None
 
     model, spec = load_checkpoint(path)
@@ -196,7 +210,7 @@ def opened(path: Path) -> tuple[Outputs, ModelSpec]:
 
 def answer(ask: Outputs, spec: ModelSpec, photos: list[Photo], progress: Progress = silent) -> Answers:
     """Preprocess and ask batch by batch, so that memory stays bounded. Raises SajiError when no photo can be read."""
-    outputs, labels, unreadable = [], [], []
+    outputs, labels, files, unreadable = [], [], [], []
     number = numbers(spec, {photo.label for photo in photos})
     starts = range(0, len(photos), BATCH)
     for start in progress(starts, "evaluating", len(starts)):
@@ -208,16 +222,18 @@ def answer(ask: Outputs, spec: ModelSpec, photos: list[Photo], progress: Progres
             else:
                 images.append(image)
                 labels.append(number[photo.label])
+                files.append(_file(photo))
         if images:
             outputs.append(ask(np.stack(images)))
     if not outputs:
         raise SajiError(f"none of the {len(photos)} photos can be read ({unreadable[0]}); give JPEG, PNG or WEBP files")
-    return Answers(np.concatenate(outputs), np.array(labels), tuple(unreadable))
+    of_file = np.unique(files, return_inverse=True)[1]
+    return Answers(np.concatenate(outputs), np.array(labels), of_file, tuple(unreadable))
 
 
 def _pixels(photo: Photo, spec: ModelSpec) -> np.ndarray | BadPhoto:
     try:
-        return pixels(photo.path, spec.geometry)
+        return pixels(photo.source(), spec.geometry)
     except BadPhoto as error:
         return error
 
@@ -233,20 +249,22 @@ def _strangers(spec: ModelSpec, photos: list[Photo]) -> list[str]:
     return sorted(label for label, k in numbers(spec, {photo.label for photo in photos}).items() if k == NONE)
 
 
-def evaluated(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> Evaluation:
+def evaluated(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray, files: np.ndarray | None = None) -> Evaluation:
     """All figures of a model's outputs against labels int `[N]`, where NONE is a photo of none of the classes.
 
+    With `files`, a number per photo, copies of one file are no more evidence than it is.
     Raises BadModel on outputs that are not finite.
     """
     if not np.isfinite(outputs).all():
         broken = int((~np.isfinite(outputs)).any(axis=1).sum())
         raise BadModel(f"{spec.name} gives NaN or infinite logits for {broken} of {len(labels)} photos; train it again")
-    known = labels != NONE
-    figures = Evaluation(len(labels), int(known.sum()), int((~known).sum()), _rejection(spec, outputs, labels))
+    known, files = labels != NONE, np.arange(len(labels)) if files is None else files
+    figures = Evaluation(len(labels), int(known.sum()), int((~known).sum()), _rejection(spec, outputs, labels, files))
     if not known.any():
         return figures
     logits, labels = spec.logits(outputs)[known], labels[known]
-    right, scores = Share.of(logits.argmax(1) == labels), class_scores(labels, logits.argmax(1), len(spec.classes))
+    right = Share.of(logits.argmax(1) == labels, files[known])
+    scores = class_scores(labels, logits.argmax(1), len(spec.classes))
     return replace(
         figures,
         accuracy=right.share,
@@ -272,20 +290,20 @@ def macro_f1(scores: Iterable[ClassScores]) -> float:
     return float(np.mean([each.f1 for each in scores if each.support]))
 
 
-def _rejection(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray) -> RejectionFigures:
+def _rejection(spec: ModelSpec, outputs: np.ndarray, labels: np.ndarray, files: np.ndarray) -> RejectionFigures:
     known, sure, scores = labels != NONE, spec.sure(outputs), spec.score(outputs)
-    both = known.any() and not known.all()
+    both, right = known.any() and not known.all(), known & (spec.logits(outputs).argmax(1) == labels)
     return RejectionFigures(
         rule=spec.rejection,
         auroc=float(roc_auc_score(known, scores)) if both else None,
-        unknown_rejected=_share(~sure[~known]),
-        known_kept=_share(sure[known]),
-        right_kept=_share(sure[known & (spec.logits(outputs).argmax(1) == labels)]),
+        unknown_rejected=_share(~sure[~known], files[~known]),
+        known_kept=_share(sure[known], files[known]),
+        right_kept=_share(sure[right], files[right]),
     )
 
 
-def _share(hits: np.ndarray) -> Share | None:
-    return Share.of(hits) if len(hits) else None
+def _share(hits: np.ndarray, files: np.ndarray) -> Share | None:
+    return Share.of(hits, files) if len(hits) else None
 
 
 def described(

@@ -44,29 +44,29 @@ def load_data(
     """
     listed = source if isinstance(source, PhotoSet) else read_photo_set(source)
     facts = list(in_threads(examine, [photo.path for photo in listed.photos], "reading photos", progress))
-    good = [(photo, fact.sha256) for photo, fact in zip(listed.photos, facts, strict=True) if not fact.unreadable]
-    good.sort(key=lambda item: item[0].split == "test")  # last, so that an index means the same with and without them
-    files, digests = [photo.path for photo, _ in good], [digest for _, digest in good]
-    scenes = find_scenes(files, digests, look_alikes, cache, progress)
+    examined = [replace(photo, sha256=fact.sha256) for photo, fact in zip(listed.photos, facts, strict=True)]
+    good = [photo for photo in examined if photo.sha256]
+    good.sort(key=lambda photo: photo.split == "test")  # last, so that an index means the same with and without them
+    scenes = find_scenes([photo.path for photo in good], [photo.sha256 for photo in good], look_alikes, cache, progress)
     if test_share:
         good, scenes = _hold_back(good, scenes, test_share, seed)
-    photos = tuple(photo for photo, _ in good if photo.split != "test")
-    all_hashes = tuple(digest for _, digest in good)
-    hashes = all_hashes[: len(photos)]
+    photos = tuple(photo for photo in good if photo.split != "test")
+    hashes = [photo.sha256 for photo in good]
     classes = tuple(sorted({photo.label for photo in listed.photos if photo.split != "test"}))
-    _require_enough([photo for photo, _ in good], classes, listed)
+    _require_enough(good, classes, listed)
     labels = np.array([classes.index(photo.label) for photo in photos])
-    bare = Data(photos, classes, labels, np.arange(len(photos)), np.arange(0), hashes, scene_numbers(scenes, hashes))
-    before = whole_scenes(before, all_hashes, numbers := scene_numbers(scenes, all_hashes))
+    own = scene_numbers(scenes, hashes[: len(photos)])
+    bare = Data(photos, classes, labels, np.arange(len(photos)), np.arange(0), own)
+    before = whole_scenes(before, hashes, numbers := scene_numbers(scenes, hashes))
     data, told = split_unseen(bare, validation_share, seed, before)
     side_of = dict.fromkeys(data.val.tolist(), "val") | dict.fromkeys(range(len(photos), len(good)), "test")
     sides = [side_of.get(i, "train") for i in range(len(good))]
-    findings = collect(listed, facts, [photo for photo, _ in good], all_hashes, sides, scenes, look_alikes)
-    shown = leaks(scenes, all_hashes, sides)
-    clean = [i for i in range(len(photos), len(good)) if i not in shown and good[i][0].label in classes]
-    test_labels = np.array([classes.index(good[i][0].label) for i in clean], int)
-    test = HeldBack(tuple(good[i][0] for i in clean), test_labels, numbers[clean])
-    test = unknown_to(before, test, [all_hashes[i] for i in clean])
+    findings = collect(listed, facts, good, hashes, sides, scenes, look_alikes)
+    shown = leaks(scenes, hashes, sides)
+    clean = [i for i in range(len(photos), len(good)) if i not in shown and good[i].label in classes]
+    test_labels = np.array([classes.index(good[i].label) for i in clean], int)
+    test = HeldBack(tuple(good[i] for i in clean), test_labels, numbers[clean])
+    test = unknown_to(before, test, [hashes[i] for i in clean])
     return replace(
         data,
         findings=replace(findings, seen=told, one_sided=_one_sided(data, listed), measuring=len(test.photos)),
@@ -76,17 +76,15 @@ def load_data(
     )
 
 
-def _hold_back(
-    good: list[tuple[Photo, str]], scenes: list[Scene], share: float, seed: int
-) -> tuple[list[tuple[Photo, str]], list[Scene]]:
-    """Photos with their SHA-256, and their scenes, where whole scenes are marked as the test split and come last."""
-    if any(photo.split == "test" for photo, _ in good):
+def _hold_back(good: list[Photo], scenes: list[Scene], share: float, seed: int) -> tuple[list[Photo], list[Scene]]:
+    """The photos and their scenes, where whole scenes are marked as the test split and come last."""
+    if any(photo.split == "test" for photo in good):
         raise SajiError("the photos have a test split of their own, which measures the accuracy; leave test_share out")
-    hashes, names = [digest for _, digest in good], sorted({photo.label for photo, _ in good})
-    labels = np.array([names.index(photo.label) for photo, _ in good], int)
+    hashes, names = [photo.sha256 for photo in good], sorted({photo.label for photo in good})
+    labels = np.array([names.index(photo.label) for photo in good], int)
     rest, held = stratified_split(labels, hashes, scene_numbers(scenes, hashes), share, seed, labels[:0])
     place = {old: new for new, old in enumerate([*rest, *held])}
-    marked = [good[i] for i in rest] + [(replace(good[i][0], split="test"), good[i][1]) for i in held]
+    marked = [good[i] for i in rest] + [replace(good[i], split="test") for i in held]
     return marked, [[[[place[i] for i in picture] for picture in part] for part in scene] for scene in scenes]
 
 
@@ -165,7 +163,7 @@ def _preprocessed(data: Data, indices: np.ndarray, geometry: Geometry, progress:
     """The photos at these indices, each named by its label and file name."""
     photos = [data.photos[i] for i in indices]
     images = np.empty((len(photos), geometry.size, geometry.size, 3), np.uint8)
-    decoded = in_threads(lambda photo: pixels(photo.path, geometry), photos, "preprocessing", progress)
+    decoded = in_threads(lambda photo: pixels(photo.source(), geometry), photos, "preprocessing", progress)
     for row, image in enumerate(decoded):
         images[row] = image
     names = tuple(f"{photo.label}/{photo.path.name}" for photo in photos)

@@ -23,13 +23,17 @@ so than it finds each and the rest of the set, or a few matches agree as well. I
 reason to keep both on one side, no more.
 """
 
+import errno
 import hashlib
+import io
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import cv2
 import imagehash
@@ -42,10 +46,11 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from runtime.environment import usable_cores
-from runtime.errors import BadPhoto
+from runtime.errors import BadPhoto, SajiError
 from runtime.preprocess import decode, fit
 from runtime.spec import Geometry
 from training.photos.features import Backbone
+from training.photos.photo_set import unchanged
 from training.progress import Progress, silent
 
 Kind = Literal["identical", "same picture", "same scene", "perhaps the same plate"]
@@ -100,17 +105,21 @@ class Pair:
     likeness: float  # cosine of what the network sees in the two
 
 
-def find_duplicates(paths: Sequence[Path], progress: Progress = silent) -> list[Pair]:
+def find_duplicates(
+    paths: Sequence[Path], progress: Progress = silent, hashes: Sequence[str] | None = None
+) -> list[Pair]:
     """The duplicate pairs among the photos, sorted by index.
 
     Unreadable files are left out: it is for the caller to report them. Of several identical files only the first is
     compared with other photos, and each further one is paired with that first; `groups` gives the whole clusters.
+    With `hashes`, the SHA-256 of each, all could be read before, and SajiError is raised where one is another file now,
+    or none: its duplicates would be missed.
     """
     pairs: list[Pair] = []
     originals: dict[str, int] = {}  # SHA-256 to index
     # Photos and pairs are what runs in parallel; threads inside each small matrix product would slow that down
     with tempfile.TemporaryFile() as file, threadpool_limits(1):
-        photos = _Photos(paths, np.memmap(file, _PHOTO, "w+", shape=max(1, len(paths))))
+        photos = _Photos(paths, list(hashes or [""] * len(paths)), _room(file, len(paths)))
         read = progress(_each(photos.read, range(len(paths))), "reading photos", len(paths))
         for index, (digest, square) in enumerate(read):
             if digest and (first := originals.setdefault(digest, index)) != index:
@@ -122,6 +131,26 @@ def find_duplicates(paths: Sequence[Path], progress: Progress = silent) -> list[
         checked = progress(_each(photos.compare, shortlist), "comparing look-alikes", len(shortlist))
         pairs += [pair for pair in checked if pair]
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
+
+
+def _room(file: IO[bytes], photos: int) -> np.ndarray:
+    """A record for each photo, in a file whose room on the disk is taken first.
+
+    Where a disk is full, writing to the map of a file ends the process. Raises SajiError instead.
+    """
+    records, place = max(1, photos), tempfile.gettempdir()
+    needed = records * _PHOTO.itemsize
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, needed)
+        elif needed > shutil.disk_usage(place).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise SajiError(
+            f"comparing {photos} photos needs {needed / 1e6:.0f} MB in {place} ({error.strerror}); "
+            "set TMPDIR to a folder with more"
+        ) from None
+    return np.memmap(file, _PHOTO, "w+", shape=records)
 
 
 def groups(count: int, pairs: Iterable[Pair], kinds: Sequence[Kind] = get_args(Kind)) -> list[list[int]]:
@@ -141,19 +170,23 @@ def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]
 class _Photos:
     """What is kept of each photo (`records`, one `_PHOTO` per path, on disk), and the comparison of two."""
 
-    def __init__(self, paths: Sequence[Path], records: np.ndarray):
-        self.paths, self.records = paths, records
+    def __init__(self, paths: Sequence[Path], hashes: list[str], records: np.ndarray):
+        self.paths, self.hashes, self.records = paths, hashes, records
         self.grey = lru_cache(256)(self._grey)
         self._backbone = Backbone()
         self._waiting: dict[int, list[tuple[int, np.ndarray]]] = {side: [] for side in SQUARES}
 
     def read(self, index: int) -> tuple[str, np.ndarray]:
         """Fill the photo's record; its SHA-256, "" when it cannot be read, and what the network is to see of it."""
+        path, known = self.paths[index], self.hashes[index]
         try:
-            content = self.paths[index].read_bytes()
-            image = decode(content, SIDE)
+            file = unchanged(path, known) if known else io.BytesIO(path.read_bytes())
+            image = decode(file, SIDE)
         except (OSError, BadPhoto):
+            if known:
+                raise
             return "", np.empty(0)
+        self.hashes[index] = known or hashlib.sha256(file.getbuffer()).hexdigest()
         side = max((side for side in SQUARES if side <= min(image.size)), default=SQUARES[0])
         square = fit(image, Geometry.for_size(side))
         image.thumbnail((SIDE, SIDE))
@@ -166,7 +199,7 @@ class _Photos:
         if count:
             record["points"][:count] = cv2.KeyPoint.convert(keypoints[:count])
             record["descriptors"][:count] = descriptors[:count]
-        return hashlib.sha256(content).hexdigest(), square
+        return self.hashes[index], square
 
     def look(self, index: int, square: np.ndarray) -> None:
         """Let the network see the photo, together with others of its size."""
@@ -186,7 +219,7 @@ class _Photos:
         waiting.clear()
 
     def _grey(self, index: int) -> np.ndarray:
-        image = decode(self.paths[index].read_bytes(), SIDE)
+        image = decode(unchanged(self.paths[index], self.hashes[index]), SIDE)
         image.thumbnail((SIDE, SIDE))
         return np.asarray(image.convert("L"))
 

@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-import shutil
-import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageStat
 
-from runtime.errors import BadPhoto, SajiError
+from runtime.errors import BadPhoto
 from runtime.files import DAMAGE, as_text, read_json, sha256_file, sha256_json, write_json
 from runtime.preprocess import decode
 from training.photos.photo_set import Photo, PhotoSet
@@ -34,7 +32,6 @@ LARGEST_FILE = 2 * 10**9  # bytes; a film that strayed into a photo folder must 
 SMALLEST_SIDE, LONGEST_ASPECT = 64, 3  # pixels; longer over shorter side
 # Standard deviation of the liveliest channel, in levels of 255. Measured: 805 food photos have 37 or more
 BLANK = 8
-TEMPORARY_BYTES = 88_000  # what `duplicates` keeps of a photo in a temporary file
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,8 @@ def find_scenes(
 ) -> list[Scene]:
     """The scenes that two or more of the readable files may show; of identical files only, without `look_alikes`.
 
-    What was found is kept in `folder`, if given, by the files' hashes. Raises SajiError when the disk is too full.
+    What was found is kept in `folder`, if given, by the files' hashes. Raises SajiError when the disk is too full, or a
+    file is not the one of its hash any more.
     """
     files: dict[str, list[int]] = defaultdict(list)
     for index, digest in enumerate(hashes):
@@ -121,13 +119,7 @@ def _look_alikes(paths: list[Path], hashes: list[str], folder: Path | None, prog
     if file and file.is_file():
         with contextlib.suppress(*DAMAGE):
             return [duplicates.Pair(**pair) for pair in read_json(file)]
-    needed, place = len(paths) * TEMPORARY_BYTES, tempfile.gettempdir()
-    if needed > (free := shutil.disk_usage(place).free):
-        raise SajiError(
-            f"comparing {len(paths)} photos needs {needed / 1e6:.0f} MB and {place} has {free / 1e6:.0f} MB free; "
-            "set TMPDIR to a folder with more"
-        )
-    pairs = duplicates.find_duplicates(paths, progress)
+    pairs = duplicates.find_duplicates(paths, progress, hashes)
     if file:
         write_json(file, [asdict(pair) for pair in pairs])
     return pairs

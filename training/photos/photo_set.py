@@ -1,11 +1,14 @@
 """Photo sets on disk: a folder for each class, as people have them, or a list (`training.photos.listing`)."""
 
+import hashlib
+import io
 import os
 import re
 import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -21,11 +24,19 @@ _LISTS = {"labels.csv", "sample.json"}
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of a set; `split` is "train", "val", "test" or None when the set does not say."""
+    """One photo of a set; `split` is "train", "val", "test" or None when the set does not say.
+
+    `sha256` is that of its file, once this was examined, and "" before.
+    """
 
     path: Path
     label: str
     split: str | None = None
+    sha256: str = ""
+
+    def source(self) -> Path | io.BytesIO:
+        """What to decode: where the file was examined, the very bytes that were. Raises SajiError as `unchanged`."""
+        return unchanged(self.path, self.sha256) if self.sha256 else self.path
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,23 @@ def read_photo_set(source: Path) -> PhotoSet:
                 "hyphens or the encoding of a letter; merge them"
             )
     return photo_set
+
+
+def unchanged(path: Path, sha256: str) -> io.BytesIO:
+    """A photo's file, read once, into memory, and named by its path.
+
+    Raises SajiError where it is no longer the file of this SHA-256: a photo may change in the minutes between its
+    examination and its decoding, and what is kept by its hash would hold another one's pixels for good.
+    """
+    try:
+        file = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        why = error.strerror or error
+        raise SajiError(f"{path} can no longer be read ({why}); check its disk, and type the same again") from None
+    if hashlib.sha256(file.getbuffer()).hexdigest() != sha256:
+        raise SajiError(f"{path} has changed since it was first read; leave the photos alone, and type the same again")
+    file.name = str(path)
+    return file
 
 
 def spoken(label: str) -> str:
@@ -209,7 +237,9 @@ class _Walk:
         self.problems.append(f"{link} is a link to a folder that is read already, and is ignored")
 
     def _passed_over(self, folder: Path) -> bool:
-        ours = any((folder / "cache").glob("*.duplicates.json"))  # OUT among the photos
+        ours = False
+        with suppress(OSError):  # one that cannot be read is told when its photos are listed
+            ours = any((folder / "cache").glob("*.duplicates.json"))  # OUT among the photos
         if passed := ours or left_by_programs(folder.name):
             self.left_out[folder.name] += sum(len(files) for _, _, files in os.walk(folder))
         return passed

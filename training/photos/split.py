@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,16 @@ class Data:
     labels: np.ndarray
     train: np.ndarray
     val: np.ndarray
-    hashes: tuple[str, ...]
     scenes: np.ndarray
     findings: Findings = field(default_factory=Findings)
     leaking: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     seen: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     test: HeldBack = field(default_factory=HeldBack)
+
+    @cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """The SHA-256 of each photo's file."""
+        return tuple(photo.sha256 for photo in self.photos)
 
     @property
     def fingerprint(self) -> str:

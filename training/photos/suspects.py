@@ -74,7 +74,7 @@ def features(architecture: str, photos: Sequence[Photo], progress: Progress) -> 
     backbone, geometry = Backbone(architecture), Geometry.for_size(SIZE)
     blocks = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
     seen = [
-        backbone(np.stack(list(in_threads(lambda photo: pixels(photo.path, geometry), block))))
+        backbone(np.stack(list(in_threads(lambda photo: pixels(photo.source(), geometry), block))))
         for block in progress(blocks, "looking at photos", len(blocks))
     ]
     return np.concatenate(seen)

@@ -25,6 +25,7 @@ from runtime.evaluation import ValidationSet
 from runtime.files import read_record, replacing, sha256_json, write_record
 from runtime.preprocess import FILTERS, decode
 from runtime.spec import Geometry
+from training.photos.photo_set import Photo
 from training.photos.split import Data
 from training.progress import Progress, in_threads, silent
 from training.recipe import Recipe
@@ -152,9 +153,9 @@ def _cached(data: Data, size: int, cache: Path, progress: Progress) -> tuple[Pat
     decoded = _kept(path, index)
     if decoded is None:
         shapes: list[tuple[int, int]] = []
-        paths = [data.photos[i].path for i in data.train]
+        photos = [data.photos[i] for i in data.train]
         with replacing(path) as temporary, open(temporary, "wb") as flat:
-            for photo in in_threads(lambda each: _shrunk(each, shorter), paths, "decoding", progress):
+            for photo in in_threads(lambda each: _shrunk(each, shorter), photos, "decoding", progress):
                 flat.write(photo.tobytes())
                 shapes.append((photo.shape[0], photo.shape[1]))
         decoded = _Decoded(tuple(shapes), _checksum(path, tuple(shapes)))
@@ -189,8 +190,8 @@ def _checksum(path: Path, shapes: tuple[tuple[int, int], ...]) -> int:
     return checksum
 
 
-def _shrunk(path: Path, shorter: int) -> np.ndarray:
-    image = decode(path, shorter)
+def _shrunk(photo: Photo, shorter: int) -> np.ndarray:
+    image = decode(photo.source(), shorter)
     scale = shorter / min(image.size)
     if scale < 1:
         width, height = (max(shorter, round(side * scale)) for side in image.size)

@@ -127,7 +127,7 @@ def made_with(part: Data, recipe: Recipe) -> Data:
 def outputs_for(model: PhotoClassifier, photos: Sequence[Photo], geometry: Geometry) -> np.ndarray:
     """A network's outputs side by side, float32 `[N, …]`, for photos as files."""
     blocks = [photos[start : start + AT_ONCE] for start in range(0, len(photos), AT_ONCE)]
-    images = (np.stack(list(in_threads(lambda photo: pixels(photo.path, geometry), block))) for block in blocks)
+    images = (np.stack(list(in_threads(lambda photo: pixels(photo.source(), geometry), block))) for block in blocks)
     return np.concatenate([reference_outputs(model, block) for block in images])
 
 

@@ -70,8 +70,8 @@ def _seen(model: PhotoClassifier, data: Data, photos: np.ndarray, geometry: Geom
     logits: list[np.ndarray] = []
     with torch.inference_mode():
         for i in range(0, len(photos), BATCH):
-            paths = [data.photos[photo].path for photo in photos[i : i + BATCH]]
-            images = np.stack(list(in_threads(lambda path: pixels(path, geometry), paths)))
+            block = [data.photos[photo] for photo in photos[i : i + BATCH]]
+            images = np.stack(list(in_threads(lambda photo: pixels(photo.source(), geometry), block)))
             for kept, part in zip(
                 (features, logits), model.seen(model.normalise(torch.from_numpy(images))), strict=True
             ):
