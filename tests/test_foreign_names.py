@@ -1,4 +1,4 @@
-"""Names of a foreign network that are not those of its logits: photos or its own metadata prove it."""
+"""What a foreign network is given wrongly: numbers to normalise by, and names that are not those of its logits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from PIL import Image
 
 from export.foreign.names import require_names
 from export.foreign.source import ForeignModel
-from export.settings import Foreign
+from export.settings import Foreign, Triple
 from runtime.errors import SajiError
 
 COLOURS = ("red", "green", "blue")
@@ -123,3 +123,41 @@ def test_weak_networks_and_few_photos_are_not_refused(case: str) -> None:
     for seed in range(10):
         logits = answers(labels, classes, right, seed, **confused)
         require_names(logits, labels, tuple(map(str, range(classes))), Foreign(), lambda line: None)
+
+
+IMAGENET = {1 / 255: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))}
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "scale", "words"),
+    [
+        ((0, 0, 0), (255, 255, 255), 1 / 255, "--std 255 is above white"),
+        ((0, 0, 0), IMAGENET[1][1], 1 / 255, "--std 58.4 is above white"),
+        ((0, 0, 0), (127.5, 127.5, 127.5), 1 / 255, "--std 127.5 is above white"),
+        (IMAGENET[1][0], (0.229, 0.224, 0.225), 1 / 255, "--mean 123.7 is above white"),
+        (IMAGENET[1 / 255][0], (0.229, 57.1, 0.225), 1 / 255, "--std 0.229 57.1 0.225 is of two scales"),
+        (IMAGENET[1][0], (58.4, 57.1, 0.225), 1, "--std 58.4 57.1 0.225 is of two scales"),
+        ((123.7, 0.456, 103.5), IMAGENET[1][1], 1, "--mean 123.7 0.456 103.5 is of two scales"),
+        (IMAGENET[1 / 255][0], IMAGENET[1][1], 1, "--mean 0.485 is far below white"),
+        ((0, 0, 0), IMAGENET[1 / 255][1], 1, "--std 0.229 is far below white"),
+    ],
+)
+def test_numbers_of_two_scales_are_refused(mean: Triple, std: Triple, scale: float, words: str) -> None:
+    with pytest.raises(SajiError, match=words):
+        Foreign(mean=mean, std=std, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "scale"),
+    [
+        *[(*numbers, scale) for scale, numbers in IMAGENET.items()],
+        *[((0, 0, 0), (white, white, white), scale) for white, scale in ((1, 1 / 255), (255, 1), (256, 1), (1, 1))],
+        ((127.5, 127.5, 127.5), (128, 128, 128), 1),
+        ((1, 1, 1), (1, 1, 1), 1 / 127.5),
+        (IMAGENET[1][0], (1, 1, 1), 1),
+        ((1.77, 1.77, 2.1), (1, 1, 1), 0.017),
+        ((0.5, 0, 0.5), (0.5, 1, 0.5), 1 / 255),
+    ],
+)
+def test_numbers_that_others_normalise_by_are_taken(mean: Triple, std: Triple, scale: float) -> None:
+    Foreign(mean=mean, std=std, scale=scale)
