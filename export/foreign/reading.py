@@ -7,7 +7,7 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 
-from export.graph import LAYERS, OPSET, all_graphs
+from export.graph import OPSET, all_graphs
 from runtime.errors import BadModel
 
 # From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
@@ -22,6 +22,9 @@ OTHERS = {
 }
 _QUANTISED = re.compile(r"Quantize|Integer|NBits|^Q[A-Z]")  # operators of ONNX and of ONNX Runtime
 _HIGH_AND_LOW = ("FLOAT16", "BFLOAT16", "DOUBLE")
+_SUMMING = re.compile(
+    r"Conv|Gemm|MatMul|Einsum|Attention|^RNN$|LSTM|GRU|Normalization|AveragePool"
+)  # by which FP16 errs
 _RENAMING = ("Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze")  # what may stand behind a last Softmax
 
 
@@ -104,17 +107,24 @@ def _require_shapes(graph: onnx.GraphProto, path: Path) -> None:
 
 
 def _require_float32(model: onnx.ModelProto, path: Path) -> None:
-    """Raise BadModel where layers compute in another format: which one serves is decided here, from FP32."""
-    for graph in all_graphs(onnx.shape_inference.infer_shapes(model).graph):
-        formats = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}
+    """Raise BadModel where layers take another format: which one serves is decided here, from FP32.
+
+    Of what comes out of operators of other domains onnx knows no type, so that they are asked, too.
+    """
+    formats = dict[str, str]()
+    for graph in all_graphs(onnx.shape_inference.infer_shapes(model).graph):  # branches behind what is around them
+        formats |= dict.fromkeys((name for node in graph.node for name in node.output), "")
+        formats |= {value.name: _type(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+        formats |= {tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
         for node in graph.node:
-            made = formats.get(node.output[0])
             if _QUANTISED.search(node.op_type):
                 raise BadModel(
                     f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
                 )
-            if node.op_type in LAYERS and made in _HIGH_AND_LOW:
-                raise BadModel(f"{path} computes {node.output[0]} in {made.lower()}; export it in float32")
+            told = {formats.get(name) for name in (*node.input, *node.output)}
+            if (_SUMMING.search(node.op_type) or node.domain) and (others := told.intersection(_HIGH_AND_LOW)):
+                made = next(filter(None, node.output))
+                raise BadModel(f"{path} computes {made} in {min(others).lower()}; export it in float32")
 
 
 def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,76 @@
+"""Foreign graphs in the forms that their exporters write: read right, or refused in one sentence, never a traceback."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from export.foreign.reading import read_foreign
+from runtime.errors import BadModel
+
+LAST = "flat = Flatten (means) scores = Gemm (flat, matrix)"
+FP32 = f"means = GlobalAveragePool (photo) {LAST}"
+
+
+def written(path: Path, body: str, imports: str = '"": 17, "com.microsoft": 1', functions: str = "") -> Path:
+    """A network of three classes, its weights under their names in FP32 and, with an h, in FP16."""
+    model = onnx.parser.parse_model(
+        f"<ir_version: 8, opset_import: [{imports}]> "
+        f"theirs (float[N, 3, 16, 16] photo) => (float[N, 3] scores) {{ {body} }} {functions}"
+    )
+    random, used = np.random.default_rng(0), {name for node in model.graph.node for name in node.input}
+    for name, shape in {"filters": (3, 3, 3, 3), "matrix": (3, 3), "scale": (3,)}.items():
+        value = random.normal(0, 1, shape).astype(np.float32)
+        for each, as_stored in ((name, value), (f"h_{name}", value.astype(np.float16))):
+            if each in used:
+                model.graph.initializer.append(numpy_helper.from_array(as_stored, each))
+    onnx.save(model, path)
+    return path
+
+
+BACK = f"means = Cast <to = 1> (low) {LAST}"
+HALF = {
+    "behind an operator of ONNX Runtime": f"""
+        h = Cast <to = 10> (photo) q = com.microsoft.QuickGelu (h) c = Conv (q, h_filters)
+        low = GlobalAveragePool (c) {BACK}""",
+    "by weights alone": f"""
+        q = com.microsoft.QuickGelu (photo) h = com.microsoft.Half (q) c = Conv (h, h_filters)
+        low = GlobalAveragePool (c) {BACK}""",
+    "in an operator of ONNX Runtime": f"""
+        h = Cast <to = 10> (photo) c = com.microsoft.FusedConv (h, h_filters)
+        low = GlobalAveragePool (c) {BACK}""",
+    "in an Einsum": """
+        means = GlobalAveragePool (photo) flat = Flatten (means) h = Cast <to = 10> (flat)
+        low = Einsum <equation = "ij,jk->ik"> (h, h_matrix) scores = Cast <to = 1> (low)""",
+    "in a normalisation": f"""
+        h = Cast <to = 16> (photo) s = Cast <to = 16> (scale) n = InstanceNormalization (h, s, s)
+        low = GlobalAveragePool (n) {BACK}""",
+    "in double": f"""
+        d = Cast <to = 11> (photo) w = Cast <to = 11> (filters) c = Conv (d, w)
+        low = GlobalAveragePool (c) {BACK}""",
+}
+
+
+@pytest.mark.parametrize("where", HALF)
+def test_layers_in_another_format_than_fp32_are_refused(where: str, tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match=r"computes \w+ in (float16|bfloat16|double); export it in float32"):
+        read_foreign(written(tmp_path / "net.onnx", HALF[where]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        FP32,
+        f"w = Cast <to = 1> (h_filters) c = Conv (photo, w) means = GlobalAveragePool (c) {LAST}",
+        f"""s = Shape (photo) d = Cast <to = 11> (s) half = Constant <value = double {{0.5}}> ()
+            h = Mul (d, half) i = Cast <to = 7> (h) means = GlobalAveragePool (photo) {LAST}""",
+        f"two = Constant <value = double {{2}}> () p = Pow (photo, two) means = GlobalAveragePool (p) {LAST}",
+        f"q = com.microsoft.QuickGelu (photo) means = GlobalAveragePool (q) {LAST}",
+    ],
+    ids=["plain", "weights stored in half", "sizes in double", "an exponent in double", "of ONNX Runtime"],
+)
+def test_other_formats_beside_the_layers_are_read(body: str, tmp_path: Path) -> None:
+    assert read_foreign(written(tmp_path / "net.onnx", body)).graph.node
