@@ -8,7 +8,8 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from export.foreign.reading import read_foreign
+from export.foreign.reading import lifted, read_foreign
+from export.graph import OPSET, multiply_adds
 from runtime.errors import BadModel
 
 LAST = "flat = Flatten (means) scores = Gemm (flat, matrix)"
@@ -74,3 +75,38 @@ def test_layers_in_another_format_than_fp32_are_refused(where: str, tmp_path: Pa
 )
 def test_other_formats_beside_the_layers_are_read(body: str, tmp_path: Path) -> None:
     assert read_foreign(written(tmp_path / "net.onnx", body)).graph.node
+
+
+def test_a_graph_of_functions_alone_is_read_by_their_opset(tmp_path: Path) -> None:
+    """The model itself names no opset of the standard then."""
+    function = f"""<domain: "theirs", opset_import: ["": 17]> Net (photo, matrix) => (scores) {{ {FP32} }}"""
+    path = written(tmp_path / "net.onnx", "scores = theirs.Net (photo, matrix)", '"theirs": 1', function)
+    read = read_foreign(path)
+    assert [entry.version for entry in read.opset_import if not entry.domain] == [17]
+    assert lifted(read, path).opset_import
+
+
+def test_a_graph_of_operators_of_onnx_runtime_alone_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.onnx", "scores = com.microsoft.Net (photo, matrix)", '"com.microsoft": 1')
+    assert [entry.version for entry in lifted(read_foreign(path), path).opset_import if not entry.domain] == [OPSET]
+
+
+def test_operators_that_give_nothing_are_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.onnx", FP32)
+    model = onnx.load(path)
+    for outputs in ([], [""]):
+        model.graph.node.append(onnx.helper.make_node("Print", ["scores"], outputs, domain="com.microsoft"))
+    onnx.save(model, path)
+    read = read_foreign(path)
+    assert [node.op_type for node in read.graph.node] == ["GlobalAveragePool", "Flatten", "Gemm"]
+    assert multiply_adds(read)
+
+
+@pytest.mark.parametrize("value", ["input", "output"])
+def test_a_type_that_onnx_does_not_know_is_one_sentence(value: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "net.onnx", FP32)
+    model = onnx.load(path)
+    getattr(model.graph, value)[0].type.tensor_type.elem_type = 999
+    onnx.save(model, path)
+    with pytest.raises(BadModel, match="cannot be read as ONNX"):
+        read_foreign(path)

@@ -36,14 +36,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     """
     _require_onnx(path)
     try:
-        model = onnx.load(path)
-        model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
-        _use_short_domain(model)
-        _require_shapes(model.graph, path)
-        onnx.checker.check_model(model)
-        typed = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
-        model.graph.value_info.extend(typed)  # by which functions of another opset are converted
-        model = onnx.inliner.inline_local_functions(model, convert_version=True)
+        return _read(path)
     except BadModel:
         raise
     except Exception as error:  # protobuf's, onnx's and the system's errors are of no common family
@@ -51,6 +44,19 @@ def read_foreign(path: Path) -> onnx.ModelProto:
             f"{path} cannot be read as ONNX ({in_one_line(error)}); give the complete file, with what belongs to it "
             "beside it and no links"
         ) from None
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    model = onnx.load(path)
+    model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
+    _use_short_domain(model)
+    _require_shapes(model.graph, path)
+    onnx.checker.check_model(model)
+    _import_standard(model)
+    typed = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
+    model.graph.value_info.extend(typed)  # by which functions of another opset are converted
+    model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    _leave_out_watchers(model.graph)
     graph, constants = model.graph, {tensor.name for tensor in model.graph.initializer}
     if graph.sparse_initializer:
         raise BadModel(
@@ -94,6 +100,20 @@ def _use_short_domain(model: onnx.ModelProto) -> None:
     for part in (*all_graphs(model.graph), *model.functions):
         for node in part.node:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
+
+
+def _import_standard(model: onnx.ModelProto) -> None:
+    """Name the standard's opset where a graph has only operators of other domains: that of its functions, or ours."""
+    if all(entry.domain for entry in model.opset_import):
+        of_functions = [entry for part in model.functions for entry in part.opset_import if not entry.domain]
+        model.opset_import.append((of_functions or [onnx.helper.make_opsetid("", OPSET)])[0])
+
+
+def _leave_out_watchers(graph: onnx.GraphProto) -> None:
+    """Take away operators that give nothing, such as those that print."""
+    for part in [*all_graphs(graph)]:
+        for node in [node for node in part.node if not any(node.output)]:
+            part.node.remove(node)
 
 
 def _require_shapes(graph: onnx.GraphProto, path: Path) -> None:
