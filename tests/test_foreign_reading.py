@@ -1,5 +1,6 @@
 """Foreign graphs in the forms that their exporters write: read right, or refused in one sentence, never a traceback."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from onnx import numpy_helper
 
 from export.foreign.reading import lifted, read_foreign
+from export.foreign.source import ForeignModel
 from export.graph import OPSET, multiply_adds
+from export.settings import Foreign
 from runtime.errors import BadModel
 
 LAST = "flat = Flatten (means) scores = Gemm (flat, matrix)"
@@ -110,3 +113,16 @@ def test_a_type_that_onnx_does_not_know_is_one_sentence(value: str, tmp_path: Pa
     onnx.save(model, path)
     with pytest.raises(BadModel, match="cannot be read as ONNX"):
         read_foreign(path)
+
+
+def brought(path: Path) -> ForeignModel:
+    path.with_suffix(".txt").write_text("ant\nbee\ncat\n")
+    return ForeignModel(Foreign(path, path.with_suffix(".txt"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), print)
+
+
+def test_the_logarithm_of_a_softmax_is_brought_in_without_a_warning(tmp_path: Path) -> None:
+    """It is -inf where a probability is 0, as with its last layer a million times as strong."""
+    path = written(tmp_path / "net.onnx", FP32.replace("scores", "raw") + "p = Softmax (raw) scores = Log (p)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert brought(path)
