@@ -1,6 +1,7 @@
 """Foreign graphs in the forms that their exporters write: read right, or refused in one sentence, never a traceback."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,29 @@ def test_the_logarithm_of_a_softmax_is_brought_in_without_a_warning(tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert brought(path)
+
+
+SQUASHED: Mapping[str, str] = {
+    "tanh": "scores = Tanh (raw)",
+    "softsign": "scores = Softsign (raw)",
+    "sigmoid from -1": "p = Sigmoid (raw) two = Add (p, p) scores = Sub (two, one)",
+    "sigmoid from -0.5": "p = Sigmoid (raw) scores = Sub (p, half)",
+    "softmax from -1": "p = Softmax (raw) two = Add (p, p) scores = Sub (two, one)",
+    "clipped": "minus = Neg (one) scores = Clip (raw, minus, one)",
+}
+
+
+@pytest.mark.parametrize("end", SQUASHED)
+def test_scores_within_bounds_on_both_sides_of_zero_are_refused(end: str, tmp_path: Path) -> None:
+    numbers = "one = Constant <value = float {1}> () half = Constant <value = float {0.5}> ()"
+    path = written(tmp_path / "net.onnx", f"{FP32.replace('scores', 'raw')} {numbers} {SQUASHED[end]}")
+    with pytest.raises(BadModel, match="not logits"):
+        brought(path)
+
+
+@pytest.mark.parametrize(
+    "end", ["t = Tanh (raw) scores = Mul (t, ten)", "scores = Neg (raw)", "scores = Mul (raw, tiny)"]
+)
+def test_logits_below_zero_are_not_taken_for_such_scores(end: str, tmp_path: Path) -> None:
+    numbers = "ten = Constant <value = float {10}> () tiny = Constant <value = float {0.001}> ()"
+    assert brought(written(tmp_path / "net.onnx", f"{FP32.replace('scores', 'raw')} {numbers} {end}"))

@@ -22,9 +22,7 @@ OTHERS = {
 }
 _QUANTISED = re.compile(r"Quantize|Integer|NBits|^Q[A-Z]")  # operators of ONNX and of ONNX Runtime
 _HIGH_AND_LOW = ("FLOAT16", "BFLOAT16", "DOUBLE")
-_SUMMING = re.compile(
-    r"Conv|Gemm|MatMul|Einsum|Attention|^RNN$|LSTM|GRU|Normalization|AveragePool"
-)  # by which FP16 errs
+_SUMMING = re.compile(r"Conv|Gemm|MatMul|Einsum|Attention|^RNN$|LSTM|GRU|Normalization|AveragePool")
 _RENAMING = ("Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze")  # what may stand behind a last Softmax
 
 
