@@ -125,6 +125,16 @@ def test_weak_networks_and_few_photos_are_not_refused(case: str) -> None:
         require_names(logits, labels, tuple(map(str, range(classes))), Foreign(), lambda line: None)
 
 
+@pytest.mark.parametrize(("first", "shown"), [(0, range(20)), (10, range(20)), (18, range(20)), (0, range(0, 20, 4))])
+def test_names_that_are_one_line_off_from_somewhere_on_are_refused(first: int, shown: Sequence[int]) -> None:
+    """Of all lines, of the last ten, of the last two; and of all where the photos show every fourth class alone."""
+    labels = np.repeat(np.array(shown), 24)
+    moved = {f"_{label}": first + (label + 1 - first) % (20 - first) for label in range(first, 20) if label != 13}
+    logits = answers(labels, 20, 0.9, 0, **moved)
+    with pytest.raises(SajiError, match=r"logit \d+, which --classes calls '\d+', answers for photos of '\d+'"):
+        require_names(logits, labels, tuple(map(str, range(20))), Foreign(), lambda line: None)
+
+
 IMAGENET = {1 / 255: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))}
 
 

@@ -65,8 +65,8 @@ def _others(answers: np.ndarray, labels: np.ndarray, knows: bool) -> dict[int, i
     """Which other logit answers for the photos of a label: for most of them, and for no other label.
 
     They are looked for in every other photo and held against the rest; empty where they are not better there for sure
-    (McNemar), or where it is only one. Where a network knows its classes, labels have to have changed places with each
-    other: photos of cups may be those of mugs to it.
+    (McNemar), or where it is only one. Where a network knows its classes, the label of that logit has to be answered by
+    another, too: photos of cups may be those of mugs to it.
     """
     by_label = np.argsort(labels, kind="stable")
     chosen, rest = by_label[::2], by_label[1::2]
@@ -77,9 +77,8 @@ def _others(answers: np.ndarray, labels: np.ndarray, knows: bool) -> dict[int, i
             usual[label] = int(counts.argmax())
     times = Counter(usual.values())
     others = {label: answer for label, answer in usual.items() if answer != label and times[answer] == 1}
-    while knows and (strays := [label for label, answer in others.items() if answer not in others]):
-        for label in strays:
-            del others[label]
+    if knows:
+        others = {label: answer for label, answer in others.items() if answer in others}
     renamed = {answer: label for label, answer in others.items()}
     then = np.array([renamed.get(int(answer), int(answer)) for answer in answers[rest]]) == labels[rest]
     now = answers[rest] == labels[rest]
