@@ -139,7 +139,7 @@ def _require_float32(model: onnx.ModelProto, path: Path) -> None:
                 raise BadModel(
                     f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
                 )
-            told = {formats.get(name) for name in (*node.input, *node.output)}
+            told = {formats.get(name, "") for name in (*node.input, *node.output)}
             if (_SUMMING.search(node.op_type) or node.domain) and (others := told.intersection(_HIGH_AND_LOW)):
                 made = next(filter(None, node.output))
                 raise BadModel(f"{path} computes {made} in {min(others).lower()}; export it in float32")
