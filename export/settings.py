@@ -86,9 +86,14 @@ class Foreign:
         mean, std, white = self.mean or (0.0, 0.0, 0.0), self.std or (1.0, 1.0, 1.0), 255 * self.scale
         if min(*std, white) <= 0:
             raise SajiError("--std and --scale are to be above 0")
-        if max(mean) > 1.01 * white:
-            raise SajiError(f"--mean {max(mean):g} is above white, which is {white:g} by --scale; try --scale 1")
-        if white > 300 * min(std):
-            raise SajiError(
-                f"--std {min(std):g} is far below white, which is {white:g} by --scale; give those that fit"
-            )
+        for flag, numbers in (("--std", std), ("--mean", mean)):
+            if max(numbers) > 100 * min(numbers) > 0:  # those of photos are within 10 times of each other
+                told = " ".join(f"{number:g}" for number in numbers)
+                raise SajiError(f"{flag} {told} is of two scales; give red, green and blue by one")
+            if white > 300 * max(numbers) > 0:
+                raise SajiError(
+                    f"{flag} {max(numbers):g} is far below white, which is {white:g} by --scale; give those that fit"
+                )
+        for flag, largest, most in (("--mean", max(mean), 1.01), ("--std", max(std), 10)):
+            if largest > most * white:
+                raise SajiError(f"{flag} {largest:g} is above white, which is {white:g} by --scale; try --scale 1")

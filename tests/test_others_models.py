@@ -643,6 +643,7 @@ def test_what_is_no_classifier_of_photos_is_refused_with_its_signature(
     [
         (["--mean", *["123.7"] * 3], "--mean 123.7 is above white, which is 1 by --scale; try --scale 1"),
         (["--scale", "1"], "--std 0.25 is far below white, which is 255"),
+        (["--std", *["255"] * 3], "--std 255 is above white, which is 1 by --scale; try --scale 1"),
         (["--std", "0", "0", "0"], "--std and --scale are to be above 0"),
         (["--mean", "nan", "0", "0"], "--mean: nan is no finite number"),
         (["--resize", "10"], "cuts 24 pixels out of 10"),

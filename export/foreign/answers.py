@@ -20,6 +20,7 @@ from runtime.errors import BadModel
 from runtime.spec import softmax
 
 LOUD = 1e6  # times as strong a last layer: logits grow with it and change their sign, where probabilities cannot
+WIDEST = 2.001  # from floor to ceiling, as of Tanh: a softmax of it gives one class of ten at most 0.45
 
 
 class Network:
@@ -72,13 +73,14 @@ def require_logits(network: Network, as_written: Network, whole: onnx.ModelProto
         raise BadModel(f"{file} ends in a Softmax that is not over the classes of a photo; export it without")
     told = np.concatenate([answers, *(_alone(file, louder(whole, times), shown) for times in (LOUD, -LOUD))])
     told = told[(told < np.inf).all(axis=1)]  # the logarithm of a probability may be -inf
-    if np.ptp(told, axis=0).max() == 0:  # as of a last layer of zeros: nothing can be told from it
+    if (told == told[0]).all():  # as of a last layer of zeros: nothing can be told from it
         return
     if why := _no_logits(told):
         raise BadModel(
             f"{file} answers with {why}; export it without what follows its logits, if its classes exclude each other"
         )
-    in_order = (np.diff(told) <= 0).all() or (np.diff(told) >= 0).all()
+    one, next_one = told[:, :-1], told[:, 1:]  # compared, since -inf cannot be taken from itself
+    in_order = (one >= next_one).all() or (one <= next_one).all()
     if in_order and any(node.op_type == "TopK" for graph in all_graphs(whole.graph) for node in graph.node):
         raise BadModel(f"{file} sorts its answers (TopK), so that none is of one class; export it without what sorts")
 
@@ -131,17 +133,23 @@ def _session(file: Path, graph: onnx.ModelProto) -> onnxruntime.InferenceSession
 def _no_logits(told: np.ndarray) -> str:
     """What answers `[N, C]` are in place of logits, in words; empty where they may be logits.
 
-    Probabilities, of whatever scale, keep within a ceiling that more than one class reaches, or have one sum.
+    Probabilities, of whatever scale, keep within a ceiling that more than one class reaches, or have one sum. Below 0,
+    where others are logits that a Tanh caps, so do those of a floor and a ceiling too near for a softmax to be sure.
     """
     logarithms = told.max() <= 1e-3
     scores = np.exp(told) if logarithms else told
-    sums, ceiling = scores.sum(axis=1), 1 if logarithms else scores.max()  # of strong distances all may be 0
-    reached = (scores >= (1 - 1e-5) * ceiling).any(axis=0).sum() > 1
+    floor, ceiling = scores.min(), 1 if logarithms else scores.max()  # of strong distances all may be 0
+    sums, near = scores.sum(axis=1), 1e-5 * (ceiling - min(floor, 0))
+    reached = (scores >= ceiling - near).any(axis=0).sum() > 1
     if logarithms:  # those of a softmax, too, are logits
         one = np.allclose(sums, 1, rtol=1e-3)
         return "logarithms of probabilities, not logits (up to 0, as after a LogSigmoid)" if reached and not one else ""
+    if floor < 0:
+        within = ceiling - floor <= WIDEST and reached and (scores <= floor + near).any(axis=0).sum() > 1
+        end = f"({floor:.3g} to {ceiling:.3g} whatever it is shown, as after a Tanh)"
+        return f"scores within bounds, not logits {end}" if within else ""
     rounded = min(scores.shape[1] * np.diff(np.unique(scores)).min(), 0.1 * ceiling)  # in whole per cent sums differ
-    if scores.min() < 0 or not (ceiling <= 1 or reached or np.ptp(sums) <= max(1e-3 * sums.max(), rounded)):
+    if not (ceiling <= 1 or reached or np.ptp(sums) <= max(1e-3 * sums.max(), rounded)):
         return ""
     most = max(1, round(ceiling))
     return f"probabilities, not logits (0 to {most} whatever it is shown, as after a Softmax, Sigmoid or ReLU6)"

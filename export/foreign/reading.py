@@ -7,7 +7,7 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 
-from export.graph import LAYERS, OPSET, all_graphs
+from export.graph import OPSET, all_graphs
 from runtime.errors import BadModel
 
 # From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
@@ -22,6 +22,7 @@ OTHERS = {
 }
 _QUANTISED = re.compile(r"Quantize|Integer|NBits|^Q[A-Z]")  # operators of ONNX and of ONNX Runtime
 _HIGH_AND_LOW = ("FLOAT16", "BFLOAT16", "DOUBLE")
+_SUMMING = re.compile(r"Conv|Gemm|MatMul|Einsum|Attention|^RNN$|LSTM|GRU|Normalization|AveragePool")
 _RENAMING = ("Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze")  # what may stand behind a last Softmax
 
 
@@ -33,14 +34,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     """
     _require_onnx(path)
     try:
-        model = onnx.load(path)
-        model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
-        _use_short_domain(model)
-        _require_shapes(model.graph, path)
-        onnx.checker.check_model(model)
-        typed = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
-        model.graph.value_info.extend(typed)  # by which functions of another opset are converted
-        model = onnx.inliner.inline_local_functions(model, convert_version=True)
+        return _read(path)
     except BadModel:
         raise
     except Exception as error:  # protobuf's, onnx's and the system's errors are of no common family
@@ -48,6 +42,19 @@ def read_foreign(path: Path) -> onnx.ModelProto:
             f"{path} cannot be read as ONNX ({in_one_line(error)}); give the complete file, with what belongs to it "
             "beside it and no links"
         ) from None
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    model = onnx.load(path)
+    model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
+    _use_short_domain(model)
+    _require_shapes(model.graph, path)
+    onnx.checker.check_model(model)
+    _import_standard(model)
+    typed = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
+    model.graph.value_info.extend(typed)  # by which functions of another opset are converted
+    model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    _leave_out_watchers(model.graph)
     graph, constants = model.graph, {tensor.name for tensor in model.graph.initializer}
     if graph.sparse_initializer:
         raise BadModel(
@@ -93,6 +100,20 @@ def _use_short_domain(model: onnx.ModelProto) -> None:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
 
 
+def _import_standard(model: onnx.ModelProto) -> None:
+    """Name the standard's opset where a graph has only operators of other domains: that of its functions, or ours."""
+    if all(entry.domain for entry in model.opset_import):
+        of_functions = [entry for part in model.functions for entry in part.opset_import if not entry.domain]
+        model.opset_import.append((of_functions or [onnx.helper.make_opsetid("", OPSET)])[0])
+
+
+def _leave_out_watchers(graph: onnx.GraphProto) -> None:
+    """Take away operators that give nothing, such as those that print."""
+    for part in [*all_graphs(graph)]:
+        for node in [node for node in part.node if not any(node.output)]:
+            part.node.remove(node)
+
+
 def _require_shapes(graph: onnx.GraphProto, path: Path) -> None:
     """Raise BadModel where an input or output is a tensor of any number of dimensions."""
     for value in (*graph.input, *graph.output):
@@ -104,17 +125,24 @@ def _require_shapes(graph: onnx.GraphProto, path: Path) -> None:
 
 
 def _require_float32(model: onnx.ModelProto, path: Path) -> None:
-    """Raise BadModel where layers compute in another format: which one serves is decided here, from FP32."""
-    for graph in all_graphs(onnx.shape_inference.infer_shapes(model).graph):
-        formats = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}
+    """Raise BadModel where layers take another format: which one serves is decided here, from FP32.
+
+    Of what comes out of operators of other domains onnx knows no type, so that they are asked, too.
+    """
+    formats = dict[str, str]()
+    for graph in all_graphs(onnx.shape_inference.infer_shapes(model).graph):  # branches behind what is around them
+        formats |= dict.fromkeys((name for node in graph.node for name in node.output), "")
+        formats |= {value.name: _type(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+        formats |= {tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
         for node in graph.node:
-            made = formats.get(node.output[0])
             if _QUANTISED.search(node.op_type):
                 raise BadModel(
                     f"{path} is quantised already ({node.op_type}); bring in the FP32 file that it was made from"
                 )
-            if node.op_type in LAYERS and made in _HIGH_AND_LOW:
-                raise BadModel(f"{path} computes {node.output[0]} in {made.lower()}; export it in float32")
+            told = {formats.get(name, "") for name in (*node.input, *node.output)}
+            if (_SUMMING.search(node.op_type) or node.domain) and (others := told.intersection(_HIGH_AND_LOW)):
+                made = next(filter(None, node.output))
+                raise BadModel(f"{path} computes {made} in {min(others).lower()}; export it in float32")
 
 
 def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:

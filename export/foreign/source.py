@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from export.foreign.answers import Network, require_logits, require_same
+from export.foreign.names import require_names, require_own_names
 from export.foreign.reading import dims, in_one_line, lifted, read_foreign, require_file, without_softmax
 from export.foreign.wrapping import wrapped
 from export.graph import save_onnx
@@ -54,6 +55,7 @@ class ForeignModel(Source):
         as_written = read_foreign(foreign.onnx)
         logits = without_softmax(as_written)
         self.spec, self._network = _spec(as_written, foreign), Network(logits, foreign)
+        require_own_names(as_written, self.spec.classes, foreign)
         self._require_fit()
         self.whole = wrapped(lifted(logits, foreign.onnx), self.spec, foreign)
         require_logits(self._network, Network(as_written, foreign), self.whole, self.spec.geometry.size)
@@ -62,6 +64,7 @@ class ForeignModel(Source):
         self.photos, self.validation = foreign.data, None
         if foreign.data:
             self.validation, answers, photos = _validation_set(foreign.data, self.spec, self._network, say)
+            require_names(answers, self.validation.labels, self.spec.classes, foreign, say)
             figures = {"accuracy": round(accuracy(answers, self.validation.labels), 4), "photos": len(answers)}
             seen = Seen(as_text(str(self.file)), sha256_file(self.file), "onnx")  # what it saw is not known
             self.spec = replace(self.spec, validation=figures, data={"fingerprint": photos, **started_from([seen])})
