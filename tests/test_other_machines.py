@@ -175,29 +175,6 @@ def test_a_worker_that_is_forked_after_the_model_was_opened_says_what_to_do(back
     assert told == [refused] * 3 + ["closed"] and last.startswith("0 0 "), said  # also at its end
 
 
-# --- daemon threads at the end of a program: python/cpython#87135
-
-DAEMONS = """
-import atexit, runtime, sys, threading, time
-classifier, asked = runtime.load(sys.argv[1], sys.argv[2], streams=2), threading.Semaphore(0)
-atexit.register(lambda: print(classifier(sys.argv[3]).label))
-def ask():
-    while True:
-        classifier(sys.argv[3])
-        asked.release()
-for _ in range(3):
-    threading.Thread(target=ask, daemon=True).start()
-for _ in range(6):
-    asked.acquire()
-"""
-
-
-@pytest.mark.parametrize("backend", ["ort-cpu", "openvino"])
-def test_a_program_ends_well_while_its_daemon_threads_ask(backend: str, model: Path) -> None:
-    said = house.python("-c", DAEMONS, model, backend, model / "golden.png")
-    assert said.status == 0 and said.out.strip() and not said.err, said
-
-
 # --- PYTHONOPTIMIZE takes asserts away: pytorch/pytorch#2120, opendp/opendp#1930
 
 LEAN = {"PYTHONOPTIMIZE": "1"}

@@ -1,12 +1,9 @@
 """What a backend is: the class that each engine's file derives, and the check of the precision that it really got."""
 
-import atexit
 import ctypes
 import hashlib
 import os
 import re
-import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -119,7 +116,7 @@ class Backend(ABC):
         """Where an engine does something: what its library raises there comes out as SajiError, or Unavailable."""
         require_own(self._process)
         try:
-            with _under_way(), self.where():
+            with self.where():
                 yield
         except (Unavailable, OSError):
             raise
@@ -170,40 +167,16 @@ class Backend(ABC):
 
 
 _ENGINES: WeakSet[Backend] = WeakSet()
-_CALLS: set[object] = set()  # under way
-_PYTHON_ENDS = threading.Event()
 
 
 def _keep_engines() -> None:
     """In a fork, for ever: engines that are freed wait for their threads, which it lacks, and so would its end."""
-    _CALLS.clear()
     for engine in _ENGINES:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_engines)
-
-
-@contextmanager
-def _under_way() -> Iterator[None]:
-    _CALLS.add(call := object())
-    try:
-        if _PYTHON_ENDS.is_set() and threading.current_thread().daemon:
-            _CALLS.remove(call)
-            threading.Event().wait()  # for ever, as Python 3.14 itself has daemon threads wait
-        yield
-    finally:
-        _CALLS.discard(call)
-
-
-@atexit.register
-def _let_calls_end(seconds: float = 5.0) -> None:
-    """Python then ends daemon threads as they come back from a library, in whose C++ that aborts the process."""
-    _PYTHON_ENDS.set()
-    deadline = time.monotonic() + seconds
-    while _CALLS and time.monotonic() < deadline:
-        time.sleep(0.002)
 
 
 def require_own(process: int) -> None:
