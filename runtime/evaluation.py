@@ -15,6 +15,7 @@ from runtime.files import replacing
 from runtime.spec import side_by_side, softmax
 
 Z95 = 1.959963984540054  # the two-sided 95 % point of the normal distribution
+HARDLY_CHANCE = 0.1  # the p-value of a class by itself below which its loss is told: that of five photos of five
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,19 @@ class Flip:
 
     photo: int
     margin: float
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A class, by its number, of which a candidate gets fewer photos right than the reference, and hardly by chance.
+
+    `p`: of the paired test on its photos, among those of all classes (Holm).
+    """
+
+    label: int
+    before: float
+    after: float
+    p: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Figures:
     familiarity_shift: float | None = None
     worst_familiarity_shift: float | None = None
     largest_probability_difference: float | None = None
+    fallen: tuple[Fall, ...] = ()
 
 
 def wilson_interval(right: float, n: float) -> tuple[float, float]:
@@ -120,7 +135,7 @@ def compare(
     was_right, is_right = reference.argmax(1) == labels, candidate.argmax(1) == labels
     lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(candidate, axis=1)
     cosines = (reference * candidate).sum(1) / np.maximum(lengths, 1e-12)
-    recalls = [float(is_right[labels == k].mean() - was_right[labels == k].mean()) for k in np.unique(labels)]
+    falls = _falls(was_right, is_right, labels, scenes)
     return Figures(
         photos=n,
         accuracy=round(float(is_right.mean()), 4),
@@ -132,14 +147,27 @@ def compare(
         keeps_99_percent=bool(is_right.sum() >= 0.99 * was_right.sum()),
         agreement=round(1 - len(flipped) / n, 4),
         agreement_interval=_interval(candidate.argmax(1) == reference.argmax(1), scenes),
-        worst_recall_difference=round(min(recalls), 4),
+        worst_recall_difference=round(min(fall.after - fall.before for fall, _ in falls), 4),
         shift=float(f"{np.sqrt(squares.mean(axis=0).max()):.3g}"),  # of the class, and of the photo, that moves most
         worst_shift=float(f"{np.sqrt(squares.mean(axis=1).max()):.3g}"),
         lowest_cosine=round(float(cosines.min()), 5),
         largest_logit_difference=float(f"{np.abs(candidate - reference).max():.3g}"),
         calibration_difference=round(calibration_error(candidate, labels) - calibration_error(reference, labels), 4),
         flipped=tuple(Flip(int(i), round(float(margins[i]), 4)) for i in flipped),
+        fallen=tuple(fall for fall, alone in falls if alone < HARDLY_CHANCE and fall.after < fall.before),
     )
+
+
+def _falls(
+    was_right: np.ndarray, is_right: np.ndarray, labels: np.ndarray, scenes: np.ndarray
+) -> list[tuple[Fall, float]]:
+    """Each class that photos show, bool and int `[N]`, with the p-value of its photos alone."""
+    members = {int(label): labels == label for label in np.unique(labels)}
+    alone = [paired_p(is_right[own].astype(int) - was_right[own], scenes[own]) for own in members.values()]
+    return [
+        (Fall(label, round(float(was_right[own].mean()), 4), round(float(is_right[own].mean()), 4), round(p, 4)), one)
+        for (label, own), p, one in zip(members.items(), holm(alone), alone, strict=True)
+    ]
 
 
 def moved(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float]:

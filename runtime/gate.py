@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def apply_gate(
 
     Continuous paired statistics decide first (logit shift, flips by margin): on a hundred photos a bare threshold on
     accuracy would fail healthy candidates and pass sick ones. A loss of accuracy beyond the gate's bound is "fail"
-    where the paired test tells it from chance, else "inconclusive", as is any verdict on too few photos.
+    where the paired test tells it from chance, else "inconclusive", as is any verdict on too few photos. So is that of
+    one class, which may be rare: where it is less than half as often right, the loss that may be chance is doubtful.
     """
     if candidate.shape != reference.shape:
         return GateResult("fail", (f"gives logits {list(candidate.shape)}, the checkpoint {list(reference.shape)}",))
@@ -157,7 +159,7 @@ def apply_gate(
     if spec and spec.familiarity:
         shift, worst_shift = moved(*(outputs[:, -1] for outputs in both))
         figures = dataclasses.replace(figures, familiarity_shift=shift, worst_familiarity_shift=worst_shift)
-    broken, doubtful = _against(gate, figures)
+    broken, doubtful = _against(gate, figures, spec.classes if spec else ())
     verdict = "fail" if broken else "inconclusive" if doubtful else "pass"
     return GateResult(verdict, tuple(broken + doubtful), figures)
 
@@ -196,7 +198,7 @@ def _decisions(outputs: np.ndarray, spec: ModelSpec) -> np.ndarray:
     return np.array([others.get(answer, top) for answer, top in zip(spec.answers(outputs), likeliest, strict=True)])
 
 
-def _against(gate: Gate, figures: Figures) -> tuple[list[str], list[str]]:
+def _against(gate: Gate, figures: Figures, classes: Sequence[str]) -> tuple[list[str], list[str]]:
     """What the gate forbids, and what it can neither forbid nor allow."""
     shift, worst_shift = gate.shift, gate.worst_shift * growth(figures.photos)
     allowed = {"shift": shift, "worst_shift": worst_shift}
@@ -216,6 +218,13 @@ def _against(gate: Gate, figures: Figures) -> tuple[list[str], list[str]]:
         p, lost = figures.mcnemar_p, -100 * figures.accuracy_difference
         reason = f"accuracy fell by {lost:.1f} points, more than {100 * gate.accuracy_drop:g} (McNemar p = {p:.2g})"
         (broken if p < 0.05 else doubtful).append(reason)
+    for fall in figures.fallen:
+        name = classes[fall.label] if classes else f"class {fall.label}"
+        reason = f"the recall of {name} fell from {fall.before:.2f} to {fall.after:.2f} (p = {fall.p:.2g})"
+        if fall.p < 0.05:
+            broken.append(reason)
+        elif 2 * fall.after < fall.before:
+            doubtful.append(reason)
     if figures.photos < MIN_PHOTOS:
         doubtful.append(f"only {figures.photos} photos, {MIN_PHOTOS} are needed for a verdict")
     return broken, doubtful

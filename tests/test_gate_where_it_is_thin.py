@@ -15,6 +15,7 @@ from house import GATES, apply_gate
 
 from runtime.errors import SajiError
 from runtime.gate import Gate, growth, read_gates, widened
+from runtime.spec import ModelSpec
 
 PHOTOS = 142
 BOUNDS = [field.name for field in fields(Gate)][:4]
@@ -226,3 +227,24 @@ def test_int8_is_repaired_until_it_keeps_the_bounds_that_were_asked_for(run: Pat
     receipt = json.loads((tmp_path / "models" / "resnet18" / "model.json").read_text())
     repaired = [c["facts"].get("kept") for c in receipt["candidates"] if c["file"] == "model.int8.onnx"]
     assert repaired and all(repaired), said
+
+
+@pytest.mark.parametrize(
+    ("rare", "lost", "verdict"),
+    [(8, 8, "fail"), (8, 1, "pass"), (5, 5, "inconclusive"), (5, 2, "pass"), (3, 3, "pass")],
+    ids=["surely", "one of eight", "perhaps", "two of five", "too few to tell"],
+)
+def test_a_rare_class_that_is_lost_is_told_by_its_name(rare: int, lost: int, verdict: str) -> None:
+    random, labels = np.random.default_rng(0), np.array([0] * 800 + [1] * 40 + [2] * rare)
+    reference = random.normal(size=(len(labels), 3)) / 100
+    reference[np.arange(len(labels)), labels] += 1
+    reference[-rare:, 0] += 0.8  # the network is hardly surer of it than of the common one
+    candidate = reference.copy()
+    candidate[len(labels) - lost :, 0] += 0.6
+    spec = ModelSpec("x", "y", ("common", "seldom", "rare"))
+    result = apply_gate(reference, candidate, labels, GATES["int8"], spec)
+    assert result.verdict == verdict, result
+    told = f"the recall of rare fell from 1.00 to {1 - lost / rare:.2f}"
+    assert any(told in reason for reason in result.reasons) == (verdict != "pass")
+    copies = apply_gate(reference, candidate, labels, GATES["int8"], spec, np.minimum(np.arange(len(labels)), 840))
+    assert copies.verdict == "pass", "shots of one plate are one piece of evidence"
