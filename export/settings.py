@@ -90,10 +90,10 @@ class Foreign:
             if max(numbers) > 100 * min(numbers) > 0:  # those of photos are within 10 times of each other
                 told = " ".join(f"{number:g}" for number in numbers)
                 raise SajiError(f"{flag} {told} is of two scales; give red, green and blue by one")
-            if white > 300 * max(numbers) > 0:
-                raise SajiError(
-                    f"{flag} {max(numbers):g} is far below white, which is {white:g} by --scale; give those that fit"
-                )
+        if white > 300 * max(std):
+            raise SajiError(f"--std {max(std):g} is far below white, which is {white:g} by --scale; give one that fits")
+        if self.std and max(std) > 50 * max(mean) > 0:  # by itself it may be small, as of photos by night
+            raise SajiError(f"--mean {max(mean):g} is of another scale than --std {max(std):g}; give both by one")
         for flag, largest, most in (("--mean", max(mean), 1.01), ("--std", max(std), 10)):
             if largest > most * white:
                 raise SajiError(f"{flag} {largest:g} is above white, which is {white:g} by --scale; try --scale 1")

@@ -173,7 +173,7 @@ class ModelSpec:
                 )
             spec = as_record(cls, values, origin)
         except BadModel as error:
-            if origin in str(error):
+            if origin in error.args[0]:  # str(error) escapes names
                 raise
             raise BadModel(f"{origin} carries a saji spec that cannot be right: {error}") from None
         except DAMAGE as error:

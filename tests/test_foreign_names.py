@@ -86,7 +86,22 @@ def test_another_order_in_the_files_own_metadata_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "own", ["", "red", "{0: 'rot', 1: 'gruen'}", "['red']", "{'a': []}", "7", "(" * 9999, "{[]: 1}"]
+    "own",
+    [
+        "",
+        "red",
+        "{0: 'rot', 1: 'gruen'}",
+        "['red']",
+        "{'a': []}",
+        "7",
+        "(" * 9999,
+        "{[]: 1}",
+        "{0.0: 'blue'}",
+        "{True: 'red'}",
+        "{'blue', 'red'}",
+        "'blue'",
+        "['blue', 'green', 'blue']",
+    ],
 )
 def test_metadata_that_contradicts_nothing_is_no_matter(own: str, tmp_path: Path) -> None:
     assert brought(colours(tmp_path, own=own)) == []
@@ -148,7 +163,7 @@ IMAGENET = {1 / 255: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((123.7,
         (IMAGENET[1 / 255][0], (0.229, 57.1, 0.225), 1 / 255, "--std 0.229 57.1 0.225 is of two scales"),
         (IMAGENET[1][0], (58.4, 57.1, 0.225), 1, "--std 58.4 57.1 0.225 is of two scales"),
         ((123.7, 0.456, 103.5), IMAGENET[1][1], 1, "--mean 123.7 0.456 103.5 is of two scales"),
-        (IMAGENET[1 / 255][0], IMAGENET[1][1], 1, "--mean 0.485 is far below white"),
+        (IMAGENET[1 / 255][0], IMAGENET[1][1], 1, "--mean 0.485 is of another scale than --std 58.4"),
         ((0, 0, 0), IMAGENET[1 / 255][1], 1, "--std 0.229 is far below white"),
     ],
 )
@@ -167,6 +182,8 @@ def test_numbers_of_two_scales_are_refused(mean: Triple, std: Triple, scale: flo
         (IMAGENET[1][0], (1, 1, 1), 1),
         ((1.77, 1.77, 2.1), (1, 1, 1), 0.017),
         ((0.5, 0, 0.5), (0.5, 1, 0.5), 1 / 255),
+        ((0.0012, 0.002, 0.003), (0.01, 0.01, 0.01), 1 / 255),  # by night
+        ((0.8, 0.8, 0.8), (5, 5, 5), 1),
     ],
 )
 def test_numbers_that_others_normalise_by_are_taken(mean: Triple, std: Triple, scale: float) -> None:

@@ -22,11 +22,13 @@ def require_own_names(model: onnx.ModelProto, classes: tuple[str, ...], foreign:
     written = {entry.key: entry.value for entry in model.metadata_props}.get("names", "")
     try:
         own = ast.literal_eval(written)
-        places = own.items() if isinstance(own, dict) else [*enumerate(own)]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # text of another kind
         return
-    for place, name in places:
-        if name in classes and place in range(len(classes)) and classes[place] != name:
+    own = dict(enumerate(own)) if isinstance(own, list | tuple) else own if isinstance(own, dict) else {}
+    names = {place: name for place, name in own.items() if type(place) is int and isinstance(name, str)}
+    once = Counter(names.values())  # two of one name are told apart in --classes, in whatever way
+    for place, name in names.items():
+        if once[name] == 1 and name in classes and place in range(len(classes)) and classes[place] != name:
             raise SajiError(
                 f"{foreign.classes} calls logit {place} {classes[place]!r}, and {foreign.onnx} itself, in its "
                 f"metadata, {name!r}; give the names in the order of the logits"

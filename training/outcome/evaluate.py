@@ -108,8 +108,8 @@ def evaluate(checkpoint: Path, source: Path, split: str | None) -> None:
     outputs, spec = opened(checkpoint)
     photos = list(in_threads(_examined, photos))
     photos, seen, notes = _unseen(checkpoint, photos)
-    problems += [*notes, *_repeated(photos)]
     answers = answer(outputs, spec, photos, bar)
+    problems += [*notes, *_repeated(answers)]
     evaluation, strangers = evaluated(spec, answers.outputs, answers.labels, answers.files), _strangers(spec, photos)
     tell(described(evaluation, strangers, answers.unreadable, problems))
     request = {"checkpoint": str(checkpoint), "data": str(source), "split": split}
@@ -183,11 +183,11 @@ def _perhaps_seen(photos: list[Photo]) -> list[str]:
     return notes
 
 
-def _repeated(photos: list[Photo]) -> list[str]:
+def _repeated(answers: Answers) -> list[str]:
     """That photos count more than once, where the set has them so."""
-    labels: dict[str, list[str]] = defaultdict(list)
-    for photo in photos:
-        labels[_file(photo)].append(photo.label)
+    labels: dict[int, list[int]] = defaultdict(list)
+    for file, label in zip(answers.files.tolist(), answers.labels.tolist(), strict=True):
+        labels[file].append(label)
     several = [given for given in labels.values() if len(given) > 1]
     two = sum(len(set(given)) > 1 for given in several)
     told = f"{len(several)} photos are listed more than once or have copies, {two} of them under two labels; "
