@@ -470,6 +470,11 @@ def test_what_lies_beside_bench_py_is_not_taken_for_a_library(tmp_path: Path) ->
     line = [sys.executable, str(tmp_path / "bench.py"), "--compare", "gone.jsonl", "gone.jsonl"]
     done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert "gone.jsonl does not exist" in done.stderr
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import atexit, sys\natexit.register(lambda: print(sys.path))")
+    line[1], environ = str(ROOT / "runtime" / "bench.py"), {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(line, capture_output=True, text=True, env=environ)
+    assert repr(str(ROOT / "runtime")) not in done.stdout and repr(str(ROOT)) in done.stdout
 
 
 def test_bench_compares_files_and_measures_nothing(tmp_path: Path) -> None:

@@ -85,6 +85,18 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux alone exchanges two names at once")
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_two_folders_change_places_at_once_by_relative_paths_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "other"):
+        Path(name).mkdir()
+        Path(name, name).touch()
+    assert files._exchanged(Path("one"), Path("other"))
+    assert Path("one", "other").exists() and Path("other", "one").exists()
+
+
 def test_a_kill_at_any_moment_leaves_one_of_both_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with replacing_folder(tmp_path / "model", "old") as new:
         (new / "old").write_text("")

@@ -5,6 +5,7 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from runtime import candidate, machine, verdicts
@@ -12,7 +13,7 @@ from runtime.backends.base import UNTOLD, check_precision
 from runtime.candidate import Candidate
 from runtime.doctor import GOOD_FOR
 from runtime.errors import NotAsAsked
-from runtime.machine import Machine, told_by
+from runtime.machine import Machine, bound_to, told_by
 
 _ARMV8 = "fp asimd evtstrm aes pmull sha1 sha2 crc32"
 _ARMV82 = f"{_ARMV8} atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
@@ -112,3 +113,11 @@ def test_a_file_check_may_be_computed_in_fp16_as_arm_does_and_a_candidate_not(
     served = replace(check, file="model.onnx", precision="fp32", variant="", servable=True)
     with contextlib.nullcontext() if computed == "fp32" else pytest.raises(NotAsAsked, match="asked for fp32, but"):
         served.open(Path())
+
+
+def test_cores_are_those_that_this_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [5], raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 7)
+    assert bound_to() == 1
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    assert bound_to() == 7, "where the system tells none, as macOS"
