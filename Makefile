@@ -17,21 +17,30 @@ COLD ?=
 PYTHON ?= python3
 PY     := .venv/bin/python
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
-# Which engines are installed is chosen once, by this machine's GPU (docs/gpu.md); who types others gets a fresh .venv
+comma := ,
+# Which engines are installed is chosen once, by this machine's GPU (docs/gpu.md); who types others gets a fresh .venv.
+# They are a set: in any order, with commas or blanks
 EXTRAS ?=
+as_set  = $(subst $() ,$(comma),$(sort $(subst $(comma), ,$(1))))
+override EXTRAS := $(call as_set,$(EXTRAS))
 # Another package index for PyTorch: its small CPU wheels, for a laptop without a GPU (see the README)
 TORCH_INDEX ?=
-comma := ,
 # What an empty record of earlier versions stands for
 BEFORE := cpu,openvino,tensorrt-rtx
-RECORD = $(or $(shell cat .venv/installed 2>/dev/null),$(if $(wildcard .venv/installed),$(BEFORE)))
+RECORDED := $(or $(shell cat .venv/installed 2>/dev/null),$(if $(wildcard .venv/installed),$(BEFORE)))
+RECORD := $(call as_set,$(firstword $(RECORDED))) $(word 2,$(RECORDED))
 ANEW  := $(if $(strip $(EXTRAS)$(TORCH_INDEX)),$(filter-out $(RECORD),$(EXTRAS) $(TORCH_INDEX)))
 CHOOSE = $(shell $(PYTHON) $(NEW_ENOUGH) 2>/dev/null && $(PYTHON) runtime/nvidia.py --extras)
 CHOSEN = $(eval CHOSEN := $(or $(filter-out auto,$(EXTRAS)),$(if $(ANEW),,$(firstword $(RECORD))),$(CHOOSE)))$(CHOSEN)
 INDEX  = $(or $(TORCH_INDEX),$(if $(ANEW),,$(word 2,$(RECORD))),$(if $(findstring -cu12,$(CHOSEN)),https://download.pytorch.org/whl/cu126))
 
 # Behind a command: on a terminal, what pip is at, on one line; Ctrl-C ends pip, too
-WATCHED = & pip=$$!; trap 'kill $$pip; exit 130' INT TERM; while [ -t 2 ] && kill -0 $$pip 2>/dev/null; do printf '\r\033[K%.78s' "$$(grep -v ^WARNING .venv/setup.log | tail -n 1)" >&2; sleep 1; done; [ ! -t 2 ] || printf '\r\033[K' >&2; wait $$pip
+WATCHED = & pip=$$!; trap 'kill $$pip; wait $$pip; exit 130' INT TERM HUP; while [ -t 2 ] && kill -0 $$pip 2>/dev/null; do printf '\r\033[K%.78s' "$$(grep -v ^WARNING .venv/setup.log | tail -n 1)" >&2; sleep 1; done; [ ! -t 2 ] || printf '\r\033[K' >&2; wait $$pip
+
+# Ahead of a fresh .venv: the complete one before (a link's or a mount's is cleared in place) comes back, with what pip said,
+# unless the fresh one is complete at the end; where a kill left neither undone, the next setup does it
+KEEPING = [ ! -f .venv/installed ] || [ -L .venv ] || { rm -rf .venv.before; mv .venv .venv.before 2>/dev/null || :; }
+BACK    = [ ! -d .venv.before ] || if [ -s .venv/installed ]; then rm -rf .venv.before; else mv -f .venv/setup.log .venv.before 2>/dev/null; rm -rf .venv && mv .venv.before .venv && echo "the .venv that was there before is kept" >&2; fi
 
 # Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
 unexport PYTHONDONTWRITEBYTECODE
@@ -53,10 +62,12 @@ setup: .venv/installed ## create .venv, install saji and all that runs on this m
 .venv/installed: pyproject.toml constraints.txt $(if $(ANEW),anew)
 	@$(PYTHON) $(NEW_ENOUGH) || { echo "saji needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version); name another: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 2; }
+	@$(PYTHON) runtime/nvidia.py --check $(call quoted,$(CHOSEN))
 	@printf '\n== Setup: saji with %s into .venv\n' '$(CHOSEN)' >&2
-	@$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv
-	@$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,heic,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }
-	@echo '$(strip $(CHOSEN) $(INDEX))' > $@
+	@trap '$(BACK)' EXIT; trap 'exit 130' INT TERM HUP; $(if $(ANEW),$(KEEPING); )\
+	$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv || exit 2; \
+	$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,heic,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }; \
+	echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
 	@$(PY) -m training --recipe $(RECIPE) $(if $(value DATA),--data $(call typed,DATA)) --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(ARCHS) $(ARGS)

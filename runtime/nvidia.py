@@ -1,12 +1,13 @@
 """NVIDIA's GPUs as the driver tells of them, which of them this process uses, and what `make` should install for them.
 
 Standard library only, nothing of ours imported: `make` runs this file by the system's Python before anything else is
-installed (`python3 runtime/nvidia.py --extras`).
+installed (`python3 runtime/nvidia.py --extras`, and `--check cpu,openvino` before a `.venv` is touched).
 """
 
 from __future__ import annotations
 
 import ctypes
+import difflib
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -199,6 +201,23 @@ def choose(told: Driver, here: Here) -> Choice:
             extras.append(f"tensorrt-rtx{cuda.suffix}")
     line = ",".join(extras)
     return Choice(line, cuda.torch_index, f"{_names(told)}, driver {told.version}, CUDA {told.cuda}: installs {line}")
+
+
+def fault(extras: str) -> str:
+    """Why extras that someone typed cannot be installed, and what to type; empty where they can. pip warns at most."""
+    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    known, names = list(project["project"]["optional-dependencies"]), extras.split(",")
+    near = {name: difflib.get_close_matches(name.lower(), known, 1) for name in names if name not in known}
+    if near:
+        meant = ",".join(dict.fromkeys(near.get(name, [name])[0] for name in names)) if all(near.values()) else "auto"
+        return f"saji has no extra {', '.join(near)}, it has {', '.join(known)}; type: make setup EXTRAS={meant}"
+    for exclusive in project["tool"]["uv"]["conflicts"]:
+        first, *others = [each["extra"] for each in exclusive if each["extra"] in names] or [""]
+        if others:
+            rest = ",".join(name for name in names if name not in others)
+            both = " and ".join([first, *others])
+            return f"{both} break each other in one .venv; choose one of them, such as: make setup EXTRAS={rest}"
+    return ""
 
 
 def serving(told: Driver, here: Here) -> Cuda | None:
@@ -408,9 +427,12 @@ def _version_by_command() -> str:
 
 
 def _main(flags: list[str]) -> None:
-    """`--extras`: what `make` should install on stdout, why on stderr; whatever is broken, the CPU's and status 0."""
+    """`--extras`: what `make` should install on stdout, why on stderr; whatever is broken, the CPU's and status 0.
+    `--check cpu,openvino`: status 1 with a sentence where they cannot be installed."""
     if flags == ["--ask"]:
         print(json.dumps(asdict(_asked())))
+    elif flags[:1] == ["--check"]:
+        sys.exit(fault(flags[1]) or 0)
     elif flags == ["--extras"]:
         try:
             choice = choose(driver(), here())

@@ -4,8 +4,10 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,13 +326,15 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def unset() -> dict[str, str]:
+    """The environment without what a make around the tests hands down."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "EXTRAS", "TORCH_"))}
+
+
 def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """What make would run."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "EXTRAS", "TORCH_"))
-    }
     line = ["make", "-n", f"PYTHON={sys.executable}", *arguments]
-    return subprocess.run(line, cwd=folder, env={**environment, **variables}, capture_output=True, text=True)
+    return subprocess.run(line, cwd=folder, env={**unset(), **variables}, capture_output=True, text=True)
 
 
 def installs(said: subprocess.CompletedProcess[str]) -> str:
@@ -354,7 +358,8 @@ def test_make_remembers_what_it_installed_and_starts_afresh_for_something_else(c
     (checkout / ".venv").mkdir()
     record = checkout / ".venv" / "installed"
     record.write_text(f"gpu-cu12,openvino {CU126}\n")
-    for same in ([], ["EXTRAS=gpu-cu12,openvino"], [f"TORCH_INDEX={CU126}"]):
+    orders = ["EXTRAS=gpu-cu12,openvino"], ["EXTRAS=openvino,gpu-cu12"], ["EXTRAS= openvino  gpu-cu12,"]
+    for same in ([], *orders, [f"TORCH_INDEX={CU126}"]):
         assert "Nothing to be done" in make(checkout, "setup", *same).stdout
     os.utime(checkout / "pyproject.toml", (record.stat().st_mtime + 9,) * 2)
     said = make(checkout, "setup")  # for newer requirements, and the same engines
@@ -365,6 +370,90 @@ def test_make_remembers_what_it_installed_and_starts_afresh_for_something_else(c
         said = make(checkout, "setup", f"EXTRAS={anew}")
         assert "venv --clear .venv" in said.stdout and "cu126" not in said.stdout
         assert installs(said) == ("cpu,openvino" if anew != "auto" else choose(nvidia.driver(), nvidia.here()).extras)
+
+
+@pytest.mark.parametrize(
+    ("extras", "sentence"),
+    [
+        ("cpu,openvinoo", r"saji has no extra openvinoo, it has cpu, gpu, .*; type: make setup EXTRAS=cpu,openvino$"),
+        ("GPU,tensorrt_rtx", r"no extra GPU, tensorrt_rtx, .*EXTRAS=gpu,tensorrt-rtx$"),
+        ("cpu,xyzzy", r"no extra xyzzy, .*EXTRAS=auto$"),
+        ("cpu,gpu,openvino", r"^cpu and gpu break each other .*EXTRAS=cpu,openvino$"),
+        ("openvino,tensorrt,tensorrt-rtx-cu12", r"^tensorrt and tensorrt-rtx-cu12 break .*EXTRAS=openvino,tensorrt$"),
+        *((extras, "^$") for extras in (CPU, "cpu,dev", "gpu-cu12,openvino,tensorrt-cu12,tensorrt-rtx-cu12")),
+    ],
+)
+def test_extras_that_cannot_be_installed_are_told_with_what_to_type(extras: str, sentence: str) -> None:
+    assert re.search(sentence, nvidia.fault(extras))
+
+
+@pytest.fixture
+def complete(checkout: Path) -> Path:
+    """A checkout with an environment, and a Python whose `venv` makes another from `fresh`, which stands for pip."""
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "installed").write_text("cpu,openvino\n")
+    python = checkout / "python"
+    copy = "mkdir -p .venv/bin && cp fresh .venv/bin/python"
+    clear = 'if [ "$3" = --clear ]; then rm -rf .venv/*; fi'
+    python.write_text(f'#!/bin/sh\nif [ "$2" != venv ]; then exec {sys.executable} "$@"; fi\n{clear}; {copy}\n')
+    (checkout / "fresh").touch(0o755)
+    python.chmod(0o755)
+    return checkout
+
+
+def setup(folder: Path, pip: str, *arguments: str) -> subprocess.Popen[str]:
+    """`make setup` under way, as from a terminal: Ctrl-C reaches it also where the tests run in the background."""
+    (folder / "fresh").write_text(f"#!/bin/sh\n{pip}\n")
+    return subprocess.Popen(
+        ["make", "setup", "PYTHON=./python", *arguments],
+        cwd=folder,
+        env=unset(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def kept(folder: Path) -> bool:
+    return (folder / ".venv/installed").read_text() == "cpu,openvino\n" and not (folder / ".venv/bin").exists()
+
+
+@needs_make
+@pytest.mark.parametrize("extras", ["cpu,openvinoo", "cpu,gpu", "it's"])
+def test_extras_with_a_slip_leave_the_environment_alone(complete: Path, extras: str) -> None:
+    made = setup(complete, "exit 0", f"EXTRAS={extras}")
+    said, _ = made.communicate(timeout=60)
+    assert made.returncode == 2 and "make setup EXTRAS=" in said and "Setup" not in said and kept(complete)
+
+
+@needs_make
+def test_an_environment_is_there_until_a_fresh_one_is_complete(complete: Path) -> None:
+    record, before, log = (complete / name for name in (".venv/installed", ".venv.before", ".venv/setup.log"))
+    before.mkdir()  # of a removal that was cut off
+    assert "no such wheel" in setup(complete, "echo no such wheel; exit 1", "EXTRAS=cpu").communicate(timeout=60)[0]
+    assert kept(complete) and not before.exists() and log.read_text() == "no such wheel\n"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+        made = setup(complete, "touch started; exec sleep 60", "EXTRAS=cpu")
+        while not (complete / "started").exists() and made.poll() is None:
+            time.sleep(0.05)
+        os.killpg(made.pid, number)
+        made.communicate(timeout=60)
+        (complete / "started").unlink()
+        assert number == signal.SIGKILL or (kept(complete) and not before.exists()), number
+    setup(complete, "exit 1", "EXTRAS=cpu").communicate(timeout=60)  # a kill left both
+    assert kept(complete) and not before.exists()
+    setup(complete, "exit 0", "EXTRAS=cpu").communicate(timeout=60)
+    assert record.read_text() == "cpu\n" and not before.exists() and (complete / ".venv/bin").exists()
+
+
+@needs_make
+def test_an_environment_on_another_disk_stays_there(complete: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    there = shutil.move(complete / ".venv", tmp_path_factory.mktemp("disk") / "large")
+    (complete / ".venv").symlink_to(there)
+    setup(complete, "exit 0", "EXTRAS=cpu").communicate(timeout=60)
+    assert (there / "installed").read_text() == "cpu\n" and (complete / ".venv").is_symlink()
 
 
 @needs_make

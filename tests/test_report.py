@@ -6,6 +6,7 @@ import errno
 import html
 import io
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -298,6 +299,21 @@ def test_a_run_that_is_not_there_or_not_finished(there: list, sentence: str, tmp
     monkeypatch.setattr("sys.argv", ["training", "report", "mine", "--out", str(tmp_path)])
     with pytest.raises(SajiError, match=sentence):
         main()
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_report_is_current_for_its_very_checkpoints_whatever_clocks_say(run: Path, tmp_path: Path, days: int) -> None:
+    """A training that was killed before its report, and files that were dated by a wrong clock."""
+    checkpoint = copied(run, tmp_path, "resnet18") / "checkpoint.pt"
+    assert not report.is_current(tmp_path)
+    report.write_report(tmp_path)
+    dated = checkpoint.stat().st_mtime + days * 86400
+    os.utime(tmp_path / "report.md", (dated, dated))
+    assert report.is_current(tmp_path)
+    model, spec = load_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, model, replace(spec, temperature=spec.temperature + 1))
+    os.utime(checkpoint, (dated, dated))
+    assert not report.is_current(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import alone, make_folder, replacing_folder
 from runtime.rowfile import RowFile
-from training import __main__ as training
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="processes and files are looked at by Linux")
 
@@ -190,18 +189,6 @@ def test_an_old_checkpoint_beside_what_a_killed_training_wrote_is_not_exported(w
         ValidationSet.load(file).save(file.with_name("calibration.npz"))
         export = Running(COMMANDS["export"], place)
         assert export.wait() == 2 and "calibration.npz is of another training than" in export.said()
-
-
-def test_a_report_that_a_kill_left_out_is_written(tmp_path: Path) -> None:
-    for name in ("report.md", "tiny/checkpoint.pt"):
-        make(tmp_path / "tiny")
-        (tmp_path / name).write_text("")
-        os.utime(tmp_path / name, ns=(2, 2))
-    assert training._reported(tmp_path)
-    os.utime(tmp_path / "tiny/checkpoint.pt", ns=(3, 3))
-    assert not training._reported(tmp_path)
-    (tmp_path / "report.md").unlink()
-    assert not training._reported(tmp_path)
 
 
 @on_linux

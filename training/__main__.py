@@ -86,7 +86,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def _train(command: Command, recipe: Recipe) -> None:
     from training.network import architectures
-    from training.outcome.report import write_report
+    from training.outcome.report import is_current, write_report
     from training.photos.dataset import load_data, run_name
     from training.photos.drawn import write_sample
     from training.photos.findings_page import describe
@@ -117,7 +117,7 @@ def _train(command: Command, recipe: Recipe) -> None:
     for architecture in command.archs:
         with _alone(run / architecture):
             changed.append(_train_one(architecture, data, recipe, command, run))
-    if any(changed) or (launch().first and not _reported(run)):
+    if any(changed) or (launch().first and not is_current(run)):
         write_report(run)
         say(f"report: {run / 'report.md'}")
     tell_programs({"run": run.name, "out": str(command.out), "archs": command.archs})
@@ -137,13 +137,6 @@ def _require_same_photos(run: Path, data: "Data") -> None:
             return
     if {seen_by(checkpoint).fingerprint for checkpoint in run.glob("*/checkpoint.pt")} != {data.fingerprint}:
         raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
-
-
-def _reported(run: Path) -> bool:
-    """Whether the report was written after every checkpoint of the run: a kill may have come in between."""
-    report = run / "report.md"
-    newest = max(file.stat().st_mtime_ns for file in run.glob("*/checkpoint.pt"))
-    return report.is_file() and report.stat().st_mtime_ns >= newest
 
 
 def _alone(folder: Path) -> AbstractContextManager[None]:

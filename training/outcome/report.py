@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import SajiError
-from runtime.files import write_text
+from runtime.files import sha256_file, sha256_json, write_text
 from runtime.markdown import plain, plain_table
 from runtime.terminal import say, show_table, tell_programs
 from training.outcome import figures
@@ -44,11 +44,25 @@ def write_report(run: Path) -> list[Outcome]:
     What needs `history.csv` or `gradients.csv` is left out where those are missing. Raises SajiError when no network
     is finished, and BadModel on a damaged file.
     """
+    of = _of(run)  # before they are read: what is trained meanwhile is reported the next time
     outcomes = [read_outcome(folder) for folder in finished(run)]
     sections = [_head(run, outcomes), _curves(run, outcomes), _classes(run, outcomes), _pictures(run, outcomes)]
-    sections += [_gradients(run, outcomes), _recipe(outcomes)]
+    sections += [_gradients(run, outcomes), _recipe(outcomes), of]
     write_text(run / "report.md", "\n\n".join(filter(None, sections)) + "\n")  # last: it names the figures
     return outcomes
+
+
+def is_current(run: Path) -> bool:
+    """Whether `report.md` is of the checkpoints that the run has: a kill may have come in between. Clocks may be wrong,
+    so it is told by content."""
+    report = run / "report.md"
+    return report.is_file() and report.read_bytes().endswith(f"{_of(run)}\n".encode())
+
+
+def _of(run: Path) -> str:
+    """A line that readers of the report do not see: the hash of the run's checkpoints."""
+    hashes = {file.parent.name: sha256_file(file) for file in run.glob("*/checkpoint.pt")}
+    return f"<!-- checkpoints: {sha256_json(hashes)} -->"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
