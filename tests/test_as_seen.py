@@ -231,6 +231,10 @@ TOLD_AS = {
         gallery.png(scene(), 2, 8, png_chunk(b"tEXt", b"a\0b")[:-1] + b"?" + png_chunk(*WIDE)[:-1] + b"?"),
         of_colours(),
     ),
+    "cICP behind a chunk of a wrong checksum": (
+        gallery.png(scene(), 2, 8, png_chunk(b"tEXt", b"a\0b")[:-1] + b"?" + png_chunk(*WIDE)),
+        of_colours(WIDE),
+    ),
     "cICP behind the palette": (of_colours(PALETTE, WIDE), of_colours()),
     "cICP of a wrong length": (of_colours((b"cICP", bytes([9, 16, 0, 1, 0]))), of_colours()),
     "cICP of no colours, and a profile": (

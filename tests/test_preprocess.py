@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError, features
 import runtime
 from lab.torture.gallery import P3, ink_profile, lossless_jpeg, profile
 from runtime.errors import BadModel, BadPhoto, TooManyPixels, TooMuchMemory
-from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, fit, pixels
+from runtime.preprocess import MAX_PIXELS, SUFFIXES, Bounds, decode, decode_for, fit, pixels
 from runtime.spec import PREPROCESS_VERSION, Geometry, ModelSpec
 
 GEOMETRY = Geometry.for_size(64)
@@ -173,6 +173,12 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     data = encoded(red, "GIF", save_all=True, append_images=[blue])
     assert np.asarray(decode(data))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(("how", "size"), [("draft", (160, 120)), ("full", (640, 480))])
+def test_a_photo_is_decoded_smaller_where_the_geometry_says_so(how: str, size: tuple[int, int]) -> None:
+    data, geometry = encoded(picture(640, 480), "JPEG"), Geometry.for_size(64, decode=how)
+    assert decode_for(data, geometry).size == size
 
 
 def test_draft_decoding_stays_near_full_decoding() -> None:
