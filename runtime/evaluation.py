@@ -85,6 +85,11 @@ def wilson_interval(right: float, n: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def was_asked(interval: Iterable[float]) -> bool:
+    """Whether a share with this interval is of any photo: only of none does Wilson's reach from 0 to 1."""
+    return [*interval] != [0, 1]
+
+
 def effective_number(hits: np.ndarray, scenes: np.ndarray) -> float:
     """How many independent photos say as much as these: bool `[N]`, of which photos of one scene share a number `[N]`.
 

@@ -7,10 +7,10 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import struct
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections import deque
@@ -152,10 +152,10 @@ def replacing_folder(path: Path, *ours: str) -> Iterator[Path]:
             f"{path} was not written by saji (it has no {lacking[0]}); move it away, or name another folder"
         )
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    temporary.mkdir()  # open to whom the umask opens it, as mkdtemp's are not
     try:
         yield temporary
-        temporary.chmod(0o755)
         for written in (*temporary.rglob("*"), temporary):
             _to_disk(written)
         if not path.exists():

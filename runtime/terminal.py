@@ -84,9 +84,13 @@ def tell(text: str) -> None:
 
 
 def tell_programs(values: dict[str, Any]) -> None:
-    """Tell a result as one line of JSON, for programs: in a pipe, and not to who sits at the terminal."""
+    """Tell a result as one line of JSON, for programs: in a pipe, and not to who sits at the terminal.
+
+    JSON has neither NaN nor infinity: what is no number is null.
+    """
     if not out().isatty():
-        print(json.dumps(values), file=out(), flush=True)
+        finite = json.loads(json.dumps(values), parse_constant=lambda _: None)
+        print(json.dumps(finite), file=out(), flush=True)
 
 
 def heading(text: str) -> None:

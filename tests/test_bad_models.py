@@ -3,8 +3,8 @@
 import errno
 import io
 import itertools
+import os
 import resource
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -195,7 +195,7 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(
     def refuse(*args: object, **options: object) -> None:
         raise OSError(code, "the system's words", str(model.parent))
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
     monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2]), "--force"])
     with pytest.raises(SystemExit) as exit_:
         exit_with_one_sentence(exporting.main)

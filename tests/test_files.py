@@ -84,6 +84,19 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model", "model/new"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o077, 0o027, 0o002])
+def test_a_folder_is_open_to_whom_the_umask_opens_it(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        for _ in ("new", "replaced"):
+            with replacing_folder(tmp_path / "model"):
+                pass
+            assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
+    finally:
+        os.umask(before)
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux alone exchanges two names at once")
 @pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
 def test_two_folders_change_places_at_once_by_relative_paths_too(

@@ -21,6 +21,7 @@ from PIL import Image
 from test_demo import BLUE, CANDIDATE, RED, colour_classifier, demo_in, deployment, picture, running, serving_of
 
 from demo.page import texts
+from demo.page.tabs import about
 from demo.page.tabs.about import confusion_of
 from demo.page.tabs.benchmark import runs
 from lab.load.server import serving
@@ -29,7 +30,10 @@ from runtime.evaluation import ValidationSet
 from runtime.heatmap import Heat
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Geometry, ModelSpec, Rejection
+from training.outcome import report
 from training.photos.drawn import draw_dish
+from training.run.held_out import HeldOut, settle
+from training.run.records import HeldOutFigures
 
 MACHINE = {"machine_cpu": "Test CPU", "machine_cpu_features": ["avx2"], "machine_cores": 2, "machine_gpu": None}
 ROW = {
@@ -365,6 +369,19 @@ def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
     with serving_of(colour_classifier(), tmp_path) as serving:
         card = card_of(serving.engine, tmp_path, "en")
     assert "Confusion" not in card and "recipe" not in card and "no rejection rule" in card
+
+
+def test_of_a_class_that_no_photo_shows_the_card_and_the_report_tell_no_recall(tmp_path: Path) -> None:
+    labels = np.array([0, 0, 1])
+    answers = HeldOut("test photos", np.eye(3)[[0, 1, 0]], labels, np.arange(3))
+    spec = settle(tmp_path, ModelSpec("x", "y", ("half", "never", "unseen")), answers, answers)
+    rows = about._reliability(spec, "en").split("<tr>")[-3:]
+    assert [">0.500<" in row for row in rows] == [True, False, False]
+    assert [">0.000<" in row for row in rows] == [False, True, False], "of one that is never recognised it is 0"
+    assert [">–<" in row for row in rows] == [False, False, True] and "1.000" not in rows[2]
+    held = HeldOutFigures.from_record(spec.validation["held_out"])
+    told = report._recalls(SimpleNamespace(spec=spec, held_out=held))
+    assert told[1].startswith("0.000 (") and told[2] == "no photo"
 
 
 def test_rows_of_different_machines_photos_or_scenarios_are_different_runs(tmp_path: Path) -> None:

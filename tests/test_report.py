@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from training.__main__ import main
 from training.network.classifier import PhotoClassifier, load_checkpoint, save_checkpoint
 from training.outcome import figures, report
 from training.outcome.summary import Outcome, differences, multiply_adds, read_outcome
-from training.run.records import Epoch
+from training.run.records import Epoch, GradientNorm, read_csv, read_history
 
 LAYERS = ("network.conv1.weight", "network.layer1.0.conv1.weight", "network.fc.weight")
 
@@ -316,8 +316,12 @@ def test_a_report_is_current_for_its_very_checkpoints_whatever_clocks_say(run: P
     assert not report.is_current(tmp_path)
 
 
+# Of a row, or of two of which the first lost its end
+WHOLE_LINES = [(f"epoch,layer,norm\n{row}\n", "its rows are not whole") for row in ("1,a", "1,a,2,1,b,3")]
+
+
 @pytest.mark.parametrize(
-    ("text", "why"), [("epoch,norm\n1,2\n", "no column layer"), ("epoch,layer,norm\n1,a,b\n", "'b'")]
+    ("text", "why"), [("epoch,norm\n1,2\n", "no column layer"), ("epoch,layer,norm\n1,a,b\n", "'b'"), *WHOLE_LINES]
 )
 def test_a_damaged_file_is_named(text: str, why: str, run: Path, tmp_path: Path) -> None:
     network = copied(run, tmp_path, "resnet18")
@@ -325,6 +329,55 @@ def test_a_damaged_file_is_named(text: str, why: str, run: Path, tmp_path: Path)
     with pytest.raises(BadModel, match=rf"gradients\.csv .*{why}.*train again"):
         report.write_report(tmp_path)
     assert not (tmp_path / "report.md").exists()
+
+
+HISTORY = ",".join(field.name for field in fields(Epoch)) + "\r\n"
+HISTORY += "".join(f"{epoch},0.5,2.0,nan,3.17,,100.25,8.0\r\n" for epoch in (1, 2, 3))
+
+
+def test_a_history_that_is_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    for length in range(len(HISTORY)):
+        (tmp_path / "history.csv").write_bytes(HISTORY[:length].encode())
+        with pytest.raises(BadModel, match=r"history\.csv .*; delete it for a report without it, or train again"):
+            read_history(tmp_path, 3)
+            pytest.fail(HISTORY[:length])
+    (tmp_path / "history.csv").write_bytes(HISTORY.encode())
+    rows = read_history(tmp_path, 3)
+    assert len(read_history(tmp_path)) == 3 and [row.photos_per_second for row in rows] == [8, 8, 8]
+    assert np.isnan([rows[0].val_accuracy, rows[0].learning_rate]).all(), "not measured"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("3,0.5", "2,0.5"),
+        ("\r\n2,", "\r\n4,"),
+        ("\r\n2,", "2,"),
+        ("8.0\r", "\r"),
+        ("100.25", "nan"),
+        ("1,", "x" * 200_000),
+    ],
+    ids=["twice", "another", "two in one row", "no cell", "no number", "too long"],
+)
+def test_a_history_that_is_damaged_inside_is_refused(right: str, wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_bytes(HISTORY.replace(right, wrong, 1).encode())
+    with pytest.raises(BadModel, match=r"history\.csv (is damaged|has . rows)"):
+        read_history(tmp_path)
+
+
+def test_gradients_that_are_cut_short_are_refused(tmp_path: Path) -> None:
+    text = "epoch,layer,norm\n1,a,inf\n1,b,22.5\n"
+    for length in set(range(len(text))) - {17, 25}:  # where a row ends
+        (tmp_path / "gradients.csv").write_text(text[:length])
+        with pytest.raises(BadModel, match=r"gradients\.csv .*train again"):
+            read_csv(tmp_path / "gradients.csv", GradientNorm)
+
+
+def test_a_report_holds_the_history_against_the_checkpoint(run: Path, tmp_path: Path) -> None:
+    history = copied(run, tmp_path, "resnet18") / "history.csv"
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(BadModel, match=r"history\.csv has 1 rows, not one for each epoch from 1 to 2; delete it"):
+        read_outcome(history.parent)
 
 
 def test_a_failure_leaves_the_report_as_it_was(run: Path, tmp_path: Path, monkeypatch) -> None:

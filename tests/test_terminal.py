@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import pty
 import re
@@ -179,6 +180,12 @@ def test_the_log_is_named_when_something_fails(whose: str, status: int, tmp_path
     assert not any(noise in said.out + said.err for noise in NOISE if noise in ("FROM C", "BY A CHILD"))
     if whose == "ours":
         assert said.last == f"saji: it went wrong; what the libraries said is in {log}"
+
+
+def test_programs_are_told_json_whatever_the_figures_are(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.tell_programs({"a": float("nan"), "b": [float("inf"), -float("inf"), 1.5], "NaN": "NaN"})
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told == {"a": None, "b": [None, None, 1.5], "NaN": "NaN"}
 
 
 def test_where_libraries_say_nothing_no_log_is_left(tmp_path: Path) -> None:

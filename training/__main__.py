@@ -189,9 +189,9 @@ def _train_one(architecture: str, data: "Data", recipe: Recipe, command: Command
 
 def _cost(folder: Path, data: "Data", k: int) -> str:
     """How long k folds take, by the time that the released network took."""
-    from training.run.records import Epoch, read_csv
+    from training.run.records import read_history
 
-    seconds = sum(row.seconds for row in read_csv(folder / "history.csv", Epoch))
+    seconds = sum(row.seconds for row in read_history(folder))
     minutes = seconds * (k - 1) * len(data.photos) / max(1, len(data.train)) / 60
     return f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
 

@@ -72,9 +72,9 @@ def _engine(out: Path) -> Any:
 
 
 def _history(out: Path) -> Any:
-    from training.run.records import Epoch, GradientNorm, read_csv
+    from training.run.records import GradientNorm, read_csv, read_history
 
-    rows = [*read_csv(out / RUN / "history.csv", Epoch), *read_csv(out / RUN / "gradients.csv", GradientNorm)]
+    rows = [*read_history(out / RUN), *read_csv(out / RUN / "gradients.csv", GradientNorm)]
     return [vars(row) for row in rows]
 
 

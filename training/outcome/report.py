@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import SajiError
+from runtime.evaluation import was_asked
 from runtime.files import sha256_file, sha256_json, write_text
 from runtime.markdown import plain, plain_table
 from runtime.terminal import say, show_table, tell_programs
@@ -165,10 +166,7 @@ def _recalls(outcome: Outcome) -> list[str]:
     if not held:
         return [""] * len(outcome.spec.classes)
     pairs = zip(held.recalls, held.recall_intervals, strict=True)
-    # Wilson's interval is never as wide as from 0 to 1, unless no photo shows the class
-    return [
-        _range(Share(recall, (edges[0], edges[1]))) if [*edges] != [0, 1] else "no photo" for recall, edges in pairs
-    ]
+    return [_range(Share(recall, (edges[0], edges[1]))) if was_asked(edges) else "no photo" for recall, edges in pairs]
 
 
 def _pictures(run: Path, outcomes: Sequence[Outcome]) -> str:

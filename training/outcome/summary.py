@@ -16,7 +16,7 @@ from runtime.evaluation import ValidationSet, calibration_error, holm, paired_bo
 from runtime.spec import ModelSpec
 from training.network.classifier import PhotoClassifier, complete, load_checkpoint, reference_logits, require_own
 from training.outcome.evaluate import ClassScores, class_scores, macro_f1
-from training.run.records import Epoch, GradientNorm, HeldOutFigures, Interval, Share, read_csv, rounded
+from training.run.records import Epoch, GradientNorm, HeldOutFigures, Interval, Share, read_csv, read_history, rounded
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def read_outcome(folder: Path) -> Outcome:
     """Read a network's folder and run its checkpoint over the validation set. Raises BadModel on a damaged file."""
     model, spec = load_checkpoint(folder / "checkpoint.pt")
     require_own(folder / "checkpoint.pt")
-    validation = ValidationSet.load(folder / "validation.npz")
+    validation, last = ValidationSet.load(folder / "validation.npz"), spec.validation.get("last_epoch")
     return Outcome(
         run=folder.resolve().parent.name,
         network=folder.name,
@@ -157,7 +157,7 @@ def read_outcome(folder: Path) -> Outcome:
         logits=reference_logits(model, validation.images),
         parameters=sum(weights.numel() for weights in model.parameters()),
         multiply_adds=multiply_adds(model, spec.geometry.size),
-        history=read_csv(folder / "history.csv", Epoch, optional=("train_accuracy", "learning_rate")),
+        history=read_history(folder, last.get("epoch") if isinstance(last, dict) else None),  # not all versions told it
         gradients=_gradients(read_csv(folder / "gradients.csv", GradientNorm)),
         held_out=HeldOutFigures.from_record(spec.validation.get("held_out")),
     )

@@ -211,7 +211,7 @@ def _figures(judge: HeldOut, spec: ModelSpec, fitted: bool) -> HeldOutFigures:
         interval=right.interval,
         macro_f1=round(float(macro_f1), 4),
         calibration_error=round(calibration_error(calm, labels), 4),
-        # JSON has no NaN: of a class without a photo nothing is known, which its interval says
+        # JSON has no NaN: of a class without a photo nothing is known, see `runtime.evaluation.was_asked`
         recalls=tuple(recall.share if own.any() else 0.0 for recall, own in zip(recalls, members, strict=True)),
         recall_intervals=tuple(recall.interval for recall in recalls),
         reliability=tuple(reliability(calm, labels)),

@@ -1,8 +1,10 @@
 """What a run says of itself, and who reads it back: the validation in a checkpoint, `history.csv`, `gradients.csv`."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,6 +176,9 @@ def rounded(value: Any) -> Any:
 
 
 Row = TypeVar("Row", Epoch, GradientNorm)
+_LATER = ("train_accuracy", "learning_rate")  # columns that earlier versions did not write
+_COST = ("seconds", "photos_per_second")  # which every epoch has; losses and norms may overflow
+_ADVICE = "delete it for a report without it, or train again"
 
 
 def write_csv(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
@@ -184,26 +189,40 @@ def write_csv(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
-def read_csv(path: Path, kind: type[Row], optional: Sequence[str] = ()) -> list[Row]:
-    """The rows of a file; none where it is missing, NaN for an empty cell and for an `optional` column that it lacks.
+def read_history(folder: Path, last: Any = None) -> list[Epoch]:
+    """The rows of `history.csv`, of epochs from 1 to the `last` where that is known; see `read_csv`."""
+    path = folder / "history.csv"
+    rows = read_csv(path, Epoch)
+    epochs = [row.epoch for row in rows]
+    if path.is_file() and (epochs != [*range(1, len(rows) + 1)] or last not in (None, len(rows))):
+        raise BadModel(f"{path} has {len(rows)} rows, not one for each epoch from 1 to {last or 'the last'}; {_ADVICE}")
+    return rows
 
-    Raises BadModel on a damaged file.
+
+def read_csv(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a file; none where it is missing, NaN for an empty cell and for a column that earlier versions lack.
+
+    Raises BadModel on a damaged file, such as one that is cut short.
     """
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    columns = [field.name for field in fields(kind)]
-    for name in columns:
-        if rows and name not in rows[0] and name not in optional:
-            raise BadModel(f"{path} has no column {name}; delete it for a report without it, or train again")
+    text = path.read_bytes().decode("utf-8", "replace")
     try:
-        return [kind(**{name: _value(name, row.get(name)) for name in columns}) for row in rows]
-    except (ValueError, OverflowError) as error:
-        raise BadModel(f"{path} is damaged ({error}); delete it for a report without it, or train again") from None
+        rows = list(csv.DictReader(StringIO(text, newline="")))
+        for name in (field.name for field in fields(kind)):
+            if rows and name not in rows[0] and name not in _LATER:
+                raise BadModel(f"{path} has no column {name}; {_ADVICE}")
+        if not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
+            raise ValueError("its rows are not whole")
+        return [kind(**{field.name: _value(field.name, row.get(field.name)) for field in fields(kind)}) for row in rows]
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise BadModel(f"{path} is damaged ({error}); {_ADVICE}") from None
 
 
 def _value(name: str, cell: str | None) -> Any:
     if name == "layer":
         return cell
-    return int(float(cell or "nan")) if name == "epoch" else float(cell or "nan")
+    number = float(cell or "nan")
+    if name in _COST and not math.isfinite(number):
+        raise ValueError(f"{name} is {cell!r}")
+    return int(number) if name == "epoch" else number

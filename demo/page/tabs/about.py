@@ -15,7 +15,7 @@ from demo.service.engine import Engine
 from demo.service.queue import Serving
 from runtime.classifier import Classifier
 from runtime.errors import BadModel
-from runtime.evaluation import PHOTOS, confusion
+from runtime.evaluation import PHOTOS, confusion, was_asked
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 
@@ -178,7 +178,10 @@ def _reliability(spec: ModelSpec, language: str) -> str:
         return ""
     bins = [(f"{b['confidence']:.2f}", f"{b['accuracy']:.2f}", b["photos"]) for b in held["reliability"]]
     recalls = zip(spec.classes, held["recalls"], held["recall_intervals"], strict=True)
-    rows = [(name.replace("_", " "), f"{recall:.3f}", _between(interval)) for name, recall, interval in recalls]
+    rows = [
+        (name.replace("_", " "), *((f"{recall:.3f}", _between(interval)) if was_asked(interval) else ("–",)))
+        for name, recall, interval in recalls
+    ]
     return (
         f"<p>{say(language, 'reliability')}</p>"
         + table([say(language, head) for head in ("how_sure", "how_right", "count")], bins)
