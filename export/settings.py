@@ -92,8 +92,8 @@ class Foreign:
                 raise SajiError(f"{flag} {told} is of two scales; give red, green and blue by one")
         if white > 300 * max(std):
             raise SajiError(f"--std {max(std):g} is far below white, which is {white:g} by --scale; give one that fits")
-        if self.std and max(std) > 50 * max(mean) > 0:  # by itself it may be small, as of photos by night
-            raise SajiError(f"--mean {max(mean):g} is of another scale than --std {max(std):g}; give both by one")
         for flag, largest, most in (("--mean", max(mean), 1.01), ("--std", max(std), 10)):
             if largest > most * white:
                 raise SajiError(f"{flag} {largest:g} is above white, which is {white:g} by --scale; try --scale 1")
+        if self.std and max(std) > 50 * max(mean) > 0:  # by itself it may be small, as of photos by night
+            raise SajiError(f"--mean {max(mean):g} is of another scale than --std {max(std):g}; give both by one")
