@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime import golden, signature
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
-from runtime.backends.base import require_finite, require_own
+from runtime.backends.base import require_finite, require_here
 from runtime.candidate import Candidate
 from runtime.deployment import MOST_THREADS, Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
@@ -72,7 +72,8 @@ class Classifier:
         self.spec, self.backend, self.candidate, self.sha256 = spec, backend, candidate, sha256
         self.signer = signer
         self.reason, self.passed_over = reason, tuple(passed_over)
-        self._closed, self._calls, self._lock, self._process = False, 0, RLock(), os.getpid()
+        self._closed, self._calls, self._lock = False, 0, RLock()
+        self._opened_in = self._locked_in = os.getpid()
 
     @property
     def served_by(self) -> str:
@@ -114,7 +115,8 @@ class Classifier:
 
     def outputs(self, images: np.ndarray) -> np.ndarray:
         """As `logits`, with all that the model says of each photo side by side, see `runtime.spec.ModelSpec`."""
-        require_own(self._process)  # before the lock, which a thread that is not here may hold
+        require_here(self.backend)
+        self._use_own_lock()
         size = self.spec.geometry.size
         is_array = isinstance(images, np.ndarray)
         if not is_array or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
@@ -145,17 +147,20 @@ class Classifier:
     def close(self) -> None:
         """Take no more calls, and free the engine once those under way have their answers; again does nothing.
 
-        Nor does it in a fork, where the engine is not its own.
+        In a fork the engine, which is not its own, is left alone.
         """
-        if os.getpid() != self._process:
-            return
+        self._use_own_lock()
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._free_if_closed()
 
+    def _use_own_lock(self) -> None:
+        if self._locked_in != os.getpid():  # a fork: a thread that is not here may hold the lock
+            self._calls, self._lock, self._locked_in = 0, RLock(), os.getpid()
+
     def _free_if_closed(self) -> None:
-        if self._closed and not self._calls:
+        if self._closed and not self._calls and os.getpid() == self._opened_in:
             self.backend.close()
 
     def __reduce__(self) -> NoReturn:

@@ -96,10 +96,11 @@ class Backend(ABC):
     # Whether the precision can be read at every opening; where that takes a run of its own, only the gate reads it
     checks_at_opening = True
     where: Callable[[], AbstractContextManager[Any]] = nullcontext  # around all that the engine does: its device
+    answers_in_forks = False  # of the process that opened it, where it was idle at the fork; others wait for ever there
 
     def __init__(self, request: Request) -> None:
         """Open what was asked for and make sure that it computes in that precision."""
-        self.request, self._process = request, os.getpid()
+        self.request, self.calls, self.left_behind = request, set[object](), False
         _ENGINES.add(self)
         with self.at_work("opened"):
             self.open()
@@ -114,7 +115,8 @@ class Backend(ABC):
     @contextmanager
     def at_work(self, done: str) -> Iterator[None]:
         """Where an engine does something: what its library raises there comes out as SajiError, or Unavailable."""
-        require_own(self._process)
+        require_here(self)
+        self.calls.add(call := object())
         try:
             with self.where():
                 yield
@@ -129,6 +131,8 @@ class Backend(ABC):
             lines = (line.strip() for line in str(error).splitlines())  # OpenVINO begins with places in its code
             why = next((line for line in lines if line and not line.startswith("Exception from")), kind)[:160]
             raise SajiError(f"{what} ({why}); check it here with: make bench ARGS=--force") from error
+        finally:
+            self.calls.discard(call)
 
     @classmethod
     @abstractmethod
@@ -172,6 +176,7 @@ _ENGINES: WeakSet[Backend] = WeakSet()
 def _keep_engines() -> None:
     """In a fork, for ever: engines that are freed wait for their threads, which it lacks, and so would its end."""
     for engine in _ENGINES:
+        engine.left_behind = bool(engine.calls) or not engine.answers_in_forks
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
 
 
@@ -179,9 +184,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_engines)
 
 
-def require_own(process: int) -> None:
-    """Raise SajiError unless this is the process that opened an engine: a fork lacks its threads and waits for ever."""
-    if os.getpid() != process:
+def require_here(engine: Backend) -> None:
+    """Raise SajiError in a fork where an engine, which lacks its threads there, may wait for them for ever."""
+    if engine.left_behind:
         raise SajiError("an opened model cannot be used in a fork of its process; open it there with runtime.load")
 
 

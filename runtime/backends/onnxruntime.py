@@ -39,6 +39,7 @@ class OnnxRuntime(Backend):
     """
 
     title = "ONNX Runtime"
+    answers_in_forks = True
     checks_at_opening = False  # which takes a second session and a run of it
     provider_options: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
 
@@ -136,6 +137,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     """
 
     device = "cuda"
+    answers_in_forks = False
     where = staticmethod(first_gpu)
 
     def open(self) -> None:

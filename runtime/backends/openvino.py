@@ -24,6 +24,7 @@ class OpenVino(Backend):
     """
 
     title = "OpenVINO"
+    answers_in_forks = True
 
     @classmethod
     def check_available(cls, backend: str) -> None:
