@@ -100,7 +100,7 @@ class Backend(ABC):
 
     def __init__(self, request: Request) -> None:
         """Open what was asked for and make sure that it computes in that precision."""
-        self.request, self.calls, self.left_behind = request, set[object](), False
+        self.request, self.calls = request, set[object]()
         _ENGINES.add(self)
         with self.at_work("opened"):
             self.open()
@@ -171,12 +171,14 @@ class Backend(ABC):
 
 
 _ENGINES: WeakSet[Backend] = WeakSet()
+_LEFT_BEHIND: set[int] = set()  # in a fork: those that may wait for threads which it lacks
 
 
 def _keep_engines() -> None:
     """In a fork, for ever: engines that are freed wait for their threads, which it lacks, and so would its end."""
     for engine in _ENGINES:
-        engine.left_behind = bool(engine.calls) or not engine.answers_in_forks
+        if engine.calls or not engine.answers_in_forks:
+            _LEFT_BEHIND.add(id(engine))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
 
 
@@ -184,9 +186,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_engines)
 
 
-def require_here(engine: Backend) -> None:
+def require_here(engine: Any) -> None:
     """Raise SajiError in a fork where an engine, which lacks its threads there, may wait for them for ever."""
-    if engine.left_behind:
+    if id(engine) in _LEFT_BEHIND:
         raise SajiError("an opened model cannot be used in a fork of its process; open it there with runtime.load")
 
 
