@@ -83,6 +83,10 @@ def _tiff_as_shown(image: Any) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image, version: int, profile: bytes | None) -> Image.Image:
+    """A picture turned as its EXIF orientation says, as 8-bit sRGB on white, mode "RGB".
+
+    `profile` (ICC) says whose colours its numbers are; in preprocessing `version` 1 it is not heeded.
+    """
     image.load()  # first: Pillow turns a TIFF as it loads it, and then its orientation is gone
     turn = _TURNS.get(_orientation(image))
     upright = image if turn is None else image.transpose(turn)
