@@ -29,6 +29,7 @@ from runtime.classifier import Classifier
 from runtime.command_line import Parser, from_flags
 from runtime.errors import NotAsAsked, SajiError
 from runtime.nvidia import Driver, Gpu
+from runtime.receipt import Receipt, file_facts
 from runtime.spec import Geometry, ModelSpec
 from runtime.speed_ratio import compared, percentile, samples_needed
 
@@ -48,6 +49,8 @@ def test_what_the_rounds_do_not_show_is_inconclusive() -> None:
     assert compared([1.0] * 4, [5.0] * 4).verdict == "inconclusive"  # of so few rounds
     assert compared([1.0] * contestant.ROUNDS, [5.0] * contestant.ROUNDS).verdict == "faster"
     assert compared(DRIFT, 1.2 * DRIFT, paired=False).verdict == "inconclusive"  # two runs, each with its own drift
+    touching = compared([1.0] * 12, [0.5] * 6 + [1.0] * 6)
+    assert touching.high == 1 and touching.verdict == "inconclusive"
 
 
 def test_verdicts_hold_the_error_rate_they_claim() -> None:
@@ -55,6 +58,16 @@ def test_verdicts_hold_the_error_rate_they_claim() -> None:
     lots = np.random.default_rng(0)
     said = [compared(*lots.lognormal(0, 0.2, (2, 15))).verdict for _ in range(100)]
     assert sum(verdict in ("faster", "slower") for verdict in said) <= 10
+
+
+def test_a_row_has_the_figures_of_the_last_round(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"stands for a model")
+    candidate = Candidate("resnet34", "a.onnx", "ort-cpu", "fp32")
+    spec = ModelSpec("m", "resnet34", ("a", "b"), Geometry.for_size(32))
+    entrant = contestant.Contestant(candidate, tmp_path)
+    entrant.measurements["server", 1] = [scenarios.Measurement(figures={"rate": rate}) for rate in (1, 2, 3)]
+    receipt = Receipt(spec, file_facts(tmp_path, ["a.onnx"]), (candidate,), "0" * 64, {})
+    assert [row["rate"] for row in rows.rows_of(entrant, receipt, "benchmark", 1.0)] == [3]
 
 
 def test_a_percentile_is_given_only_where_the_sample_bounds_it() -> None:

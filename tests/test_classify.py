@@ -20,10 +20,11 @@ from PIL import Image
 import runtime
 from runtime import classify as verb
 from runtime.classifier import Prediction
-from runtime.classify import COLUMNS, Photos, classify, csv_row, in_order
+from runtime.classify import COLUMNS, Photos, _writer, classify, csv_row, in_order
 from runtime.errors import GateFailed, SajiError
 from runtime.files import sha256_file
 from runtime.rowfile import RowFile
+from runtime.spec import Geometry, ModelSpec, Rejection
 from runtime.terminal import printable
 
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
@@ -95,6 +96,17 @@ def test_lines_for_people_are_one_a_photo(run_here: Callable, folder: Path, monk
     head, *lines = run_here(folder)[0].splitlines()
     at = head.index("photo")
     assert len(lines) == 9 and all(line[at:].startswith(printable(str(folder))) for line in lines)
+
+
+@pytest.mark.parametrize("rejection", [None, Rejection("max_probability", 0.5)], ids=["sure", "may be unsure"])
+def test_columns_for_people_hold_the_longest_label_that_may_come(
+    rejection: Rejection | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    spec = ModelSpec("m", "resnet18", ("rendang", "pempek"), Geometry.for_size(32), rejection=rejection)
+    _writer("", spec, RowFile(None, "", COLUMNS, "us"))
+    longest = "not sure (perhaps rendang)" if rejection else "rendang"
+    assert capsys.readouterr().out.index("probability") == len(longest) + 2
 
 
 def test_the_progress_line_shows_only_where_it_disturbs_no_row(
@@ -180,6 +192,7 @@ JSON = '{"photo": "%s", "served_by": "us"}\n'
         ("csv", (ROW % "a" + ROW % "b").replace("\n", "\r")),
         ("csv", ROW % "a" + "\n" + ROW % "b"),
         ("csv", ROW % "a" + ROW[:9] % "b" + "\n"),
+        ("csv", ROW % "a" + ROW.replace("2.000", "") % "b"),
         ("json", JSON % "a" + JSON[:20] % "b" + "\n" + JSON % "c"),
         ("json", JSON % "a" + '{"photo": 1, "served_by": "us"}\n'),
         ("json", "\ufeff" + JSON % "a"),

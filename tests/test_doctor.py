@@ -215,6 +215,14 @@ def test_probes_load_cudas_libraries_without_pytorch_and_open_tensorrt(
     assert found == {"ort-cuda": None, "tensorrt": None, "tensorrt-rtx": "it ended its process by signal 6"}
 
 
+def test_a_fallback_is_named_by_what_runs_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = MagicMock()
+    fake.InferenceSession.return_value.get_providers.return_value = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    with pytest.raises(RuntimeError, match="falls back to CUDAExecutionProvider"):
+        probes.onnxruntime("TensorrtExecutionProvider")
+
+
 @pytest.mark.parametrize("answer", [-1.0, 1e-3, float("nan")])
 def test_a_library_that_computes_wrongly_is_not_to_be_trusted(answer: float) -> None:
     with pytest.raises(ArithmeticError, match=r"for max\(0, -1\), so nothing that it says"):

@@ -47,6 +47,21 @@ def test_every_file_keeps_the_contract(model: Path, file: str) -> None:
     assert not list(model.glob("*.data"))
 
 
+def test_a_dead_channel_of_a_scale_of_zero_divides_nothing_in_fp16() -> None:
+    graph = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 19]>
+        network (float[N, 3] images) => (float[N, 3] logits)
+        <float[3] scale = {0.0, 1e-7, 0.5}, int8[3] zero = {0, 0, 0}>
+        {
+            [normalised] normalised = Identity(images)
+            [quantised] quantised = QuantizeLinear <axis = 1> (normalised, scale, zero)
+            [last] logits = DequantizeLinear <axis = 1> (quantised, scale, zero)
+        }""")
+    precision._halve(graph)
+    [scale] = [onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer if tensor.name == "scale"]
+    assert scale.dtype == np.float16 and all(scale[:2] > 0) and all(scale[:2] < 1e-5) and scale[2] == 0.5
+
+
 def test_no_machine_path_travels_in_the_file(model: Path) -> None:
     here = str(Path(__file__).resolve().parent.parent).encode()
     for file in model.glob("*.onnx"):

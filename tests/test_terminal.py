@@ -8,11 +8,13 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import house
 import pytest
@@ -80,6 +82,14 @@ def test_a_table_fits_and_names_the_columns_that_it_left_out(columns: int, tty: 
         assert (name in head) != (name in note.partition(";")[0].split(", "))
 
 
+def test_columns_of_a_table_are_as_wide_as_markdown_asks() -> None:
+    head, dashes, line = markdown.markdown(["a", "b"], [["1", "2"]]).splitlines()
+    assert (head, dashes, line) == ("| a | b |", "| --- | ---: |", "| 1 | 2 |")
+    assert markdown.plain_table(["a", "b"], [["1", "2"]]) == "\n".join((head, dashes, line))
+    head, dashes, line = markdown.markdown(["a", "long"], [["1", "2"]], padded=True).splitlines()
+    assert (head, dashes, line) == ("| a   | long |", "| --- | ---: |", "| 1   |    2 |")
+
+
 def test_what_comes_first_is_shown_before_what_is_narrow(screen: Screen) -> None:
     stream = screen(60)
     terminal.show_table(HEAD, LINES, "llrrlr", ("accuracy", "photos/s"), None)
@@ -91,6 +101,17 @@ def test_a_pipe_gets_plain_text_in_any_encoding(monkeypatch: pytest.MonkeyPatch)
     said = house.python("-c", SHOWS, environment={"PYTHONIOENCODING": "ascii:backslashreplace", "COLUMNS": "80"})
     assert said.status == 0 and (said.out + said.err).isascii() and "\x1b" not in said.out + said.err
     assert said.out.startswith("| candidate") and said.err.startswith("\n== A heading\n")
+
+
+def test_a_pipe_gets_a_table_before_the_command_ends() -> None:
+    shows = SHOWS.partition('heading("')[0] + "show_table(HEAD, LINES, 'lr', (), None)\nsys.stdin.read()\n"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", shows], cwd=ROOT, text=True, **pipes) as child:
+        assert child.stdin and child.stdout
+        threading.Timer(60, child.kill).start()
+        assert child.stdout.readline().startswith("| candidate")
+        assert child.poll() is None
+        child.stdin.close()
 
 
 SHOWS = """
