@@ -23,7 +23,7 @@ comma := ,
 EXTRAS ?=
 as_set  = $(subst $() ,$(comma),$(sort $(subst $(comma), ,$(1))))
 override EXTRAS := $(call as_set,$(EXTRAS))
-# Another package index for PyTorch: its small CPU wheels, for a laptop without a GPU (see the README)
+# Another package index for PyTorch: its small CPU wheels, for a laptop without a GPU (docs/gpu.md)
 TORCH_INDEX ?=
 # What an empty record of earlier versions stands for
 BEFORE := cpu,openvino,tensorrt-rtx

@@ -47,9 +47,9 @@ class Candidate:
     @classmethod
     def from_values(cls, values: Any, origin: str = "") -> "Candidate":
         """A candidate from its JSON form; one of `runtime.files.DAMAGE` when it is none."""
-        # Version 0.1 wrote an empty object where there is nothing
+        # Earlier versions wrote an empty object where there is nothing
         candidate = as_record(cls, {name: value for name, value in values.items() if value != {}}, origin)
-        if candidate.verdict == "unjudged":  # what version 0.1 called it
+        if candidate.verdict == "unjudged":  # what earlier versions called it
             candidate = replace(candidate, verdict="unchecked")
         if candidate.verdict not in VERDICTS or candidate.precision not in GATES:
             raise ValueError(f"there is no verdict {candidate.verdict!r}, or no precision {candidate.precision!r}")

@@ -72,7 +72,7 @@ class Rejected:
 
     @classmethod
     def from_values(cls, values: Any, origin: str = "") -> "Rejected":
-        """One from its JSON form; version 0.1 wrote no cause, but the verdict into its reasons."""
+        """One from its JSON form; earlier versions wrote no cause, but the verdict into its reasons."""
         entry = as_record(cls, values, origin)
         cause = entry.cause or next((verdict for verdict in VERDICTS if f"verdict {verdict}" in entry.reason), "")
         return dataclasses.replace(entry, cause=cause)

@@ -279,7 +279,7 @@ def centred(logits: np.ndarray) -> np.ndarray:
     return logits - logits.mean(axis=1, keepdims=True)
 
 
-PHOTOS, EARLIER = "validation.npz", "judging.npz"  # the name until version 0.1
+PHOTOS, EARLIER = "validation.npz", "judging.npz"  # the name in earlier versions
 OPTIONAL = ("logits", "scenes", "familiarity")  # arrays that a validation set may lack
 
 
@@ -287,8 +287,8 @@ OPTIONAL = ("logits", "scenes", "familiarity")  # arrays that a validation set m
 class ValidationSet:
     """The preprocessed validation photos: uint8 `[N, S, S, 3]` RGB, labels int64 `[N]`, names, reference logits.
 
-    `scenes` is a number per photo that shots of one scene share; None in files of saji 0.1. `familiarity` float32 `[N]`
-    is the reference's second output, where it has one.
+    `scenes` is a number per photo that shots of one scene share; None in files of earlier versions. `familiarity`
+    float32 `[N]` is the reference's second output, where it has one.
     """
 
     images: np.ndarray

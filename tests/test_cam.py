@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from conftest import ROOT
 from PIL import Image, ImageDraw
 from test_demo import colour_classifier, serving_of
 from test_foreign import foreign
@@ -162,6 +164,17 @@ def test_a_map_that_does_not_pass_is_not_shipped(tmp_path: Path) -> None:
     assert validation.logits is not None
     checks, _ = write_heatmap(tmp_path, SPEC, replace(validation, logits=validation.logits[:, ::-1]), silent)
     assert checks[0].verdict == "fail" and checks[0].reasons and not (tmp_path / FILE).exists()
+
+
+def test_the_documents_example_lays_the_map_over_a_photo(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [snippet] = re.findall(r"```python\n([^`]*Heatmap[^`]*)```", (ROOT / "docs" / "serve.md").read_text("utf-8"))
+    shutil.copytree(model, tmp_path / "artifacts" / "models" / "resnet34")
+    Image.new("RGB", (70, 50), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    assert Image.open("looked_at.png").size == (70, 50)
 
 
 def test_the_receipt_lists_the_map_and_nothing_else_is_opened(model: Path, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def _by_scenario(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _cells(rows: list[Row]) -> tuple[list[str], list[list[str]], str]:
     """Head, lines and alignment of the table of one scenario."""
-    scenario = SCENARIOS.get(rows[0]["scenario"], SCENARIOS["single-stream"])  # rows of version 0.1 describe it instead
+    # Rows of earlier versions describe it instead
+    scenario = SCENARIOS.get(rows[0]["scenario"], SCENARIOS["single-stream"])
     rows = sorted(rows, key=lambda row: (row["batch"], scenario.slowness(row)))
     middle = scenario.columns(rows) if scenario.columns else _latency_columns(rows)
     columns: list[Column] = [("candidate", lambda row: row["candidate"]), *middle, *_about(rows)]

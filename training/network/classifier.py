@@ -197,7 +197,7 @@ def _with_versions(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Map
 
 
 def complete(folder: Path) -> bool:
-    """Whether a network's folder has a checkpoint and its validation set, which was judging.npz until version 0.1."""
+    """Whether a network's folder has a checkpoint and its validation set, in earlier versions judging.npz."""
     photos = (folder / "validation.npz", folder / "judging.npz")
     return (folder / "checkpoint.pt").is_file() and any(path.is_file() for path in photos)
 

@@ -26,7 +26,7 @@ def finished(
     folder: Path, architecture: str, recipe: Recipe, fingerprint: str
 ) -> tuple[PhotoClassifier, ModelSpec] | None:
     """What a run's folder holds if it is this very run and complete, else None."""
-    # They stay where this run was interrupted; until version 0.1 all runs had the same
+    # They stay where this run was interrupted; in earlier versions all runs had the same
     states = state_file(folder, architecture, recipe, fingerprint), folder / "last.ckpt"
     whole = complete(folder) and (folder / "calibration.npz").is_file()
     if not whole or any(state.exists() for state in states):
