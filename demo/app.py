@@ -17,7 +17,7 @@ if not __package__:  # run as a plain path: Python put demo/ first, where our na
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
-from demo.service.network import Way, addresses, everywhere, invite, new_token
+from demo.service.network import Way, addresses, everywhere, hosts_of, invite, new_token
 from demo.service.proxies import LOOPBACK, Network, networks_of, require_path
 from demo.starter import to_serve
 from runtime.classifier import Classifier, load
@@ -145,9 +145,9 @@ def _give_up_after(seconds: float) -> None:
 
 
 def _way(host: str, port: int, arguments: argparse.Namespace) -> Way:
-    hosts = addresses() if arguments.lan and not arguments.host else [host]
+    hosts = hosts_of(host) if arguments.lan else (host,)
     token = arguments.token.strip() or (new_token() if arguments.lan else "")
-    return Way(tuple(hosts), port, token, "https" if arguments.https else "http")
+    return Way(hosts, port, token, "https" if arguments.https else "http")
 
 
 def _certificate(way: Way, folder: Path) -> Path:

@@ -178,6 +178,30 @@ def test_one_socket_takes_ipv4_and_ipv6_and_a_taken_port_is_one_sentence(monkeyp
         app.listen("::", taken.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("", "10.0.0.5"),
+        ("0", "10.0.0.5"),
+        ("::", "10.0.0.5"),
+        ("10.0.0.5", "10.0.0.5"),
+        ("my.lan", "my.lan"),
+        ("fd00::2", "[fd00::2]"),
+    ],
+)
+def test_the_link_of_lan_is_one_that_a_phone_opens(
+    host: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an address that means all of this machine's as of none, and of a name; no other is told that is not open."""
+    machine_with(monkeypatch, "10.0.0.5", eth0="10.0.0.5", docker0="172.17.0.1")
+    monkeypatch.setattr("sys.argv", ["demo", "--lan", "--host", host])
+    arguments = app._arguments()
+    network.invite(app._way(app._host(arguments), 7860, arguments), secret=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"open: http://{told}:7860/?token=" in said
+    assert ("works with 172.17.0.1, 127.0.0.1 in place" in said) == (host in ("", "0", "::"))
+
+
 # The certificate
 
 

@@ -1,7 +1,6 @@
 """HTTPS without an authority: a certificate that this machine makes for its own addresses, and keeps."""
 
 import datetime
-import ipaddress
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from demo.service.network import address_of
 from runtime.errors import SajiError
 from runtime.files import replacing
 
@@ -72,10 +72,8 @@ def _does(file: Path, kept: x509.Certificate, host: str) -> bool:
 
 
 def _name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    address = address_of(host)
+    return x509.IPAddress(address) if address else x509.DNSName(host)
 
 
 def _made(hosts: Sequence[str]) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
