@@ -1,7 +1,6 @@
 """`python demo/app.py`: the page in a browser and the HTTP API, served by what `deployment.json` chose."""
 
 import argparse
-import importlib.util
 import os
 import shutil
 import signal
@@ -16,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from demo.service.libraries import require_libraries
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from demo.service.network import Way, addresses, everywhere, hosts_of, invite, new_token
 from demo.service.proxies import LOOPBACK, Network, networks_of, require_path
 from demo.starter import to_serve
 from runtime.classifier import Classifier, load
 from runtime.command_line import Parser, add_gpu, add_require_signature, exit_with_one_sentence
-from runtime.errors import SajiError, missing_extra
+from runtime.errors import SajiError
 from runtime.terminal import say
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def main() -> None:
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
     proxies = networks_of(arguments.trusted_proxy or LOOPBACK)
-    for library in ("gradio", "prometheus_client", "segno", "cryptography"):
-        if importlib.util.find_spec(library) is None:
-            raise missing_extra(library, "demo")
+    require_libraries()
     from demo.service.guard import Hosts
     from demo.service.queue import Serving
     from demo.service.tokens import Token

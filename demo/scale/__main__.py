@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.scale import rollout
+from demo.service.libraries import require_libraries
 from demo.service.limits import Limits, bounds, flag_of
 from demo.service.proxies import LOOPBACK, networks_of, require_path
 from demo.starter import to_serve
@@ -24,9 +25,9 @@ DROP = 0.01  # accuracy that an update may cost, as `runtime.choice.Policy` has 
 def main() -> None:
     """Read the command line, then start or update a fleet."""
     arguments = _arguments()
-    for library, extra in (("ray", "scale"), ("gradio", "demo"), ("prometheus_client", "demo")):
-        if importlib.util.find_spec(library) is None:
-            raise missing_extra(library, extra)
+    if importlib.util.find_spec("ray") is None:
+        raise missing_extra("ray", "scale")
+    require_libraries()
     if arguments.write_config:
         return write(arguments)
     if arguments.update or arguments.rollback:
