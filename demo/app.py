@@ -52,7 +52,8 @@ def main() -> None:
 
     # What is wrong with them should be said at once
     Token(arguments.token)
-    Hosts(names=arguments.allow_host)
+    host = _host(arguments)
+    Hosts(host, arguments.allow_host)
 
     def chosen() -> Path:
         return arguments.deployment or to_serve(arguments.out, arguments.serve)
@@ -60,7 +61,6 @@ def main() -> None:
     def open_classifier(path: Path, **others: Any) -> Classifier:
         return load(path, **{"threads": arguments.threads, "streams": max(1, arguments.workers), **others})
 
-    host = _host(arguments)
     workers = arguments.workers or bool(arguments.threads)  # who gives each call its threads means them
     with (
         listen(host, arguments.port) as listener,  # first: a port that is taken is told before anything takes time
@@ -89,7 +89,7 @@ def _in_full(host: str) -> str:
     """An address of IPv4, which may be written in short, as 0 or 127.1; a name as it is."""
     try:
         return socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
+    except (OSError, UnicodeError):
         return host
 
 

@@ -223,6 +223,23 @@ def test_the_certificate_is_kept_for_its_owner_alone_and_made_anew_when_it_no_lo
     assert certificate_for(["192.168.7.7"], first.file.parent).fingerprint != late.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [
+        ("my_own.lan.", "my_own.lan"),
+        ("xn--caf-dma.lan", "xn--caf-dma.lan"),
+        ("FD00:0::2", "fd00::2"),
+        ("fe80::1%eth0", "fe80::1"),
+    ],
+)
+def test_a_certificate_names_a_host_as_browsers_look_for_it(host: str, named: str, tmp_path: Path) -> None:
+    made = certificate_for([host], tmp_path)
+    read = x509.load_pem_x509_certificate(made.file.read_bytes())
+    names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert next(str(name.value) for name in names) == named
+    assert certificate_for([host], tmp_path) == made, "its fingerprint is another at each start"
+
+
 def test_a_certificate_that_cannot_be_kept_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "https").write_text("a file is in the way")
     with pytest.raises(SajiError, match="--https"):

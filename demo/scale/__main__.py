@@ -85,6 +85,8 @@ def change(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The values of `demo.scale.settings.Settings`. Raises SajiError for what cannot be."""
+    from demo.service.guard import Hosts
+
     if min(arguments.replicas) < 1 or len(arguments.replicas) > 2 or arguments.replicas != sorted(arguments.replicas):
         raise SajiError("--replicas takes how many, or the fewest and the most, such as: --replicas 2 8")
     shares = arguments.cpus, arguments.gpus
@@ -92,6 +94,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         raise SajiError("--cpus and --gpus take a share of one, such as 0.5, or a whole number; of cores more than 0")
     limits = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     Limits(**limits)
+    Hosts(arguments.host, arguments.allow_host)
     networks_of(arguments.trusted_proxy)
     require_path(arguments.root_path)
     return {

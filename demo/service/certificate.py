@@ -68,12 +68,13 @@ def _does(file: Path, kept: x509.Certificate, host: str) -> bool:
         names = kept.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ssl.SSLError, ValueError, x509.ExtensionNotFound):
         return False
-    return host in [str(name.value) for name in names] and _now() <= kept.not_valid_after_utc - LEFT
+    return _name(host) in names and _now() <= kept.not_valid_after_utc - LEFT
 
 
 def _name(host: str) -> x509.GeneralName:
-    address = address_of(host)
-    return x509.IPAddress(address) if address else x509.DNSName(host)
+    """As browsers look for it: without the zone of an address, and without the dot that may end a name."""
+    address = address_of(host.partition("%")[0])
+    return x509.IPAddress(address) if address else x509.DNSName(host.removesuffix("."))
 
 
 def _made(hosts: Sequence[str]) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:

@@ -67,8 +67,8 @@ class Hosts:
     """
 
     def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
-        self._allowed = set(map(_as_sent, names))
-        self._own = self._allowed | {listening.lower(), "localhost"}
+        self._allowed = {_as_sent(name, "--allow-host") for name in names}
+        self._own = self._allowed | {_as_sent(listening, "--host"), "localhost"}
         address = address_of(listening)
         self._numbers = address is not None and address.is_unspecified
         self.loopback_only = listening == "localhost" or (address is not None and address.is_loopback)
@@ -89,13 +89,13 @@ class Hosts:
         return bool(site) and (site == host.lower() or name in self._allowed)
 
 
-def _as_sent(name: str) -> str:
-    """A name that was allowed as the headers of browsers have it. Raises SajiError."""
+def _as_sent(name: str, flag: str) -> str:
+    """A name that was typed behind `flag` as the headers of browsers have it. Raises SajiError."""
     address = address_of(name)
     sent = str(address) if address else name if name == ANY else _name_of(name)
     if not sent:
         like = "give one like food.example, and xn--caf-dma.example for café.example"
-        raise SajiError(f"--allow-host {name} is no name as browsers send it; {like}")
+        raise SajiError(f"{flag} {name} is no name as browsers send it; {like}")
     return sent
 
 
