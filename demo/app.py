@@ -20,6 +20,7 @@ from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
 from demo.service.network import Way, addresses, everywhere, hosts_of, invite, new_token
 from demo.service.proxies import LOOPBACK, Network, networks_of, require_path
 from demo.starter import to_serve
+from runtime.candidate import AT_ONCE
 from runtime.classifier import Classifier, load
 from runtime.command_line import Parser, add_gpu, add_require_signature, exit_with_one_sentence
 from runtime.errors import SajiError
@@ -210,7 +211,8 @@ def _arguments() -> argparse.Namespace:
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
     what = "photos that the engine works on at a time (0: one with all cores, or with one core each while others wait)"
     add("--workers", type=int, default=0, help=what)
-    add("--batch", type=int, default=1, help="waiting photos that go through together; the gate checked 1 (1)")
+    what = f"waiting photos that go through together; the gate checks 1 and {AT_ONCE} (1)"
+    add("--batch", type=int, default=1, help=what)
     for bound in bounds():
         what = f"{bound.metadata['what']} ({bound.default:,})"
         add(flag_of(bound), dest=f"max_{bound.name}", type=int, default=bound.default, help=what)
