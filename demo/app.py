@@ -1,7 +1,6 @@
 """`python demo/app.py`: the page in a browser and the HTTP API, served by what `deployment.json` chose."""
 
 import argparse
-import importlib.util
 import os
 import shutil
 import signal
@@ -16,13 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if not __package__:  # run as a plain path: Python put demo/ first, where our names would shadow libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from demo.service.libraries import require_libraries
 from demo.service.limits import PHOTO_FORMATS, Limits, bounds, flag_of
-from demo.service.network import Way, addresses, everywhere, invite, new_token
+from demo.service.network import Way, addresses, everywhere, hosts_of, invite, new_token
 from demo.service.proxies import LOOPBACK, Network, networks_of, require_path
 from demo.starter import to_serve
+from runtime.candidate import AT_ONCE
 from runtime.classifier import Classifier, load
 from runtime.command_line import Parser, add_gpu, add_require_signature, exit_with_one_sentence
-from runtime.errors import SajiError, missing_extra
+from runtime.errors import SajiError
 from runtime.terminal import say
 
 if TYPE_CHECKING:
@@ -45,16 +46,15 @@ def main() -> None:
     numbers = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     limits = Limits(**numbers, all_formats=arguments.all_formats)
     proxies = networks_of(arguments.trusted_proxy or LOOPBACK)
-    for library in ("gradio", "prometheus_client", "segno", "cryptography"):
-        if importlib.util.find_spec(library) is None:
-            raise missing_extra(library, "demo")
+    require_libraries()
     from demo.service.guard import Hosts
     from demo.service.queue import Serving
     from demo.service.tokens import Token
 
     # What is wrong with them should be said at once
     Token(arguments.token)
-    Hosts(names=arguments.allow_host)
+    host = _host(arguments)
+    Hosts(host, arguments.allow_host)
 
     def chosen() -> Path:
         return arguments.deployment or to_serve(arguments.out, arguments.serve)
@@ -62,7 +62,6 @@ def main() -> None:
     def open_classifier(path: Path, **others: Any) -> Classifier:
         return load(path, **{"threads": arguments.threads, "streams": max(1, arguments.workers), **others})
 
-    host = _host(arguments)
     workers = arguments.workers or bool(arguments.threads)  # who gives each call its threads means them
     with (
         listen(host, arguments.port) as listener,  # first: a port that is taken is told before anything takes time
@@ -91,7 +90,7 @@ def _in_full(host: str) -> str:
     """An address of IPv4, which may be written in short, as 0 or 127.1; a name as it is."""
     try:
         return socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
+    except (OSError, UnicodeError):
         return host
 
 
@@ -145,9 +144,9 @@ def _give_up_after(seconds: float) -> None:
 
 
 def _way(host: str, port: int, arguments: argparse.Namespace) -> Way:
-    hosts = addresses() if arguments.lan and not arguments.host else [host]
+    hosts = hosts_of(host) if arguments.lan else (host,)
     token = arguments.token.strip() or (new_token() if arguments.lan else "")
-    return Way(tuple(hosts), port, token, "https" if arguments.https else "http")
+    return Way(hosts, port, token, "https" if arguments.https else "http")
 
 
 def _certificate(way: Way, folder: Path) -> Path:
@@ -212,7 +211,8 @@ def _arguments() -> argparse.Namespace:
     add("--threads", type=int, default=0, help="threads of the engine (0: all cores)")
     what = "photos that the engine works on at a time (0: one with all cores, or with one core each while others wait)"
     add("--workers", type=int, default=0, help=what)
-    add("--batch", type=int, default=1, help="waiting photos that go through together; the gate checked 1 (1)")
+    what = f"waiting photos that go through together; the gate checks 1 and {AT_ONCE} (1)"
+    add("--batch", type=int, default=1, help=what)
     for bound in bounds():
         what = f"{bound.metadata['what']} ({bound.default:,})"
         add(flag_of(bound), dest=f"max_{bound.name}", type=int, default=bound.default, help=what)

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import platform
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from runtime.backends import distributions
 from runtime.machine import Machine, machine, output_of, usable_cores
 
-__all__ = ["Machine", "commit", "machine", "stamp", "usable_cores", "versions"]
+__all__ = ["Machine", "commit", "machine", "saji_version", "stamp", "usable_cores", "versions"]
 
 # Beside the backends' own
 _LIBRARIES = "numpy pillow torchvision onnx nncf gradio opencv-python-headless scikit-learn"
@@ -25,6 +26,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return installed
+
+
+def saji_version() -> str:
+    """The version of saji that runs: of its package, or of the checkout."""
+    try:
+        return metadata.version("saji")
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def commit() -> tuple[str | None, bool]:

@@ -1,5 +1,6 @@
 """Photos are decoded in processes that may hang, swell and crash, and nobody else notices."""
 
+import errno
 import io
 import os
 import signal
@@ -16,6 +17,7 @@ from test_strangers_costs import progressive
 from demo.service import decoding
 from demo.service.decoders import Decoders
 from demo.service.limits import Limits
+from demo.service.pipes import PIPE_BYTES
 from demo.service.problem import Problem
 from runtime.preprocess import pixels
 from runtime.spec import Geometry
@@ -135,6 +137,24 @@ def test_a_decoder_that_cannot_start_is_not_laid_to_the_photo(
         assert not decoders.failing and decoders.pixels(DISH, GEOMETRY)[0].any()
         decoders.close()
         decoders = Decoders(BOUNDS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has pipes of a chosen size")
+def test_decoders_start_where_a_users_pipes_are_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux bounds them together: those of some thirty decoders, whichever of his containers they are in."""
+    import fcntl
+
+    sizes = []
+
+    def refuse(pipe: int, command: int, size: int = 0) -> int:
+        sizes.append(size)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    decoders = Decoders(BOUNDS)
+    assert decoders.pixels(DISH, GEOMETRY)[0].any() and not decoders.failing
+    assert sizes == [PIPE_BYTES] * 2
+    decoders.close()
 
 
 @pytest.mark.parametrize(

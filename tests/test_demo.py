@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +23,10 @@ from conftest import PATIENCE
 from PIL import Image
 
 from demo import app
+from demo.service.libraries import LIBRARIES
 from demo.service.limits import Limits
+from lab.gpu_check import serving as gpu_check
+from lab.gpu_check.step import Place
 from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment, Measured, Rejected
@@ -334,13 +338,30 @@ def deployed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_missing_gradio_is_said_with_the_line_that_installs_it(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "load", lambda path, **options: colour_classifier())
-    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(deployed), "--port", "0"])
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "demo.page.frame", raising=False)
-    with pytest.raises(Unavailable, match=r"gradio is not installed.*\[demo\]"):
-        app.main()
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_missing_library_is_said_with_the_line_that_installs_it(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the demo, and by the step of the GPU check that starts it and would else be called a failure."""
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path)])
+    monkeypatch.setitem(sys.modules, library, None)
+    for serve in (app.main, lambda: next(gpu_check.demo(Place(tmp_path, 32, 60)))):
+        with pytest.raises(Unavailable, match=rf"{library} is not installed.*\[demo\]"):
+            serve()
+
+
+def test_a_checkout_that_is_not_installed_serves_under_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from demo.service.api import build_api
+
+    def none_of(name: str) -> metadata.Distribution:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", none_of)
+    with serving_of(colour_classifier(), tmp_path) as serving:
+        version = build_api(serving).version
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_an_examples_folder_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 import runtime
 from lab.claims.speed import KEPT
+from lab.load.experiments import LONE_SHARE
 from lab.tables import capacity, gate
 from lab.tables.documents import refreshed
 from lab.tables.gate import kind, trials
@@ -250,6 +251,13 @@ def test_the_service_bears_what_it_is_to_bear() -> None:
     overload = last["overload"]
     assert overload["clients"] >= 10 * last["clients"]["clients"] and overload["recovered_seconds"] < 2
     assert overload["accepted"]["max_ms"] < 1000 * overload["bound_seconds"] and overload["broken"] == 0
+
+
+def test_what_the_queue_costs_is_told_as_it_was_measured() -> None:
+    told = " ".join((ROOT / "docs" / "load.md").read_text(encoding="utf-8").split())
+    rows = [row for name in ("load", "load_vnni") for row in read_rows(ROOT / "results" / f"{name}.jsonl")]
+    reached = [row["ratio"] for row in rows if row["part"] == "queue" and row["ratio"] >= LONE_SHARE]
+    assert f"({LONE_SHARE}×), which none of the rows below reaches" in told and not reached
 
 
 @pytest.mark.parametrize("command", ["training", "export", "runtime", "demo"])

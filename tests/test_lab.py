@@ -90,6 +90,20 @@ def test_networks_are_a_table_from_the_first_row_on() -> None:
     assert "2 networks were tried" in text
 
 
+def test_how_the_service_did_in_a_container_is_told_whatever_it_answered() -> None:
+    from lab.tables.claims import containers
+
+    ended = {"seconds": 1.0, "status": 143}
+    row = {"what": "service", "memory_limit_mib": 512, "cores_limit": 1, "ready_seconds": 6.0, "peak_memory_mib": 382.0}
+    row |= {"stop_serving": ended, "stop_starting": ended, "commit": "abc"}
+    row |= {"machine_cores": 2, "machine_cpu": "X", "machine_cpu_features": ["avx2"]}
+    well = containers([{**row, "statuses": {"200": 300}, "left_unreaped": 0}])
+    assert "300 photos, some of 20 MB, were answered with status 200; the" in well and "left no zombie." in well
+    badly = containers([{**row, "statuses": {"200": 298, "503": 2}, "left_unreaped": 2}])
+    assert "300 photos, some of 20 MB, were answered with status 200 (298), 503 (2);" in badly
+    assert "left 2 zombies." in badly
+
+
 def change(before: str, after: str, outcome: str) -> Any:
     """An outcome as cosmic-ray has it."""
     diff = f"--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-    {before}\n+    {after}\n"

@@ -178,6 +178,30 @@ def test_one_socket_takes_ipv4_and_ipv6_and_a_taken_port_is_one_sentence(monkeyp
         app.listen("::", taken.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("", "10.0.0.5"),
+        ("0", "10.0.0.5"),
+        ("::", "10.0.0.5"),
+        ("10.0.0.5", "10.0.0.5"),
+        ("my.lan", "my.lan"),
+        ("fd00::2", "[fd00::2]"),
+    ],
+)
+def test_the_link_of_lan_is_one_that_a_phone_opens(
+    host: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an address that means all of this machine's as of none, and of a name; no other is told that is not open."""
+    machine_with(monkeypatch, "10.0.0.5", eth0="10.0.0.5", docker0="172.17.0.1")
+    monkeypatch.setattr("sys.argv", ["demo", "--lan", "--host", host])
+    arguments = app._arguments()
+    network.invite(app._way(app._host(arguments), 7860, arguments), secret=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"open: http://{told}:7860/?token=" in said
+    assert ("works with 172.17.0.1, 127.0.0.1 in place" in said) == (host in ("", "0", "::"))
+
+
 # The certificate
 
 
@@ -197,6 +221,23 @@ def test_the_certificate_is_kept_for_its_owner_alone_and_made_anew_when_it_no_lo
     assert late.fingerprint != moved.fingerprint
     late.file.write_text("damaged")
     assert certificate_for(["192.168.7.7"], first.file.parent).fingerprint != late.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [
+        ("my_own.lan.", "my_own.lan"),
+        ("xn--caf-dma.lan", "xn--caf-dma.lan"),
+        ("FD00:0::2", "fd00::2"),
+        ("fe80::1%eth0", "fe80::1"),
+    ],
+)
+def test_a_certificate_names_a_host_as_browsers_look_for_it(host: str, named: str, tmp_path: Path) -> None:
+    made = certificate_for([host], tmp_path)
+    read = x509.load_pem_x509_certificate(made.file.read_bytes())
+    names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert next(str(name.value) for name in names) == named
+    assert certificate_for([host], tmp_path) == made, "its fingerprint is another at each start"
 
 
 def test_a_certificate_that_cannot_be_kept_is_one_sentence(tmp_path: Path) -> None:

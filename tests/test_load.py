@@ -120,6 +120,9 @@ def test_rows_of_every_part_say_what_was_measured_and_make_the_table(
     text = table(rows)
     assert "15 against 20 photos/s; p95 20 ms, p99 31 ms" in text and "0.75× (0.70–0.80)" in text
     assert "67 % were refused with 429" in text and "(+0.0 %)" in text and "| 2 × 1, 8 |" in text
+    assert "refused with 429, p99 1 ms; of those let in, p99 1 ms; the slowest took 1 ms of the 30 s" in text
+    few = [row | {"accepted": clients.latencies([1.0] * 9)} for row in rows if row["part"] == "overload"]
+    assert "of those let in, too few were timed for a p99; the slowest took 1 ms of the 30 s" in table(few)
     some = table([row for row in rows if row["part"] != "memory"])  # while the others are still to be measured
     assert "were refused" in some and "Memory over" not in some
 

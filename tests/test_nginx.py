@@ -207,6 +207,19 @@ def test_one_address_has_eight_photos_on_their_way(client: httpx.Client, address
     assert client.post("/v1/classify", content=photo()).status_code == 200
 
 
+@pytest.mark.parametrize("service", [alone], ids=["alone"], indirect=True)
+def test_what_an_address_has_open_on_the_page_is_none_of_its_eight_photos(client: httpx.Client, address: str) -> None:
+    """Such as an office; and its photos are among the hundred that it has in all."""
+    page = SLOW.replace(b"v1/classify", b"gradio_api/upload")
+    with ExitStack() as slow:
+        for _ in range(8):
+            slow.enter_context(sending(address, page))
+        assert client.post("/v1/classify", content=photo()).status_code == 200
+        for _ in range(92):
+            slow.enter_context(sending(address, page))
+        assert client.post("/v1/classify", content=photo()).status_code == 429
+
+
 def test_one_address_has_a_burst_of_requests(service: str, tmp_path: Path) -> None:
     with nginx_before(service, tmp_path, "1r/s") as address, httpx.Client(verify=False, timeout=PATIENCE) as client:
         statuses = Counter(client.get(f"{address}/healthz").status_code for _ in range(300))

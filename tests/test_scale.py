@@ -57,6 +57,16 @@ def test_numbers_of_replicas_that_cannot_be_are_refused(monkeypatch: pytest.Monk
 
 
 @needs_ray
+@pytest.mark.parametrize("flag", ["--host", "--allow-host"])
+def test_a_name_that_no_browser_sends_is_refused_before_a_fleet_starts(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, flag, "café.example")
+    with pytest.raises(SajiError, match=f"{flag} café.example is no name as browsers send it"):
+        scale.main()
+
+
+@needs_ray
 @pytest.mark.parametrize("share", [("--cpus", "0"), ("--cpus", "1.5"), ("--gpus=-1",), ("--gpus", "1.5")])
 def test_shares_of_a_node_that_ray_does_not_give_are_refused(
     monkeypatch: pytest.MonkeyPatch, share: tuple[str, ...]

@@ -1,5 +1,6 @@
 """The service: photos in, labels out; what is refused is refused in one sentence, and the next request is served."""
 
+import asyncio
 import base64
 import io
 import itertools
@@ -31,6 +32,9 @@ from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment
 from demo import app
 from demo.service.decoders import Decoders
 from demo.service.limits import Limits, bounds, flag_of
+from demo.service.queue import Serving
+from runtime.classifier import Classifier
+from runtime.deployment import Deployment
 from runtime.errors import SajiError
 from runtime.files import sha256_file
 from runtime.spec import Geometry
@@ -559,6 +563,42 @@ def test_a_broken_deployment_is_refused_and_the_old_one_serves(
         wait_until(lambda: "deployment refused" in caplog.text)
         assert post(address).status_code == 200
         assert httpx.get(f"{address}/v1/model").json()["served_by"] == CANDIDATE.name
+
+
+def test_of_a_deployment_that_is_refused_nothing_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of its two engines, where the second has no answer."""
+    opened = []
+
+    def open_one(path: Path, **options: Any) -> Classifier:
+        opened.append(colour_classifier())
+        if len(opened) % 2 == 0:
+            monkeypatch.setattr(opened[-1], "outputs", lambda images: images / None)
+        return opened[-1]
+
+    monkeypatch.setattr("demo.service.engine.usable_cores", lambda: 2)
+    deployment().write(tmp_path / "deployment.json")
+    with pytest.raises(TypeError):
+        Serving(tmp_path / "deployment.json", open_one, SMALL, workers=0)
+    assert [classifier._closed for classifier in opened] == [True, True]
+
+
+def test_a_deployment_that_is_replaced_while_it_is_opened_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, fresh = Deployment.read, replace(deployment(), reason="chosen again")
+
+    def read_and_replace(path: Path) -> Deployment:
+        try:
+            return read(path)
+        finally:
+            fresh.write(path)
+
+    monkeypatch.setattr(Deployment, "read", read_and_replace)
+    with serving_of(colour_classifier(), tmp_path, SMALL) as serving:
+        serving._open_classifier = lambda path: colour_classifier()
+        assert serving.engine.deployment != fresh
+        asyncio.run(serving.reload())
+        assert serving.engine.deployment == fresh
 
 
 @pytest.mark.usefixtures("impatient")

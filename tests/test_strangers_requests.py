@@ -152,6 +152,18 @@ def test_a_name_that_no_browser_sends_is_refused_at_start(name: str, monkeypatch
         app.main()
 
 
+@pytest.mark.parametrize("name", ["https://a.example/", "größe.example", "a b", "caf\udce9.lan"])
+def test_neither_is_one_listened_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose visitors would all be refused, and for which no certificate can be made."""
+    monkeypatch.setattr("sys.argv", ["demo", "--https", "--host", name])
+    with pytest.raises(SajiError, match=r"--host .* is no name as browsers send it"):
+        app.main()
+
+
+def test_an_address_is_listened_on_however_it_is_spelled() -> None:
+    assert Hosts("FD00:0::2").serves("[fd00::2]:7860") and Hosts("My.Lan").serves("my.lan:7860")
+
+
 def test_where_any_name_is_let_in_a_page_of_another_one_is_not() -> None:
     """Though a proxy may leave out the port, and a client of HTTP/1.0 the name."""
     hosts = Hosts(names=["*"])

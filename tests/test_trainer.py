@@ -21,6 +21,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import nn
 
+from runtime.environment import saji_version
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import ValidationSet
 from runtime.files import alone
@@ -40,7 +41,7 @@ from training.run.batches import EpochSampler, TrainPhotos, share_of
 from training.run.fitting import Fitting, Teacher, distillation
 from training.run.history import History, Kept
 from training.run.resume import finished, state_file
-from training.run.train import Place, _check_teacher, _processes, _trainer, saji_version, train
+from training.run.train import Place, _check_teacher, _processes, _trainer, train
 
 TINY = Recipe(image_size=32, epochs=3, batch_size=16, warmup_epochs=1, precision="fp32", calibration_photos=20)
 

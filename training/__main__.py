@@ -158,11 +158,12 @@ def _on_one_gpu(command: Command) -> Command:
 
 def _train_one(architecture: str, data: "Data", recipe: Recipe, command: Command, run: Path) -> bool:
     """Train a network and its folds where they are out of date; whether anything has changed in this process."""
+    from runtime.environment import saji_version
     from training.network.classifier import load_checkpoint
     from training.progress import bar
     from training.run.held_out import in_words, of_folds, settle_by_folds, settle_by_test
     from training.run.resume import finished
-    from training.run.train import Place, saji_version, train
+    from training.run.train import Place, train
 
     folder, cache, k = run / architecture, command.out / "cache", command.folds
     place = Place(command.device, command.devices, command.tensorboard, resume=not command.force)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.scale import rollout
+from demo.service.libraries import require_libraries
 from demo.service.limits import Limits, bounds, flag_of
 from demo.service.proxies import LOOPBACK, networks_of, require_path
 from demo.starter import to_serve
@@ -24,9 +25,9 @@ DROP = 0.01  # accuracy that an update may cost, as `runtime.choice.Policy` has 
 def main() -> None:
     """Read the command line, then start or update a fleet."""
     arguments = _arguments()
-    for library, extra in (("ray", "scale"), ("gradio", "demo"), ("prometheus_client", "demo")):
-        if importlib.util.find_spec(library) is None:
-            raise missing_extra(library, extra)
+    if importlib.util.find_spec("ray") is None:
+        raise missing_extra("ray", "scale")
+    require_libraries()
     if arguments.write_config:
         return write(arguments)
     if arguments.update or arguments.rollback:
@@ -84,6 +85,8 @@ def change(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The values of `demo.scale.settings.Settings`. Raises SajiError for what cannot be."""
+    from demo.service.guard import Hosts
+
     if min(arguments.replicas) < 1 or len(arguments.replicas) > 2 or arguments.replicas != sorted(arguments.replicas):
         raise SajiError("--replicas takes how many, or the fewest and the most, such as: --replicas 2 8")
     shares = arguments.cpus, arguments.gpus
@@ -91,6 +94,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         raise SajiError("--cpus and --gpus take a share of one, such as 0.5, or a whole number; of cores more than 0")
     limits = {bound.name: getattr(arguments, f"max_{bound.name}") for bound in bounds()}
     Limits(**limits)
+    Hosts(arguments.host, arguments.allow_host)
     networks_of(arguments.trusted_proxy)
     require_path(arguments.root_path)
     return {

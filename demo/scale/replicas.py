@@ -128,7 +128,7 @@ class Fleet(Serving):
         return self.announced(Opened(elsewhere(facts.served), Deployment.read(self.path), facts.sha256, 1, 1))
 
     async def classify(self, photos: Sequence[Photo]) -> Result:
-        """As Serving; an engine that dies meanwhile is asked once more, which is another one by then."""
+        """As Serving; if an engine dies meanwhile, the photos are sent once more, to another engine."""
         sent = [await asyncio.to_thread(self.decoders.read, photo) for photo in photos]
         for _ in range(2):
             try:

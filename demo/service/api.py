@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -28,6 +27,7 @@ from demo.service.problem import PROBLEM_TYPE, Problem, failed, problem_response
 from demo.service.proxies import LOOPBACK, Network, networks_of
 from demo.service.queue import Result, Serving
 from demo.service.shares import visitor_of
+from runtime.environment import saji_version
 from runtime.spec import Answer
 
 RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -286,7 +286,7 @@ def build_api(serving: Serving, top: int = 5, root_path: str = "") -> FastAPI:
 
     app = FastAPI(
         title="saji",
-        version=version("saji"),
+        version=saji_version(),
         lifespan=lifespan,
         servers=[{"url": root_path}] if root_path else None,
         docs_url=None,  # those pages load their scripts from a CDN

@@ -1,7 +1,6 @@
 """HTTPS without an authority: a certificate that this machine makes for its own addresses, and keeps."""
 
 import datetime
-import ipaddress
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from demo.service.network import address_of
 from runtime.errors import SajiError
 from runtime.files import replacing
 
@@ -68,14 +68,13 @@ def _does(file: Path, kept: x509.Certificate, host: str) -> bool:
         names = kept.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ssl.SSLError, ValueError, x509.ExtensionNotFound):
         return False
-    return host in [str(name.value) for name in names] and _now() <= kept.not_valid_after_utc - LEFT
+    return _name(host) in names and _now() <= kept.not_valid_after_utc - LEFT
 
 
 def _name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    """As browsers look for it: without the zone of an address, and without the dot that may end a name."""
+    address = address_of(host.partition("%")[0])
+    return x509.IPAddress(address) if address else x509.DNSName(host.removesuffix("."))
 
 
 def _made(hosts: Sequence[str]) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:

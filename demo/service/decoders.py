@@ -20,13 +20,13 @@ from PIL import Image
 
 from demo.service import decoding
 from demo.service.limits import Limits
+from demo.service.pipes import widen
 from demo.service.problem import Problem, busy, too_large
 from runtime.spec import Geometry
 
 Photo = bytes | BinaryIO  # encoded: the body of a request, or a file of `demo.page.uploads`
 
 ROOT = Path(__file__).resolve().parents[2]
-PIPE_BYTES = 2**20  # so that a photo is handed over in a few pieces; Linux has 64 KiB
 ENDING_SECONDS = 0.5  # in which a decoder whose answer broke off has ended, or never will
 NO_ANSWER = (OSError, ValueError, KeyError, TypeError)  # of what has ended, or is no longer itself
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # more would take memory, with nothing to do
@@ -138,11 +138,13 @@ class _Process:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", decoding.__name__, *bounds],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | ONE_THREAD,
-                pipesize=PIPE_BYTES, start_new_session=True,  # Ctrl-C is for the service alone
+                start_new_session=True,  # Ctrl-C is for the service alone
             )  # fmt: skip
         except OSError as error:
             raise _no_decoder(f"none can be started ({error.strerror})") from None
-        assert self._popen.stdout
+        assert self._popen.stdin and self._popen.stdout
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            widen(pipe)  # so that a photo is handed over in a few pieces
         try:
             decoding.read(self._popen.stdout, 0)
         except NO_ANSWER:

@@ -1,7 +1,6 @@
 """What stands before page and API alike: names, the token, the bounds of a body, headers, request ids, the log."""
 
 import asyncio
-import ipaddress
 import logging
 import re
 import time
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from demo.service.limits import Limits
 from demo.service.monitoring import ERRORS, REQUEST_SECONDS, REQUESTS
+from demo.service.network import address_of
 from demo.service.problem import Problem, busy, cause_of, failed, problem_response
 from demo.service.shares import Holdings, visitor_of
 from demo.service.tokens import Token
@@ -67,16 +67,16 @@ class Hosts:
     """
 
     def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
-        self._allowed = set(map(_as_sent, names))
-        self._own = self._allowed | {listening.lower(), "localhost"}
-        address = _address(listening)
+        self._allowed = {_as_sent(name, "--allow-host") for name in names}
+        self._own = self._allowed | {_as_sent(listening, "--host"), "localhost"}
+        address = address_of(listening)
         self._numbers = address is not None and address.is_unspecified
         self.loopback_only = listening == "localhost" or (address is not None and address.is_loopback)
 
     def serves(self, host: str) -> bool:
         """Whether a Host header, in any case and with any port, names this service."""
         name = _name_of(host)
-        address = _address(name)
+        address = address_of(name)
         by_number = address is not None and (address.is_loopback or self._numbers)
         return ANY in self._allowed or name in self._own or by_number
 
@@ -89,26 +89,19 @@ class Hosts:
         return bool(site) and (site == host.lower() or name in self._allowed)
 
 
-def _as_sent(name: str) -> str:
-    """A name that was allowed as the headers of browsers have it. Raises SajiError."""
-    address = _address(name)
+def _as_sent(name: str, flag: str) -> str:
+    """A name that was typed behind `flag` as the headers of browsers have it. Raises SajiError."""
+    address = address_of(name)
     sent = str(address) if address else name if name == ANY else _name_of(name)
     if not sent:
         like = "give one like food.example, and xn--caf-dma.example for café.example"
-        raise SajiError(f"--allow-host {name} is no name as browsers send it; {like}")
+        raise SajiError(f"{flag} {name} is no name as browsers send it; {like}")
     return sent
 
 
 def _name_of(host: str) -> str:
     match = HOST.fullmatch(host.lower())
     return match[1].strip("[]") if match else ""
-
-
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
 
 
 class Guard:

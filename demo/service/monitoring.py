@@ -10,10 +10,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Histogram, Info
+
+from demo.service.pipes import widen
 
 # Names follow Prometheus: base units, `_total` for counters
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -21,15 +23,19 @@ _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 # Routes are templates (/v1/classify), never paths as sent: those are without bound and hold names of files
 REQUESTS = Counter("saji_requests_total", "Requests by route and status", ["route", "status"])
 ERRORS = Counter("saji_errors_total", "Refused and failed requests by cause", ["cause"])
-REQUEST_SECONDS = Histogram("saji_request_seconds", "From request line to last byte", ["route"], buckets=_LATENCIES)
+REQUEST_SECONDS = Histogram(
+    "saji_request_seconds",
+    "From the end of a request's head to the last byte of its answer",
+    ["route"],
+    buckets=_LATENCIES,
+)
 PART_SECONDS = Histogram("saji_part_seconds", "Parts of an answer, per photo", ["part"], buckets=_LATENCIES)
-QUEUE_DEPTH = Gauge("saji_queue_depth", "Requests that are read, wait or are answered")
+QUEUE_DEPTH = Gauge("saji_queue_depth", "Requests whose photos are being decoded, wait, or are being answered")
 BATCH_SIZE = Histogram("saji_batch_size", "Photos that went through the engine together", buckets=(1, 2, 4, 8, 16, 32))
 ENGINE = Info("saji_engine", "What serves now")
 RELOADS = Counter("saji_reloads_total", "Deployments that were looked at again", ["outcome"])
 DROPPED = Counter("saji_log_lines_dropped_total", "Lines of the log that could not be written, or not soon enough")
 
-PIPE_BYTES = 2**20
 LINES = 2_000  # of the log that wait for its reader, a few hundred bytes each
 TOGETHER_SECONDS = 0.05  # of lines that are written at a time: to wake a thread for each would hold up who answers
 LAST_SECONDS = 1.0  # for what waits when the process ends
@@ -107,10 +113,7 @@ def log_as_json() -> Iterator[None]:
     sys.stderr.flush()
     before = {number: os.dup(number) for number in (1, 2)}
     printed, pipe = os.pipe()
-    with suppress(ImportError, OSError):  # so much may be printed before this process has a moment to read it
-        import fcntl
-
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    widen(pipe)  # more may be printed before this process has a moment to read it
     logging.basicConfig(level=logging.WARNING, handlers=[Lines(os.dup(2))], force=True)
     logging.getLogger("saji").setLevel(logging.INFO)
     for number in before:

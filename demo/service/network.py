@@ -55,12 +55,26 @@ def invite(way: Way, secret: bool) -> None:
     say(f"on a phone in this network, scan the code or open: {way.address if secret and not shown else way.link}")
     if shown and (sys.stderr.encoding or "").lower().startswith("utf"):
         print(in_blocks(way.link), file=sys.stderr, flush=True)
-    others = [*way.hosts[1:], "127.0.0.1"]
-    say(f"the same link works with {', '.join(others)} in place of {way.hosts[0]}")
-    if ipaddress.ip_address(way.hosts[0]).is_global:
+    if others := way.hosts[1:]:
+        say(f"the same link works with {', '.join(others)} in place of {way.hosts[0]}")
+    if (address := address_of(way.hosts[0])) and address.is_global:
         say(f"saji: {way.hosts[0]} is a public address: whoever gets the link may come in from anywhere")
     if way.scheme == "http":
         say("saji: without --https this network can read what is sent, and a phone's live camera stays off")
+
+
+def address_of(host: str) -> Address | None:
+    """The address that a host is written as; None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def hosts_of(listening: str) -> tuple[str, ...]:
+    """What browsers reach it by who listens there: on all addresses (0.0.0.0 or ::) by each of this machine's."""
+    address = address_of(listening)
+    return (*addresses(), "127.0.0.1") if address and address.is_unspecified else (listening,)
 
 
 def everywhere() -> str:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,7 +146,7 @@ class Serving(AbstractContextManager["Serving"]):
         wanted, self._reload_wanted = self._reload_wanted, False
         self._stamp = await asyncio.to_thread(self._stamp_now)
         try:
-            if not wanted and await asyncio.to_thread(sha256_file, self.path) == self.engine.sha256:
+            if not wanted and await asyncio.to_thread(self._sha256_now) == self.engine.sha256:
                 return
             fresh = await asyncio.to_thread(self._open)
         except Exception as error:  # whatever is wrong with the new one, the old one serves
@@ -180,15 +180,15 @@ class Serving(AbstractContextManager["Serving"]):
         return sorted((self.path.parent / place.folder / "examples").glob("*.png")) if place else []
 
     def _open(self) -> Engine:
-        deployment, sha256 = Deployment.read(self.path), sha256_file(self.path)
-        classifier = self._open_classifier(self.path)
-        try:
+        sha256 = self._sha256_now()  # first: what is replaced from here on differs from it, and is opened anew
+        deployment = Deployment.read(self.path)
+        with ExitStack() as opened:
+            classifier = opened.enter_context(self._open_classifier(self.path))
             crowd = None if self._workers else one_core_each(self.path, classifier, self._open_classifier)
             engine = Engine(classifier, deployment, sha256, self._workers or 1, self._batch, crowd)
+            opened.callback(engine.close)
             engine.warm()
-        except BaseException:
-            classifier.close()
-            raise
+            opened.pop_all()
         return self.announced(engine)
 
     def announced(self, engine: Engine) -> Engine:
@@ -204,6 +204,12 @@ class Serving(AbstractContextManager["Serving"]):
             }
         )
         return engine
+
+    def _sha256_now(self) -> str:
+        try:
+            return sha256_file(self.path)
+        except OSError:  # why, who reads it tells
+            return ""
 
     def _stamp_now(self) -> tuple[int, int] | None:
         try:

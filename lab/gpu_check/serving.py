@@ -1,6 +1,5 @@
 """The service with an engine on this GPU, asked by several clients at once, each answer compared."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,10 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from demo.service.libraries import require_libraries
 from lab.gpu_check.models import model_folder
 from lab.gpu_check.step import ROOT, Place
 from runtime.benchmark.rows import Row
-from runtime.errors import SajiError, missing_extra
+from runtime.errors import SajiError
 
 CLIENTS, PHOTOS, ROUNDS = 8, 24, 10
 ARCHITECTURE = "resnet34"  # of the untrained networks the one that tells photos best apart
@@ -22,9 +22,7 @@ ROUNDING = 1e-4  # of a probability
 
 def demo(place: Place) -> Iterator[Row]:
     """Is the engine that the benchmark chooses served to 8 clients at once, each answer that to its own photo?"""
-    for library in ("gradio", "prometheus_client"):
-        if importlib.util.find_spec(library) is None:
-            raise missing_extra(library, "demo")
+    require_libraries()
     model_folder(place.folder, ARCHITECTURE, place.size)
     _choose(place.folder)
     photos = _photos(place.folder / "asked")

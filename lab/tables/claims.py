@@ -120,16 +120,18 @@ def containers(rows: list[Row]) -> str:
     images = {row["target"]: row for row in rows if row["what"] == "image"}
     sizes = by_columns(images.values(), {"target": "`{target}`", "GB": lambda row: f"{row['bytes'] / 1e9:.2f}"})
     row = next(row for row in reversed(rows) if row["what"] == "service")
-    answers = ", ".join(f"{count} with status {status}" for status, count in row["statuses"].items())
+    photos, left = sum(row["statuses"].values()), row["left_unreaped"]
+    answers = ", ".join(s if n == photos else f"{s} ({n})" for s, n in row["statuses"].items())
+    zombies = f"{left} zombie{'s' if left > 1 else ''}" if left else "no zombie"
     ends = "; ".join(
         f"stopped while it {what} it ended after {row[key]['seconds']:.1f} s with status {row[key]['status']}"
         for what, key in (("served", "stop_serving"), ("opened the model", "stop_starting"))
     )
     text = (
-        "In {memory_limit_mib} MiB with {cores_limit} core it was ready after {ready_seconds:.1f} s. Of the photos, "
-        "some of 20 MB, were answered {answers}; its processes took at most {peak_memory_mib:.0f} MiB together, and "
-        "{left_unreaped} that had ended were left. {ends}."
-    ).format(answers=answers, ends=ends[0].upper() + ends[1:], **row)
+        "In {memory_limit_mib} MiB with {cores_limit} core it was ready after {ready_seconds:.1f} s. {photos} photos, "
+        "some of 20 MB, were answered with status {answers}; the server's processes took at most {peak_memory_mib:.0f} "
+        "MiB together and left {zombies}. {ends}."
+    ).format(**{**row, "photos": photos, "answers": answers, "zombies": zombies, "ends": ends[0].upper() + ends[1:]})
     return f"{sizes}\n\n{text}\n\n{machine(row)}; commit {row['commit']}."
 
 

@@ -71,8 +71,8 @@ def _overload(row: Row) -> str:
     back = f"within {recovered:.2f} s" if recovered is not None else "not"
     return (
         f"Overload: {row['clients']} clients without pause for {row['seconds']:.0f} s: {100 * share:.0f} % were "
-        f"refused with 429, p99 {_ms(refusals['p99_ms'])}; those let in took p99 {_ms(accepted['p99_ms'])}, the "
-        f"slowest {_ms(accepted['max_ms'])} of the {row['bound_seconds']} s they may take, "
+        f"refused with 429, {_p99(refusals)}; of those let in, {_p99(accepted)}; the slowest took "
+        f"{_ms(accepted['max_ms'])} of the {row['bound_seconds']} s they may take, "
         f"{row['per_second']:.0f} photos/s; {row['broken']} broken connections; afterwards a lone request was {back} "
         f"as fast as before ({row['ordinary_ms']:.1f} ms)."
     )
@@ -102,6 +102,10 @@ def _errors(figures: Sequence[Row]) -> int:
 def _worst(figures: Sequence[Row], name: str) -> str:
     known = [of_round[name] for of_round in figures if of_round[name] is not None]
     return f"{max(known):.0f}" if known else "?"
+
+
+def _p99(figures: Row) -> str:
+    return "too few were timed for a p99" if figures["p99_ms"] is None else f"p99 {_ms(figures['p99_ms'])}"
 
 
 def _ms(value: float | None) -> str:

@@ -2,9 +2,7 @@
 
 import functools
 import os
-import tomllib
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from lightning.pytorch.strategies import DDPStrategy
 
 from runtime.backends.pytorch import why_no_gpu
-from runtime.environment import versions
+from runtime.environment import saji_version, versions
 from runtime.errors import SajiError, missing_extra
 from runtime.evaluation import ValidationSet
 from runtime.machine import machine
@@ -152,15 +150,6 @@ def _spec(fitting: Fitting, data: Data, folder: Path, figures: Validation, befor
         familiarity=familiarity,
         schema_version=3 if familiarity else 1,
     )
-
-
-def saji_version() -> str:
-    """The version of saji that trains: of its package, or of the checkout that it runs from."""
-    try:
-        return metadata.version("saji")
-    except metadata.PackageNotFoundError:
-        project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def _check_teacher(fitting: Fitting, data: Data) -> None:
