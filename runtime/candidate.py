@@ -23,10 +23,11 @@ VERDICTS = ("pass", "fail", "inconclusive", "unchecked")
 class Candidate:
     """One way to run one model, with the verdict that some machine gave it.
 
-    `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check:
-    this machine can tell whether the file is right, but would not run it in its own precision. `figures` and `machine`
-    are None where nothing was checked. `facts` say what the file was made for. `gate` has the bounds that it must keep;
-    where it is None, those of `gate_of` hold. `faults` are what export found wrong with the file, whatever runs it.
+    `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check: this
+    machine can tell whether the file is right, but would not run it in its own precision, or it is no service's file
+    (variants "embed" and "cam"). `figures` and `machine` are None where nothing was checked. `facts` say what the file
+    was made for. `gate` has the bounds that it must keep; where it is None, those of `gate_of` hold. `faults` are what
+    export found wrong with the file, whatever runs it.
     """
 
     architecture: str

@@ -409,11 +409,16 @@ def test_only_a_pass_is_ever_served(verdict: str) -> None:
         chosen(measured("bad", 1, 0.99, verdict=verdict))
 
 
-def test_a_file_check_is_not_served_though_it_passed() -> None:
+@pytest.mark.parametrize(
+    ("variant", "why"), [("as written", "its own precision"), ("embed", "for other apps"), ("cam", "heat map")]
+)
+def test_a_file_check_is_not_served_though_it_passed_and_says_why(variant: str, why: str) -> None:
     check = measured("check", 1, 0.99)
-    check = replace(check, candidate=replace(check.candidate, servable=False))
+    check = replace(check, candidate=replace(check.candidate, servable=False, variant=variant))
     deployment = chosen(measured("good", 9, 0.9), check)
-    assert deployment.choice.candidate.architecture == "good" and deployment.rejected[0].cause == "file check"
+    (rejected,) = deployment.rejected
+    assert deployment.choice.candidate.architecture == "good" and rejected.cause == "file check"
+    assert why in rejected.reason and (variant == "as written") == ("precision" in rejected.reason)
 
 
 @pytest.fixture(scope="module")
