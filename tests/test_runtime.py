@@ -569,6 +569,17 @@ def test_a_candidate_whose_process_dies_is_left_out_with_its_reason(model: Path)
     assert "gone.onnx does not exist" in " ".join(said)
 
 
+def test_a_candidate_of_thousands_of_layers_has_its_process(model: Path) -> None:
+    """What export knows of such an engine is more than a word of a command may be long."""
+    onnx = next(c for c in servable_here(model) if c.backend == "ort-cpu")
+    many = {f"node_of_a_block_of_many_{number}": number for number in range(5000)}
+    contestant = Contestant(replace(onnx, facts=replace(onnx.facts, multiply_adds=many)), model)
+    try:
+        assert contestant.classify().label in Receipt.read(model).spec.classes
+    finally:
+        contestant.close()
+
+
 def test_engine_idles_between_measurements(model: Path) -> None:
     """A waiting process that spins would slow the one that is measured."""
     psutil = pytest.importorskip("psutil", reason="psutil tells the idle process's CPU time")

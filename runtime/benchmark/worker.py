@@ -1,7 +1,8 @@
 """One candidate in a process of its own: engines in one process disturb each other's threads and caches.
 
-Speaks JSON lines. Orders on stdin: {"do": "check"}, {"do": "classify", "photo": base64} and {"do": "time",
-"scenario": …, "batch": N, "seconds": S, "flags": {…}}; it idles in between.
+Speaks JSON lines. The first on stdin is {"candidate": …, "threads": N, "streams": N, …}; orders follow: {"do": "check"},
+{"do": "classify", "photo": base64} and {"do": "time", "scenario": …, "batch": N, "seconds": S, "flags": {…}}; it idles
+in between.
 """
 
 import base64
@@ -30,8 +31,8 @@ PHOTOS = 64  # that an engine is fed in turn; all of them would count as its mem
 
 
 def main() -> None:
-    """Serve one candidate until stdin closes. Arguments: model folder; candidate, threads, streams … as JSON."""
-    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    """Serve one candidate until stdin closes. Argument: model folder."""
+    folder, settings = Path(sys.argv[1]), json.loads(sys.stdin.readline())
     candidate = Candidate.from_values(settings.pop("candidate"))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not break the protocol
