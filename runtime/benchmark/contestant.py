@@ -62,7 +62,7 @@ class Contestant:
                 [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder.resolve())],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=library_output(), text=True, cwd=ROOT,
             )  # fmt: skip
-            _write(self.process, settings)  # a word of a command has 128 KiB at most, of an engine's facts there are more
+            _write(self.process, settings)  # not as a word of the command: facts of an engine may have 128 KiB and more
         return self.process
 
     def measure(self, scenario: str, batch: int, seconds: float, **flags: Any) -> Measurement:

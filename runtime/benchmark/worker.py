@@ -1,8 +1,8 @@
 """One candidate in a process of its own: engines in one process disturb each other's threads and caches.
 
-Speaks JSON lines. The first on stdin is {"candidate": …, "threads": N, "streams": N, …}; orders follow: {"do": "check"},
-{"do": "classify", "photo": base64} and {"do": "time", "scenario": …, "batch": N, "seconds": S, "flags": {…}}; it idles
-in between.
+Speaks JSON lines. The first on stdin is {"candidate": …, "threads": N, "streams": N, …}; orders follow:
+{"do": "check"}, {"do": "classify", "photo": base64} and {"do": "time", "scenario": …, "batch": N, "seconds": S,
+"flags": {…}}; it idles in between.
 """
 
 import base64
