@@ -1,6 +1,7 @@
 """A candidate = architecture × file × backend × precision. Parity checks it, the benchmark measures it."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -172,13 +173,10 @@ def _answers(
 ) -> tuple[dict[str, float], list[np.ndarray], tuple[str, ...]]:
     """The precision that a candidate computes in, its outputs (of single photos first where it may be served), and what
     it had to do otherwise than asked for."""
-    backend = candidate.open(folder)
-    try:
+    with closing(candidate.open(folder)) as backend:
         share = backend.precision_share()
         answers = [run_all(backend, images, batch) for batch in ((1, AT_ONCE) if candidate.servable else (AT_ONCE,))]
         return share, answers, (backend.otherwise,) if backend.otherwise else ()
-    finally:
-        backend.close()
 
 
 def run_all(backend: Backend, images: np.ndarray, batch: int) -> np.ndarray:
