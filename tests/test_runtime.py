@@ -572,6 +572,16 @@ def test_a_candidate_whose_process_dies_is_left_out_with_its_reason(model: Path)
     assert "gone.onnx does not exist" in " ".join(said)
 
 
+def test_a_file_that_cannot_be_read_is_the_reason_and_not_the_processs_death(model: Path) -> None:
+    onnx = next(c for c in servable_here(model) if c.backend == "ort-cpu")
+    contestant = Contestant(onnx, model, photo=str(model / "gone.jpg"))
+    try:
+        with pytest.raises(SajiError, match=r"gone\.jpg: No such file"):
+            contestant.classify()
+    finally:
+        contestant.close()
+
+
 def test_a_candidate_of_thousands_of_layers_has_its_process(model: Path) -> None:
     """What export knows of such an engine is more than a word of a command may be long."""
     onnx = next(c for c in servable_here(model) if c.backend == "ort-cpu")

@@ -25,6 +25,7 @@ from runtime.candidate import Candidate, check_candidate
 from runtime.classifier import Classifier, Prediction
 from runtime.errors import NotAsAsked, SajiError
 from runtime.evaluation import ValidationSet, compare
+from runtime.files import reading
 from runtime.receipt import Receipt
 
 PHOTOS = 64  # that an engine is fed in turn; all of them would count as its memory
@@ -41,12 +42,13 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            if order.pop("do") == "check":
-                receipt = Receipt.read(folder)
-                record: Any = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
-            else:
-                worker = worker or Worker(folder, candidate, **settings)
-                record = worker.classify(**order) if "photo" in order else worker.measure(**order)
+            with reading(folder):
+                if order.pop("do") == "check":
+                    receipt = Receipt.read(folder)
+                    record: Any = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
+                else:
+                    worker = worker or Worker(folder, candidate, **settings)
+                    record = worker.classify(**order) if "photo" in order else worker.measure(**order)
             answer = dataclasses.asdict(record)
         except SajiError as error:
             answer = {"error": str(error)}
