@@ -105,10 +105,8 @@ def _compared(
 
 
 def _answers(candidate: Candidate, folder: Path, images: np.ndarray) -> np.ndarray:
-    engine = candidate.open(folder)
-    outputs = run_all(engine, images, 1)
-    engine.close()
-    return outputs
+    with contextlib.closing(candidate.open(folder)) as engine:
+        return run_all(engine, images, 1)
 
 
 def explanation(model: onnx.ModelProto, images: np.ndarray, answers: np.ndarray, logits: np.ndarray) -> str:

@@ -5,7 +5,6 @@ serves TensorRT 10.14, 11 and RTX. What was really built is read back from the p
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -125,7 +124,8 @@ def build_engine(
     builder = _builder(trt, logger)
     network = parse(trt, builder, logger, onnx_file)
     facts, layers = layer_facts(onnx_file), layers_of(trt, network)
-    work = [(name, kind, macs) for name, _, kind, macs in layers if macs]
+    amounts = facts["multiply_adds"]  # of the file: in the network the batch is free, and so is what is merged with it
+    work = [(name, kind, float(amounts[name])) for name, _, kind in layers if name in amounts]
     share = check_precision(work, precision, f"{trt.__name__} parsing {onnx_file.name}", facts["kept"])
     config = _config(trt, builder, network, settings, logger)
     timings = cache / _timings_of(trt) if cache and trt.__name__ == "tensorrt" else None
@@ -154,7 +154,7 @@ def build_engine(
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible,
         precision_share=share,
-        layers=tuple((name, kind, dtype) for name, kind, dtype, _ in layers),
+        layers=layers,
         onnx_sha256=sha256_file(onnx_file),
         engine_sha256=sha256_file(path),
     )
@@ -208,15 +208,15 @@ def serialised(builder: Any, network: Any, config: Any, what: str) -> Any:
     return plan
 
 
-def layers_of(trt: ModuleType, network: Any) -> list[tuple[str, str, str, float]]:
-    """Name, kind, number format and multiply-adds of each layer of a parsed network, constants left out."""
+def layers_of(trt: ModuleType, network: Any) -> tuple[tuple[str, str, str], ...]:
+    """Name, kind and number format of each layer of a parsed network, constants left out."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     made_by = {layer.get_output(k).name: layer for layer in layers for k in range(layer.num_outputs)}
-    return [
-        (layer.name, layer.type.name, _format(trt, layer, made_by), _multiply_adds(trt, layer))
+    return tuple(
+        (layer.name, layer.type.name, _format(trt, layer, made_by))
         for layer in layers
         if layer.type != trt.LayerType.CONSTANT
-    ]
+    )
 
 
 def _format(trt: ModuleType, layer: Any, made_by: dict[str, Any]) -> str:
@@ -224,7 +224,8 @@ def _format(trt: ModuleType, layer: Any, made_by: dict[str, Any]) -> str:
     formats = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16", trt.int8: "int8"}
     inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
     kinds = [_origin(trt, tensor, made_by) for tensor in inputs if tensor is not None]  # None: one that may be left out
-    if _multiply_adds(trt, layer) and trt.int8 in kinds and set(kinds[:2]) != {trt.int8}:
+    multiplies = layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    if multiplies and trt.int8 in kinds and set(kinds[:2]) != {trt.int8}:
         kinds = [layer.get_output(0).dtype]  # only half quantised: it computes in the type it gives
     kind = kinds[0] if kinds else layer.get_output(0).dtype
     return formats.get(kind, str(kind))
@@ -241,17 +242,6 @@ def _origin(trt: ModuleType, tensor: Any, made_by: dict[str, Any]) -> Any:
     if maker is not None and maker.type == trt.LayerType.DEQUANTIZE:
         return maker.get_input(0).dtype
     return tensor.dtype
-
-
-def _multiply_adds(trt: ModuleType, layer: Any) -> float:
-    # the batch dimension is -1 and cancels out of the shares
-    if layer.type == trt.LayerType.CONVOLUTION:
-        layer.__class__ = trt.IConvolutionLayer
-        out, channels = tuple(layer.get_output(0).shape)[1:], layer.get_input(0).shape[1]
-        return math.prod(out) * channels * math.prod(layer.kernel_size_nd) / layer.num_groups
-    if layer.type == trt.LayerType.MATRIX_MULTIPLY:
-        return math.prod(size for size in layer.get_input(1).shape if size > 0)
-    return 0.0
 
 
 def _config(trt: ModuleType, builder: Any, network: Any, settings: Settings, logger: Any) -> Any:

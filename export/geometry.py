@@ -7,7 +7,7 @@ Runtime family only: OpenVINO ignores the antialiasing of ONNX's Resize without 
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,9 +213,8 @@ def check_files(
     images, answers = answer_originals(list(photos.values()), spec.geometry, runs)
     places, results = list(photos), []
     for check in checks:
-        engine = open_backend("ort-cpu", folder / FILES[check.file][0], check.precision)
-        inner = run_all(engine, images, 1)
-        engine.close()
+        with closing(open_backend("ort-cpu", folder / FILES[check.file][0], check.precision)) as engine:
+            inner = run_all(engine, images, 1)
         gate = check.gate or GATES["geometry"]
         result = check_geometry(inner, answers[check.file], validation.labels[places], spec, gate)
         if result.figures:  # flips are named by the photo's place in the validation set

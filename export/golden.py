@@ -1,6 +1,7 @@
 """Write the golden vector of a model, once its candidates have their verdicts."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,9 +60,8 @@ def tolerances(
     allowed = {backend: dict(FLOOR) for backend in BACKENDS}
     for candidate in candidates:
         if candidate.verdict == "pass" and candidate.precision != "fp32":
-            engine = candidate.open(folder)
-            twice = round(2 * difference(engine, images, answer, spec), 4)
-            engine.close()
+            with closing(candidate.open(folder)) as engine:
+                twice = round(2 * difference(engine, images, answer, spec), 4)
             bounds = allowed[candidate.backend]
             bounds[candidate.precision] = max(bounds[candidate.precision], twice)
     native = allowed["ort-cpu"]

@@ -1,5 +1,4 @@
-"""The trained module as portable files: `model.onnx` and `model.pt2`; uint8 NHWC in, out come logits, and with a model
-that has it familiarity."""
+"""The trained module as portable files, `model.onnx` and `model.pt2`: uint8 NHWC in, logits (and familiarity) out."""
 
 import io
 import json

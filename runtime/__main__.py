@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,8 @@ def _selftest(arguments: argparse.Namespace) -> None:
         try:
             with reading(folder):
                 receipt.verify(folder, candidate.file)
-                engine = candidate.open(folder)
-                largest = golden.check(engine, folder, receipt, candidate, (golden.PICTURE, golden.PHOTO))
-            engine.close()
+                with closing(candidate.open(folder)) as engine:
+                    largest = golden.check(engine, folder, receipt, candidate, (golden.PICTURE, golden.PHOTO))
             tell(f"right: {candidate.name} (a probability differs by at most {largest:.4f})")
         except SajiError as error:
             failed += 1

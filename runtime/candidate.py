@@ -1,6 +1,7 @@
 """A candidate = architecture × file × backend × precision. Parity checks it, the benchmark measures it."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ VERDICTS = ("pass", "fail", "inconclusive", "unchecked")
 class Candidate:
     """One way to run one model, with the verdict that some machine gave it.
 
-    `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check:
-    this machine can tell whether the file is right, but would not run it in its own precision. `figures` and `machine`
-    are None where nothing was checked. `facts` say what the file was made for. `gate` has the bounds that it must keep;
-    where it is None, those of `gate_of` hold. `faults` are what export found wrong with the file, whatever runs it.
+    `verdict` is one of VERDICTS; only "pass" is ever served. A candidate that is not `servable` is a file check: this
+    machine can tell whether the file is right, but would not run it in its own precision, or it is no service's file
+    (variants "embed" and "cam"). `figures` and `machine` are None where nothing was checked. `facts` say what the file
+    was made for. `gate` has the bounds that it must keep; where it is None, those of `gate_of` hold. `faults` are what
+    export found wrong with the file, whatever runs it.
     """
 
     architecture: str
@@ -171,13 +173,10 @@ def _answers(
 ) -> tuple[dict[str, float], list[np.ndarray], tuple[str, ...]]:
     """The precision that a candidate computes in, its outputs (of single photos first where it may be served), and what
     it had to do otherwise than asked for."""
-    backend = candidate.open(folder)
-    try:
+    with closing(candidate.open(folder)) as backend:
         share = backend.precision_share()
         answers = [run_all(backend, images, batch) for batch in ((1, AT_ONCE) if candidate.servable else (AT_ONCE,))]
         return share, answers, (backend.otherwise,) if backend.otherwise else ()
-    finally:
-        backend.close()
 
 
 def run_all(backend: Backend, images: np.ndarray, batch: int) -> np.ndarray:

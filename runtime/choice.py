@@ -10,6 +10,12 @@ from runtime.errors import GateFailed, SajiError
 from runtime.machine import Machine
 from runtime.speed_ratio import TIE, compared
 
+# Variants of a file that this machine runs as written, and that no service is for
+_ONLY_CHECKED = {
+    "embed": "the file for other apps, which has the geometry in its graph",
+    "cam": "the file of the heat map, which is opened beside the one that answers",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -122,7 +128,8 @@ def _second(place: Measured, choice: Measured, tied: bool) -> Rejected:
 
 def _not_passed(candidate: Candidate, name: str) -> Rejected:
     if not candidate.servable:
-        return Rejected(name, "a file check: this machine does not run it in its own precision", "file check")
+        why = _ONLY_CHECKED.get(candidate.variant, "this machine does not run it in its own precision")
+        return Rejected(name, f"a file check: {why}", "file check")
     if candidate.verdict == "pass":
         return Rejected(name, "passed, but could not be measured", "not measured")
     why = "; ".join(candidate.reasons) or "not checked on this machine"

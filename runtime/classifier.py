@@ -323,7 +323,7 @@ def _opened(candidate: Candidate, folder: Path, receipt: Receipt, threads: int, 
     engine = candidate.open(folder, threads, streams, receipt.files[candidate.file].sha256)
     try:
         golden.check(engine, folder, receipt, candidate)
-    except SajiError:
+    except BaseException:  # such as an OSError of a file beside it, or Ctrl-C
         engine.close()
         raise
     return engine
@@ -343,7 +343,7 @@ def _from_file(path: Path, backend: str, precision: str, threads: int, streams: 
         if precision:
             engine.precision_share()  # which not every engine checks as it opens
         _require_answer(engine, path, spec)
-    except SajiError:
+    except BaseException:  # such as an OSError of a file beside it, or Ctrl-C
         engine.close()
         raise
     reason = "opened as a bare file, without a verdict"

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from queue import Queue
-from threading import Thread
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 from typing import Any, TypeVar
 
 from runtime.classifier import Classifier, Prediction, load
@@ -211,12 +211,14 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     early it returns once those at work have ended.
     """
     workers = workers or usable_cores()
-    ahead: Queue[Future[Result] | None] = Queue(2 * workers)
+    ahead: SimpleQueue[Future[Result] | None] = SimpleQueue()
+    room = Semaphore(2 * workers)
     pool = ThreadPoolExecutor(workers)
 
     def feed() -> None:
         try:
             for item in items:
+                room.acquire()
                 ahead.put(pool.submit(work, item))
         except BaseException as error:  # of finding the next item: it is the consumer's to handle, in its turn
             failed: Future[Result] = Future()
@@ -227,9 +229,11 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     Thread(target=feed, daemon=True).start()  # a daemon: it may wait for a line of stdin that never comes
     try:
         while (done := ahead.get()) is not None:
+            room.release()
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)
+        room.release()  # so that the feeder goes on, and ends at the pool that is shut
 
 
 def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Prediction], None]:

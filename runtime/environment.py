@@ -40,6 +40,8 @@ def saji_version() -> str:
 def commit() -> tuple[str | None, bool]:
     """The repository's commit and whether files differ from it; (None, False) outside a checkout."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # git looks further up, at the repository of whoever installed us in his
+        return None, False
     head = output_of("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
     dirty = output_of("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
     return head or None, bool(dirty)

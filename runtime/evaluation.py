@@ -239,11 +239,7 @@ def mcnemar_p(lost: int, won: int) -> float:
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error of softmax(logits) in equal-width bins (Guo et al. 2017), 0 to 1."""
-    confidence = softmax(logits).max(axis=1)
-    right = logits.argmax(1) == labels
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs((right[which == b] - confidence[which == b]).sum()) for b in range(bins)]
-    return float(sum(gaps) / len(labels))
+    return sum(b.photos * abs(b.accuracy - b.confidence) for b in reliability(logits, labels, bins)) / len(labels)
 
 
 @dataclass(frozen=True)
@@ -261,7 +257,7 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> list[
     right = logits.argmax(1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     inside = [which == b for b in range(bins) if (which == b).any()]
-    return [Bin(int(b.sum()), round(float(confidence[b].mean()), 4), round(float(right[b].mean()), 4)) for b in inside]
+    return [Bin(int(b.sum()), float(confidence[b].mean()), float(right[b].mean())) for b in inside]
 
 
 def _interval(hits: np.ndarray, scenes: np.ndarray) -> tuple[float, float]:

@@ -124,7 +124,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     what is written anew each epoch, either the old file or the whole new one is there after a loss of power, too.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
         if durable:
@@ -176,7 +176,7 @@ def replacing_folder(path: Path, *ours: str) -> Iterator[Path]:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those that it lies in; what is then written into it has a place after a loss of power, too."""
-    if not folder.is_dir():
+    if not folder.is_dir() and folder != folder.parent:  # as a drive's that is not there is
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _to_disk(folder.parent)

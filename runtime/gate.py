@@ -46,9 +46,9 @@ class Gate:
 
 # Bounds of processors are a stated multiple of the largest shift of healthy files: three architectures in three
 # trainings each, EfficientNet-Lite0, transformers and other people's graphs; docs/gate.md shows them and the multiple.
-# A row that ends in -gpu holds for GPUs, which have not been measured: its bounds are set from the precision's steps
-# with the room that 34 layers of rounding need. INT8's flip_margin is √2 times its worst_shift: by as much two logits
-# part that each move by the worst shift, independently of one another.
+# A row that ends in -gpu holds for GPUs, which have not been measured: INT8's is that of processors, the others are set
+# from the precision's steps with the room that 34 layers of rounding need. INT8's flip_margin is √2 times its
+# worst_shift: by as much two logits part that each move by the worst shift, independently of one another.
 MOST = 1e9  # that a bound may be: beyond it, and at infinity, it would be none
 ROOM = 3  # times the largest healthy shift
 ROOM_FOR_ROUNDING = 10  # times that of the network itself

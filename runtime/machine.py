@@ -98,9 +98,10 @@ def told_by(text: str, architecture: str) -> tuple[str, set[str]]:
 def output_of(*command: str) -> str:
     """What a command prints, stripped; empty where it is missing, fails or takes longer than 10 seconds."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
+    return done.stdout.strip()
 
 
 def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, float | None]:

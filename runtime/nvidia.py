@@ -118,7 +118,7 @@ def _found() -> Driver:
         return Driver(version=_version_of_kernel(), error=_MISSING)
     ask = [sys.executable, str(Path(__file__).resolve()), "--ask"]
     try:
-        asked = subprocess.run(ask, capture_output=True, text=True, timeout=_PATIENCE)
+        asked = subprocess.run(ask, capture_output=True, text=True, errors="replace", timeout=_PATIENCE)
         told = json.loads(asked.stdout)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Driver(_version_of_kernel(), error=f"the driver gave no answer ({error})")
@@ -420,9 +420,10 @@ def _version_of_kernel() -> str:
 def _version_by_command() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = _NUMBER.search(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout)
+        asked = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
+    found = _NUMBER.search(asked.stdout)
     return found[0] if found else ""
 
 

@@ -129,7 +129,7 @@ def decode(
             if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
                 raise BadPhoto(f"an array must be uint8 [H, W, 3] RGB; this one is {source.dtype} {list(source.shape)}")
             return Image.fromarray(source)
-        with _PILLOW_AS_OURS, _opened(source, bounds.formats) as (image, file):
+        with opened(source, bounds.formats) as (image, file):
             _measure(image, file, bounds)
             if shorter_side is not None and file:
                 _draft(image, file, shorter_side)
@@ -209,19 +209,23 @@ def _unread(image: Image.Image) -> Source:
 
 
 @contextlib.contextmanager
-def _opened(source: Source, formats: Sequence[str]) -> Iterator[tuple[Any, IO[bytes] | None]]:
-    """A photo, identified and not yet decoded, and its file; a PIL image is left open."""
-    if isinstance(source, Image.Image):
-        yield source, None
-        return
-    with _file(source) as file:
-        try:
-            image = _identified(file, formats)
-        except UnidentifiedImageError:
-            file = without_broken_chunks(file)
-            image = _identified(file, formats)
-        with image:
-            yield image, file
+def opened(source: Source, formats: Sequence[str] = FORMATS) -> Iterator[tuple[Any, IO[bytes] | None]]:
+    """A photo, identified and not yet decoded, and its file; a PIL image is left open.
+
+    Whoever asks for facts of a photo that `decode` reads opens it by this, since Pillow alone reads less.
+    """
+    with _PILLOW_AS_OURS:
+        if isinstance(source, Image.Image):
+            yield source, None
+            return
+        with _file(source) as file:
+            try:
+                image = _identified(file, formats)
+            except UnidentifiedImageError:
+                file = without_broken_chunks(file)
+                image = _identified(file, formats)
+            with image:
+                yield image, file
 
 
 def _measure(image: Image.Image, file: IO[bytes] | None, bounds: Bounds) -> None:

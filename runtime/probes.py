@@ -44,7 +44,7 @@ def _start(what: str, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "runtime.probes", what, name],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).resolve().parent.parent,
+        errors="replace", cwd=Path(__file__).resolve().parent.parent,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -277,6 +278,18 @@ def test_a_hundred_thousand_photos_are_never_listed(monkeypatch: pytest.MonkeyPa
     assert [next(found) for _ in range(3)] == [str(Path("many", str(i), "a.jpg")) for i in range(3)]
     found.close()
     assert len(visited) < 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_stops_early_leaves_no_thread_behind(workers: int) -> None:
+    before = set(threading.enumerate())
+    results = in_order(str, itertools.count(), workers)
+    assert next(results) == "0"
+    time.sleep(0.05)  # until it is as far ahead as it may be
+    results.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_results_keep_their_order_and_do_not_wait_for_the_next_item() -> None:

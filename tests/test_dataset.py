@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SHARED, needs_shared
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from test_duplicates import drawn
 
 from runtime.errors import GateFailed, SajiError
@@ -264,6 +265,16 @@ def test_an_honest_photo_is_not_suspicious(tmp_path: Path, name: str) -> None:
     views = {"format": "MPO", "save_all": True, "append_images": [noise(1)]} if "views" in name else {}
     noise(0).save(tmp_path / name, **views)
     assert examine(tmp_path / name).suspicious == ()
+
+
+def test_a_photo_that_only_the_decoder_reads_is_examined_as_any_other(tmp_path: Path) -> None:
+    noise(0).save(tmp_path / "a.png")
+    comment = struct.pack(">I4s13sI", 13, b"tEXt", b"Comment\0oh no", 0)
+    plain = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(plain[:33] + comment + plain[33:])
+    with pytest.raises(UnidentifiedImageError):  # at the checksum
+        Image.open(tmp_path / "b.png")
+    assert examine(tmp_path / "b.png").suspicious == examine(tmp_path / "a.png").suspicious == ()
 
 
 @needs_shared

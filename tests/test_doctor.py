@@ -253,9 +253,13 @@ def test_the_doctor_of_a_machine_that_runs_nothing_fails(
     assert json.loads(capsys.readouterr().out)["ready"] == []
 
 
+# Its last words, and others that are no text
+TORCH = "import os\nos.write(2, b'\\xff')\nraise OSError('libfoo.so:\\n cannot open')\n"
+
+
 def test_this_machine_is_examined_whatever_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As ONNX Runtime ends where ARM is emulated and /proc/cpuinfo is that of x86
-    broken = {"onnxruntime.py": "import os\nos.abort()\n", "torch.py": "raise OSError('libfoo.so:\\n cannot open')\n"}
+    broken = {"onnxruntime.py": "import os\nos.abort()\n", "torch.py": TORCH}
     monkeypatch.setenv("PYTHONPATH", str(write(tmp_path, {**broken, "openvino.py": "raise ImportError\n"})))
     facts = doctor.examine()
     assert facts.probes == {"ort-cpu": "it ended its process by signal 6", "pytorch": "OSError: libfoo.so: cannot open"}

@@ -1,5 +1,6 @@
 """The exporter itself: the ONNX graph answers as PyTorch does, also for networks that are not ours."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 from torchvision.models import get_model
 
+from export import engine
 from export.graph import check_contract, export_onnx, export_pt2, multiply_adds
+from export.settings import Settings
 from runtime.backends import open_backend
+from runtime.errors import NotAsAsked
 from runtime.preprocess import fit
 from runtime.spec import Geometry, ModelSpec
 from training.network.classifier import PhotoClassifier, reference_logits
@@ -80,6 +84,61 @@ def test_a_pytorch_program_knows_its_layers_whatever_they_are_called(tmp_path: P
     tokens = 6 * 6
     assert kinds == {"fp32"}
     assert sorted(macs) == sorted([tokens * 4 * 27, tokens * 4 * 6, tokens**2 * 6, tokens**2 * 6, 6 * 5])
+
+
+class Windows(torch.nn.Module):
+    """Attention within windows, which go with the batch as in Swin, of tokens that a layer sees before the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.tokens, self.last = torch.nn.Conv2d(3, 4, 2, 2), torch.nn.Linear(4, 6), torch.nn.Linear(6, 5)
+
+    def forward(self, photos: torch.Tensor) -> torch.Tensor:
+        windows = self.patches(photos).unflatten(3, (2, 2)).movedim(3, 1).flatten(3).flatten(0, 1)
+        tokens = self.tokens(windows.permute(2, 0, 1)).transpose(0, 1)
+        attended = (tokens @ tokens.mT).softmax(2) @ tokens
+        return self.last(attended.unflatten(0, (-1, 2)).mean((1, 2)))
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[float]]:
+    """TensorRT-RTX's, as far as it weighs the layers of a file."""
+
+    def weighed(file: Path) -> list[float]:
+        trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'saji[tensorrt-rtx]'")
+        found: list[float] = []
+
+        def look(layers: list[Any], *_: object) -> None:
+            found.extend(macs for _, _, macs in layers)
+            raise NotAsAsked("enough")  # it need not be built
+
+        monkeypatch.setattr(engine, "check_precision", look)
+        with pytest.raises(NotAsAsked, match="enough"):
+            engine.build_engine(trt, file, file.with_suffix(".engine"), "fp16", Settings())
+        return found
+
+    return weighed
+
+
+@pytest.mark.parametrize("counted_by", ["file", "openvino", "pytorch", "tensorrt-rtx"])
+def test_every_engine_weighs_a_layer_by_all_positions_of_a_photo(counted_by: str, tmp_path: Path, builder: Any) -> None:
+    """Else a product weighs next to nothing beside a convolution, and its precision is not looked at."""
+    network = PhotoClassifier("resnet18", 5)
+    network.network = Windows()
+    spec = ModelSpec("windows", "resnet18", tuple("abcde"), Geometry.for_size(8))
+    export_onnx(network.eval(), spec, file := tmp_path / "model.onnx")
+    if counted_by == "file":
+        work = multiply_adds(onnx.load(file)).values()
+    elif counted_by == "tensorrt-rtx":
+        work = builder(file)
+    else:
+        if counted_by == "pytorch":
+            export_pt2(network, spec, file := tmp_path / "model.pt2")
+        opened = open_backend(counted_by, file, "fp32")
+        work = [macs for _, _, macs in opened.layers()]
+        opened.close()
+    tokens, window = 4 * 4, 4 * 2
+    assert sorted(work) == sorted([tokens * 12 * 4, tokens * 4 * 6, tokens * window * 6, tokens * window * 6, 6 * 5])
 
 
 @pytest.mark.slow

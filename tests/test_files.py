@@ -18,7 +18,7 @@ from conftest import ROOT
 
 from runtime import command_line, files
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, as_record, read_json, replacing, replacing_folder, write_json, write_text
+from runtime.files import DAMAGE, as_record, make_folder, read_json, replacing, replacing_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -58,6 +58,26 @@ def test_a_loss_of_power_leaves_a_whole_file(forgetful: set[Path], tmp_path: Pat
     with replacing(tmp_path / "a.json", durable=False) as temporary:
         temporary.write_text("anew each epoch")
     assert not (tmp_path / "a.json").read_text()  # the disk does forget
+
+
+def test_who_writes_one_file_at_a_time_never_share_a_temporary_one(tmp_path: Path) -> None:
+    """As threads do, and containers of one folder, in each of which a process has the number 1."""
+    with replacing(tmp_path / "a.json") as first, replacing(tmp_path / "a.json") as second:
+        first.write_text("the first")
+        second.write_text("the second")
+    assert (tmp_path / "a.json").read_text() == "the first" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_on_a_drive_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `OUT=Z:\\artifacts` on Windows: no folder above it is there."""
+
+    def missing(path: Path, **how: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", lambda path: False)
+    monkeypatch.setattr(Path, "mkdir", missing)
+    with pytest.raises(FileNotFoundError):
+        make_folder(Path("/artifacts/models"))
 
 
 @on_linux

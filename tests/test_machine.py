@@ -2,13 +2,16 @@
 
 import contextlib
 import itertools
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from runtime import candidate, machine, verdicts
+from runtime import candidate, environment, machine, verdicts
 from runtime.backends.base import UNTOLD, check_precision
 from runtime.candidate import Candidate
 from runtime.doctor import GOOD_FOR
@@ -91,6 +94,24 @@ def test_what_another_architecture_is_emulated_on_says_nothing_of_what_computes(
     for text, architecture in ((X86, "aarch64"), (cpuinfo("Jetson Orin"), "x86_64"), ("isa\t: rv64", "riscv64")):
         here = on(text, architecture)
         assert (here.cpu, here.cpu_features) == (architecture, ())
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_a_commit_is_told_of_our_checkout_and_of_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, installed = tmp_path / "theirs", tmp_path / "theirs" / ".venv" / "site-packages" / "runtime"
+    installed.mkdir(parents=True)
+    who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
+    for words in (("init", "--quiet"), (*who, "commit", "--quiet", "--allow-empty", "--message", "theirs")):
+        subprocess.run(["git", "-C", theirs, *words], check=True)
+    monkeypatch.setattr(environment, "__file__", str(installed / "environment.py"))
+    assert environment.commit() == (None, False)
+    monkeypatch.setattr(environment, "__file__", str(theirs / "runtime" / "environment.py"))
+    assert len(environment.commit()[0] or "") == 12
+
+
+def test_what_a_command_prints_may_be_no_text() -> None:
+    print_bytes = "import os; os.write(1, b'a driver of \\xff words')"
+    assert machine.output_of(sys.executable, "-c", print_bytes) == "a driver of \ufffd words"
 
 
 def test_processors_of_apple_are_told_apart_where_there_is_no_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:

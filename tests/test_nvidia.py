@@ -173,7 +173,7 @@ def test_the_driver_is_asked_for_its_version_its_cuda_and_its_gpus(fake: Path) -
     assert hidden.strip() == str(Driver("580.95.05", "13.1", (), "CUDA_ERROR_NO_DEVICE"))
 
 
-@pytest.mark.parametrize("broken", ["os.abort()", "1 / 0", "os._exit(3)"])
+@pytest.mark.parametrize("broken", ["os.abort()", "1 / 0", "os._exit(3)", "os.write(2, b'\\xff no text'); os._exit(3)"])
 def test_a_driver_that_falls_over_takes_nobody_along(broken: str, fake: Path) -> None:
     (fake / "sitecustomize.py").write_text(FAKE % broken)
     said = asked(fake, *DRIVER)

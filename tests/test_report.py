@@ -117,22 +117,23 @@ def test_parameters_and_multiply_adds_are_the_published_ones() -> None:
 
 def test_the_best_and_the_last_epoch_are_told(outcome: Outcome) -> None:
     history = [
-        Epoch(n + 1, train, 1, accuracy, 1, 0.1, 2.5, pace)
-        for n, (train, accuracy, pace) in enumerate(
-            zip((np.nan, 0.4, np.nan, 0.5), (0.2, 0.7, 0.7, 0.6), (1, 9, 9, 9), strict=True)
+        Epoch(n + 1, train, 1, accuracy, loss, 0.1, 2.5, pace)
+        for n, (train, accuracy, loss, pace) in enumerate(
+            zip((np.nan, 0.4, np.nan, 0.5), (0.2, 0.7, 0.7, 0.6), (1, 2, 0.5, 1), (1, 9, 9, 9), strict=True)
         )
     ]
     told = replace(outcome, history=history)
     figures_of = told.record()
-    assert (
-        figures_of["best_epoch"]["epoch"] == 2 and figures_of["best_epoch"]["val_accuracy"] == 0.7
-    )  # the first, as the trainer keeps it
+    best_epoch = figures_of["best_epoch"]
+    assert best_epoch["epoch"] == 3 and best_epoch["val_accuracy"] == 0.7  # of equals the lower loss, as is released
+    same = [replace(row, val_loss=1) for row in history]
+    assert replace(outcome, history=same).record()["best_epoch"]["epoch"] == 2  # the first
     last = {"epoch": 4, "train_accuracy": 0.5, "val_accuracy": 0.6, "train_loss": 1, "val_loss": 1}
     assert figures_of["last_epoch"] == last
     assert figures_of["training_seconds"] == 10 and figures_of["photos_per_second"] == 9
     training, validation, best = figures.curves([told]).axes[0].lines
     assert list(training.get_xdata()) == [2, 4] and list(training.get_ydata()) == [0.4, 0.5]  # not measured each epoch
-    assert list(validation.get_ydata()) == [0.2, 0.7, 0.7, 0.6] and list(best.get_xdata()) == [2, 2]
+    assert list(validation.get_ydata()) == [0.2, 0.7, 0.7, 0.6] and list(best.get_xdata()) == [3, 3]
 
 
 def test_the_recipe_stands_once_and_differences_per_network(outcome: Outcome) -> None:

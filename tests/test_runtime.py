@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from conftest import ROOT
 from PIL import Image
 
 import runtime
+from export import diagnose, geometry
+from export import golden as export_golden
 from runtime import receipt as receipts
 from runtime.__main__ import main
 from runtime.backends import BACKENDS, open_backend, unavailable_because
@@ -409,11 +412,16 @@ def test_only_a_pass_is_ever_served(verdict: str) -> None:
         chosen(measured("bad", 1, 0.99, verdict=verdict))
 
 
-def test_a_file_check_is_not_served_though_it_passed() -> None:
+@pytest.mark.parametrize(
+    ("variant", "why"), [("as written", "its own precision"), ("embed", "for other apps"), ("cam", "heat map")]
+)
+def test_a_file_check_is_not_served_though_it_passed_and_says_why(variant: str, why: str) -> None:
     check = measured("check", 1, 0.99)
-    check = replace(check, candidate=replace(check.candidate, servable=False))
+    check = replace(check, candidate=replace(check.candidate, servable=False, variant=variant))
     deployment = chosen(measured("good", 9, 0.9), check)
-    assert deployment.choice.candidate.architecture == "good" and deployment.rejected[0].cause == "file check"
+    (rejected,) = deployment.rejected
+    assert deployment.choice.candidate.architecture == "good" and rejected.cause == "file check"
+    assert why in rejected.reason and (variant == "as written") == ("precision" in rejected.reason)
 
 
 @pytest.fixture(scope="module")
@@ -564,6 +572,27 @@ def test_a_candidate_whose_process_dies_is_left_out_with_its_reason(model: Path)
     assert "gone.onnx does not exist" in " ".join(said)
 
 
+def test_a_file_that_cannot_be_read_is_the_reason_and_not_the_processs_death(model: Path) -> None:
+    onnx = next(c for c in servable_here(model) if c.backend == "ort-cpu")
+    contestant = Contestant(onnx, model, photo=str(model / "gone.jpg"))
+    try:
+        with pytest.raises(SajiError, match=r"gone\.jpg: No such file"):
+            contestant.classify()
+    finally:
+        contestant.close()
+
+
+def test_a_candidate_of_thousands_of_layers_has_its_process(model: Path) -> None:
+    """What export knows of such an engine is more than a word of a command may be long."""
+    onnx = next(c for c in servable_here(model) if c.backend == "ort-cpu")
+    many = {f"node_of_a_block_of_many_{number}": number for number in range(5000)}
+    contestant = Contestant(replace(onnx, facts=replace(onnx.facts, multiply_adds=many)), model)
+    try:
+        assert contestant.classify().label in Receipt.read(model).spec.classes
+    finally:
+        contestant.close()
+
+
 def test_engine_idles_between_measurements(model: Path) -> None:
     """A waiting process that spins would slow the one that is measured."""
     psutil = pytest.importorskip("psutil", reason="psutil tells the idle process's CPU time")
@@ -643,6 +672,54 @@ def test_the_golden_vector_has_a_large_jpeg_and_a_tolerance_per_engine(model: Pa
     assert set(golden.tolerance) == {*BACKENDS, "node", "web"}
     assert all(row["fp32"] == 0.001 and row["int8"] >= 0.05 for row in golden.tolerance.values())
     assert golden.allowed("golden.jpg", "web", "fp32") == pytest.approx(0.001 + photo.decoding)
+
+
+class Broken:
+    """An engine that answers nothing; `left` counts those that nobody closed."""
+
+    left = 0
+
+    def __init__(self, *_: object) -> None:
+        Broken.left += 1
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        raise SajiError("no answer")
+
+    def close(self) -> None:
+        Broken.left -= 1
+
+
+def check_geometry_of(model: Path) -> None:
+    check = next(c for c in Receipt.read(model).candidates if c.file in geometry.FILES)
+    validation, photos = ValidationSet.load(model / "validation.npz"), {0: model / "golden.jpg"}
+    geometry.check_files([check], model, Receipt.read(model).spec, validation, photos, lambda file: lambda photo: [])
+
+
+def write_golden_of(model: Path) -> None:
+    right = [c for c in servable_here(model) if c.precision == "int8"]
+    answer = Golden.read(model).pictures["golden.png"]
+    export_golden.tolerances(answer, Receipt.read(model).spec, model, right, np.zeros((1, 32, 32, 3), np.uint8))
+
+
+ASKING: dict[str, Callable[[Path], object]] = {
+    "selftest": lambda model: main(),
+    "diagnose": lambda model: diagnose._answers(servable_here(model)[0], model, np.zeros((1, 32, 32, 3), np.uint8)),
+    "geometry": check_geometry_of,
+    "golden": write_golden_of,
+}
+
+
+@pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
+def test_an_engine_that_answers_nothing_is_closed(
+    ask: Callable[[Path], object], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["runtime", "selftest", str(model)])
+    monkeypatch.setattr(Broken, "left", 0)
+    monkeypatch.setattr(Candidate, "open", Broken)
+    monkeypatch.setattr(geometry, "open_backend", Broken)
+    with pytest.raises(SajiError):
+        ask(model)
+    assert Broken.left == 0
 
 
 def test_selftest_names_what_is_wrong_and_its_exit_status_tells(

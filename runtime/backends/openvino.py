@@ -93,7 +93,7 @@ class OpenVino(Backend):
         Of a layer that the two compiled models compute differently, the precision that was not asked for.
         """
         both = [_precisions(compiled) for compiled in self.compiled]
-        for op in self.model.get_ops():
+        for op in self.models[0].get_ops():  # of one photo, so that all shapes are known
             if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
                 kinds = [known.get(_executed_as(op, known), UNTOLD) for known in both]
                 kind = next((kind for kind in kinds if kind != self.request.precision), kinds[0])
@@ -128,14 +128,13 @@ def _executed_as(op: Any, known: dict[str, str]) -> str:
     return name
 
 
-def _sizes(of: Any) -> list[int]:
-    """The sizes of a tensor; 1 where it is free, as the batch that both factors of an attention have."""
-    return [size.get_length() if size.is_static else 1 for size in of.get_partial_shape()]
-
-
 def _multiply_adds(op: Any) -> float:
-    out, weight = _sizes(op.output(0))[1:], _sizes(op.input(1))
-    if op.get_type_name() == "MatMul":
-        return float(math.prod(weight))
-    # filters are [out, in, kh, kw], of a group convolution [groups, out, in, kh, kw]: what counts follows `in`
-    return float(math.prod(out) * math.prod(weight[2 if len(weight) == 5 else 1 :]))
+    out, weight = (
+        [size.get_length() if size.is_static else 1 for size in of.get_partial_shape()]
+        for of in (op.output(0), op.input(1))
+    )
+    if op.get_type_name() == "MatMul":  # [in, out], [out, in] or [in]
+        summed = weight[-2:][-1 if op.get_attributes()["transpose_b"] else 0]
+    else:  # filters are [out, in, kh, kw], of a group convolution [groups, out, in, kh, kw]: what counts follows `out`
+        summed = math.prod(weight[2 if op.get_type_name() == "GroupConvolution" else 1 :])
+    return float(math.prod(out) * summed)

@@ -187,8 +187,14 @@ class PyTorch(Backend):
             if operator in _WEIGHTS:
                 out, weight = node.meta["val"], node.args[_WEIGHTS[operator]].meta["val"]
                 summed = weight.shape[-2:-1] if "mm" in operator or operator == "matmul" else weight.shape[1:]
-                macs = math.prod(int(n) for n in out.shape[1:]) * math.prod(int(n) for n in summed)
-                yield node.name, out, weight, macs
+                # The batch, a symbol, may be in any dimension and be merged with others: divided by, it cancels out
+                macs = math.prod((*out.shape, *summed)) // self._shape_of_photos()[0]
+                yield node.name, out, weight, float(int(macs))
+
+    def _shape_of_photos(self) -> Any:
+        """That of the exported graph's input `[N, S, S, 3]`, of which N is a symbol."""
+        (name,) = self.program.graph_signature.user_inputs
+        return next(node for node in self.program.graph.nodes if node.name == name).meta["val"].shape
 
     def close(self) -> None:
         """Free the program."""
@@ -268,10 +274,7 @@ class PyTorchCuda(PyTorch):
             return super()._forward(photos)
 
     def _zeros(self, batch: int) -> np.ndarray:
-        photos = next(
-            node for node in self.program.graph.nodes if node.name in self.program.graph_signature.user_inputs
-        )
-        return np.zeros((batch, *(int(side) for side in photos.meta["val"].shape[1:])), np.uint8)
+        return np.zeros((batch, *(int(side) for side in self._shape_of_photos()[1:])), np.uint8)
 
     def layers(self) -> Iterable[Layer]:
         """The layers with weights, each in the format that a profiled run really computes it in.

@@ -54,15 +54,15 @@ class Contestant:
         return self.candidate.name_with(self.threads, self.streams)
 
     def start(self) -> subprocess.Popen[str]:
-        """Start the candidate's process unless it runs; returns at once."""
+        """Start the candidate's process unless it runs; does not wait until it is ready."""
         if self.process is None:
             settings = {name: getattr(self, name) for name in ("threads", "streams", "photo", "seed")}
             settings["candidate"] = dataclasses.asdict(self.candidate)
-            command = [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder.resolve())]
             self.process = subprocess.Popen(
-                [*command, json.dumps(settings)],
+                [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder.resolve())],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=library_output(), text=True, cwd=ROOT,
             )  # fmt: skip
+            _write(self.process, settings)  # not as a word of the command: facts of an engine may have 128 KiB and more
         return self.process
 
     def measure(self, scenario: str, batch: int, seconds: float, **flags: Any) -> Measurement:
@@ -106,10 +106,8 @@ class Contestant:
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Send one order to the candidate's process, which is started when needed, and wait for the answer."""
         process = self.start()
-        assert process.stdin and process.stdout
-        with contextlib.suppress(BrokenPipeError):  # it has died: the empty answer below says so
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
+        assert process.stdout
+        _write(process, order)
         line = process.stdout.readline()
         if not line:
             raise SajiError(f"the process of {self.name} died with status {process.wait()}")
@@ -117,6 +115,13 @@ class Contestant:
         if "error" in answer:
             raise SajiError(answer["error"])
         return answer
+
+
+def _write(process: subprocess.Popen[str], values: dict[str, Any]) -> None:
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):  # it has died: the answer that never comes says so
+        process.stdin.write(json.dumps(values) + "\n")
+        process.stdin.flush()
 
 
 def run_rounds(

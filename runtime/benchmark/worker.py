@@ -1,7 +1,8 @@
 """One candidate in a process of its own: engines in one process disturb each other's threads and caches.
 
-Speaks JSON lines. Orders on stdin: {"do": "check"}, {"do": "classify", "photo": base64} and {"do": "time",
-"scenario": …, "batch": N, "seconds": S, "flags": {…}}; it idles in between.
+Speaks JSON lines. The first on stdin is {"candidate": …, "threads": N, "streams": N, …}; orders follow:
+{"do": "check"}, {"do": "classify", "photo": base64} and {"do": "time", "scenario": …, "batch": N, "seconds": S,
+"flags": {…}}; it idles in between.
 """
 
 import base64
@@ -24,14 +25,15 @@ from runtime.candidate import Candidate, check_candidate
 from runtime.classifier import Classifier, Prediction
 from runtime.errors import NotAsAsked, SajiError
 from runtime.evaluation import ValidationSet, compare
+from runtime.files import reading
 from runtime.receipt import Receipt
 
 PHOTOS = 64  # that an engine is fed in turn; all of them would count as its memory
 
 
 def main() -> None:
-    """Serve one candidate until stdin closes. Arguments: model folder; candidate, threads, streams … as JSON."""
-    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    """Serve one candidate until stdin closes. Argument: model folder."""
+    folder, settings = Path(sys.argv[1]), json.loads(sys.stdin.readline())
     candidate = Candidate.from_values(settings.pop("candidate"))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not break the protocol
@@ -40,12 +42,13 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            if order.pop("do") == "check":
-                receipt = Receipt.read(folder)
-                record: Any = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
-            else:
-                worker = worker or Worker(folder, candidate, **settings)
-                record = worker.classify(**order) if "photo" in order else worker.measure(**order)
+            with reading(folder):
+                if order.pop("do") == "check":
+                    receipt = Receipt.read(folder)
+                    record: Any = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
+                else:
+                    worker = worker or Worker(folder, candidate, **settings)
+                    record = worker.classify(**order) if "photo" in order else worker.measure(**order)
             answer = dataclasses.asdict(record)
         except SajiError as error:
             answer = {"error": str(error)}

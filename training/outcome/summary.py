@@ -97,8 +97,8 @@ class Outcome:
 
     @property
     def best_epoch(self) -> Epoch | None:
-        """The first epoch with the highest validation accuracy."""
-        return max(self.history, key=lambda row: row.val_accuracy, default=None)
+        """That of the best score, which the trainer may have released."""
+        return max(self.history, key=lambda row: Epoch.score(row.val_accuracy, row.val_loss), default=None)
 
     def curve(self, column: str) -> np.ndarray:
         """A column of `history.csv`, float `[E]`."""

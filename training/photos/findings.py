@@ -2,9 +2,7 @@
 
 import contextlib
 import hashlib
-import io
 import os
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +13,7 @@ from PIL import Image, ImageStat
 
 from runtime.errors import BadPhoto
 from runtime.files import DAMAGE, as_text, read_json, sha256_file, sha256_json, write_json
-from runtime.preprocess import decode
+from runtime.preprocess import decode, opened
 from training.photos.photo_set import Photo, PhotoSet
 from training.progress import Progress
 
@@ -58,24 +56,22 @@ def examine(path: Path) -> Facts:
 
 
 def _suspicious(suffix: str, content: bytes, image: Image.Image) -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        header = Image.open(io.BytesIO(content))
-    width, height = header.size
-    if min(width, height) < SMALLEST_SIDE:
-        yield f"tiny ({width}×{height} pixels)"
-    if max(ImageStat.Stat(image).stddev) < BLANK:
-        yield "blank (all pixels are nearly the same)"
-    if max(width, height) > LONGEST_ASPECT * min(width, height):
-        yield f"extreme aspect ({width}×{height} pixels)"
-    kind = "JPEG" if header.format == "MPO" else header.format  # a phone's JPEG with a second view in it
-    if Image.registered_extensions().get(suffix) != kind:
-        yield f"wrong extension (it is {kind}, named {suffix or 'without one'})"
-    if header.mode == "CMYK":
-        yield "CMYK (its colours are meant for print)"
-    with contextlib.suppress(Exception):  # whatever Pillow's many readers raise at a damaged second frame
-        if kind != "JPEG" and getattr(header, "is_animated", False):
-            yield "animated (the first frame is used)"
+    with opened(content) as (header, _):
+        width, height = header.size
+        if min(width, height) < SMALLEST_SIDE:
+            yield f"tiny ({width}×{height} pixels)"
+        if max(ImageStat.Stat(image).stddev) < BLANK:
+            yield "blank (all pixels are nearly the same)"
+        if max(width, height) > LONGEST_ASPECT * min(width, height):
+            yield f"extreme aspect ({width}×{height} pixels)"
+        kind = "JPEG" if header.format == "MPO" else header.format  # a phone's JPEG with a second view in it
+        if Image.registered_extensions().get(suffix) != kind:
+            yield f"wrong extension (it is {kind}, named {suffix or 'without one'})"
+        if header.mode == "CMYK":
+            yield "CMYK (its colours are meant for print)"
+        with contextlib.suppress(Exception):  # whatever Pillow's many readers raise at a damaged second frame
+            if kind != "JPEG" and getattr(header, "is_animated", False):
+                yield "animated (the first frame is used)"
 
 
 def find_scenes(

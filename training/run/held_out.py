@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from runtime.errors import BadModel
-from runtime.evaluation import calibration_error, reliability
+from runtime.evaluation import Bin, calibration_error, reliability
 from runtime.files import replacing
 from runtime.preprocess import pixels
 from runtime.spec import Geometry, ModelSpec, side_by_side
@@ -27,7 +27,7 @@ from training.photos.split import Data, folds, set_aside
 from training.progress import in_threads
 from training.recipe import Recipe
 from training.run.confidence import cross_fitted, settled
-from training.run.records import HeldOutFigures, Share
+from training.run.records import HeldOutFigures, Share, rounded
 from training.run.resume import finished
 
 FILE = "held_out.npz"
@@ -214,6 +214,6 @@ def _figures(judge: HeldOut, spec: ModelSpec, fitted: bool) -> HeldOutFigures:
         # JSON has no NaN: of a class without a photo nothing is known, see `runtime.evaluation.was_asked`
         recalls=tuple(recall.share if own.any() else 0.0 for recall, own in zip(recalls, members, strict=True)),
         recall_intervals=tuple(recall.interval for recall in recalls),
-        reliability=tuple(reliability(calm, labels)),
+        reliability=tuple(Bin(**rounded(asdict(each))) for each in reliability(calm, labels)),
         right_kept=round(float(sure.mean()), 4) if len(sure) else None,
     )

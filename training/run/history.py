@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from runtime.files import replacing
 from runtime.terminal import progress
 from training.network.classifier import save
-from training.run.records import NAN, Epoch, GradientNorm, Row, write_csv
+from training.run.records import DIGITS, NAN, Epoch, GradientNorm, Row, write_csv
 
 AT_STAKE = 10  # seconds of training that a kill may cost: epochs shorter than that are kept together
 GRADIENTS_EVERY = 4  # steps between two looks at the gradients: each reads all of them
@@ -86,7 +86,7 @@ class History(Recorder[Epoch]):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep the epoch's row (validation has run by now)."""
-        measured = {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+        measured = {name: round(float(value), DIGITS) for name, value in trainer.callback_metrics.items()}
         row = Epoch(
             epoch=trainer.current_epoch + 1,
             train_accuracy=measured.get("train_accuracy", NAN),
@@ -142,9 +142,9 @@ class Gradients(Recorder[GradientNorm]):
 class Kept(Checkpoint):
     """The state file `last` after an epoch, to resume from; where the best epoch is released, another name of that too.
 
-    The best epoch has the highest validation accuracy, of equals the lowest loss. Where it is not released it has no
-    say in what is kept: Ctrl-C releases what the clock chose. (Lightning's ModelCheckpoint, when it saves weights only,
-    would save them there as they are instead of their moving average.)
+    The best epoch is that of the best `Epoch.score`. Where it is not released it has no say in what is kept: Ctrl-C
+    releases what the clock chose. (Lightning's ModelCheckpoint, when it saves weights only, would save them there as
+    they are instead of their moving average.)
     """
 
     def __init__(self, last: Path, release: str) -> None:
@@ -167,7 +167,7 @@ class Kept(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save the epoch, unless it was short and not the best of those of which the best is released."""
         metrics = trainer.callback_metrics
-        score = float(metrics["val_accuracy"]), -float(metrics["val_loss"])
+        score = Epoch.score(float(metrics["val_accuracy"]), float(metrics["val_loss"]))
         if score > self.best_score:
             self.best_epoch, self.best_score = trainer.current_epoch + 1, score
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs

@@ -40,6 +40,9 @@ class Share:
         return f"{self.share:.3f} (95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f}{more})"
 
 
+DIGITS = 5  # behind the point, of accuracies and losses in `history.csv`
+
+
 @dataclass(frozen=True)
 class Epoch:
     """A row of `history.csv`; accuracies and losses are means over photos, NaN where they were not measured.
@@ -56,6 +59,11 @@ class Epoch:
     learning_rate: float
     seconds: float
     photos_per_second: float
+
+    @staticmethod
+    def score(accuracy: float, loss: float) -> tuple[float, float]:
+        """Of the validation photos; the best epoch is the first of the highest: accuracy, of equals the lower loss."""
+        return round(accuracy, DIGITS), -round(loss, DIGITS)
 
 
 @dataclass(frozen=True)
