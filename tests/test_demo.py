@@ -336,8 +336,24 @@ def test_examples_are_those_of_the_network_that_serves(tmp_path: Path) -> None:
 # The command line
 
 
+# What other programs of Gradio, uvicorn and Prometheus were told
+FOREIGN = {
+    "WEB_CONCURRENCY": "auto",
+    "FORWARDED_ALLOW_IPS": "*",
+    "PROMETHEUS_MULTIPROC_DIR": "/nowhere",
+    "prometheus_multiproc_dir": "/nowhere",
+    "GRADIO_DEFAULT_CONCURRENCY_LIMIT": "abc",
+    "GRADIO_NODE_NUM_PORTS": "x",
+    "GRADIO_SERVER_PORT": "",
+    "GRADIO_CACHE_MODE": "x",
+    "GRADIO_ROOT_PATH": "/x",
+    "GRADIO_VIBE_MODE": "1",
+    "GRADIO_MCP_SERVER": "true",
+}
+
+
 def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO", "PYTHONPATH"))}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if command[0].startswith("-"):  # a plain path has to find the repository by itself
         environment["PYTHONPATH"] = str(ROOT)
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -410,6 +426,29 @@ socket.getaddrinfo = telling
 app.load = lambda path, **options: colour_classifier()
 app.exit_with_one_sentence(app.main)
 """
+
+
+def test_settings_of_other_programs_are_none_of_ours(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FOREIGN.items():
+        monkeypatch.setenv(name, value)
+    script = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
+    process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed)
+    too_long = threading.Timer(PATIENCE, process.kill)
+    too_long.start()
+    try:
+        said = process.stderr.readline()  # type: ignore[union-attr]
+        assert said.startswith("serving "), (said, process.communicate()[1])
+        address = said.split()[-1]
+        with urllib.request.urlopen(f"{address}/config") as answer:
+            config = json.load(answer)
+        asked = {name: config.get(name) for name in ("root", "vibe_mode", "mcp_server")}
+        assert asked == {"root": address, "vibe_mode": False, "mcp_server": False}
+        with urllib.request.urlopen(f"{address}/metrics") as answer:
+            assert b"saji_engine_info{" in answer.read()
+    finally:
+        process.kill()
+        process.communicate()
+        too_long.cancel()
 
 
 @pytest.mark.parametrize(

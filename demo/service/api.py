@@ -327,6 +327,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 ws="none",
+                workers=1,  # or it would go by WEB_CONCURRENCY
                 forwarded_allow_ips=[str(network) for network in proxies],
                 ssl_certfile=pem,
                 timeout_graceful_shutdown=2 * limits.seconds,  # what a request may take: to be sent, and to be answered
