@@ -11,7 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -352,12 +352,13 @@ FOREIGN = {
 }
 
 
-def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
+def start(*command: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if command[0].startswith("-"):  # a plain path has to find the repository by itself
         environment["PYTHONPATH"] = str(ROOT)
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment, **streams)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more}
+    alone = {"cwd": cwd, "env": environment, "start_new_session": True}  # without the terminal of the tests
+    return subprocess.Popen([sys.executable, *command], **alone, **streams)
 
 
 @pytest.mark.parametrize("command", [[str(ROOT / "demo" / "app.py")], ["-m", "demo"]])
@@ -449,6 +450,37 @@ def test_settings_of_other_programs_are_none_of_ours(deployed: Path, monkeypatch
         process.kill()
         process.communicate()
         too_long.cancel()
+
+
+IN_A_TERMINAL = """
+import os, signal
+os.login_tty(0)
+signal.signal(signal.SIGHUP, signal.{})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "login_tty"), reason="terminals as POSIX has them")
+@pytest.mark.parametrize(("hangup", "stays"), [("SIG_DFL", False), pytest.param("SIG_IGN", True, id="under nohup")])
+def test_a_page_goes_with_its_terminal_unless_it_was_to_stay(hangup: str, stays: bool, deployed: Path) -> None:
+    ours, its = os.openpty()
+    script = f"{IN_A_TERMINAL.format(hangup)}\nimport sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
+    process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed, stdin=its)
+    too_long = threading.Timer(PATIENCE, process.kill)
+    too_long.start()
+    try:
+        with open(ours) as terminal:
+            said = terminal.readline()
+            assert said.startswith("serving "), said
+        if stays:
+            with urllib.request.urlopen(f"{said.split()[-1]}/readyz") as answer, suppress(subprocess.TimeoutExpired):
+                assert answer.status == 200 and process.wait(2) is None
+        else:
+            assert process.wait() == 143
+    finally:
+        process.kill()
+        process.communicate()
+        too_long.cancel()
+        os.close(its)
 
 
 @pytest.mark.parametrize(
