@@ -355,3 +355,5 @@ class Server(uvicorn.Server):
         """Let go of the open pages first, each of which holds a connection for as long as it is open."""
         self._stopping.set()
         await super().shutdown(sockets)
+        if self.force_exit:  # by a second Ctrl-C: uvicorn leaves it out, and Starlette a traceback in the log
+            await self.lifespan.shutdown()
