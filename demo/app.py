@@ -114,7 +114,10 @@ def serve(
     mount(page, app, serving.limits, arguments.root_path)
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
+        if _may_close() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which it is under nohup
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+        else:
+            signal.signal(signal.SIGHUP, lambda *_: serving.look_again())
     if not way.token and not hosts.loopback_only:
         say("saji: whoever reaches this address may use it; ask for a token with SAJI_TOKEN")
     signed = f", signed by {engine.classifier.signer}," if engine.classifier.signer else ""
@@ -123,6 +126,15 @@ def serve(
         invite(way, secret=bool(arguments.token))
     with log_as_json():
         Server(app, serving.limits, way.token, hosts, certificate, proxies, _give_up_after).run(sockets=[listener])
+
+
+def _may_close() -> bool:
+    """Whether this process has a terminal, which says by SIGHUP that it is closed: no page should stay open then."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _leave(*_: object) -> NoReturn:

@@ -249,8 +249,7 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
                 _require_pass(place.candidate)
                 receipt, signer = _trusted(folder)
                 receipt.verify(folder, place.candidate.file)
-                if receipt.files[place.candidate.file].sha256 != place.sha256:
-                    raise BadModel(f"{folder} was exported again since; choose again with: make bench")
+                receipt.require_same(folder, place.candidate.file, place.sha256)
                 candidate = _passed_here(_of_receipt(place.candidate, receipt), folder, receipt)
                 settings = threads or place.threads, max(streams, place.streams)
                 engine = _opened(candidate, folder, receipt, *settings)

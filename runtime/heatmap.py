@@ -65,12 +65,13 @@ class Heatmap:
         self._engine = OnnxRuntime(Request("ort-cpu", path, threads=1, sha256=sha256))
 
     @classmethod
-    def of_model(cls, folder: Path) -> "Heatmap":
+    def of_model(cls, folder: Path, receipt: Receipt | None = None) -> "Heatmap":
         """Open the heat map of a model folder, if its receipt knows the file and it is that very file.
 
-        Raises BadModel when it is not, SajiError with export's reason when the model has none.
+        Of a `receipt` that was read before it is that one's. Raises BadModel when it is not, SajiError with export's
+        reason when the model has none.
         """
-        receipt = Receipt.read(folder)
+        receipt = receipt or Receipt.read(folder)
         if FILE not in receipt.files:
             refused = ["; ".join(c.reasons) for c in receipt.candidates if c.file == FILE]
             left_out = [reason for reason in receipt.skipped if reason.startswith(FILE)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime import signature
 from runtime.candidate import Candidate
-from runtime.errors import BadModel
+from runtime.errors import BadModel, SajiError
 from runtime.evaluation import EARLIER, PHOTOS, ValidationSet
 from runtime.files import read_record, sha256_file, write_record
 from runtime.spec import ModelSpec
@@ -83,6 +83,11 @@ class Receipt:
         file = EARLIER if EARLIER in self.files else PHOTOS
         self.verify(folder, file)
         return ValidationSet.load(folder / file)
+
+    def require_same(self, folder: Path, file: str, sha256: str) -> None:
+        """Raise SajiError unless `file` is of this `sha256`: else all that is in the folder is another network's."""
+        if file not in self.files or self.files[file].sha256 != sha256:
+            raise SajiError(f"{folder.name} was exported again since; choose again with: make bench")
 
     def verify(self, folder: Path, file: str) -> None:
         """Raise BadModel unless `file` is exactly what the receipt describes.

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 from conftest import PATIENCE
-from test_demo import GREEN, ROOT, SERVE, deployment, picture, start
+from test_demo import GREEN, ROOT, SERVE, deployment, exported, picture, start
 from test_service import wait_until
 
 from runtime.spec import Geometry, ModelSpec
@@ -120,7 +120,7 @@ def show_heat() -> None:
         def of(self, image: np.ndarray) -> heatmap.Heat:
             return heatmap.Heat("green_lalap", np.eye(4, dtype=np.float32), Geometry.for_size(32))
 
-    heatmap.Heatmap.of_model = lambda folder: Stub()  # type: ignore[assignment, method-assign, return-value]
+    heatmap.Heatmap.of_model = lambda *_: Stub()  # type: ignore[assignment, method-assign, return-value]
 
 
 def told(answer: httpx.Response) -> str:
@@ -202,7 +202,7 @@ class Service:
 def command(folder: Path, *flags: str, before: str = "", **environment: str) -> Iterator[Service]:
     """`python -m demo FLAGS`, with `before` run first in its process; killed in the end, whatever it does."""
     deployment().write(folder / "deployment.json")
-    picture(folder / "models" / "resnet34" / "examples" / "000_green.png", GREEN)
+    picture(exported(folder / "models" / "resnet34") / "examples" / "000_green.png", GREEN)
     script = f"import sys; sys.path.append({str(ROOT / 'tests')!r})\n{before}\n{SERVE}"
     was = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)

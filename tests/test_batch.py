@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import PATIENCE
-from test_demo import BLUE, GREEN, RED, colour_classifier, picture, running, serving_of
+from test_demo import BLUE, CANDIDATE, GREEN, RED, MeanColour, colour_classifier, picture, running, serving_of
 from test_page import open_tab, opened
 from test_service import SMALL, Held, photo
 
@@ -26,7 +26,8 @@ from demo.page.work import PLACES, Turns
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving
-from runtime.spec import Guard, Rejection
+from runtime.classifier import Classifier
+from runtime.spec import Geometry, Guard, ModelSpec, Rejection
 
 GREY = (90, 90, 90)
 LIMITS = replace(SMALL, batch=6, upload=1_000_000)
@@ -94,10 +95,10 @@ def test_a_photo_without_food_is_not_told_as_a_doubtful_one(tmp_path: Path) -> N
     with serving_of(classifier, tmp_path, LIMITS) as serving:
         absent, unnamed = rows_of(serving, picture(tmp_path / "a.png", BLUE), picture(tmp_path / "b.png", GREEN))
     assert not absent.thumbnail and unnamed.thumbnail
-    table = table_of([absent, unnamed], classifier, "en")
+    table = table_of([absent, unnamed], "en")
     assert "I see no food here" in table and "Food, but none that I know by name" in table
     assert "lalap" not in table and table.count("otherwise") == 1
-    told = summary_of([absent, unnamed], classifier, "en")
+    told = summary_of([absent, unnamed], "en")
     assert "I see no food here 1" in told and "not sure 1" in told and "not read" not in told
 
 
@@ -107,14 +108,25 @@ def test_csv_and_json_hold_every_photo_and_csv_no_formula(serving: Serving, tmp_
     zip_of_evil = zipped(tmp_path / "evil.zip", {f"{name}.jpg": photo() for name in evil})
     rows = [replace(row, name=row.name.partition("/")[2]) for row in rows_of(serving, zip_of_evil)]
     rows += rows_of(serving, tmp_path / "broken.jpg")
-    cells = list(csv.DictReader(io.StringIO(as_csv(rows, "an engine"), newline="")))
+    cells = list(csv.DictReader(io.StringIO(as_csv(rows), newline="")))
     assert [cell["photo"] for cell in cells] == [*(f"'{name}.jpg" for name in evil), "broken.jpg"]
     assert [cell["label"] for cell in cells] == [*["red_rendang"] * 5, ""]
-    whole = json.loads(as_json(rows, "an engine"))
+    whole = json.loads(as_json(rows))
     assert [one["photo"] for one in whole["photos"]] == [f"{n}.jpg" for n in evil]
-    assert {one["served_by"] for one in whole["photos"]} == {"an engine"}
+    assert {one["served_by"] for one in whole["photos"]} == {serving.engine.classifier.served_by}
     assert sum(whole["photos"][0]["probabilities"].values()) == pytest.approx(1)
     assert [one["photo"] for one in whole["unreadable"]] == ["broken.jpg"]
+
+
+def test_each_row_is_told_as_what_answered_it_also_after_another_deployment(serving: Serving, tmp_path: Path) -> None:
+    rows = rows_of(serving, picture(tmp_path / "red.png", RED))
+    other = Classifier(ModelSpec("other", "other", ("a", "b", "c"), Geometry.for_size(32)), MeanColour(), CANDIDATE)
+    (tmp_path / "other").mkdir()
+    with serving_of(other, tmp_path / "other", LIMITS) as later:
+        rows += rows_of(later, picture(tmp_path / "a.png", RED))
+    assert "red rendang" in table_of(rows, "en") and "red rendang 1</span><span>a 1<" in summary_of(rows, "en")
+    told = [one["served_by"] for one in json.loads(as_json(rows))["photos"]]
+    assert told == [serving.engine.classifier.served_by, other.served_by] and told[0] != told[1]
 
 
 def test_more_photos_than_a_batch_may_have_are_refused_before_the_first(serving: Serving, tmp_path: Path) -> None:
@@ -353,8 +365,8 @@ def test_only_a_few_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_and_labels_are_text_on_the_page() -> None:
     classifier = colour_classifier(**UNSURE)
     prediction = classifier(photo(GREY))
-    row = Row("<img src=x onerror=alert(1)>.jpg\n", prediction, thumbnail=b"x")
-    for html in (table_of([row], classifier, "en"), unsure_of([row], classifier, "en")):
+    row = Row("<img src=x onerror=alert(1)>.jpg\n", prediction, classifier, thumbnail=b"x")
+    for html in (table_of([row], "en"), unsure_of([row], "en")):
         assert "<img src=x" not in html and "&lt;img src=x" in html and "\n" not in html
 
 

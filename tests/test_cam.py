@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import onnx.parser
 import pytest
 from conftest import ROOT
 from PIL import Image, ImageDraw
-from test_demo import colour_classifier, serving_of
+from test_demo import colour_classifier, exported, serving_of
 from test_foreign import foreign
 
-from demo.page.tabs.classify import heat_of, look
+from demo.page.tabs.classify import _heatmap, heat_of, look
 from demo.service.limits import Limits
 from demo.service.problem import Problem
 from demo.service.queue import Serving
@@ -292,7 +291,7 @@ def served(brightness: Heatmap, tmp_path: Path) -> Iterator[Serving]:
     folder = tmp_path / "models" / "resnet34"
     folder.mkdir(parents=True)
     shutil.copy(brightness.path, folder / FILE)
-    Receipt(brightness.spec, file_facts(folder, [FILE]), (), "", {}).write(folder)
+    exported(folder, files=[FILE], spec=brightness.spec)
     with serving_of(colour_classifier(), tmp_path, Limits(pixels=100_000)) as serving:
         yield serving
 
@@ -320,9 +319,24 @@ def test_a_visitor_is_told_why_there_is_no_map(served: Serving, tmp_path: Path) 
     folder = tmp_path / "models" / "resnet34"
     receipt = Receipt.read(folder)
     spoilt(folder, "cam/weight", "larger").replace(folder / FILE)
-    served.engine.since = datetime.now(UTC)  # as after another deployment
+    _heatmap.cache_clear()  # as after another deployment
     status, detail = refusal(served, b"")
     assert status == 404 and "cannot be opened" in detail and str(tmp_path) not in detail
-    replace(receipt, files={}, skipped=(f"{FILE} is left out: its head is not linear",)).write(folder)
+    files = {name: facts for name, facts in receipt.files.items() if name != FILE}
+    replace(receipt, files=files, skipped=(f"{FILE} is left out: its head is not linear",)).write(folder)
     status, detail = refusal(served, b"")
     assert status == 404 and "its head is not linear" in detail
+
+
+def test_a_map_is_never_of_another_network_than_the_one_that_answers(served: Serving, tmp_path: Path) -> None:
+    """Which an export beside the service put into the folder."""
+    with_lamp((200, 300), (140, 200), 12).save(tmp_path / "photo.png")
+    photo = (tmp_path / "photo.png").read_bytes()
+    before = asyncio.run(look(served, photo))
+    exported(tmp_path / "models" / "resnet34", files=[FILE], by="another network {}")
+    assert asyncio.run(look(served, photo)) == before, "what was opened goes on"
+    _heatmap.cache_clear()
+    assert refusal(served, photo) == (
+        404,
+        "resnet34 was exported again since; choose again with: make bench",
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from test_batch import looked_at
-from test_demo import CANDIDATE, RED, colour_classifier, deployment, picture, running, serving_of
+from test_demo import CANDIDATE, RED, colour_classifier, deployment, exported, picture, running, serving_of
 from test_page import open_tab, opened
 
 from demo.page.tabs.compare import Row, compare, contestants_here, is_reference, measure, state_of
@@ -21,7 +21,7 @@ from runtime.benchmark.contestant import Contestant
 from runtime.candidate import Candidate
 from runtime.deployment import Measured
 from runtime.environment import machine
-from runtime.receipt import Receipt, file_facts
+from runtime.receipt import Receipt
 
 HERE: dict[str, Any] = {"verdict": "pass", "machine": machine()}
 REFERENCE = Candidate("resnet34", "model.pt2", "pytorch", "fp32", **HERE)
@@ -42,14 +42,9 @@ for line in sys.stdin:
 """
 
 
-def exported(folder: Path, *candidates: Candidate) -> Path:
-    """A model folder with its receipt, whose files are stand-ins."""
-    folder.mkdir(parents=True)
-    names = sorted({candidate.file for candidate in candidates})
-    for name in names:
-        (folder / name).write_text(f"stands for {name}")
-    Receipt(colour_classifier().spec, file_facts(folder, names), candidates, "0" * 64, {}).write(folder)
-    return folder
+def of(candidate: Candidate, folder: Path) -> Contestant:
+    """A candidate of a model folder, as it is there now."""
+    return Contestant(candidate, folder, sha256=Receipt.read(folder).files[candidate.file].sha256)
 
 
 @pytest.fixture
@@ -93,10 +88,26 @@ def test_what_passed_here_takes_part_once_and_the_reference_leads(tmp_path: Path
 
 
 def test_a_candidate_runs_with_the_threads_that_it_is_served_with(tmp_path: Path) -> None:
-    chosen = Measured(ORT, "models/resnet34", "0" * 64, 1, 2.5, threads=2, streams=3)
-    exported(tmp_path / "models" / "resnet34", ORT)
+    there = of(ORT, exported(tmp_path / "models" / "resnet34", ORT))
+    chosen = Measured(ORT, "models/resnet34", there.sha256, 1, 2.5, threads=2, streams=3)
     [entrant] = contestants_here(tmp_path / "deployment.json", replace(deployment(), choice=chosen))
     assert (entrant.threads, entrant.streams) == (2, 3)
+
+
+def test_another_export_takes_no_part_under_the_names_of_what_was_chosen(
+    tmp_path: Path, processes: dict[str, Any]
+) -> None:
+    chosen = exported(tmp_path / "models" / "resnet34", CANDIDATE, ORT, REFERENCE)
+    exported(tmp_path / "models" / "plain34", PLAIN)
+    processes |= {"openvino": {"rendang": 1.0}, "ort-cpu": {"rendang": 1.0}}
+    before = contestants_here(tmp_path / "deployment.json", deployment())
+    exported(chosen, CANDIDATE, ORT, REFERENCE, by="another network {}")
+    assert [each.candidate for each in before] == [REFERENCE, CANDIDATE, ORT, PLAIN]
+    after = contestants_here(tmp_path / "deployment.json", deployment())
+    assert [each.candidate for each in after] == [CANDIDATE, PLAIN]
+    says = "resnet34 was exported again since; choose again with: make bench"
+    assert [row.problem for row in rows_of(before)] == [says, says, says, ""], "also of those that had been found"
+    assert [row.problem for row in rows_of(after)] == [says, ""]
 
 
 # What each says
@@ -105,7 +116,7 @@ def test_a_candidate_runs_with_the_threads_that_it_is_served_with(tmp_path: Path
 def test_rows_tell_label_time_and_difference_from_the_reference(tmp_path: Path, processes: dict[str, Any]) -> None:
     folder = exported(tmp_path / "resnet34", REFERENCE, ORT)
     processes |= {"pytorch": {"rendang": 0.75, "lalap": 0.25}, "ort-cpu": {"lalap": 0.625, "rendang": 0.375}}
-    reference, other = rows_of([Contestant(REFERENCE, folder), Contestant(ORT, folder)])
+    reference, other = rows_of([of(REFERENCE, folder), of(ORT, folder)])
     assert (reference.label, reference.milliseconds, reference.difference) == ("rendang", 2.0, None)
     assert (other.label, other.milliseconds, other.difference) == ("lalap", 2.0, 0.375)
     assert is_reference(reference.candidate) and not is_reference(other.candidate)
@@ -116,7 +127,7 @@ def test_another_architecture_is_not_compared_with_this_ones_reference(
 ) -> None:
     folders = exported(tmp_path / "resnet34", REFERENCE), exported(tmp_path / "plain34", PLAIN)
     processes |= {"pytorch": {"rendang": 1.0}, "ort-cpu": {"rendang": 0.5}}
-    rows = rows_of([Contestant(REFERENCE, folders[0]), Contestant(PLAIN, folders[1])])
+    rows = rows_of([of(REFERENCE, folders[0]), of(PLAIN, folders[1])])
     assert [row.difference for row in rows] == [None, None]
 
 
@@ -134,16 +145,16 @@ def test_who_gives_no_answer_says_why_and_the_next_one_runs(
 ) -> None:
     folder = exported(tmp_path / "resnet34", REFERENCE, ORT)
     processes |= {"pytorch": how, "ort-cpu": {"rendang": 1.0}}
-    first = measure(Contestant(REFERENCE, folder), 1 if "hang" in how else 60)
+    first = measure(of(REFERENCE, folder), 1 if "hang" in how else 60)
     assert (first.problem, first.label) == (says, "")
-    second = measure(Contestant(ORT, folder), 60)
+    second = measure(of(ORT, folder), 60)
     assert second.label == "rendang" and not second.problem
 
 
 def test_a_file_that_was_not_judged_is_not_opened(tmp_path: Path, processes: dict[str, Any]) -> None:
     folder = exported(tmp_path / "resnet34", ORT)
     (folder / ORT.file).write_text("something else")
-    [row] = rows_of([Contestant(ORT, folder)])
+    [row] = rows_of([of(ORT, folder)])
     assert "is not the file that was checked" in row.problem and "\n" not in row.problem
     assert processes["started"] == []
 
@@ -153,7 +164,7 @@ def test_the_process_ends_when_the_visitor_goes(tmp_path: Path, processes: dict[
     processes["ort-cpu"] = {"hang": 1}
 
     async def leave() -> None:
-        async with aclosing(compare(b"a photo", [Contestant(ORT, folder)], 600)) as rows:
+        async with aclosing(compare(b"a photo", [of(ORT, folder)], 600)) as rows:
             waiting = asyncio.ensure_future(anext(rows))
             while not processes["started"]:
                 await asyncio.sleep(0.01)
@@ -172,7 +183,7 @@ def test_the_worker_classifies_the_photo_it_was_given(model: Path, tmp_path: Pat
 
     candidate = next(c for c in Receipt.read(model).candidates if (c.backend, c.precision) == ("ort-cpu", "fp32"))
     photo = picture(tmp_path / "a.png", RED)
-    [row] = asyncio.run(_all(compare(photo.read_bytes(), [Contestant(candidate, model)], 300)))
+    [row] = asyncio.run(_all(compare(photo.read_bytes(), [of(candidate, model)], 300)))
     with runtime.load(model, "ort-cpu") as classifier:
         expected = classifier(photo)
     assert row.problem == "" and row.milliseconds > 0

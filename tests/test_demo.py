@@ -1,5 +1,6 @@
 """The demo: a photo becomes a dish, measured times and a reason; what is no photo becomes one clear sentence."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,8 +10,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from runtime.errors import SajiError, Unavailable
 from runtime.heatmap import Heat
 from runtime.machine import Machine
 from runtime.preprocess import pixels
+from runtime.receipt import Receipt, file_facts
 from runtime.spec import Geometry, ModelSpec, Rejection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,18 +63,35 @@ class MeanColour:
 
 CANDIDATE = Candidate("resnet34", "model.int8.onnx", "openvino", "int8", verdict="pass", figures=house.figures(0.9712))
 
+STAND_IN = "stands for {}"
+SHA256 = hashlib.sha256(STAND_IN.format(CANDIDATE.file).encode()).hexdigest()
+
 
 def colour_classifier(**spec: Any) -> Classifier:
     classes = ("red_rendang", "green_lalap", "blue_nasi_kerabu")
     described = ModelSpec("colours", "resnet34", classes, Geometry.for_size(32), **spec)
-    return Classifier(described, MeanColour(), CANDIDATE, "fastest of 3 that passed")
+    return Classifier(described, MeanColour(), CANDIDATE, "fastest of 3 that passed", sha256=SHA256)
 
 
 def deployment() -> Deployment:
     rejected = (Rejected("resnet34 · ort-cpu · int8", "accuracy fell by <b>9</b> points", "fail"),)
     machine = Machine("Test CPU", ("avx2",), cores=2, memory_gib=8.0, gpu=None, system="L")
-    choice = Measured(CANDIDATE, "models/resnet34", "0" * 64, 1, 2.5)
+    choice = Measured(CANDIDATE, "models/resnet34", SHA256, 12_300_000, 2.5)
     return Deployment(choice, "fastest of 3 that passed", (), rejected, {}, machine, {})
+
+
+def exported(
+    folder: Path, *candidates: Candidate, files: Sequence[str] = (), spec: ModelSpec | None = None, by: str = STAND_IN
+) -> Path:
+    """A model folder with its receipt, which lists `files`, too; those of its candidates are stand-ins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    candidates = candidates or (CANDIDATE,)
+    names = sorted({candidate.file for candidate in candidates})
+    for name in names:
+        (folder / name).write_text(by.format(name))
+    receipt = Receipt(spec or colour_classifier().spec, file_facts(folder, [*names, *files]), candidates, "c0" * 32, {})
+    receipt.write(folder)
+    return folder
 
 
 def picture(path: Path, colour: tuple[int, int, int], **options: Any) -> Path:
@@ -246,7 +265,7 @@ def test_browser_shows_the_heat_map_on_a_click_and_not_of_another_photo(
             asked.append(image)
             return Heat("green_lalap", np.eye(4, dtype=np.float32), Geometry.for_size(32))
 
-    monkeypatch.setattr("demo.page.tabs.classify._heatmap", lambda folder, since: Stub())
+    monkeypatch.setattr("demo.page.tabs.classify._heatmap", lambda engine, out: Stub())
     look = page.get_by_role("button", name="What did it look at?")
     look.click()
     page.locator(".quiet", has_text="Upload, take or paste").nth(1).wait_for()
@@ -305,15 +324,41 @@ def test_an_answer_below_the_rejection_threshold_is_not_sure(tmp_path: Path) -> 
     assert "Not sure" not in note_on(rejecting(picture(tmp_path / "red.png", RED)), rejecting, "en")
 
 
+def test_examples_are_those_of_the_network_that_serves(tmp_path: Path) -> None:
+    model = exported(tmp_path / "models" / "resnet34")
+    green = picture(model / "examples" / "000_green.png", GREEN)
+    with serving_of(colour_classifier(), tmp_path) as serving:
+        assert serving.examples() == [green]
+        exported(model, by="another network {}")
+        assert serving.examples() == []
+
+
 # The command line
 
 
-def start(*command: str, cwd: Path) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO", "PYTHONPATH"))}
+# What other programs of Gradio, uvicorn and Prometheus were told
+FOREIGN = {
+    "WEB_CONCURRENCY": "auto",
+    "FORWARDED_ALLOW_IPS": "*",
+    "PROMETHEUS_MULTIPROC_DIR": "/nowhere",
+    "prometheus_multiproc_dir": "/nowhere",
+    "GRADIO_DEFAULT_CONCURRENCY_LIMIT": "abc",
+    "GRADIO_NODE_NUM_PORTS": "x",
+    "GRADIO_SERVER_PORT": "",
+    "GRADIO_CACHE_MODE": "x",
+    "GRADIO_ROOT_PATH": "/x",
+    "GRADIO_VIBE_MODE": "1",
+    "GRADIO_MCP_SERVER": "true",
+}
+
+
+def start(*command: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if command[0].startswith("-"):  # a plain path has to find the repository by itself
         environment["PYTHONPATH"] = str(ROOT)
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment, **streams)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more}
+    alone = {"cwd": cwd, "env": environment, "start_new_session": True}  # without the terminal of the tests
+    return subprocess.Popen([sys.executable, *command], **alone, **streams)
 
 
 @pytest.mark.parametrize("command", [[str(ROOT / "demo" / "app.py")], ["-m", "demo"]])
@@ -334,7 +379,7 @@ def test_a_busy_port_is_one_sentence_naming_the_option() -> None:
 def deployed(tmp_path: Path) -> Path:
     """A deployment with one example; its model is nowhere, `app.load` has to be replaced."""
     deployment().write(tmp_path / "deployment.json")
-    picture(tmp_path / "models" / "resnet34" / "examples" / "000_green.png", GREEN)
+    picture(exported(tmp_path / "models" / "resnet34") / "examples" / "000_green.png", GREEN)
     return tmp_path
 
 
@@ -382,6 +427,60 @@ socket.getaddrinfo = telling
 app.load = lambda path, **options: colour_classifier()
 app.exit_with_one_sentence(app.main)
 """
+
+
+def test_settings_of_other_programs_are_none_of_ours(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FOREIGN.items():
+        monkeypatch.setenv(name, value)
+    script = f"import sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
+    process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed)
+    too_long = threading.Timer(PATIENCE, process.kill)
+    too_long.start()
+    try:
+        said = process.stderr.readline()  # type: ignore[union-attr]
+        assert said.startswith("serving "), (said, process.communicate()[1])
+        address = said.split()[-1]
+        with urllib.request.urlopen(f"{address}/config") as answer:
+            config = json.load(answer)
+        asked = {name: config.get(name) for name in ("root", "vibe_mode", "mcp_server")}
+        assert asked == {"root": address, "vibe_mode": False, "mcp_server": False}
+        with urllib.request.urlopen(f"{address}/metrics") as answer:
+            assert b"saji_engine_info{" in answer.read()
+    finally:
+        process.kill()
+        process.communicate()
+        too_long.cancel()
+
+
+IN_A_TERMINAL = """
+import os, signal
+os.login_tty(0)
+signal.signal(signal.SIGHUP, signal.{})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "login_tty"), reason="terminals as POSIX has them")
+@pytest.mark.parametrize(("hangup", "stays"), [("SIG_DFL", False), pytest.param("SIG_IGN", True, id="under nohup")])
+def test_a_page_goes_with_its_terminal_unless_it_was_to_stay(hangup: str, stays: bool, deployed: Path) -> None:
+    ours, its = os.openpty()
+    script = f"{IN_A_TERMINAL.format(hangup)}\nimport sys; sys.path.append({str(ROOT / 'tests')!r}){SERVE}"
+    process = start("-c", script, "--out", str(deployed), "--port", "0", cwd=deployed, stdin=its)
+    too_long = threading.Timer(PATIENCE, process.kill)
+    too_long.start()
+    try:
+        with open(ours) as terminal:
+            said = terminal.readline()
+            assert said.startswith("serving "), said
+        if stays:
+            with urllib.request.urlopen(f"{said.split()[-1]}/readyz") as answer, suppress(subprocess.TimeoutExpired):
+                assert answer.status == 200 and process.wait(2) is None
+        else:
+            assert process.wait() == 143
+    finally:
+        process.kill()
+        process.communicate()
+        too_long.cancel()
+        os.close(its)
 
 
 @pytest.mark.parametrize(

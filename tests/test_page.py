@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import PATIENCE
 from PIL import Image
-from test_demo import BLUE, CANDIDATE, RED, colour_classifier, demo_in, deployment, picture, running, serving_of
+from test_demo import BLUE, RED, colour_classifier, demo_in, deployment, exported, picture, running, serving_of
 
 from demo.page import texts
 from demo.page.tabs import about
@@ -28,7 +28,7 @@ from lab.load.server import serving
 from runtime.deployment import Rejected
 from runtime.evaluation import ValidationSet
 from runtime.heatmap import Heat
-from runtime.receipt import Receipt, file_facts
+from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec, Rejection
 from training.outcome import report
 from training.photos.drawn import draw_dish
@@ -90,8 +90,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     labels = np.repeat([0, 1, 2], 4)
     logits = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 0, 0]]
     ValidationSet(np.zeros((12, 2, 2, 3), np.uint8), labels, ("",) * 12, logits).save(model / "validation.npz")
-    files = {CANDIDATE.file: {"sha256": "5a" * 32, "bytes": 12_300_000}, **file_facts(model, ["validation.npz"])}
-    Receipt(classifier.spec, files, (CANDIDATE,), "c0" * 32, {}).write(model)
+    exported(model, files=["validation.npz"], spec=classifier.spec)
     other = [row("a · ort-cpu · fp32", 99.0, 0.9, machine_cpu="Other CPU", time="2026-01-01T00:00:00+00:00")]
     write_rows(folder / "bench.jsonl", *(row(*facts) for facts in RUN), *other)
     with demo_in(folder, classifier) as address:
@@ -356,11 +355,9 @@ def test_confusions_are_counted_among_the_photos_of_the_receipt_alone(tmp_path: 
     for photos in (labels, 1 - labels):
         ValidationSet(np.zeros((2, 2, 2, 3), np.uint8), photos, ("",) * 2, logits).save(tmp_path / "validation.npz")
         if photos is labels:
-            Receipt(colour_classifier().spec, file_facts(tmp_path, ["validation.npz"]), (), "c0" * 32, {}).write(
-                tmp_path
-            )
-            assert confusion_of(tmp_path, 2).tolist() == [[1, 1], [0, 0]]
-    assert confusion_of(tmp_path, 2) is None
+            receipt = Receipt.read(exported(tmp_path, files=["validation.npz"]))
+            assert confusion_of(tmp_path, receipt, 2).tolist() == [[1, 1], [0, 0]]
+    assert confusion_of(tmp_path, receipt, 2) is None
 
 
 def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
@@ -369,6 +366,20 @@ def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
     with serving_of(colour_classifier(), tmp_path) as serving:
         card = card_of(serving.engine, tmp_path, "en")
     assert "Confusion" not in card and "recipe" not in card and "no rejection rule" in card
+
+
+def test_a_card_is_of_the_engine_that_serves_also_beside_another_export(tmp_path: Path) -> None:
+    """Whose confusions and whose sha256 once stood on it."""
+    model = tmp_path / "models" / "resnet34"
+    model.mkdir(parents=True)
+    logits = np.eye(3, dtype=np.float32)
+    ValidationSet(np.zeros((3, 2, 2, 3), np.uint8), np.arange(3), ("",) * 3, logits).save(model / "validation.npz")
+    with serving_of(colour_classifier(), tmp_path) as serving:
+        for by, confusions in (("stands for {}", True), ("another network {}", False)):
+            exported(model, files=["validation.npz"], by=by)
+            card = about.card_of(serving.engine, tmp_path, "en")
+            assert f"sha256 {serving.engine.classifier.sha256[:12]}" in card
+            assert ("Confusion" in card) is confusions
 
 
 def test_of_a_class_that_no_photo_shows_the_card_and_the_report_tell_no_recall(tmp_path: Path) -> None:

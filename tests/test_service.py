@@ -30,6 +30,7 @@ from PIL import Image
 from test_demo import CANDIDATE, GREEN, RED, ROOT, colour_classifier, deployment, picture, running, serving_of
 
 from demo import app
+from demo.service.api import Server, build_api
 from demo.service.decoders import Decoders
 from demo.service.limits import Limits, bounds, flag_of
 from demo.service.queue import Serving
@@ -609,6 +610,14 @@ def test_a_deployment_is_opened_anew_when_asked(tmp_path: Path) -> None:
         serving._open_classifier = lambda path: opened.append(path) or colour_classifier()
         serving.look_again()
         wait_until(lambda: opened == [serving.path])
+
+
+def test_a_second_ctrl_c_leaves_no_traceback_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving_of(colour_classifier(), tmp_path, SMALL) as serving, app.listen("127.0.0.1", 0) as listener:
+        server = Server(build_api(serving), SMALL)
+        server.should_exit = server.force_exit = True
+        server.run([listener])
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 # Who comes in, and what is told

@@ -327,6 +327,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 ws="none",
+                workers=1,  # or it would go by WEB_CONCURRENCY
                 forwarded_allow_ips=[str(network) for network in proxies],
                 ssl_certfile=pem,
                 timeout_graceful_shutdown=2 * limits.seconds,  # what a request may take: to be sent, and to be answered
@@ -354,3 +355,5 @@ class Server(uvicorn.Server):
         """Let go of the open pages first, each of which holds a connection for as long as it is open."""
         self._stopping.set()
         await super().shutdown(sockets)
+        if self.force_exit:  # by a second Ctrl-C: uvicorn leaves it out, and Starlette a traceback in the log
+            await self.lifespan.shutdown()

@@ -32,15 +32,16 @@ class Certificate:
 def certificate_for(hosts: Sequence[str], folder: Path) -> Certificate:
     """The certificate in `folder` for `hosts`, addresses or names of this machine, of which the first matters most.
 
-    It is made anew when it does not name the first host, has less than LEFT to run, or cannot be read. Nobody else of
-    this machine can read its key. Raises SajiError when it cannot be kept, or another one is in its place.
+    It is made anew when it does not name the first host, is not valid yet, has less than LEFT to run, or cannot be
+    read. Nobody else of this machine can read its key. Raises SajiError when it cannot be kept, or another one is in
+    its place.
     """
     file = folder / "key_and_certificate.pem"
     try:
         kept = _kept(file)
         if not kept or not _does(file, kept, hosts[0]):
             if kept and kept.subject != NAME:
-                what = f"{file} is not saji's, and cannot be opened, has run out or does not name {hosts[0]}"
+                what = f"{file} is not saji's, and cannot be opened, is not valid now or does not name {hosts[0]}"
                 raise SajiError(f"{what}; move it away, or leave --https out")
             _write(file, *_made(hosts))
             kept = x509.load_pem_x509_certificate(file.read_bytes())
@@ -68,7 +69,7 @@ def _does(file: Path, kept: x509.Certificate, host: str) -> bool:
         names = kept.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ssl.SSLError, ValueError, x509.ExtensionNotFound):
         return False
-    return _name(host) in names and _now() <= kept.not_valid_after_utc - LEFT
+    return _name(host) in names and kept.not_valid_before_utc <= _now() <= kept.not_valid_after_utc - LEFT
 
 
 def _name(host: str) -> x509.GeneralName:

@@ -26,6 +26,7 @@ from runtime.classifier import Classifier, Prediction
 from runtime.deployment import Deployment
 from runtime.errors import NoAnswer, SajiError
 from runtime.machine import usable_cores
+from runtime.receipt import Receipt
 
 WARM_UP = 3  # first calls allocate memory and, on some engines, compile kernels
 
@@ -86,6 +87,20 @@ class Engine:
         self._batch, self._free = batch, threading.Semaphore(usable_cores() if crowd else workers)
         self._waiting: deque[_Job] = deque()
         self._taking = threading.Lock()
+
+    def exported(self, out: Path) -> tuple[Path, Receipt]:
+        """The model folder below `out` that this engine was opened from, and its receipt.
+
+        Raises SajiError where another export lies there by now, which tells of another network.
+        """
+        candidate = self.classifier.candidate
+        place = self.deployment.place_of(candidate)
+        if not place:
+            raise SajiError(f"{candidate.name} is not in the deployment here; choose again with: make bench")
+        folder = out / place.folder
+        receipt = Receipt.read(folder)
+        receipt.require_same(folder, candidate.file, self.classifier.sha256)
+        return folder, receipt
 
     def answer(self, photo: Photo, decoders: Decoders, arrival: float) -> Prediction:
         """Name one photo in the thread of the caller; it came at `time.perf_counter()` `arrival`. Raises Problem."""

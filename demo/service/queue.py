@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,8 +176,9 @@ class Serving(AbstractContextManager["Serving"]):
 
     def examples(self) -> list[Path]:
         """The example pictures that export put beside the model that serves; none is fine."""
-        place = self.engine.deployment.place_of(self.engine.classifier.candidate)
-        return sorted((self.path.parent / place.folder / "examples").glob("*.png")) if place else []
+        with suppress(SajiError):
+            return sorted((self.engine.exported(self.path.parent)[0] / "examples").glob("*.png"))
+        return []
 
     def _open(self) -> Engine:
         sha256 = self._sha256_now()  # first: what is replaced from here on differs from it, and is opened anew

@@ -14,7 +14,7 @@ from demo.page.work import QUIET
 from demo.service.engine import Engine
 from demo.service.queue import Serving
 from runtime.classifier import Classifier
-from runtime.errors import BadModel
+from runtime.errors import BadModel, SajiError
 from runtime.evaluation import PHOTOS, confusion, was_asked
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
@@ -36,15 +36,13 @@ def build(serving: Serving, opened: Callable[..., Any]) -> None:
 def card_of(engine: Engine, out: Path, language: str) -> str:
     """The card as HTML; what the model or its folder below `out` does not tell is left out."""
     classifier, spec = engine.classifier, engine.classifier.spec
-    place = engine.deployment.place_of(classifier.candidate)
-    folder = out / place.folder if place else None
     names = [dish_names(classifier, language)[name] for name in spec.classes]
     parts = [
-        ("model", table([], _model(classifier, folder, language))),
+        ("model", table([], _model(engine, language))),
         ("data", table([], _data(spec, language))),
         ("recipe", _recipe(spec, language)),
         ("accuracy_column", _accuracy(classifier, language)),
-        ("confusions", _confusions(folder, names, language)),
+        ("confusions", _confusions(engine, out, names, language)),
         ("calibration", _calibration(spec, language)),
         ("rejection", f"<p>{_rejection(spec, language)}</p>"),
         ("limits", _limits(spec, language)),
@@ -53,8 +51,8 @@ def card_of(engine: Engine, out: Path, language: str) -> str:
     return f'<div class="card">{sections}</div>'
 
 
-def _model(classifier: Classifier, folder: Path | None, language: str) -> Iterator[tuple[str, object]]:
-    spec, candidate = classifier.spec, classifier.candidate
+def _model(engine: Engine, language: str) -> Iterator[tuple[str, object]]:
+    spec, candidate = engine.classifier.spec, engine.classifier.candidate
     yield say(language, "name"), spec.name
     yield say(language, "architecture"), spec.architecture
     yield say(language, "pixels"), f"{spec.geometry.size} × {spec.geometry.size}"
@@ -62,17 +60,9 @@ def _model(classifier: Classifier, folder: Path | None, language: str) -> Iterat
     if candidate.precision_share:
         share = ", ".join(f"{100 * part:.0f} % {kind}" for kind, part in candidate.precision_share.items())
         yield say(language, "computed_in"), share
-    receipt = _receipt(folder)
-    if receipt and candidate.file in receipt.files:
-        facts = receipt.files[candidate.file]
-        yield say(language, "file"), f"{candidate.file}, {facts.bytes / 1e6:.1f} MB, sha256 {facts.sha256[:12]}…"
-
-
-def _receipt(folder: Path | None) -> Receipt | None:
-    try:
-        return Receipt.read(folder) if folder else None
-    except BadModel:
-        return None
+    if place := engine.deployment.place_of(candidate):
+        sha256 = engine.classifier.sha256
+        yield say(language, "file"), f"{candidate.file}, {place.file_bytes / 1e6:.1f} MB, sha256 {sha256[:12]}…"
 
 
 def _data(spec: ModelSpec, language: str) -> Iterator[tuple[str, object]]:
@@ -116,21 +106,24 @@ def _between(interval: Sequence[float] | None) -> str:
     return "{:.3f}–{:.3f}".format(*interval) if interval else "–"
 
 
-def _confusions(folder: Path | None, names: list[str], language: str) -> str:
-    counts = confusion_of(folder, len(names)) if folder else None
+def _confusions(engine: Engine, out: Path, names: list[str], language: str) -> str:
+    try:
+        counts = confusion_of(*engine.exported(out), len(names))
+    except SajiError:
+        return ""
     if counts is None:
         return ""
     note = f"<p>{say(language, 'confusions_note', photos=counts.sum())}</p>"
     return note + (_matrix if len(names) <= MOST_CLASSES else _list)(counts, names, language)
 
 
-def confusion_of(folder: Path, classes: int) -> np.ndarray | None:
+def confusion_of(folder: Path, receipt: Receipt, classes: int) -> np.ndarray | None:
     """Counts int `[C, C]` of the FP32 checkpoint (row = true class), from the model's validation.npz; None without it.
 
     Nor where it is not that of the receipt. Only labels and logits are read: the photos in it may be gigabytes.
     """
     try:
-        Receipt.read(folder).verify(folder, PHOTOS)
+        receipt.verify(folder, PHOTOS)
         with np.load(folder / PHOTOS, allow_pickle=False) as arrays:
             logits, labels = arrays["logits"], arrays["labels"]
     except (BadModel, OSError, KeyError):

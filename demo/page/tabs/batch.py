@@ -58,20 +58,23 @@ def build(serving: Serving) -> None:
                         shown_at = time.monotonic()
                         sentence = say(language, "batch_progress", done=len(rows), count=len(batch))
                         above = progress(len(rows), len(batch), sentence)
-                        yield _stacked(above, table_of(rows, serving.engine.classifier, language))
-        classifier = serving.engine.classifier
-        above = summary_of(rows, classifier, language) + downloads_of(rows, classifier, language)
-        yield _stacked(above, table_of(rows, classifier, language), unsure_of(rows, classifier, language))
+                        yield _stacked(above, table_of(rows, language))
+        above = summary_of(rows, language) + downloads_of(rows, language)
+        yield _stacked(above, table_of(rows, language), unsure_of(rows, language))
 
     Turns("batches", serving.limits).on_click(start, files, gr.HTML(), states)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a file shows, or why it cannot be read; `thumbnail` is a small JPEG of a photo that got no name."""
+    """What a file shows, or why it cannot be read; `thumbnail` is a small JPEG of a photo that got no name.
+
+    `classifier` is the one that answered: another may serve by the end of a batch.
+    """
 
     name: str
     prediction: Prediction | None = None
+    classifier: Classifier | None = None
     problem: Problem | None = None
     thumbnail: bytes = b""
 
@@ -133,10 +136,13 @@ def _unpacked(archive: uploads.Archive, entry: ZipInfo) -> AbstractContextManage
 
 
 async def _row(serving: Serving, name: str, photo: Photo, visitor: str) -> Row:
-    [prediction] = (await _ask_patiently(serving, photo, visitor)).predictions
+    result = await _ask_patiently(serving, photo, visitor)
+    [prediction] = result.predictions
     if prediction.answer != UNKNOWN:
-        return Row(name, prediction)
-    return Row(name, prediction, thumbnail=await asyncio.to_thread(thumbnail, photo, serving.decoders))
+        return Row(name, prediction, result.classifier)
+    return Row(
+        name, prediction, result.classifier, thumbnail=await asyncio.to_thread(thumbnail, photo, serving.decoders)
+    )
 
 
 async def _ask_patiently(serving: Serving, photo: Photo, visitor: str) -> Result:
@@ -158,18 +164,24 @@ def thumbnail(photo: Photo, decoders: Decoders) -> bytes:
     return encoded.getvalue()
 
 
-def as_csv(rows: Sequence[Row], served_by: str) -> str:
+def as_csv(rows: Sequence[Row]) -> str:
     """As `python -m runtime classify` writes it; a photo that was not read has empty cells."""
     lines = [csv_line(COLUMNS)]
     for row in rows:
-        empty = csv_line((row.name, *[""] * (len(COLUMNS) - 1)))
-        lines.append(csv_row(row.name, row.prediction, served_by) if row.prediction else empty)
+        if row.prediction and row.classifier:
+            lines.append(csv_row(row.name, row.prediction, row.classifier.served_by))
+        else:
+            lines.append(csv_line((row.name, *[""] * (len(COLUMNS) - 1))))
     return "".join(lines)
 
 
-def as_json(rows: Sequence[Row], served_by: str) -> str:
+def as_json(rows: Sequence[Row]) -> str:
     """One object: the photos as `json_row` of `runtime.classify` has them, and the unreadable ones."""
-    photos = [json.loads(json_row(row.name, row.prediction, served_by)) for row in rows if row.prediction]
+    photos = [
+        json.loads(json_row(row.name, row.prediction, row.classifier.served_by))
+        for row in rows
+        if row.prediction and row.classifier
+    ]
     unreadable = [{"photo": row.name, "reason": row.problem.detail} for row in rows if row.problem]
     return json.dumps({"photos": photos, "unreadable": unreadable}, indent=1)
 
@@ -183,17 +195,17 @@ def _stacked(*parts: str) -> str:
     return f'<div class="stack">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
 
 
-def table_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
+def table_of(rows: Sequence[Row], language: str) -> str:
     """A line for each photo, as HTML."""
-    cells = [_cells(row, classifier, language) for row in rows]
+    cells = [_cells(row, language) for row in rows]
     return table([say(language, head) for head in HEADS], cells, cards=True)
 
 
-def _cells(row: Row, classifier: Classifier, language: str) -> Sequence[object]:
-    name, prediction = printable(row.name), row.prediction
+def _cells(row: Row, language: str) -> Sequence[object]:
+    name, prediction, classifier = printable(row.name), row.prediction, row.classifier
     if row.problem:
         return name, Markup('<span class="unread">{}</span>').format(refusal(language, row.problem))
-    assert prediction
+    assert prediction and classifier
     dish = dish_names(classifier, language)[prediction.label]
     if classifier.spec.guard and not prediction.sure:
         dish = headline(classifier, prediction, language)
@@ -203,10 +215,14 @@ def _cells(row: Row, classifier: Classifier, language: str) -> Sequence[object]:
     return name, dish, f"{prediction.probability:.1%}", sure
 
 
-def summary_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
+def summary_of(rows: Sequence[Row], language: str) -> str:
     """How many photos there are of each class, the most frequent first, unsure and unreadable, as HTML."""
-    names = dish_names(classifier, language)
-    facts = [f"{names.get(name, name)} {count}" for name, count in counts(rows).most_common()]
+    names = {
+        name: dish
+        for each in {row.classifier for row in rows if row.classifier}
+        for name, dish in dish_names(each, language).items()
+    }
+    facts = [f"{names[name]} {count}" for name, count in counts(rows).most_common()]
     answers = Counter(row.prediction.answer for row in rows if row.prediction)
     unread = sum(row.problem is not None for row in rows)
     others = {"briefly_absent": answers[ABSENT], "unsure": answers[UNKNOWN], "unreadable": unread}
@@ -215,10 +231,9 @@ def summary_of(rows: Sequence[Row], classifier: Classifier, language: str) -> st
     return f'<p class="chips" role="status"><b>{say(language, "batch_done", count=len(rows))}</b>{chips}</p>'
 
 
-def downloads_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
+def downloads_of(rows: Sequence[Row], language: str) -> str:
     """Links that hold the files themselves, so that none lies on the disk, as HTML."""
-    served_by = classifier.served_by
-    files = {"csv": ("text/csv", as_csv(rows, served_by)), "json": ("application/json", as_json(rows, served_by))}
+    files = {"csv": ("text/csv", as_csv(rows)), "json": ("application/json", as_json(rows))}
     links = [
         f'<a download="saji.{form}" href="data:{kind};base64,{base64.b64encode(text.encode()).decode()}">'
         f"{say(language, 'download', form=form.upper())}</a>"
@@ -227,14 +242,14 @@ def downloads_of(rows: Sequence[Row], classifier: Classifier, language: str) -> 
     return f'<p class="downloads">{"".join(links)}</p>'
 
 
-def unsure_of(rows: Sequence[Row], classifier: Classifier, language: str) -> str:
+def unsure_of(rows: Sequence[Row], language: str) -> str:
     """The photos that the model is not sure of, small, as HTML; empty where there are none."""
-    figures = "".join(_figure(row, classifier, language) for row in rows if row.thumbnail)
+    figures = "".join(_figure(row, language) for row in rows if row.thumbnail)
     return f'<h2>{say(language, "unsure_ones")}</h2><div class="thumbnails">{figures}</div>' if figures else ""
 
 
-def _figure(row: Row, classifier: Classifier, language: str) -> str:
-    assert row.prediction
-    name, perhaps = escape(printable(row.name)), escape(headline(classifier, row.prediction, language))
+def _figure(row: Row, language: str) -> str:
+    assert row.prediction and row.classifier
+    name, perhaps = escape(printable(row.name)), escape(headline(row.classifier, row.prediction, language))
     picture = f'<img alt="{name}" src="data:image/jpeg;base64,{base64.b64encode(row.thumbnail).decode()}">'
     return f"<figure>{picture}<figcaption>{name}<br>{perhaps}</figcaption></figure>"

@@ -5,7 +5,6 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
@@ -120,6 +119,7 @@ def _connect_heat(serving: Serving, photo: gr.Image, look_button: gr.Button, hea
     async def show(upload: dict[str, Any] | None, request: gr.Request) -> str:
         """Photo and heat map, or why there is none, as HTML."""
         language = language_of(request)
+        names = dish_names(serving.engine.classifier, language)  # of the engine that is asked, not of a later one
         if upload is None:
             return _hint(say(language, "hint"))
         try:
@@ -127,7 +127,6 @@ def _connect_heat(serving: Serving, photo: gr.Image, look_button: gr.Button, hea
                 picture = await look(serving, file)
         except Problem as problem:
             return refused(problem, language)
-        names = dish_names(serving.engine.classifier, language)
         return heat_of(picture, names.get(picture.label, picture.label), language)
 
     click = look_button.click(show, photo, heat, show_progress_on=heat, **AS_SENT)
@@ -157,18 +156,17 @@ async def look(serving: Serving, photo: Photo) -> HeatPicture:
 
 
 def _look(engine: Engine, out: Path, photo: Photo, decoders: Decoders) -> HeatPicture:
-    place = engine.deployment.place_of(engine.classifier.candidate)
-    heatmap = _heatmap(out / place.folder if place else out, engine.since)
+    heatmap = _heatmap(engine, out)
     heat = heatmap.of(decoders.pixels(photo, heatmap.spec.geometry)[0])
     jpeg = io.BytesIO()
     heat.over(decoders.picture(photo, SIDE)).save(jpeg, "JPEG", quality=85)
     return HeatPicture(heat.label, jpeg.getvalue())
 
 
-@lru_cache(maxsize=1)  # by the time at which the engine was opened: another one may have another model
-def _heatmap(folder: Path, since: datetime) -> Heatmap:
+@lru_cache(maxsize=1)  # of this very engine, also where its folder is exported again while it serves
+def _heatmap(engine: Engine, out: Path) -> Heatmap:
     try:
-        return Heatmap.of_model(folder)
+        return Heatmap.of_model(*engine.exported(out))
     except SajiError as error:
         log.warning("no heat map", extra={"facts": {"reason": str(error)}})
         # What is wrong with a file names its folder, which is nobody's business

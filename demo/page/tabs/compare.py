@@ -28,7 +28,7 @@ from runtime.candidate import Candidate
 from runtime.classifier import Classifier
 from runtime.deployment import Deployment
 from runtime.environment import machine
-from runtime.errors import BadModel, SajiError
+from runtime.errors import SajiError
 from runtime.receipt import Receipt
 
 CALLS_SECONDS = 0.3  # of calls after the warm-up, as long as a measurement of the benchmark
@@ -52,12 +52,13 @@ def build(serving: Serving) -> None:
 
     async def states(upload: Any, language: str, visitor: str) -> AsyncGenerator[str, None]:
         """The state after each row, as HTML. Raises Problem for what is no photo."""
+        deployment = serving.engine.deployment  # of the engine that is asked, not of a later one
         with uploads.opened(upload) as file:
             result = await ask(serving, file, visitor)
             file.seek(0)
             encoded = await asyncio.to_thread(file.read)
         answer = result.predictions[0].label
-        contestants = contestants_here(serving.path, serving.engine.deployment)
+        contestants = contestants_here(serving.path, deployment)
         rows: list[Row] = []
         yield state_of(rows, len(contestants), answer, result.classifier, language)
         async with aclosing(compare(encoded, contestants, serving.limits.seconds)) as fresh:
@@ -92,13 +93,14 @@ class Row:
 def contestants_here(path: Path, deployment: Deployment) -> list[Contestant]:
     """The candidates that passed here: of the deployment at `path`, and of the receipts of all models beside its own.
 
-    The architecture that serves comes first, and within each the reference, which the others are compared with.
+    The architecture that serves comes first, and within each the reference, which the others are compared with. Each is
+    of the file that was chosen or is there now; a folder that was exported again since it was chosen from adds none.
     """
     places = (deployment.choice, *deployment.fallbacks)
-    contestants = [Contestant(p.candidate, path.parent / p.folder, p.threads, p.streams) for p in places]
-    models = {contestant.folder.parent for contestant in contestants}
+    chosen = [Contestant(p.candidate, path.parent / p.folder, p.threads, p.streams, sha256=p.sha256) for p in places]
+    contestants, models = [*chosen], {contestant.folder.parent for contestant in chosen}
     for folder in sorted(file.parent for parent in models for file in parent.glob("*/model.json")):
-        contestants += [Contestant(candidate, folder) for candidate in _passed_here(folder)]
+        contestants += _passed_here(folder, [each for each in chosen if each.folder == folder])
     once: dict[object, Contestant] = {}
     for contestant in contestants:
         once.setdefault((contestant.folder, contestant.candidate.key()), contestant)
@@ -106,10 +108,14 @@ def contestants_here(path: Path, deployment: Deployment) -> list[Contestant]:
     return sorted(once.values(), key=lambda c: (folders.index(c.folder), not is_reference(c.candidate)))
 
 
-def _passed_here(folder: Path) -> list[Candidate]:
-    with contextlib.suppress(BadModel):  # a neighbour that is being exported again
-        here = [candidate for candidate in Receipt.read(folder).candidates if candidate.machine == machine()]
-        return [candidate for candidate in here if candidate.verdict == "pass" and candidate.servable]
+def _passed_here(folder: Path, chosen: Sequence[Contestant]) -> list[Contestant]:
+    with contextlib.suppress(SajiError):  # a neighbour that is being exported again
+        receipt = Receipt.read(folder)
+        for each in chosen:
+            receipt.require_same(folder, each.candidate.file, each.sha256)
+        here = [each for each in receipt.candidates if each.machine == machine() and each.file in receipt.files]
+        passed = [each for each in here if each.verdict == "pass" and each.servable]
+        return [Contestant(each, folder, sha256=receipt.files[each.file].sha256) for each in passed]
     return []
 
 
@@ -151,7 +157,9 @@ def measure(contestant: Contestant, seconds: float, reference: Row | None = None
     started = time.monotonic()
     row = Row(contestant.name, contestant.candidate)
     try:
-        Receipt.read(contestant.folder).verify(contestant.folder, contestant.candidate.file)
+        receipt = Receipt.read(contestant.folder)
+        receipt.require_same(contestant.folder, contestant.candidate.file, contestant.sha256)
+        receipt.verify(contestant.folder, contestant.candidate.file)
         with _killed_after(seconds, contestant):
             probabilities = contestant.classify(photo).probabilities
             milliseconds = statistics.median(contestant.measure("single-stream", 1, CALLS_SECONDS).samples)

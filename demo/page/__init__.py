@@ -1,0 +1,3 @@
+"""The page in front of the service."""
+
+import demo.service  # noqa: F401  # before Gradio, which it keeps from others' settings
