@@ -50,7 +50,7 @@ def _selftest(arguments: argparse.Namespace) -> None:
         try:
             with reading(folder):
                 receipt.verify(folder, candidate.file)
-                engine = candidate.open(folder)
+                engine = candidate.open(folder, sha256=receipt.files[candidate.file].sha256)
                 largest = golden.check(engine, folder, receipt, candidate, (golden.PICTURE, golden.PHOTO))
             engine.close()
             tell(f"right: {candidate.name} (a probability differs by at most {largest:.4f})")

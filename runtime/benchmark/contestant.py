@@ -33,8 +33,9 @@ class Contestant:
     """A candidate in the benchmark, with its process and what was measured of it so far.
 
     `threads` and `streams` as in `runtime.backends.open_backend`; `photo` is the file that end-to-end takes, by default
-    the golden JPEG; `seed` is that of the scenarios. `measurements` has one of each round by load, `cold_starts` the
-    seconds of each `cold_start`. `left_out`: why it could not be measured to the end, empty where it could.
+    the golden JPEG; `seed` is that of the scenarios; `sha256` is that of the very file that is to be opened.
+    `measurements` has one of each round by load, `cold_starts` the seconds of each `cold_start`. `left_out`: why it
+    could not be measured to the end, empty where it could.
     """
 
     candidate: Candidate
@@ -43,6 +44,7 @@ class Contestant:
     streams: int = 1
     photo: str = ""
     seed: int = 0
+    sha256: str = ""
     measurements: dict[Load, list[Measurement]] = field(default_factory=lambda: defaultdict(list))
     cold_starts: list[float] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
@@ -56,7 +58,7 @@ class Contestant:
     def start(self) -> subprocess.Popen[str]:
         """Start the candidate's process unless it runs; does not wait until it is ready."""
         if self.process is None:
-            settings = {name: getattr(self, name) for name in ("threads", "streams", "photo", "seed")}
+            settings = {name: getattr(self, name) for name in ("threads", "streams", "photo", "seed", "sha256")}
             settings["candidate"] = dataclasses.asdict(self.candidate)
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder.resolve())],

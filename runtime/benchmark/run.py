@@ -110,7 +110,10 @@ class BenchmarkRun:
         return {"receipts": receipts, "settings": settings, "versions": environment.versions(), "code": code}
 
     def run(self, say: Say) -> Outcome:
-        """Check who has no verdict of this machine, and measure those that passed."""
+        """Check who has no verdict of this machine, and measure those that passed.
+
+        Raises SajiError where a model has become another meanwhile.
+        """
         options = self.options
         together = [name for name in options.scenario if not SCENARIOS[name].alone]
         loads = list(itertools.product(dict.fromkeys(["single-stream", *together]), options.batch))
@@ -121,6 +124,7 @@ class BenchmarkRun:
             self._start_cold(measured, say)
             measured = [contestant for contestant in measured if self._measured_alone(contestant, say)]
             rows = [row for contestant in measured for row in self._rows(contestant)]
+        self._require_same_models()
         keys = {contestant.candidate.key() for contestant in measured}
         others = {c.candidate.key(): c.candidate for c in contestants if c.candidate.key() not in keys}
         return Outcome(measured, list(others.values()), rows)
@@ -135,10 +139,12 @@ class BenchmarkRun:
             for candidate in receipt.candidates:
                 if options.candidates and not any(_has_name(candidate, words) for words in options.candidates):
                     continue
+                sha256 = ""
                 if candidate.servable:  # a file check's own file is gone where it did not pass
                     receipt.verify(folder, candidate.file)
+                    sha256 = receipt.files[candidate.file].sha256
                 for threads, streams in itertools.product(options.threads, options.streams):
-                    contestants.append(Contestant(candidate, folder, threads, streams, photo, options.seed))
+                    contestants.append(Contestant(candidate, folder, threads, streams, photo, options.seed, sha256))
         if not contestants:
             names = "; ".join(c.name for receipt in self.receipts.values() for c in receipt.candidates)
             raise SajiError(f"no candidate is named {' or '.join(options.candidates)}; there are {names}")
@@ -150,6 +156,11 @@ class BenchmarkRun:
 
     def _folder(self, name: str) -> Path:
         return self.options.out / "models" / name
+
+    def _require_same_models(self) -> None:
+        for name, receipt in self.receipts.items():
+            if Receipt.read(folder := self._folder(name)) != receipt:
+                raise SajiError(f"{folder} was exported anew meanwhile, so no figure is kept; measure again")
 
     def _start_cold(self, contestants: Sequence[Contestant], say: Say) -> None:
         for number in range(1, self.options.cold_starts + 1):
