@@ -29,11 +29,12 @@ from runtime.benchmark.run import BenchmarkRun, Options, receipts_in
 from runtime.benchmark.table import conditions
 from runtime.candidate import Candidate
 from runtime.choice import Policy, choose
-from runtime.deployment import Deployment, Measured
+from runtime.deployment import Deployment, Measured, is_setting
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
 from runtime.files import read_json, write_json
 from runtime.golden import Golden
+from runtime.limits import MOST_THREADS
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Rejection
 
@@ -247,10 +248,19 @@ def test_what_only_checks_a_file_is_never_served() -> None:
     assert {offer.precision for offer in checks} == {"fp16", "int8"} and not any(offer.servable for offer in checks)
 
 
-@pytest.mark.parametrize("wrong", [{"batch": (0,)}, {"streams": (1, 0)}, {"seconds": 0.0}, {"threads": (-1,)}])
+@pytest.mark.parametrize("wrong", [{"batch": (0,)}, {"seconds": 0.0}])
 def test_a_benchmark_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SajiError, match="must be positive"):
         Options(out=Path("out"), **wrong)
+
+
+@pytest.mark.parametrize(("name", "least"), [("threads", 0), ("streams", 1)])
+def test_no_benchmark_has_settings_that_nothing_can_be_opened_with(name: str, least: int) -> None:
+    """A deployment of them would be refused as damaged."""
+    for number in (least - 1, MOST_THREADS + 1):
+        with pytest.raises(SajiError, match=rf"{name} is {number}; it must be a whole number, at least {least} and"):
+            Options(**{name: (1, number)})
+    assert Options(**{name: (least, MOST_THREADS)}) and is_setting(MOST_THREADS)
 
 
 def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> None:

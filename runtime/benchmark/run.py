@@ -18,6 +18,7 @@ from runtime.choice import Policy
 from runtime.deployment import Measured
 from runtime.errors import SajiError
 from runtime.files import left_by_programs, sha256_file, sha256_modules
+from runtime.limits import Streams, Threads, require_right
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile, samples_needed
 from runtime.terminal import track
@@ -42,9 +43,9 @@ class Options:
     """length of the benchmark"""
     batch: tuple[int, ...] = (1,)
     """batch sizes; the smallest is the served one"""
-    threads: tuple[int, ...] = (0,)
+    threads: tuple[Threads, ...] = (0,)
     """threads of a call; 0: the engine's own"""
-    streams: tuple[int, ...] = (1,)
+    streams: tuple[Streams, ...] = (1,)
     """calls side by side (offline and server)"""
     scenario: tuple[str, ...] = ("single-stream",)
     """what is timed besides single-stream, which the choice is made by"""
@@ -68,8 +69,9 @@ class Options:
         for name in ("batch", "threads", "streams", "scenario"):
             if not getattr(self, name):
                 raise SajiError(f"--{name} needs at least one value")
-        if min(*self.batch, *self.streams, self.seconds) <= 0 or min(*self.threads, self.cold_starts) < 0:
-            raise SajiError("--batch, --streams and --seconds must be positive, --threads and --cold-starts 0 or more")
+        require_right(self)
+        if min(*self.batch, self.seconds) <= 0 or self.cold_starts < 0:
+            raise SajiError("--batch and --seconds must be positive, --cold-starts 0 or more")
         if unknown := [name for name in self.scenario if name not in SCENARIOS]:
             raise SajiError(f"there is no scenario {unknown[0]!r}; choose from {', '.join(SCENARIOS)}")
         for name in self.scenario:
