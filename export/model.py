@@ -180,10 +180,10 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
     source.
     """
     spec, validation = source.spec, source.validation
-    _require_same_source(folder, source)
+    same_source = functools.partial(_require_same_source, folder, source)
     if validation:
         _require_answer(source, validation)
-    with replacing_folder(folder, "model.json", "model.onnx") as new:
+    with replacing_folder(folder, "model.json", "model.onnx", require=same_source) as new:
         source.write_graphs(new, settings, say)
         engines, skipped = dict[str, Built](), list[str]()
         if source.engines:
