@@ -25,6 +25,8 @@ Share = Annotated[float, "at least 0 and at most 1", lambda x: 0 <= x <= 1]
 Part = Annotated[float, "at least 0 and below 1", lambda x: 0 <= x < 1]
 SomePart = Annotated[float, "above 0 and below 1", lambda x: 0 < x < 1]
 SomeShare = Annotated[float, "above 0 and at most 1", lambda x: 0 < x <= 1]
+# Further out, more calls would be needed than anybody measures
+Percentile = Annotated[float, "a percentile, at least 0.01 and at most 99.99", lambda x: 0.01 <= x <= 99.99]
 
 
 def require_right(record: Any) -> None:

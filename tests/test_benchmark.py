@@ -519,7 +519,7 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--compare", "gone.jsonl", "gone.jsonl"], "gone.jsonl does not exist"),
-        (["--percentile", "100"], "between 0 and 100"),
+        (["--percentile", "100"], "percentile is 100.0; it must be"),
         (["--scenario", "server", "--batch", "8"], "add 1 to --batch"),
         (["--photo", "gone.jpg"], "gone.jpg cannot be opened"),
     ],

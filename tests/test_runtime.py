@@ -2,13 +2,15 @@
 
 import copy
 import json
+import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -29,6 +31,7 @@ from runtime.benchmark.run import BenchmarkRun, Options, receipts_in
 from runtime.benchmark.table import conditions
 from runtime.candidate import Candidate
 from runtime.choice import Policy, choose
+from runtime.command_line import Parser, add_flags, from_flags
 from runtime.deployment import Deployment, Measured, is_setting
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
@@ -37,6 +40,7 @@ from runtime.golden import Golden
 from runtime.limits import MOST_THREADS
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Rejection
+from runtime.speed_ratio import samples_needed
 
 HERE = [name for name in BACKENDS if unavailable_because(name) is None]
 
@@ -392,10 +396,26 @@ def test_the_reason_says_what_was_compared() -> None:
     assert [place.milliseconds for place in other.fallbacks] == [5, 9]  # the next in line first
 
 
-@pytest.mark.parametrize("percentile", [0, 100])
+@pytest.mark.parametrize("wrong", [-1, 1e300, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [field.name for field in fields(Policy)])
+def test_a_policy_that_nothing_could_be_chosen_by_is_refused(name: str, wrong: float) -> None:
+    if not (name in ("max_memory", "max_size") and wrong == 1e300):  # which bound nothing
+        with pytest.raises(SajiError, match=rf"{name} is {re.escape(str(wrong))}; it must be "):
+            Policy(**{name: wrong})
+
+
+@pytest.mark.parametrize("percentile", [0, 1e-300, 100])
 def test_a_percentile_that_is_none_is_refused(percentile: float) -> None:
-    with pytest.raises(SajiError, match="between 0 and 100"):
+    with pytest.raises(SajiError, match=r"percentile, at least 0\.01 and at most 99\.99"):
         Policy(percentile=percentile)
+    assert max(samples_needed(0.01), samples_needed(99.99)) < 40_000
+
+
+def test_a_bound_that_may_be_none_has_its_flag() -> None:
+    parser = Parser()
+    add_flags(parser, Policy(), skip=["batch"])
+    typed = parser.parse_args(["--max-size", "2.5"])
+    assert from_flags(Policy(batch=8), typed, skip=["batch"]) == Policy(batch=8, max_size=2.5)
 
 
 def test_bounds_on_memory_and_size_reject_with_the_figure() -> None:
