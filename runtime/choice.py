@@ -7,7 +7,7 @@ from typing import Any
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment, Measured, Rejected
 from runtime.errors import GateFailed
-from runtime.limits import Count, Percentile, Positive, Share, require_right
+from runtime.limits import Batch, Percentile, Positive, Share, require_right
 from runtime.machine import Machine
 from runtime.speed_ratio import TIE, compared
 
@@ -27,7 +27,7 @@ class Policy:
 
     max_accuracy_drop: Share = 0.01
     """below the best model, as a fraction"""
-    batch: Count = 1
+    batch: Batch = 1
     percentile: Percentile = 50
     """of the latency, which the choice is made by"""
     max_memory: Positive | None = None

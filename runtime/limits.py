@@ -25,6 +25,9 @@ Share = Annotated[float, "at least 0 and at most 1", lambda x: 0 <= x <= 1]
 Part = Annotated[float, "at least 0 and below 1", lambda x: 0 <= x < 1]
 SomePart = Annotated[float, "above 0 and below 1", lambda x: 0 < x < 1]
 SomeShare = Annotated[float, "above 0 and at most 1", lambda x: 0 < x <= 1]
+Seconds = Annotated[float, f"above 0 and at most {MOST}", lambda x: 0 < x <= MOST]
+# Each photo of a batch is asked alone, too, before the batch is timed
+Batch = Annotated[int, "a whole number, at least 1 and at most 4096", lambda n: 1 <= n <= 4096]
 # Further out, more calls would be needed than anybody measures
 Percentile = Annotated[float, "a percentile, at least 0.01 and at most 99.99", lambda x: 0.01 <= x <= 99.99]
 

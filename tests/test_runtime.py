@@ -252,10 +252,14 @@ def test_what_only_checks_a_file_is_never_served() -> None:
     assert {offer.precision for offer in checks} == {"fp16", "int8"} and not any(offer.servable for offer in checks)
 
 
-@pytest.mark.parametrize("wrong", [{"batch": (0,)}, {"seconds": 0.0}])
-def test_a_benchmark_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SajiError, match="must be positive"):
-        Options(out=Path("out"), **wrong)
+@pytest.mark.parametrize(("name", "least"), [("batch", 1), ("seconds", 1e-9), ("cold_starts", 0), ("seed", 0)])
+@pytest.mark.parametrize("wrong", [-1, 1e300, 2**64, math.nan, math.inf, -math.inf])
+def test_a_benchmark_of_nothing_or_without_end_is_refused(name: str, least: float, wrong: float) -> None:
+    asked = (lambda number: (1, number)) if name == "batch" else lambda number: number
+    assert Options(**{name: asked(least)})
+    for number in (wrong, least - 1):
+        with pytest.raises(SajiError, match=f"{name} is .*; it must be "):
+            Options(**{name: asked(number)})
 
 
 @pytest.mark.parametrize(("name", "least"), [("threads", 0), ("streams", 1)])

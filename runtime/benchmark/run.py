@@ -18,7 +18,7 @@ from runtime.choice import Policy
 from runtime.deployment import Measured
 from runtime.errors import SajiError
 from runtime.files import left_by_programs, sha256_file, sha256_modules
-from runtime.limits import Streams, Threads, require_right
+from runtime.limits import Batch, CountOrNone, Seconds, Seed, Streams, Threads, require_right
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile, samples_needed
 from runtime.terminal import track
@@ -39,9 +39,9 @@ class Options:
     """architectures; all exported ones by default"""
     candidates: tuple[str, ...] = ()
     """only those with these words, e.g. "openvino int8" """
-    seconds: float = 180
+    seconds: Seconds = 180
     """length of the benchmark"""
-    batch: tuple[int, ...] = (1,)
+    batch: tuple[Batch, ...] = (1,)
     """batch sizes; the smallest is the served one"""
     threads: tuple[Threads, ...] = (0,)
     """threads of a call; 0: the engine's own"""
@@ -51,7 +51,7 @@ class Options:
     """what is timed besides single-stream, which the choice is made by"""
     photo: Path | None = None
     """the photo of end-to-end; each model's golden JPEG by default"""
-    cold_starts: int = 1
+    cold_starts: CountOrNone = 1
     """processes started anew for each candidate, to time the start to the first label"""
     compare: tuple[Path, Path] | None = None
     """compare two .jsonl, one from before a change and one from after it; nothing is measured"""
@@ -59,7 +59,7 @@ class Options:
     """append rows to this .jsonl instead of OUT/bench.jsonl"""
     experiment: str = "bench"
     """name stored in the rows"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of the order within rounds"""
     force: bool = False
     """measure again even when nothing has changed"""
@@ -70,8 +70,6 @@ class Options:
             if not getattr(self, name):
                 raise SajiError(f"--{name} needs at least one value")
         require_right(self)
-        if min(*self.batch, self.seconds) <= 0 or self.cold_starts < 0:
-            raise SajiError("--batch and --seconds must be positive, --cold-starts 0 or more")
         if unknown := [name for name in self.scenario if name not in SCENARIOS]:
             raise SajiError(f"there is no scenario {unknown[0]!r}; choose from {', '.join(SCENARIOS)}")
         for name in self.scenario:
