@@ -29,12 +29,13 @@ from runtime.candidate import Candidate, candidates_in
 from runtime.environment import versions
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import ValidationSet
-from runtime.files import DAMAGE, read_json, replacing_folder, sha256_file, sha256_modules, write_text
+from runtime.files import DAMAGE, replacing_folder, sha256_file, sha256_modules, write_text
 from runtime.gate import Gate, no_logits, widened
 from runtime.machine import machine
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import ModelSpec
 from training.network.classifier import load_checkpoint, reference_outputs, require_own, rounding
+from training.photos.seen import photos_of
 
 Say = Callable[[str], None]
 # The modules that decide what is written and how it is checked: an export by other code is not up to date
@@ -101,7 +102,7 @@ class Checkpoint(Source):
     engines = True
 
     def __init__(self, run: Path) -> None:
-        self.run, self.file, self.photos = run, run / "checkpoint.pt", _photos_of(run)
+        self.run, self.file, self.photos = run, run / "checkpoint.pt", photos_of(run)
         self.model, self.spec = load_checkpoint(self.file)
         self.inputs = {path.name: sha256_file(path) for path in sorted(run.glob("*.npz"))}
         require_own(self.file)
@@ -179,10 +180,10 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
     source.
     """
     spec, validation = source.spec, source.validation
-    _require_same_source(folder, source)
+    same_source = functools.partial(_require_same_source, folder, source)
     if validation:
         _require_answer(source, validation)
-    with replacing_folder(folder, "model.json", "model.onnx") as new:
+    with replacing_folder(folder, "model.json", "model.onnx", require=same_source) as new:
         source.write_graphs(new, settings, say)
         engines, skipped = dict[str, Built](), list[str]()
         if source.engines:
@@ -295,14 +296,6 @@ def _facts(folder: Path, engines: dict[str, Built]) -> dict[str, BuildFacts]:
         if kept:
             facts[file.name] = BuildFacts(kept=kept)
     return facts
-
-
-def _photos_of(run: Path) -> Path | None:
-    """Where the photos of a run stood when it was trained."""
-    try:
-        return Path(read_json(run.parent / "data.json")["source"])
-    except (OSError, *DAMAGE):
-        return None
 
 
 def _write_examples(folder: Path, validation: ValidationSet, spec: ModelSpec) -> None:

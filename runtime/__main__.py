@@ -51,7 +51,7 @@ def _selftest(arguments: argparse.Namespace) -> None:
         try:
             with reading(folder):
                 receipt.verify(folder, candidate.file)
-                with closing(candidate.open(folder)) as engine:
+                with closing(candidate.open(folder, sha256=receipt.files[candidate.file].sha256)) as engine:
                     largest = golden.check(engine, folder, receipt, candidate, (golden.PICTURE, golden.PHOTO))
             tell(f"right: {candidate.name} (a probability differs by at most {largest:.4f})")
         except SajiError as error:

@@ -135,14 +135,16 @@ def not_run_here(reasons: Iterable[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSet, spec: ModelSpec) -> Candidate:
+def check_candidate(
+    candidate: Candidate, folder: Path, validation: ValidationSet, spec: ModelSpec, sha256: str = ""
+) -> Candidate:
     """The candidate with the verdict of this machine, given by running the very file on the validation photos.
 
     They go in one by one, which the figures are of, and because engines differ between batch sizes and services gather
     what comes together, in batches as well. A file check is never served, so it takes what is quicker; it is opened as
     what its backend really computes, FP32 or FP16, and held to the gate of the file's own precision. What cannot be
-    opened here is "unchecked" with the reason; what opens as something else is "fail", what does not tell as what it
-    opens "inconclusive".
+    opened here is "unchecked" with the reason; what opens as something else is "fail", as is a file without the
+    `sha256`, if one is given; what does not tell as what it opens is "inconclusive".
     """
     if validation.logits is None:
         raise SajiError(f"{folder / 'validation.npz'} has no reference logits; write them with: make export")
@@ -150,7 +152,7 @@ def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSe
     if reason := unavailable_because(candidate.backend):
         return replace(candidate, verdict="unchecked", reasons=(reason,))
     try:
-        share, answers, otherwise = _answers(candidate, folder, validation.images)
+        share, answers, otherwise = _answers(candidate, folder, validation.images, sha256)
     except Unavailable as error:
         return replace(candidate, verdict="unchecked", reasons=(str(error),))
     except NotTold as error:
@@ -169,11 +171,11 @@ def check_candidate(candidate: Candidate, folder: Path, validation: ValidationSe
 
 
 def _answers(
-    candidate: Candidate, folder: Path, images: np.ndarray
+    candidate: Candidate, folder: Path, images: np.ndarray, sha256: str
 ) -> tuple[dict[str, float], list[np.ndarray], tuple[str, ...]]:
     """The precision that a candidate computes in, its outputs (of single photos first where it may be served), and what
     it had to do otherwise than asked for."""
-    with closing(candidate.open(folder)) as backend:
+    with closing(candidate.open(folder, sha256=sha256)) as backend:
         share = backend.precision_share()
         answers = [run_all(backend, images, batch) for batch in ((1, AT_ONCE) if candidate.servable else (AT_ONCE,))]
         return share, answers, (backend.otherwise,) if backend.otherwise else ()

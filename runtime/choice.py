@@ -6,7 +6,8 @@ from typing import Any
 
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment, Measured, Rejected
-from runtime.errors import GateFailed, SajiError
+from runtime.errors import GateFailed
+from runtime.limits import Batch, Percentile, Positive, Share, require_right
 from runtime.machine import Machine
 from runtime.speed_ratio import TIE, compared
 
@@ -24,19 +25,18 @@ class Policy:
     `batch` is the one that is served, the smallest of those measured; without a bound, memory and size are None.
     """
 
-    max_accuracy_drop: float = 0.01
+    max_accuracy_drop: Share = 0.01
     """below the best model, as a fraction"""
-    batch: int = 1
-    percentile: float = 50
+    batch: Batch = 1
+    percentile: Percentile = 50
     """of the latency, which the choice is made by"""
-    max_memory: float | None = None
+    max_memory: Positive | None = None
     """peak memory of a candidate's process that is allowed, MiB"""
-    max_size: float | None = None
+    max_size: Positive | None = None
     """file size that is allowed, MB"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.percentile < 100:
-            raise SajiError(f"--percentile {self.percentile:g} is none; give one between 0 and 100, such as 95")
+        require_right(self)
 
     def values(self) -> dict[str, Any]:
         """The policy as a deployment keeps it."""

@@ -15,9 +15,10 @@ from runtime import golden, signature
 from runtime.backends import BACKENDS, Backend, open_backend, unavailable_because
 from runtime.backends.base import require_finite, require_here
 from runtime.candidate import Candidate
-from runtime.deployment import MOST_THREADS, Deployment, is_setting
+from runtime.deployment import Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.files import reading, sha256_file
+from runtime.limits import MOST_THREADS
 from runtime.preprocess import Source, timed_pixels
 from runtime.receipt import Receipt
 from runtime.spec import NAMED, Answer, ModelSpec

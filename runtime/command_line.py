@@ -16,7 +16,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from runtime import signature
 from runtime.errors import SajiError, Unavailable, missing_extra
@@ -121,9 +121,10 @@ def add_require_signature(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--require-signature", type=Path, action=_Require, metavar="KEY", default=default, help=words)
 
 
-def from_flags(defaults: Record, arguments: argparse.Namespace) -> Record:
-    """The dataclass instance with what was typed for its fields."""
-    typed = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(defaults)}  # type: ignore[arg-type]
+def from_flags(defaults: Record, arguments: argparse.Namespace, skip: Container[str] = ()) -> Record:
+    """The dataclass instance with what was typed for its fields but those that `skip` names."""
+    names = [field.name for field in dataclasses.fields(defaults) if field.name not in skip]  # type: ignore[arg-type]
+    typed = {name: getattr(arguments, name) for name in names}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
     return dataclasses.replace(defaults, **values)  # type: ignore[type-var]
 
@@ -147,7 +148,7 @@ def _options(kind: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if origin is Literal:
         return {"choices": parts}
-    if origin is UnionType:
+    if origin in (Union, UnionType):
         return _options(parts[0])
     if origin is tuple:
         return {**_options(parts[0]), "nargs": "*" if parts[-1] is Ellipsis else len(parts)}

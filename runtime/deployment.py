@@ -10,10 +10,10 @@ import numpy as np
 from runtime.candidate import VERDICTS, Candidate, not_run_here
 from runtime.errors import BadModel
 from runtime.files import as_record, read_record, sha256_json, write_record
+from runtime.limits import MOST_THREADS
 from runtime.machine import Machine, machine
 
 SCHEMA_VERSION = 2
-MOST_THREADS = 1024  # or streams, that may be asked for: far above any machine
 
 
 def is_setting(value: Any) -> bool:

@@ -137,20 +137,17 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path, *ours: str) -> Iterator[Path]:
+def replacing_folder(path: Path, *ours: str, require: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path` whole, otherwise it is removed.
 
     Raises SajiError, and touches nothing, where there is something at `path` that is neither empty nor has the files
-    `ours`, which every folder of its kind has: it is somebody's own.
+    `ours`, which every folder of its kind has: it is somebody's own. So it does where `require` raises. Both are asked
+    again when it is replaced, which one process does at a time: another one may have written there meanwhile.
     On Linux either is there at any moment; elsewhere for a moment neither is, and a kill then leaves the old one under
     the temporary name with ".old" behind it.
     """
-    empty = path.is_dir() and not any(path.iterdir())
-    lacking = [name for name in ours if not (path / name).is_file()]
-    if os.path.lexists(path) and lacking and not empty:
-        raise SajiError(
-            f"{path} was not written by saji (it has no {lacking[0]}); move it away, or name another folder"
-        )
+    _require_ours(path, ours)
+    require()
     make_folder(path.parent)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     temporary.mkdir()  # open to whom the umask opens it, as mkdtemp's are not
@@ -158,20 +155,36 @@ def replacing_folder(path: Path, *ours: str) -> Iterator[Path]:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
             _to_disk(written)
-        if not path.exists():
-            os.replace(temporary, path)
-        elif not _exchanged(temporary, path):
-            old = temporary.with_name(temporary.name + ".old")
-            os.replace(path, old)
-            try:
-                os.replace(temporary, path)
-            except OSError:
-                os.replace(old, path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+        with alone(path.parent):
+            _require_ours(path, ours)
+            require()
+            _replace_folder(temporary, path)
         _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange the old one
+
+
+def _require_ours(path: Path, ours: Iterable[str]) -> None:
+    empty = path.is_dir() and not any(path.iterdir())
+    lacking = [name for name in ours if not (path / name).is_file()]
+    if os.path.lexists(path) and lacking and not empty:
+        raise SajiError(
+            f"{path} was not written by saji (it has no {lacking[0]}); move it away, or name another folder"
+        )
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(new, path)
+    elif not _exchanged(new, path):
+        old = new.with_name(new.name + ".old")
+        os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            os.replace(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -213,10 +226,11 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def alone(path: Path, doing: str) -> Iterator[None]:
+def alone(path: Path, doing: str = "") -> Iterator[None]:
     """Keep a file or folder that exists to this process, until it ends in whatever way.
 
-    Raises SajiError where another one does it, `doing` in words. Windows, and file systems without locks, let all in.
+    Raises SajiError where another one does it, `doing` in words; without them it waits for that one. Windows, and file
+    systems without locks, let all in.
     """
     try:
         import fcntl
@@ -225,7 +239,7 @@ def alone(path: Path, doing: str) -> Iterator[None]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if doing else 0))
     except BlockingIOError:
         os.close(descriptor)
         raise SajiError(f"another process is {doing} {path}; wait for it to end, or name another place") from None

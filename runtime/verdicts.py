@@ -57,7 +57,8 @@ def judged_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candida
         alone = f"its verdict {why}, and {folder} has no validation.npz to judge it here by; copy the folder whole"
         return replace(candidate, verdict="unchecked", reasons=candidate.reasons or (alone,))
     say(f"saji: judging {candidate.name} anew on this machine: its verdict {why}")
-    fresh = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
+    sha256 = receipt.files[candidate.file].sha256
+    fresh = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec, sha256)
     keep(folder, receipt, [fresh])
     return fresh
 

@@ -64,8 +64,9 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(out: Path) -> None:
         recipe = Recipe(image_size=32, epochs=2, batch_size=16, warmup_epochs=1, augmentation="crop", precision="fp32")
         data = load_data(sample, 0.5, 0, look_alikes=False)
-        write_json(out / "runs" / "tiny" / "data.json", asdict(data.findings))
-        train("resnet18", data, recipe, out / "runs" / "tiny" / "resnet18", out / "cache", Place("cpu"))
+        folder = out / "runs" / "tiny" / "resnet18"
+        train("resnet18", data, recipe, folder, out / "cache", Place("cpu"))
+        write_json(folder / "data.json", asdict(data.findings))
 
     trained = made_once(tmp_path_factory, "trained", make)
     out = shutil.copytree(trained, tmp_path_factory.mktemp("artifacts"), dirs_exist_ok=True)

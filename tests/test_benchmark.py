@@ -300,7 +300,7 @@ def test_the_rates_that_are_tried_begin_at_half_of_what_all_streams_answer(monke
     monkeypatch.setattr(scenarios, "timed", lambda call, seconds: [10.0])
     monkeypatch.setattr(scenarios, "poisson", lambda *_: [1.0])
     assert scenarios.server(bench(0, streams=4), 1, 0, latency_bound=50).figures["tried"][0]["rate"] == 200
-    with pytest.raises(SajiError, match="must be positive"):
+    with pytest.raises(SajiError, match=r"latency_bound is 0; it must be above 0"):
         scenarios.ServerFlags(latency_bound=0)
 
 
@@ -519,7 +519,7 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--compare", "gone.jsonl", "gone.jsonl"], "gone.jsonl does not exist"),
-        (["--percentile", "100"], "between 0 and 100"),
+        (["--percentile", "100"], "percentile is 100.0; it must be"),
         (["--scenario", "server", "--batch", "8"], "add 1 to --batch"),
         (["--photo", "gone.jpg"], "gone.jpg cannot be opened"),
     ],

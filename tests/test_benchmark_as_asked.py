@@ -3,17 +3,20 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import house
 import numpy as np
 import pytest
-from house import GATES, Candidate, Measured, Policy, Said, SajiError, ValidationSet
+from house import GATES, Candidate, Measured, Policy, Receipt, Said, SajiError, ValidationSet
 from test_others_models import bring, network
 
 import runtime
+from runtime.benchmark import run
+from runtime.benchmark.contestant import Contestant
+from runtime.receipt import file_facts
 
 TWO = ("ort-cpu fp32", "openvino fp32")  # the candidates that these races are between: two are quick
 
@@ -92,6 +95,49 @@ def test_models_that_were_judged_on_different_photos_are_not_compared(tmp_path: 
         assert said.status == 0, said
     said = race(tmp_path / "out", "--candidates", "openvino fp32")
     assert said.refused and "different photos" in said.last, said
+
+
+@pytest.mark.parametrize("moment", ["check_here", "run_rounds"])
+def test_a_model_that_is_exchanged_meanwhile_has_no_figures(
+    moment: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = (model_in(tmp_path / name, model, among=("ort-cpu fp32",)) for name in ("out", "other"))
+    house.exported_anew(other / "model.onnx")
+    with house.changing(other / "model.json") as receipt:
+        receipt["files"] |= {name: asdict(facts) for name, facts in file_facts(other, ["model.onnx"]).items()}
+    was = getattr(run, moment)
+
+    def after_an_export(*given: Any) -> Any:
+        folder.rename(tmp_path / "before")
+        other.rename(folder)
+        return was(*given)
+
+    monkeypatch.setattr(run, moment, after_an_export)
+    said = race(tmp_path / "out")
+    assert said.refused and "was exported anew meanwhile, so no figure is kept; measure again" in said.last, said
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["models"]
+
+
+def test_a_process_opens_the_very_file_that_it_was_told_or_none(model: Path) -> None:
+    candidate = next(c for c in Receipt.read(model).candidates if (c.backend, c.precision) == ("ort-cpu", "fp32"))
+    other = Contestant(candidate, model, sha256="0" * 64)
+    try:
+        with pytest.raises(SajiError, match=r"model\.onnx changed while it was opened"):
+            other.classify()
+        other.apply_gate()
+        assert other.candidate.verdict == "fail" and "changed while it was opened" in other.candidate.reasons[0]
+    finally:
+        other.close()
+
+
+def test_a_file_that_is_exchanged_after_it_was_checked_is_not_called_right(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_in(tmp_path, model, among=("ort-cpu fp32",))
+    house.exported_anew(folder / "model.onnx")
+    monkeypatch.setattr(Receipt, "verify", lambda *_: None)  # as if it had been before
+    said = house.here("runtime", "selftest", folder)
+    assert said.status == 1 and "wrong: resnet18 · ort-cpu · fp32: " in said.out and "changed while" in said.out, said
 
 
 @pytest.mark.parametrize("name", [".resnet18.x1y2z3", ".resnet18.x1y2z3.old"])

@@ -18,7 +18,17 @@ from conftest import ROOT
 
 from runtime import command_line, files
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, as_record, make_folder, read_json, replacing, replacing_folder, write_json, write_text
+from runtime.files import (
+    DAMAGE,
+    alone,
+    as_record,
+    make_folder,
+    read_json,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -225,6 +235,27 @@ def test_what_somebody_else_put_there_is_never_replaced(theirs: str, tmp_path: P
     ):
         raise AssertionError("hours of work come first")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_came_to_a_place_meanwhile_is_looked_at_again_and_nobody_else_comes_now(tmp_path: Path) -> None:
+    looks, free = list[bool](), list[bool]()
+
+    def look() -> None:
+        looks.append((tmp_path / "model").exists())
+        try:
+            with alone(tmp_path, "looking at"):
+                free.append(True)
+        except SajiError:
+            free.append(False)
+
+    with pytest.raises(SajiError, match=r"was not written by saji \(it has no model.json\)"):  # noqa: SIM117
+        with replacing_folder(tmp_path / "model", "model.json"):
+            write_text(tmp_path / "model" / "own.txt", "somebody's")
+    assert (tmp_path / "model" / "own.txt").read_text() == "somebody's"
+    shutil.rmtree(tmp_path / "model")
+    with replacing_folder(tmp_path / "model", require=look):
+        write_text(tmp_path / "model" / "theirs.txt", "another process's")
+    assert looks == [False, True] and free == [True, os.name == "nt"]
 
 
 def test_a_name_that_is_no_text_can_be_written_and_json_reads_it_back(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_test_share_trains_nothing_and_is_what_is_led_with(photos: Path, tmp_p
     assert len(held) == 6 and not held & {photo.path for photo in data.photos}
     same = {(photos / label / f"{n}.png") for label in ("green", "red") for n in (10, 11)}
     assert {len(held & {path for path in same if path.parent.name == label}) for label in ("green", "red")} <= {0, 2}
-    findings = json.loads((tmp_path / "runs" / "t" / "data.json").read_text(encoding="utf-8"))
+    findings = json.loads((tmp_path / "runs" / "t" / "resnet18" / "data.json").read_text(encoding="utf-8"))
     assert findings["used"]["test"] == 6
 
 

@@ -413,6 +413,27 @@ def test_a_file_does_not_replace_another_of_its_name(tmp_path: Path, monkeypatch
     assert bring(Path("model.onnx"), "--out", first.parent / "out").status == 0, "it is the same file"
 
 
+def test_of_two_imports_of_one_name_at_a_time_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export.foreign.source import ForeignModel
+
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        network(tmp_path / place / "model.onnx")
+    out, write_graphs = tmp_path / "out", ForeignModel.write_graphs
+
+    def beside_another(*given: Any) -> None:
+        monkeypatch.setattr(ForeignModel, "write_graphs", write_graphs)
+        assert bring(tmp_path / "other" / "model.onnx", "--out", out).status == 0
+        write_graphs(*given)
+
+    monkeypatch.setattr(ForeignModel, "write_graphs", beside_another)
+    said = bring(tmp_path / "one" / "model.onnx", "--out", out)
+    kept = str(tmp_path / "other" / "model.onnx")
+    assert said.refused and kept in said.last and "another --name" in said.last, said
+    assert Receipt.read(out / "models" / "model").request["inputs"]["onnx"] == kept
+    assert [folder.name for folder in (out / "models").iterdir()] == ["model"]
+
+
 def test_an_export_does_not_replace_a_model_that_was_brought_in(tmp_path: Path) -> None:
     from export.model import write_model
     from export.settings import Settings

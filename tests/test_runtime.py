@@ -2,14 +2,16 @@
 
 import copy
 import json
+import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -32,13 +34,16 @@ from runtime.benchmark.run import BenchmarkRun, Options, receipts_in
 from runtime.benchmark.table import conditions
 from runtime.candidate import Candidate
 from runtime.choice import Policy, choose
-from runtime.deployment import Deployment, Measured
+from runtime.command_line import Parser, add_flags, from_flags
+from runtime.deployment import Deployment, Measured, is_setting
 from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavailable
 from runtime.evaluation import ValidationSet
 from runtime.files import read_json, write_json
 from runtime.golden import Golden
+from runtime.limits import MOST_THREADS
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Rejection
+from runtime.speed_ratio import samples_needed
 
 HERE = [name for name in BACKENDS if unavailable_because(name) is None]
 
@@ -250,10 +255,23 @@ def test_what_only_checks_a_file_is_never_served() -> None:
     assert {offer.precision for offer in checks} == {"fp16", "int8"} and not any(offer.servable for offer in checks)
 
 
-@pytest.mark.parametrize("wrong", [{"batch": (0,)}, {"streams": (1, 0)}, {"seconds": 0.0}, {"threads": (-1,)}])
-def test_a_benchmark_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SajiError, match="must be positive"):
-        Options(out=Path("out"), **wrong)
+@pytest.mark.parametrize(("name", "least"), [("batch", 1), ("seconds", 1e-9), ("cold_starts", 0), ("seed", 0)])
+@pytest.mark.parametrize("wrong", [-1, 1e300, 2**64, math.nan, math.inf, -math.inf])
+def test_a_benchmark_of_nothing_or_without_end_is_refused(name: str, least: float, wrong: float) -> None:
+    asked = (lambda number: (1, number)) if name == "batch" else lambda number: number
+    assert Options(**{name: asked(least)})
+    for number in (wrong, least - 1):
+        with pytest.raises(SajiError, match=f"{name} is .*; it must be "):
+            Options(**{name: asked(number)})
+
+
+@pytest.mark.parametrize(("name", "least"), [("threads", 0), ("streams", 1)])
+def test_no_benchmark_has_settings_that_nothing_can_be_opened_with(name: str, least: int) -> None:
+    """A deployment of them would be refused as damaged."""
+    for number in (least - 1, MOST_THREADS + 1):
+        with pytest.raises(SajiError, match=rf"{name} is {number}; it must be a whole number, at least {least} and"):
+            Options(**{name: (1, number)})
+    assert Options(**{name: (least, MOST_THREADS)}) and is_setting(MOST_THREADS)
 
 
 def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> None:
@@ -385,10 +403,26 @@ def test_the_reason_says_what_was_compared() -> None:
     assert [place.milliseconds for place in other.fallbacks] == [5, 9]  # the next in line first
 
 
-@pytest.mark.parametrize("percentile", [0, 100])
+@pytest.mark.parametrize("wrong", [-1, 1e300, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [field.name for field in fields(Policy)])
+def test_a_policy_that_nothing_could_be_chosen_by_is_refused(name: str, wrong: float) -> None:
+    if not (name in ("max_memory", "max_size") and wrong == 1e300):  # which bound nothing
+        with pytest.raises(SajiError, match=rf"{name} is {re.escape(str(wrong))}; it must be "):
+            Policy(**{name: wrong})
+
+
+@pytest.mark.parametrize("percentile", [0, 1e-300, 100])
 def test_a_percentile_that_is_none_is_refused(percentile: float) -> None:
-    with pytest.raises(SajiError, match="between 0 and 100"):
+    with pytest.raises(SajiError, match=r"percentile, at least 0\.01 and at most 99\.99"):
         Policy(percentile=percentile)
+    assert max(samples_needed(0.01), samples_needed(99.99)) < 40_000
+
+
+def test_a_bound_that_may_be_none_has_its_flag() -> None:
+    parser = Parser()
+    add_flags(parser, Policy(), skip=["batch"])
+    typed = parser.parse_args(["--max-size", "2.5"])
+    assert from_flags(Policy(batch=8), typed, skip=["batch"]) == Policy(batch=8, max_size=2.5)
 
 
 def test_bounds_on_memory_and_size_reject_with_the_figure() -> None:

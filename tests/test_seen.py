@@ -252,7 +252,7 @@ def test_what_was_added_validates_and_what_was_seen_trains(flag: str, grown: tup
     before, photos = grown
     said = train(photos, tmp_path, flag, before)
     assert said.status == 0, said
-    findings = json.loads((tmp_path / "runs" / "r" / "data.json").read_text())
+    findings = json.loads((tmp_path / "runs" / "r" / "resnet18" / "data.json").read_text())
     assert findings["used"] == {"train": 30, "val": 2, "test": 0}
     [told] = findings["seen"]
     assert f"validation photos were seen by {before} and train instead" in told and f"data: {told}" in said.err

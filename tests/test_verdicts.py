@@ -153,6 +153,14 @@ def test_a_kept_verdict_holds_for_what_it_was_given_by(part: str, moved: Path) -
     assert key not in verdicts.of_here(moved, changed[part])
 
 
+def test_no_verdict_is_taken_of_a_file_that_has_become_another(moved: Path) -> None:
+    receipt = Receipt.read(moved)
+    candidate = next(c for c in receipt.candidates if (c.backend, c.precision) == ("ort-cpu", "fp32"))
+    house.exported_anew(moved / "model.onnx")
+    judged = verdicts.judged_here(candidate, moved, receipt)
+    assert judged.verdict == "fail" and "changed while it was opened" in judged.reasons[0]
+
+
 def test_a_deployment_is_judged_by_the_bounds_of_the_receipt(moved: Path, tmp_path: Path) -> None:
     file = house.write_deployment(moved, tmp_path / "deployment.json", "ort-cpu")
     receipt = Receipt.read(moved)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, alone, as_text, make_folder, read_json, write_json
+from runtime.files import alone, as_text, make_folder, write_json
+from runtime.limits import CountOrNone, require_right
 from runtime.markdown import is_printable
 from runtime.nvidia import use
 from runtime.terminal import say, stage, tell, tell_programs
 from training.launch import launch
-from training.recipe import CountOrNone, Recipe, load_recipe, names, require_right
+from training.recipe import Recipe, load_recipe, names
 
 if TYPE_CHECKING:  # they bring PyTorch, which takes seconds to import
     from training.photos.split import Data
@@ -110,13 +111,15 @@ def _train(command: Command, recipe: Recipe) -> None:
         raise SajiError(data.findings.one_sided[0])
     if command.folds:  # what cannot be cut is told before hours of training
         folds(data, command.folds, recipe.seed)
-    if not command.force:
-        _require_same_photos(run, data)
-    write_json(run / "data.json", asdict(data.findings))
     changed = []
     for architecture in command.archs:
         with _alone(run / architecture):
-            changed.append(_train_one(architecture, data, recipe, command, run))
+            if not command.force:
+                _require_same_photos(run, data)
+            try:
+                changed.append(_train_one(architecture, data, recipe, command, run))
+            finally:
+                _keep_findings(run / architecture, data)
     if any(changed) or (launch().first and not is_current(run)):
         write_report(run)
         say(f"report: {run / 'report.md'}")
@@ -124,19 +127,26 @@ def _train(command: Command, recipe: Recipe) -> None:
 
 
 def _require_same_photos(run: Path, data: "Data") -> None:
-    """Raise SajiError where a run of this name is of photos that are somewhere else, unless its networks are of these
-    very photos: they would be lost."""
+    """Raise SajiError where a network of a run of this name is of photos that are somewhere else and not these very
+    photos: it would be lost."""
+    from training.photos.seen import photos_of, seen_by
+
+    for checkpoint in sorted(run.glob("*/checkpoint.pt")):
+        before = photos_of(checkpoint.parent)
+        with suppress(OSError):  # they are there no more
+            if not before or str(before) == data.findings.source or before.samefile(data.findings.source):
+                continue
+        if seen_by(checkpoint).fingerprint != data.fingerprint:
+            raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
+
+
+def _keep_findings(folder: Path, data: "Data") -> None:
+    """Write what was found in the photos beside the network that is of them; a stop may have left an earlier one."""
     from training.photos.seen import seen_by
 
-    try:
-        before = Path(read_json(run / "data.json")["source"])
-    except (OSError, *DAMAGE):
-        return
-    with suppress(OSError):  # they are there no more
-        if str(before) == data.findings.source or before.samefile(data.findings.source):
-            return
-    if {seen_by(checkpoint).fingerprint for checkpoint in run.glob("*/checkpoint.pt")} != {data.fingerprint}:
-        raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.is_file() and seen_by(checkpoint).fingerprint == data.fingerprint:
+        write_json(folder / "data.json", asdict(data.findings))
 
 
 def _alone(folder: Path) -> AbstractContextManager[None]:

@@ -1,38 +1,25 @@
 """How a network is trained: every hyperparameter, one flat record, loaded from `recipes/*.toml`."""
 
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from runtime.errors import SajiError
 from runtime.files import sha256_file
+from runtime.limits import AtLeast0, Count, CountOrNone, Part, Positive, Seed, Share, SomePart, SomeShare, require_right
 from runtime.spec import MOST_PIXELS
 
 FOLDER = Path(__file__).parent / "recipes"
 
-MOST = 1_000_000
-LARGEST = sys.float_info.max  # a whole number in TOML or JSON may have any number of digits
 MOST_SIDE = MOST_PIXELS * 7 // 8  # pixels, before which a photo is resized to 8/7 of it
-MOST_SEED = 2**32 - 1  # of NumPy
 CHANGES_NOTHING = ("name", "workers")  # fields that what comes out does not depend on
 
-# What a number may be, in words and as a test, which NaN and infinity do not pass; see `require_right`
-Count = Annotated[int, f"a whole number, at least 1 and at most {MOST}", lambda n: 1 <= n <= MOST]
-CountOrNone = Annotated[int, f"a whole number, at least 0 and at most {MOST}", lambda n: 0 <= n <= MOST]
 Side = Annotated[int, f"a whole number, at least 1 and at most {MOST_SIDE}", lambda n: 1 <= n <= MOST_SIDE]
-Seed = Annotated[int, f"a whole number, at least 0 and at most {MOST_SEED}", lambda n: 0 <= n <= MOST_SEED]
 Workers = Annotated[int, "a whole number, at least -1 and at most 1000", lambda n: -1 <= n <= 1000]
-Positive = Annotated[float, f"above 0 and at most {LARGEST:.2g}", lambda x: 0 < x <= LARGEST]
 Factor = Annotated[float, "at least 0 and at most 100", lambda x: 0 <= x <= 100]  # of a learning rate
 Temperature = Annotated[float, "at least 0.01 and at most 100", lambda x: 0.01 <= x <= 100]
-AtLeast0 = Annotated[float, f"at least 0 and at most {LARGEST:.2g}", lambda x: 0 <= x <= LARGEST]
-Share = Annotated[float, "at least 0 and at most 1", lambda x: 0 <= x <= 1]
-Part = Annotated[float, "at least 0 and below 1", lambda x: 0 <= x < 1]
-SomePart = Annotated[float, "above 0 and below 1", lambda x: 0 < x < 1]
-SomeShare = Annotated[float, "above 0 and at most 1", lambda x: 0 < x <= 1]
 
 
 @dataclass(frozen=True)
@@ -165,24 +152,6 @@ class Recipe:
 
 def _deciding(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in CHANGES_NOTHING}
-
-
-def require_right(record: Any) -> None:
-    """Raise SajiError where a field of a dataclass has a value that its type does not allow."""
-    for name, kind in get_type_hints(type(record), include_extras=True).items():
-        value, parts = getattr(record, name), get_args(kind)
-        if get_origin(kind) is Annotated:
-            number, words, allows = parts
-            right = isinstance(value, int | number) and not isinstance(value, bool) and allows(value)
-        elif get_origin(kind) is Literal:
-            words, right = f"one of {', '.join(parts)}", value in parts
-        else:
-            words = "true or false" if kind is bool else "text"
-            right = isinstance(value, kind) if kind in (bool, str) else True
-        if not right:
-            endless = isinstance(value, int) and abs(value) > LARGEST
-            shown = "a whole number of over 300 digits" if endless else repr(value)
-            raise SajiError(f"{name} is {shown}; it must be {words}")
 
 
 DEFAULTS = Recipe()  # also what holds where no recipe is given

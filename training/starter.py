@@ -82,5 +82,5 @@ def write_starter(run: Path) -> None:
     labels, names = reference_logits(model, images).argmax(1), (f"{file.parent.name}/{file.name}" for file in files)
     run.mkdir(parents=True, exist_ok=True)
     ValidationSet(images, labels, tuple(names)).save(run / "validation.npz")
-    write_json(run.parent / "data.json", {"source": str(source), "drawn": True})
+    write_json(run / "data.json", {"source": str(source), "drawn": True})
     save_checkpoint(run / "checkpoint.pt", model, spec)

@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write rows and the choice; in a pipe the last line of stdout is JSON."""
     options = from_flags(Options(), arguments)
-    policy = replace(from_flags(Policy(), arguments), batch=min(options.batch))
+    policy = from_flags(Policy(batch=min(options.batch)), arguments, skip=["batch"])
     flags = {name: asdict(from_flags(s.flags, arguments)) for name, s in SCENARIOS.items() if s.flags}
     if options.compare:
         _compare(*options.compare)

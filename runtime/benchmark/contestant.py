@@ -58,7 +58,7 @@ class Contestant:
     def start(self) -> subprocess.Popen[str]:
         """Start the candidate's process unless it runs; does not wait until it is ready."""
         if self.process is None:
-            settings = {name: getattr(self, name) for name in ("threads", "streams", "photo", "seed")}
+            settings = {name: getattr(self, name) for name in ("threads", "streams", "photo", "seed", "sha256")}
             settings["candidate"] = dataclasses.asdict(self.candidate)
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "runtime.benchmark.worker", str(self.folder.resolve())],

@@ -18,6 +18,7 @@ from runtime.choice import Policy
 from runtime.deployment import Measured
 from runtime.errors import SajiError
 from runtime.files import left_by_programs, sha256_file, sha256_modules
+from runtime.limits import Batch, CountOrNone, Seconds, Seed, Streams, Threads, require_right
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile, samples_needed
 from runtime.terminal import track
@@ -38,19 +39,19 @@ class Options:
     """architectures; all exported ones by default"""
     candidates: tuple[str, ...] = ()
     """only those with these words, e.g. "openvino int8" """
-    seconds: float = 180
+    seconds: Seconds = 180
     """length of the benchmark"""
-    batch: tuple[int, ...] = (1,)
+    batch: tuple[Batch, ...] = (1,)
     """batch sizes; the smallest is the served one"""
-    threads: tuple[int, ...] = (0,)
+    threads: tuple[Threads, ...] = (0,)
     """threads of a call; 0: the engine's own"""
-    streams: tuple[int, ...] = (1,)
+    streams: tuple[Streams, ...] = (1,)
     """calls side by side (offline and server)"""
     scenario: tuple[str, ...] = ("single-stream",)
     """what is timed besides single-stream, which the choice is made by"""
     photo: Path | None = None
     """the photo of end-to-end; each model's golden JPEG by default"""
-    cold_starts: int = 1
+    cold_starts: CountOrNone = 1
     """processes started anew for each candidate, to time the start to the first label"""
     compare: tuple[Path, Path] | None = None
     """compare two .jsonl, one from before a change and one from after it; nothing is measured"""
@@ -58,7 +59,7 @@ class Options:
     """append rows to this .jsonl instead of OUT/bench.jsonl"""
     experiment: str = "bench"
     """name stored in the rows"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of the order within rounds"""
     force: bool = False
     """measure again even when nothing has changed"""
@@ -68,8 +69,7 @@ class Options:
         for name in ("batch", "threads", "streams", "scenario"):
             if not getattr(self, name):
                 raise SajiError(f"--{name} needs at least one value")
-        if min(*self.batch, *self.streams, self.seconds) <= 0 or min(*self.threads, self.cold_starts) < 0:
-            raise SajiError("--batch, --streams and --seconds must be positive, --threads and --cold-starts 0 or more")
+        require_right(self)
         if unknown := [name for name in self.scenario if name not in SCENARIOS]:
             raise SajiError(f"there is no scenario {unknown[0]!r}; choose from {', '.join(SCENARIOS)}")
         for name in self.scenario:
@@ -110,7 +110,10 @@ class BenchmarkRun:
         return {"receipts": receipts, "settings": settings, "versions": environment.versions(), "code": code}
 
     def run(self, say: Say) -> Outcome:
-        """Check who has no verdict of this machine, and measure those that passed."""
+        """Check who has no verdict of this machine, and measure those that passed.
+
+        Raises SajiError where a model has become another meanwhile.
+        """
         options = self.options
         together = [name for name in options.scenario if not SCENARIOS[name].alone]
         loads = list(itertools.product(dict.fromkeys(["single-stream", *together]), options.batch))
@@ -121,6 +124,7 @@ class BenchmarkRun:
             self._start_cold(measured, say)
             measured = [contestant for contestant in measured if self._measured_alone(contestant, say)]
             rows = [row for contestant in measured for row in self._rows(contestant)]
+        self._require_same_models()
         keys = {contestant.candidate.key() for contestant in measured}
         others = {c.candidate.key(): c.candidate for c in contestants if c.candidate.key() not in keys}
         return Outcome(measured, list(others.values()), rows)
@@ -135,10 +139,12 @@ class BenchmarkRun:
             for candidate in receipt.candidates:
                 if options.candidates and not any(_has_name(candidate, words) for words in options.candidates):
                     continue
+                sha256 = ""
                 if candidate.servable:  # a file check's own file is gone where it did not pass
                     receipt.verify(folder, candidate.file)
+                    sha256 = receipt.files[candidate.file].sha256
                 for threads, streams in itertools.product(options.threads, options.streams):
-                    contestants.append(Contestant(candidate, folder, threads, streams, photo, options.seed))
+                    contestants.append(Contestant(candidate, folder, threads, streams, photo, options.seed, sha256))
         if not contestants:
             names = "; ".join(c.name for receipt in self.receipts.values() for c in receipt.candidates)
             raise SajiError(f"no candidate is named {' or '.join(options.candidates)}; there are {names}")
@@ -150,6 +156,11 @@ class BenchmarkRun:
 
     def _folder(self, name: str) -> Path:
         return self.options.out / "models" / name
+
+    def _require_same_models(self) -> None:
+        for name, receipt in self.receipts.items():
+            if Receipt.read(folder := self._folder(name)) != receipt:
+                raise SajiError(f"{folder} was exported anew meanwhile, so no figure is kept; measure again")
 
     def _start_cold(self, contestants: Sequence[Contestant], say: Say) -> None:
         for number in range(1, self.options.cold_starts + 1):

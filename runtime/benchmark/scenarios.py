@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.benchmark.watch import Disturbance
 from runtime.classifier import Classifier
-from runtime.errors import SajiError
+from runtime.limits import Positive, require_right
 from runtime.speed_ratio import samples_needed
 
 WARM_UP_SECONDS, SETTLED = 3.0, 0.05
@@ -134,12 +134,11 @@ def end_to_end(bench: Bench, batch: int, seconds: float) -> Measurement:
 class ServerFlags:
     """The server scenario's own flags."""
 
-    latency_bound: float = 50
+    latency_bound: Positive = 50
     """of the server scenario, milliseconds"""
 
     def __post_init__(self) -> None:
-        if self.latency_bound <= 0:
-            raise SajiError(f"--latency-bound {self.latency_bound:g} must be positive")
+        require_right(self)
 
 
 def server(bench: Bench, _batch: int, _seconds: float, latency_bound: float) -> Measurement:

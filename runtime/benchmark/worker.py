@@ -44,8 +44,8 @@ def main() -> None:
         try:
             with reading(folder):
                 if order.pop("do") == "check":
-                    receipt = Receipt.read(folder)
-                    record: Any = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec)
+                    receipt, sha256 = Receipt.read(folder), settings["sha256"]
+                    record: Any = check_candidate(candidate, folder, receipt.photos(folder), receipt.spec, sha256)
                 else:
                     worker = worker or Worker(folder, candidate, **settings)
                     record = worker.classify(**order) if "photo" in order else worker.measure(**order)
@@ -59,10 +59,10 @@ class Worker:
     """The candidate's engine, opened once, with photos to feed it."""
 
     def __init__(
-        self, folder: Path, candidate: Candidate, threads: int, streams: int, photo: str = "", seed: int = 0
+        self, folder: Path, candidate: Candidate, threads: int, streams: int, photo: str, seed: int, sha256: str
     ) -> None:
         started = time.perf_counter()
-        engine = candidate.open(folder, threads, streams)
+        engine = candidate.open(folder, threads, streams, sha256)
         self.load_seconds = time.perf_counter() - started
         receipt = Receipt.read(folder)
         if not photo:

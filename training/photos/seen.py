@@ -1,6 +1,7 @@
 """What weights, a teacher or a checkpoint saw before, so that no such photo is held against what comes of them."""
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import BadModel, SajiError
-from runtime.files import DAMAGE, sha256_file
+from runtime.files import DAMAGE, read_json, sha256_file
 from runtime.spec import ModelSpec
 from training.photos.split import Data, HeldBack, split
 from training.recipe import Recipe
@@ -64,6 +65,14 @@ def seen_by(path: Path, role: str = "") -> Seen:
     except DAMAGE:
         raise BadModel(f"{path} does not say right which photos it has seen; train it again") from None
     return replace(bare, fingerprint=fingerprint, photos=photos, moved=moved, settled=settled)
+
+
+def photos_of(folder: Path) -> Path | None:
+    """Where the photos of the network in a folder stood when it was last trained; None where that is not known."""
+    for record in (folder / "data.json", folder.parent / "data.json"):  # an earlier saji wrote one for the whole run
+        with suppress(OSError, *DAMAGE):
+            return Path(read_json(record)["source"])
+    return None
 
 
 def sources(recipe: Recipe) -> list[Seen]:
