@@ -21,7 +21,7 @@ from PIL import Image
 import runtime
 from runtime import classify as verb
 from runtime.classifier import Prediction
-from runtime.classify import COLUMNS, Photos, _writer, classify, csv_row, in_order
+from runtime.classify import COLUMNS, Counter, Photos, _writer, classify, conclude, csv_row, in_order
 from runtime.errors import GateFailed, SajiError
 from runtime.files import sha256_file
 from runtime.rowfile import RowFile
@@ -97,6 +97,17 @@ def test_lines_for_people_are_one_a_photo(run_here: Callable, folder: Path, monk
     head, *lines = run_here(folder)[0].splitlines()
     at = head.index("photo")
     assert len(lines) == 9 and all(line[at:].startswith(printable(str(folder))) for line in lines)
+
+
+def test_where_the_rows_tell_everything_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    photos = Photos([], print)
+    conclude(Counter(False), photos, 3, 0, None)
+    assert capsys.readouterr().err == ""
+    conclude(Counter(False), photos, 3, 0, "rows.csv")
+    photos.left_alone = 2
+    conclude(Counter(False), photos, 3, 0, None)
+    in_file, beside = capsys.readouterr().err.splitlines()
+    assert in_file == "saji: 3 photos classified" and beside.startswith("saji: 3 photos classified; 2 files left alone")
 
 
 @pytest.mark.parametrize("rejection", [None, Rejection("max_probability", 0.5)], ids=["sure", "may be unsure"])
