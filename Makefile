@@ -34,8 +34,11 @@ CHOOSE = $(shell $(PYTHON) $(NEW_ENOUGH) 2>/dev/null && $(PYTHON) runtime/nvidia
 CHOSEN = $(eval CHOSEN := $(or $(filter-out auto,$(EXTRAS)),$(if $(ANEW),,$(firstword $(RECORD))),$(CHOOSE)))$(CHOSEN)
 INDEX  = $(or $(TORCH_INDEX),$(if $(ANEW),,$(word 2,$(RECORD))),$(if $(findstring -cu12,$(CHOSEN)),https://download.pytorch.org/whl/cu126))
 
+# What is undone at the end must not be cut off by the same signal, which make hands on to the shell that has it already
+DEAF    = trap "" INT TERM HUP
+
 # Behind a command: on a terminal, what pip is at, on one line; Ctrl-C ends pip, too
-WATCHED = & pip=$$!; trap 'kill $$pip; wait $$pip; exit 130' INT TERM HUP; while [ -t 2 ] && kill -0 $$pip 2>/dev/null; do printf '\r\033[K%.78s' "$$(grep -v ^WARNING .venv/setup.log | tail -n 1)" >&2; sleep 1; done; [ ! -t 2 ] || printf '\r\033[K' >&2; wait $$pip
+WATCHED = & pip=$$!; trap '$(DEAF); kill $$pip; wait $$pip; exit 130' INT TERM HUP; while [ -t 2 ] && kill -0 $$pip 2>/dev/null; do printf '\r\033[K%.78s' "$$(grep -v ^WARNING .venv/setup.log | tail -n 1)" >&2; sleep 1; done; [ ! -t 2 ] || printf '\r\033[K' >&2; wait $$pip
 
 # Ahead of a fresh .venv: the complete one before (a link's or a mount's is cleared in place) comes back, with what pip said,
 # unless the fresh one is complete at the end; where a kill left neither undone, the next setup does it
@@ -64,7 +67,7 @@ setup: .venv/installed ## create .venv, install saji and all that runs on this m
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 2; }
 	@$(PYTHON) runtime/nvidia.py --check $(call quoted,$(CHOSEN))
 	@printf '\n== Setup: saji with %s into .venv\n' '$(CHOSEN)' >&2
-	@trap '$(BACK)' EXIT; trap 'exit 130' INT TERM HUP; $(if $(ANEW),$(KEEPING); )\
+	@trap '$(DEAF); $(BACK)' EXIT; trap '$(DEAF); exit 130' INT TERM HUP; $(if $(ANEW),$(KEEPING); )\
 	$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv || exit 2; \
 	$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,heic,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }; \
 	echo '$(strip $(CHOSEN) $(INDEX))' > $@

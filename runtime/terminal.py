@@ -155,7 +155,7 @@ def _that_fit(head: Sequence[str], widths: Sequence[int], first: Sequence[str]) 
 def _draw(rows: Sequence[Sequence[str]], sides: str) -> None:
     console = _console(out())
     if not console:
-        print(markdown(rows[0], rows[1:], sides, padded=True), file=out(), flush=True)
+        print(markdown(rows[0], rows[1:], sides, padded=True), file=out())
         return
     from rich import box
     from rich.table import Table

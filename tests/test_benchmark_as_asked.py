@@ -174,6 +174,7 @@ DIES = """
 import os, sys
 orders = sys.stdin
 class Until:
+    readline = orders.readline
     def __iter__(self):
         for number, order in enumerate(orders):
             if "openvino" in sys.modules and ({at}):

@@ -713,7 +713,7 @@ class Broken:
 
     left = 0
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         Broken.left += 1
 
     def run(self, images: np.ndarray) -> np.ndarray:
