@@ -271,6 +271,18 @@ def test_a_store_that_lets_nobody_in_is_one_sentence(tmp_path: Path, monkeypatch
     assert isinstance(photo, BadPhoto) and str(photo) == "a.jpg cannot be opened: Unknown error: no token"
 
 
+def test_a_folder_of_a_store_is_walked_as_one_of_this_machine(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason=SCALE)
+    others = ("c/note.txt", ".git/4.png", "@eaDir/5.jpg")
+    for name in ("b.png", "a/deep/2.jpg", "a/1.JPG", "c/3.webp", "d.png/6.png", *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    here, there = (sources.Everywhere([f"{way}{tmp_path}"], print, sources.Names()) for way in ("", "local://"))
+    found = [Path(name.removeprefix("local://")).relative_to(tmp_path).as_posix() for name in there]
+    assert found == ["b.png", "a/1.JPG", "a/deep/2.jpg", "c/3.webp", "d.png/6.png"]
+    assert [str(tmp_path / name) for name in found] == list(here) and there.left_alone == here.left_alone == 1
+
+
 @pytest.mark.parametrize("other", ["folder", "photo", "names", "list"])
 def test_a_photo_called_as_one_in_a_table_is_refused(
     other: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
