@@ -34,7 +34,7 @@ CHOOSE = $(shell $(PYTHON) $(NEW_ENOUGH) 2>/dev/null && $(PYTHON) runtime/nvidia
 CHOSEN = $(eval CHOSEN := $(or $(filter-out auto,$(EXTRAS)),$(if $(ANEW),,$(firstword $(RECORD))),$(CHOOSE)))$(CHOSEN)
 INDEX  = $(or $(TORCH_INDEX),$(if $(ANEW),,$(word 2,$(RECORD))),$(if $(findstring -cu12,$(CHOSEN)),https://download.pytorch.org/whl/cu126))
 
-# What is undone at the end must not be cut off by the same signal, which make hands on to the shell that has it already
+# What is undone at the end must not be interrupted: make sends the signal a second time to a shell that has it already
 DEAF    = trap "" INT TERM HUP
 
 # Behind a command: on a terminal, what pip is at, on one line; Ctrl-C ends pip, too

@@ -13,7 +13,7 @@ from runtime.speed_ratio import TIE, compared
 
 # Variants of a file that this machine runs as written, and that no service is for
 _ONLY_CHECKED = {
-    "embed": "the file for other apps, which has the geometry in its graph",
+    "embed": "the file for other apps, which resizes and crops in the graph itself",
     "cam": "the file of the heat map, which is opened beside the one that answers",
 }
 
@@ -36,7 +36,7 @@ class Policy:
     """file size that is allowed, MB"""
 
     def __post_init__(self) -> None:
-        require_right(self)
+        require_right(self, flags=True)
 
     def values(self) -> dict[str, Any]:
         """The policy as a deployment keeps it."""

@@ -32,10 +32,10 @@ Batch = Annotated[int, "a whole number, at least 1 and at most 4096", lambda n: 
 Percentile = Annotated[float, "a percentile, at least 0.01 and at most 99.99", lambda x: 0.01 <= x <= 99.99]
 
 
-def require_right(record: Any) -> None:
-    """Raise SajiError where a field of a dataclass has a value that its type does not allow."""
+def require_right(record: Any, flags: bool = False) -> None:
+    """Raise SajiError where a dataclass's field has a value that its type does not allow; `flags` names it as one."""
     for name, kind in get_type_hints(type(record), include_extras=True).items():
-        _require_right(name, getattr(record, name), kind)
+        _require_right(f"--{name.replace('_', '-')}" if flags else name, getattr(record, name), kind)
 
 
 def _require_right(name: str, value: Any, kind: Any) -> None:

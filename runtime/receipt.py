@@ -87,7 +87,7 @@ class Receipt:
     def require_same(self, folder: Path, file: str, sha256: str) -> None:
         """Raise SajiError unless `file` is of this `sha256`: else all that is in the folder is another network's."""
         if file not in self.files or self.files[file].sha256 != sha256:
-            raise SajiError(f"{folder.name} was exported again since; choose again with: make bench")
+            raise SajiError(f"{folder.name} was exported again after it was chosen; choose again with: make bench")
 
     def verify(self, folder: Path, file: str) -> None:
         """Raise BadModel unless `file` is exactly what the receipt describes.

@@ -300,7 +300,7 @@ def test_the_rates_that_are_tried_begin_at_half_of_what_all_streams_answer(monke
     monkeypatch.setattr(scenarios, "timed", lambda call, seconds: [10.0])
     monkeypatch.setattr(scenarios, "poisson", lambda *_: [1.0])
     assert scenarios.server(bench(0, streams=4), 1, 0, latency_bound=50).figures["tried"][0]["rate"] == 200
-    with pytest.raises(SajiError, match=r"latency_bound is 0; it must be above 0"):
+    with pytest.raises(SajiError, match=r"--latency-bound is 0; it must be above 0"):
         scenarios.ServerFlags(latency_bound=0)
 
 

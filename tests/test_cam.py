@@ -338,5 +338,5 @@ def test_a_map_is_never_of_another_network_than_the_one_that_answers(served: Ser
     _heatmap.cache_clear()
     assert refusal(served, photo) == (
         404,
-        "resnet34 was exported again since; choose again with: make bench",
+        "resnet34 was exported again after it was chosen; choose again with: make bench",
     )

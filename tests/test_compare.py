@@ -105,7 +105,7 @@ def test_another_export_takes_no_part_under_the_names_of_what_was_chosen(
     assert [each.candidate for each in before] == [REFERENCE, CANDIDATE, ORT, PLAIN]
     after = contestants_here(tmp_path / "deployment.json", deployment())
     assert [each.candidate for each in after] == [CANDIDATE, PLAIN]
-    says = "resnet34 was exported again since; choose again with: make bench"
+    says = "resnet34 was exported again after it was chosen; choose again with: make bench"
     assert [row.problem for row in rows_of(before)] == [says, says, says, ""], "also of those that had been found"
     assert [row.problem for row in rows_of(after)] == [says, ""]
 

@@ -504,7 +504,7 @@ def test_the_deployment_opens_and_falls_back_only_with_a_reason(out: Path, capsy
     stale.write(out / "stale.json")
     with runtime.load(out / "stale.json") as classifier:
         assert classifier.candidate == deployment.fallbacks[0].candidate
-        assert "exported again since" in classifier.passed_over[0] and "next in line" in classifier.reason
+        assert "exported again after it was chosen" in classifier.passed_over[0] and "next in line" in classifier.reason
     assert "passing over" in capsys.readouterr().err
     replace(stale, fallbacks=()).write(out / "stale.json")
     with pytest.raises(Unavailable, match="none of the 1 choices"):

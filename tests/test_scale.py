@@ -97,7 +97,7 @@ def test_a_replica_serves_the_very_choice_or_says_why_not(model: Path, tmp_path:
     with pytest.raises(SajiError, match="judge and choose once on each kind of node with: python -m runtime bench"):
         open_here(path, settings)
     replace(here, choice=replace(place, sha256="0" * 64), fallbacks=(place,)).write(path)
-    with pytest.raises(SajiError, match="exported again since"):  # though the next in line would do
+    with pytest.raises(SajiError, match="exported again after it was chosen"):  # though the next in line would do
         open_here(path, settings)
 
 

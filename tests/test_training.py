@@ -33,6 +33,7 @@ from training.photos.seen import photos_of
 from training.photos.split import Data
 from training.recipe import Recipe, load_recipe, names
 from training.run.fitting import Fitting, rate_factor
+from training.run.resume import state_file
 from training.run.train import resolve_device
 
 
@@ -375,7 +376,7 @@ def photos_of_both(out: Path) -> list[str]:
     return [photos_of(out / "runs" / "food" / name).parent.name for name in ("resnet18", "resnet34")]
 
 
-IS_OF_OTHERS = r"is of the photos in .*; name another with --run, or replace it with --force"
+IS_OF_OTHERS = r"is of the photos in .*; name another run with --run, or replace it with --force"
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -408,6 +409,38 @@ def test_a_network_that_a_stop_has_left_is_not_taken_for_one_of_other_photos(
         train_on(other, tmp_path)
 
 
+def test_networks_that_are_not_asked_for_hold_up_nobody(other: Path, tmp_path: Path) -> None:
+    only = ["--data", str(other), "--image-size", "32", "--out", str(tmp_path), "--archs"]
+    train([*only, "plain34"])  # a new one beside those of the photos before
+    with pytest.raises(SajiError, match=IS_OF_OTHERS):
+        train([*only, "resnet34"])
+    train([*only, "resnet34", "--force"])
+    train([*only, "resnet34"])
+    assert photos_of_both(tmp_path) == ["own", "other"]
+
+
+@pytest.mark.parametrize("begun", ["since", "before"])
+def test_a_training_that_was_forced_goes_on_without_it(
+    begun: str, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that began before the network that is there was finished was not of those who may replace it."""
+    folder = tmp_path / "runs" / "food" / "resnet18"
+
+    def stops(architecture: str, data: Data, recipe: Recipe, *_: Any) -> bool:
+        state_file(folder, architecture, recipe, data.fingerprint).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.__main__._train_one", stops)
+    line = ["--data", str(other), "--image-size", "32", "--out", str(tmp_path), "--archs", "resnet18"]
+    with pytest.raises(KeyboardInterrupt):
+        train([*line, "--force"])
+    time = (folder / "checkpoint.pt").stat().st_mtime
+    [state] = folder.glob("last-*")
+    os.utime(state, (time, time + (9 if begun == "since" else -9)))
+    with pytest.raises(KeyboardInterrupt) if begun == "since" else pytest.raises(SajiError, match=IS_OF_OTHERS):
+        train(line)
+
+
 def test_a_folder_that_another_training_has_keeps_what_tells_of_its_photos(other: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "food" / "resnet18"
     with alone(folder, "training into"), pytest.raises(SajiError, match="another process is training into"):
@@ -435,10 +468,10 @@ def test_photos_are_told_by_their_place_or_their_content(
     def given(place: str, fingerprint: str) -> None:
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         data = SimpleNamespace(findings=Findings(source=str(tmp_path / place)), fingerprint=fingerprint)
-        _require_same_photos(tmp_path / "runs" / "r", data)
+        _require_same_photos(tmp_path / "runs" / "r", data, ["resnet18"], Recipe())
 
     given("moved/food", fingerprint)
-    with pytest.raises(SajiError, match=r"is of the photos in .*stick/food; name another with --run"):
+    with pytest.raises(SajiError, match=r"is of the photos in .*stick/food; name another run with --run"):
         given("other/food", "of others")
     given("stick/food", "more photos in the same place")
 
@@ -476,7 +509,8 @@ def test_a_damaged_record_of_a_runs_photos_says_nothing_of_them(record: str, tmp
     (tmp_path / "resnet18").mkdir()
     (tmp_path / "resnet18" / "checkpoint.pt").touch()
     (tmp_path / "resnet18" / "data.json").write_text(record)
-    _require_same_photos(tmp_path, SimpleNamespace(findings=Findings(source=str(tmp_path)), fingerprint="others"))
+    data = SimpleNamespace(findings=Findings(source=str(tmp_path)), fingerprint="others")
+    _require_same_photos(tmp_path, data, ["resnet18"], Recipe())
     assert photos_of(tmp_path / "resnet18") is None
 
 

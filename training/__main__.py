@@ -49,7 +49,7 @@ class Command:
 
     def __post_init__(self) -> None:
         """Raise SajiError for what nothing can be trained by: no network, a device or a run's name that is none."""
-        require_right(self)
+        require_right(self, flags=True)
         if not self.archs:
             raise SajiError("--archs names no architecture; name one or more, such as --archs resnet34")
         # Which stands in a model's name too; file systems take 255 bytes
@@ -115,7 +115,7 @@ def _train(command: Command, recipe: Recipe) -> None:
     for architecture in command.archs:
         with _alone(run / architecture):
             if not command.force:
-                _require_same_photos(run, data)
+                _require_same_photos(run, data, command.archs, recipe)
             try:
                 changed.append(_train_one(architecture, data, recipe, command, run))
             finally:
@@ -126,18 +126,27 @@ def _train(command: Command, recipe: Recipe) -> None:
     tell_programs({"run": run.name, "out": str(command.out), "archs": command.archs})
 
 
-def _require_same_photos(run: Path, data: "Data") -> None:
-    """Raise SajiError where a network of a run of this name is of photos that are somewhere else and not these very
-    photos: it would be lost."""
-    from training.photos.seen import photos_of, seen_by
+def _require_same_photos(run: Path, data: "Data", archs: Sequence[str], recipe: Recipe) -> None:
+    """Raise SajiError where a network that is asked for is of photos that are somewhere else and not these very photos.
 
-    for checkpoint in sorted(run.glob("*/checkpoint.pt")):
-        before = photos_of(checkpoint.parent)
+    It would be lost. One whose training with these has begun since is let go on: `--force` was typed then.
+    """
+    from training.photos.seen import photos_of, seen_by
+    from training.run.resume import state_file
+
+    for architecture in archs:
+        folder = run / architecture
+        checkpoint, state = folder / "checkpoint.pt", state_file(folder, architecture, recipe, data.fingerprint)
+        if not checkpoint.is_file() or (state.exists() and state.stat().st_mtime > checkpoint.stat().st_mtime):
+            continue
+        before = photos_of(folder)
         with suppress(OSError):  # they are there no more
             if not before or str(before) == data.findings.source or before.samefile(data.findings.source):
                 continue
         if seen_by(checkpoint).fingerprint != data.fingerprint:
-            raise SajiError(f"{run} is of the photos in {before}; name another with --run, or replace it with --force")
+            raise SajiError(
+                f"{folder} is of the photos in {before}; name another run with --run, or replace it with --force"
+            )
 
 
 def _keep_findings(folder: Path, data: "Data") -> None:

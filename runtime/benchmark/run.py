@@ -69,7 +69,7 @@ class Options:
         for name in ("batch", "threads", "streams", "scenario"):
             if not getattr(self, name):
                 raise SajiError(f"--{name} needs at least one value")
-        require_right(self)
+        require_right(self, flags=True)
         if unknown := [name for name in self.scenario if name not in SCENARIOS]:
             raise SajiError(f"there is no scenario {unknown[0]!r}; choose from {', '.join(SCENARIOS)}")
         for name in self.scenario:

@@ -138,7 +138,7 @@ class ServerFlags:
     """of the server scenario, milliseconds"""
 
     def __post_init__(self) -> None:
-        require_right(self)
+        require_right(self, flags=True)
 
 
 def server(bench: Bench, _batch: int, _seconds: float, latency_bound: float) -> Measurement:

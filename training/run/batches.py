@@ -1,8 +1,8 @@
 """Batches of training photos: decoded once, augmented anew each epoch, the same batches whatever the machine does.
 
 Order and augmentation depend on (seed, epoch, photo) alone. So a resumed run sees what an uninterrupted one would have
-seen, with or without worker processes, and several devices share an epoch without a photo seen twice, but for the few
-that make their shares equal.
+seen, with or without worker processes, and where several devices share an epoch no photo is seen twice, except a few
+so that all devices get equally many.
 """
 
 import math

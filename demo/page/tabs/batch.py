@@ -219,7 +219,7 @@ def summary_of(rows: Sequence[Row], language: str) -> str:
     """How many photos there are of each class, the most frequent first, unsure and unreadable, as HTML."""
     names = {
         name: dish
-        for each in {row.classifier for row in rows if row.classifier}
+        for each in dict.fromkeys(row.classifier for row in rows if row.classifier)
         for name, dish in dish_names(each, language).items()
     }
     facts = [f"{names[name]} {count}" for name, count in counts(rows).most_common()]
