@@ -403,7 +403,12 @@ def complete(checkout: Path) -> Path:
 
 
 def setup(folder: Path, pip: str, *arguments: str) -> subprocess.Popen[str]:
-    """`make setup` under way, as from a terminal: Ctrl-C reaches it also where the tests run in the background."""
+    """`make setup` under way, as from a terminal: signals reach it also where the tests run in the background."""
+
+    def as_from_a_terminal() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     (folder / "fresh").write_text(f"#!/bin/sh\n{pip}\n")
     return subprocess.Popen(
         ["make", "setup", "PYTHON=./python", *arguments],
@@ -413,7 +418,7 @@ def setup(folder: Path, pip: str, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=as_from_a_terminal,
     )
 
 
@@ -445,7 +450,8 @@ def test_an_environment_is_there_until_a_fresh_one_is_complete(complete: Path) -
                 time.sleep(0.002)
         made.communicate(timeout=60)
         (complete / "started").unlink()
-        assert number == signal.SIGKILL or (kept(complete) and not before.exists()), number
+        left = sorted(path.name for path in (complete / ".venv").iterdir())
+        assert number == signal.SIGKILL or (kept(complete) and not before.exists()), (number, left)
     setup(complete, "exit 1", "EXTRAS=cpu").communicate(timeout=60)  # a kill left both
     assert kept(complete) and not before.exists()
     setup(complete, "exit 0", "EXTRAS=cpu").communicate(timeout=60)

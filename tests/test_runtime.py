@@ -261,7 +261,7 @@ def test_a_benchmark_of_nothing_or_without_end_is_refused(name: str, least: floa
     asked = (lambda number: (1, number)) if name == "batch" else lambda number: number
     assert Options(**{name: asked(least)})
     for number in (wrong, least - 1):
-        with pytest.raises(SajiError, match=f"{name} is .*; it must be "):
+        with pytest.raises(SajiError, match=f"--{name.replace('_', '-')} is .*; it must be "):
             Options(**{name: asked(number)})
 
 
@@ -407,7 +407,7 @@ def test_the_reason_says_what_was_compared() -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(Policy)])
 def test_a_policy_that_nothing_could_be_chosen_by_is_refused(name: str, wrong: float) -> None:
     if not (name in ("max_memory", "max_size") and wrong == 1e300):  # which bound nothing
-        with pytest.raises(SajiError, match=rf"{name} is {re.escape(str(wrong))}; it must be "):
+        with pytest.raises(SajiError, match=rf"--{name.replace('_', '-')} is {re.escape(str(wrong))}; it must be "):
             Policy(**{name: wrong})
 
 
