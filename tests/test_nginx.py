@@ -45,8 +45,8 @@ pytestmark = pytest.mark.skipif(not NGINX, reason="nginx is not here: sudo apt-g
 
 
 @contextmanager
-def nginx_before(service: str, folder: Path, rate: str = "30r/s") -> Iterator[str]:
-    """The address of the committed configuration's server, with 5 s for its bounds of ten, before a `service`."""
+def nginx_before(service: str, folder: Path, rate: str = "30r/s", patience: float = PATIENCE) -> Iterator[str]:
+    """The address of the committed configuration's server, whose bounds of 10 s are `patience`, before a `service`."""
     shutil.copy(certificate_for(["127.0.0.1"], folder / "https").file, folder / "saji.pem")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -54,8 +54,8 @@ def nginx_before(service: str, folder: Path, rate: str = "30r/s") -> Iterator[st
     for said, here in {
         "listen 8443 ": f"listen 127.0.0.1:{port} ",
         "server 127.0.0.1:7860;": f"server {urlsplit(service).netloc};",
-        "header_timeout 10s;": "header_timeout 5s;",
-        "body_timeout 10s;": "body_timeout 5s;",
+        "header_timeout 10s;": f"header_timeout {patience:.0f}s;",
+        "body_timeout 10s;": f"body_timeout {patience:.0f}s;",
         "rate=30r/s;": f"rate={rate};",
     }.items():
         assert text.count(said) == 1, said
@@ -117,10 +117,13 @@ def address(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield address
 
 
+def visitor(address: str) -> httpx.Client:
+    return httpx.Client(base_url=address, verify=False, timeout=PATIENCE, headers={"host": "food.example"})
+
+
 @pytest.fixture
 def client(address: str) -> Iterator[httpx.Client]:
-    headers = {"host": "food.example"}
-    with httpx.Client(base_url=address, verify=False, timeout=PATIENCE, headers=headers) as client:
+    with visitor(address) as client:
         yield client
 
 
@@ -183,19 +186,20 @@ def sending(address: str, start: bytes) -> Iterator[ssl.SSLSocket]:
 SLOW = b"POST /saji/v1/classify HTTP/1.1\r\nHost: food.example\r\nContent-Length: 1000\r\n\r\nphoto"
 
 
-def test_who_sends_slowly_or_too_much_never_reaches_the_service(client: httpx.Client, address: str) -> None:
+def test_who_sends_slowly_or_too_much_never_reaches_the_service(service: str, tmp_path: Path) -> None:
     def taken() -> list[str]:
         counted = client.get("/metrics").text.splitlines()
         return [line for line in counted if line.startswith("saji_requests_total") and "classify" in line]
 
-    before = taken()
-    with sending(address, b"GET /saji/readyz HTTP/1.1\r\nX-Slow: ") as connection:
-        assert connection.recv(100) == b"", "closed without a word"
-    with sending(address, SLOW) as connection:
-        assert connection.recv(100)[:12] in (b"", b"HTTP/1.1 408")
-    assert client.get("/readyz", headers={"x-large": "x" * 40_000}).status_code == 400
-    assert client.post("/v1/classify", content=bytes(33 * 2**20)).status_code == 413
-    assert taken() == before
+    with nginx_before(service, tmp_path, patience=5) as address, visitor(address) as client:
+        before = taken()
+        with sending(address, b"GET /saji/readyz HTTP/1.1\r\nX-Slow: ") as connection:
+            assert connection.recv(100) == b"", "closed without a word"
+        with sending(address, SLOW) as connection:
+            assert connection.recv(100)[:12] in (b"", b"HTTP/1.1 408")
+        assert client.get("/readyz", headers={"x-large": "x" * 40_000}).status_code == 400
+        assert client.post("/v1/classify", content=bytes(33 * 2**20)).status_code == 413
+        assert taken() == before
 
 
 def test_one_address_has_eight_photos_on_their_way(client: httpx.Client, address: str) -> None:
