@@ -7,8 +7,8 @@ from typing import Any
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment, Measured, Rejected
 from runtime.errors import GateFailed
-from runtime.limits import Batch, Percentile, Positive, Share, require_right
 from runtime.machine import Machine
+from runtime.ranges import Batch, Percentile, Positive, Share, require_right
 from runtime.speed_ratio import TIE, compared
 
 # Variants of a file that this machine runs as written, and that no service is for

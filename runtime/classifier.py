@@ -18,8 +18,8 @@ from runtime.candidate import Candidate
 from runtime.deployment import Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
 from runtime.files import reading, sha256_file
-from runtime.limits import MOST_THREADS
 from runtime.preprocess import Source, timed_pixels
+from runtime.ranges import MOST_THREADS
 from runtime.receipt import Receipt
 from runtime.spec import NAMED, Answer, ModelSpec
 from runtime.verdicts import judged_here, same_kind

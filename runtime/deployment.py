@@ -10,8 +10,8 @@ import numpy as np
 from runtime.candidate import VERDICTS, Candidate, not_run_here
 from runtime.errors import BadModel
 from runtime.files import as_record, read_record, sha256_json, write_record
-from runtime.limits import MOST_THREADS
 from runtime.machine import Machine, machine
+from runtime.ranges import MOST_THREADS
 
 SCHEMA_VERSION = 2
 

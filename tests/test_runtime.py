@@ -40,7 +40,7 @@ from runtime.errors import BadModel, GateFailed, NotAsAsked, SajiError, Unavaila
 from runtime.evaluation import ValidationSet
 from runtime.files import read_json, write_json
 from runtime.golden import Golden
-from runtime.limits import MOST_THREADS
+from runtime.ranges import MOST_THREADS
 from runtime.receipt import Receipt, file_facts
 from runtime.spec import Rejection
 from runtime.speed_ratio import samples_needed

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
 from runtime.files import alone, as_text, make_folder, write_json
-from runtime.limits import CountOrNone, require_right
 from runtime.markdown import is_printable
 from runtime.nvidia import use
+from runtime.ranges import CountOrNone, require_right
 from runtime.terminal import say, stage, tell, tell_programs
 from training.launch import launch
 from training.recipe import Recipe, load_recipe, names

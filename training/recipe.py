@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from runtime.errors import SajiError
 from runtime.files import sha256_file
-from runtime.limits import AtLeast0, Count, CountOrNone, Part, Positive, Seed, Share, SomePart, SomeShare, require_right
+from runtime.ranges import AtLeast0, Count, CountOrNone, Part, Positive, Seed, Share, SomePart, SomeShare, require_right
 from runtime.spec import MOST_PIXELS
 
 FOLDER = Path(__file__).parent / "recipes"

@@ -18,7 +18,7 @@ from runtime.choice import Policy
 from runtime.deployment import Measured
 from runtime.errors import SajiError
 from runtime.files import left_by_programs, sha256_file, sha256_modules
-from runtime.limits import Batch, CountOrNone, Seconds, Seed, Streams, Threads, require_right
+from runtime.ranges import Batch, CountOrNone, Seconds, Seed, Streams, Threads, require_right
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile, samples_needed
 from runtime.terminal import track

@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.benchmark.watch import Disturbance
 from runtime.classifier import Classifier
-from runtime.limits import Positive, require_right
+from runtime.ranges import Positive, require_right
 from runtime.speed_ratio import samples_needed
 
 WARM_UP_SECONDS, SETTLED = 3.0, 0.05
