@@ -1,4 +1,7 @@
 # Thin: each target sets up the environment if needed and calls one Python module, which explains itself with --help.
+# Make would expand them on their way into the environment, since 4.4 into that of $(shell), too: the name of a folder
+# must not be run
+unexport DATA OUT RUN
 # Names may hold spaces and signs, so they reach the shell as they were typed, in quotes: $(call typed,DATA)
 quoted = '$(subst ','\'',$(1))'
 typed  = $(call quoted,$(value $(1)))
@@ -47,8 +50,6 @@ BACK    = [ ! -d .venv.before ] || if [ -s .venv/installed ]; then rm -rf .venv.
 
 # Containers often forbid Python to keep its bytecode; PyTorch then takes seconds longer to start, each time
 unexport PYTHONDONTWRITEBYTECODE
-# Make would expand them on their way into the environment: the name of a folder must not be run
-unexport DATA OUT RUN
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
