@@ -1,11 +1,11 @@
 # Thin: each target sets up the environment if needed and calls one Python module, which explains itself with --help.
-# Make would expand them on their way into the environment, since 4.4 into that of $(shell), too: the name of a folder
-# must not be run
-unexport DATA OUT RUN
 # Names may hold spaces and signs, so they reach the shell as they were typed, in quotes: $(call typed,DATA)
 quoted = '$(subst ','\'',$(1))'
 typed  = $(call quoted,$(value $(1)))
 OUT    ?= artifacts
+# Make would expand them on their way into the environment, since 4.4 into that of $(shell), too: the name of a folder
+# must not be run
+unexport DATA OUT RUN
 # What a recipe is for: two networks for the first minutes, the one with weights, the comparison that saji grew from
 ARCHS  ?= $(if $(filter quick,$(RECIPE)),resnet18 resnet34,$(if $(filter transfer,$(RECIPE)),efficientnet_lite0,plain34 resnet34 se_resnet34))
 RECIPE ?= $(if $(value DATA),scratch,quick)

@@ -287,6 +287,12 @@ def test_the_name_of_a_folder_is_never_run_by_make(tmp_path: Path) -> None:
     assert done.stdout.count(name) == 2 and not list(tmp_path.iterdir()), done.stderr
 
 
+def test_make_names_what_nobody_has_typed(tmp_path: Path) -> None:
+    make = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", "train", "PY=echo"]
+    words = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert words == "-m training --recipe quick --run sample --out artifacts --archs resnet18 resnet34\n"
+
+
 def test_make_refuses_a_python_without_venv(tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n')
