@@ -17,7 +17,7 @@ from runtime.backends.base import require_finite, require_here
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.files import reading, sha256_file
+from runtime.files import exists, reading, sha256_file
 from runtime.preprocess import Source, timed_pixels
 from runtime.ranges import MOST_THREADS
 from runtime.receipt import Receipt
@@ -218,7 +218,7 @@ def load(
 def _loaded(path: Path, backend: str, precision: str, threads: int, streams: int) -> Classifier:
     if path.name == "model.json":
         path = path.parent
-    if not path.exists():
+    if not exists(path):
         raise SajiError(f"{path} does not exist; make one with: make train export bench")
     if path.is_dir():
         return _from_folder(path, backend or "ort-cpu", precision or "fp32", threads, streams)

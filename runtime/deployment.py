@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.candidate import VERDICTS, Candidate, not_run_here
 from runtime.errors import BadModel
-from runtime.files import as_record, read_record, sha256_json, write_record
+from runtime.files import as_record, exists, read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
 from runtime.ranges import MOST_THREADS
 
@@ -105,7 +105,7 @@ class Deployment:
     @classmethod
     def read(cls, path: Path) -> "Deployment":
         """Read a deployment. Raises BadModel when it is missing, damaged or from another schema."""
-        if not path.exists():
+        if not exists(path):
             raise BadModel(f"{path} does not exist: nothing is chosen yet; run: make train export bench")
         return read_record(path, cls, SCHEMA_VERSION, "choose again with: make bench")
 

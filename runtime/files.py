@@ -116,6 +116,24 @@ def reading(path: Path) -> Iterator[None]:
         raise BadModel(f"{error.filename or path}: {why}; check the path, its permissions and the disk") from None
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at a path. Raises OSError where that is not told, as Path.exists did before 3.14."""
+    try:
+        path.stat()
+    except ValueError:  # a name with a null character
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return False
+    return True
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file at a path. Raises OSError as `exists` does."""
+    return exists(path) and path.is_file()
+
+
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
@@ -197,7 +215,7 @@ def make_folder(folder: Path) -> None:
 
 def require_regular(path: Path) -> None:
     """Raise SajiError where there is something else than a regular file: a device or a pipe is read without end."""
-    if path.exists() and not path.is_file():
+    if exists(path) and not path.is_file():
         raise SajiError(f"{path} is no regular file, so no rows can be appended to it; name another one")
 
 
@@ -253,7 +271,7 @@ def alone(path: Path, doing: str = "") -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError, in words, for whatever is none; OSError when it cannot be read."""
-    if not path.is_file():  # a pipe or a device would be waited for
+    if not is_file(path):  # a pipe or a device would be waited for
         raise ValueError("it is no regular file")
     return parse_json(path.read_bytes())
 

@@ -10,7 +10,7 @@ from runtime import signature
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import EARLIER, PHOTOS, ValidationSet
-from runtime.files import read_record, sha256_file, write_record
+from runtime.files import is_file, read_record, sha256_file, write_record
 from runtime.spec import ModelSpec
 
 SCHEMA_VERSION = 1
@@ -53,7 +53,7 @@ class Receipt:
     def read_signed(cls, folder: Path) -> "tuple[Receipt, str]":
         """The receipt, and the name of the key that signed it, see `runtime.signature`; empty where none did."""
         path = folder / "model.json"
-        if not path.is_file():
+        if not is_file(path):
             raise BadModel(f"{folder} has no model.json; write it with: make export")
         content = path.read_bytes()
         signer = signature.signer_of(path, content)
@@ -97,7 +97,7 @@ class Receipt:
         path = folder / file
         if file not in self.files:
             raise BadModel(f"{path} is not in its receipt model.json and is not opened; export the model again")
-        if not path.is_file():
+        if not is_file(path):
             raise BadModel(f"{path} is missing though its receipt lists it; export the model again")
         if sha256_file(path) != self.files[file].sha256:
             raise BadModel(f"{path} is not the file that was checked (its sha256 differs); export the model again")

@@ -15,6 +15,7 @@ from runtime.classifier import spec_of
 from runtime.command_line import add_require_signature
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, GateFailed, SajiError, install_line
+from runtime.files import exists
 from runtime.receipt import Receipt
 from runtime.spec import ModelSpec
 from runtime.terminal import tell
@@ -49,7 +50,7 @@ def describe(path: Path) -> dict[str, Any]:
     `choice`, `reason` and `rejected`. Raises SajiError when `path` is none of these.
     """
     path = path.parent if path.name == "model.json" else path
-    if not path.exists():
+    if not exists(path):
         raise SajiError(f"{path} does not exist; make one with: make train export bench")
     if path.is_dir():
         return _of_folder(path)

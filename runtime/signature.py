@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import BadModel, SajiError, missing_extra
-from runtime.files import DAMAGE, read_json, write_json
+from runtime.files import DAMAGE, exists, read_json, write_json
 
 FILE = "model.json.sig"
 # The key that is required, so that processes that this one starts require it, too
@@ -111,7 +111,7 @@ def signer_of(receipt: Path, content: bytes) -> str:
     the signature is not of this receipt.
     """
     wanted, file = required(), receipt.with_name(FILE)
-    if not file.exists():
+    if not exists(file):
         if wanted:
             raise Untrusted(f"{receipt.parent} is not signed, by {name_of(wanted)} as required; ask its maker")
         return ""

@@ -22,6 +22,15 @@ from conftest import PATIENCE, ROOT
 from house import Said
 
 import runtime
+from export.foreign.reading import require_file
+from runtime.deployment import Deployment
+from runtime.errors import SajiError
+from runtime.files import read_json
+from runtime.receipt import Receipt
+from runtime.show import describe
+from training.network.classifier import load_checkpoint
+from training.photos.photo_set import read_photo_set
+from training.recipe import load_recipe
 
 # --- a verdict holds on the machine that gave it
 
@@ -179,6 +188,30 @@ def test_a_worker_that_is_forked_after_the_model_was_opened_answers_or_says_what
     expected = [refused if busy or (backend == "pytorch" and place != 1) else "answered" for place in range(3)]
     assert [line if line == refused else line.split()[0] for line in told] == [*expected, "closed"], said
     assert last.startswith("0 0 "), said  # also at its end
+
+
+# --- since Python 3.14 pathlib takes what may not be looked at for missing: python/cpython#118263
+
+
+READERS = {
+    "a model": runtime.load,
+    "whatever saji writes": describe,
+    "a deployment": Deployment.read,
+    "a receipt": Receipt.read,
+    "a record": read_json,
+    "a checkpoint": load_checkpoint,
+    "photos": read_photo_set,
+    "a recipe": lambda path: load_recipe(f"{path}.toml"),
+    "a foreign model": lambda path: require_file(path, "a model"),
+}
+
+
+@pytest.mark.parametrize("what", READERS)
+def test_what_may_not_be_looked_at_is_not_told_as_missing(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method, answer in ((Path.exists, os.path.exists), (Path.is_file, os.path.isfile), (Path.is_dir, os.path.isdir)):
+        monkeypatch.setattr(Path, method.__name__, lambda path, answer=answer: answer(path))
+    with pytest.raises((OSError, SajiError), match="File name too long"):
+        READERS[what](Path("a" * 5000))
 
 
 # --- PYTHONOPTIMIZE takes asserts away: pytorch/pytorch#2120, opendp/opendp#1930

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from runtime.errors import SajiError
-from runtime.files import sha256_file
+from runtime.files import is_file, sha256_file
 from runtime.ranges import AtLeast0, Count, CountOrNone, Part, Positive, Seed, Share, SomePart, SomeShare, require_right
 from runtime.spec import MOST_PIXELS
 
@@ -165,7 +165,7 @@ def names() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """A recipe by name, or from a path to a TOML file. Raises SajiError naming what exists."""
     path = Path(name) if name.lower().endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.is_file():
+    if not is_file(path):
         raise SajiError(f"there is no recipe {name!r}; choose from {', '.join(names())}, or a path to a .toml file")
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))

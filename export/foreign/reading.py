@@ -9,6 +9,7 @@ import onnx.version_converter
 
 from export.graph import OPSET, all_graphs
 from runtime.errors import BadModel
+from runtime.files import exists
 
 # From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
 # reads. Other versions add types, not meaning
@@ -87,7 +88,7 @@ def _require_onnx(path: Path) -> None:
 def require_file(path: Path, wanted: str) -> None:
     """Raise BadModel where there is none: a pipe or a device would be waited for."""
     if not path.is_file():
-        raise BadModel(f"{path} is {'no regular file' if path.exists() else 'not there'}; give {wanted}")
+        raise BadModel(f"{path} is {'no regular file' if exists(path) else 'not there'}; give {wanted}")
 
 
 def _use_short_domain(model: onnx.ModelProto) -> None:

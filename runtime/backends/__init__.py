@@ -7,6 +7,7 @@ from pathlib import Path
 from runtime.backends.base import Backend, BuildFacts, Request
 from runtime.backends.cuda import require_gpu
 from runtime.errors import SajiError, Unavailable
+from runtime.files import is_file
 
 __all__ = ["BACKENDS", "Backend", "BuildFacts", "available_backends", "distributions", "open_backend"]
 __all__ += ["unavailable_because"]
@@ -138,7 +139,7 @@ def open_backend(
     reason = unavailable_because(backend)
     if reason:
         raise Unavailable(reason)
-    if not path.is_file():
+    if not is_file(path):
         raise SajiError(f"{path} does not exist; write it with: make export")
     return _class_of(backend)(
         Request(backend, path, precision, variant, threads, facts or BuildFacts(), streams, sha256)

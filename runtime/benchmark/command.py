@@ -15,7 +15,7 @@ from runtime.choice import Policy, choose
 from runtime.command_line import Parser, add_flags, add_gpu, from_flags
 from runtime.deployment import Deployment
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.files import DAMAGE, write_text
+from runtime.files import DAMAGE, is_file, write_text
 from runtime.preprocess import decode
 from runtime.terminal import say, stage, tell, tell_programs
 
@@ -141,7 +141,7 @@ def _publish(rows: list[Row], options: Options) -> None:
 
 def _compare(before: Path, after: Path) -> None:
     for path in (before, after):
-        if not path.is_file():
+        if not is_file(path):
             raise SajiError(f"{path} does not exist; --compare takes two files of rows, such as artifacts/bench.jsonl")
     rows = side_by_side(before, after)
     tell(rows)

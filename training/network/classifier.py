@@ -12,7 +12,7 @@ from torch import nn
 
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import compare
-from runtime.files import DAMAGE, ZIP_DAMAGE, replacing, sha256_file
+from runtime.files import DAMAGE, ZIP_DAMAGE, is_file, replacing, sha256_file
 from runtime.spec import ModelSpec, side_by_side
 from training.network import architectures
 from training.network.familiarity import BUFFERS, Familiarity
@@ -158,7 +158,7 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
 
     Raises BadModel when the file is missing, truncated, pickled code or another project's.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise BadModel(f"{path} does not exist; train first with: make train")
     try:
         with zipfile.ZipFile(path) as archive:  # PyTorch does not compare the checksums that it writes

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from runtime.errors import SajiError
+from runtime.files import exists
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -128,7 +129,7 @@ def _statistics(tensors: Tensors, place: str) -> dict[str, torch.Tensor] | None:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is no file" if exists(path) else "does not exist"
         raise SajiError(f"{path} {what}; --weights takes a .pt, .pth or .safetensors file")
     content: Any
     try:

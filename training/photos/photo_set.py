@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime.errors import SajiError
-from runtime.files import left_by_programs, walk_once
+from runtime.files import exists, left_by_programs, walk_once
 from runtime.markdown import is_printable
 from runtime.preprocess import SUFFIXES
 from training.photos.listing import SPLITS, read_list
@@ -56,7 +56,7 @@ def read_photo_set(source: Path) -> PhotoSet:
     neither, or holds no labelled photo.
     """
     source = Path(source)
-    if not source.exists():
+    if not exists(source):
         raise SajiError(f"{source} does not exist; DATA is a folder with one folder per class, or a CSV")
     if source.is_file():
         photo_set = _listed(source)

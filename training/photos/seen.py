@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import BadModel, SajiError
-from runtime.files import DAMAGE, read_json, sha256_file
+from runtime.files import DAMAGE, exists, read_json, sha256_file
 from runtime.spec import ModelSpec
 from training.photos.split import Data, HeldBack, split
 from training.recipe import Recipe
@@ -79,7 +79,7 @@ def sources(recipe: Recipe) -> list[Seen]:
     """What the files that a recipe starts from have seen."""
     for field, path in recipe.files.items():
         if not path.is_file():
-            what = "is no file" if path.exists() else "does not exist"
+            what = "is no file" if exists(path) else "does not exist"
             raise SajiError(f"{path} {what}; --{field} takes a file of weights, or leave it out")
     return [seen_by(path, field) for field, path in recipe.files.items()]
 

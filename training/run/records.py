@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime.errors import BadModel
 from runtime.evaluation import Bin, effective_number, wilson_interval
-from runtime.files import replacing
+from runtime.files import is_file, replacing
 
 NAN = float("nan")
 Interval = tuple[float, float]
@@ -212,7 +212,7 @@ def read_csv(path: Path, kind: type[Row]) -> list[Row]:
 
     Raises BadModel on a damaged file, such as one that is cut short.
     """
-    if not path.is_file():
+    if not is_file(path):
         return []
     text = path.read_bytes().decode("utf-8", "replace")
     try:
