@@ -11,6 +11,7 @@ from typing import Any
 from demo.scale import rollout
 from demo.service.libraries import require_libraries
 from demo.service.limits import Limits, bounds, flag_of
+from demo.service.network import Way
 from demo.service.proxies import LOOPBACK, networks_of, require_path
 from demo.starter import to_serve
 from runtime import cluster
@@ -50,8 +51,8 @@ def start(arguments: argparse.Namespace) -> None:
     """Serve a fleet: embedded until a signal, or on the cluster at --address, which keeps it."""
     values = _settings(arguments)
     with rollout.fleet(values, arguments.port, arguments.address, arguments.dashboard):
-        where = f"http://{arguments.host}:{arguments.port}"
-        say(f"serving {values['deployment']} by {values['replicas'][0]} replicas on {where}")
+        where = Way((arguments.host,), arguments.port)
+        say(f"serving {values['deployment']} by {values['replicas'][0]} replicas on {where.address}")
         if arguments.address:
             return say("the cluster keeps it; end it with: serve shutdown")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
