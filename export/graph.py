@@ -14,7 +14,7 @@ from torch import nn
 
 from runtime.errors import GateFailed
 from runtime.files import replacing
-from runtime.spec import FAMILIARITY, ModelSpec
+from runtime.spec import FAMILIARITY, ModelSpec, require_one_file
 from runtime.terminal import quiet
 
 OPSET = 18
@@ -30,8 +30,9 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
     """Write one self-contained ONNX file with dynamic batch and the spec in its metadata, checked by onnx.checker.
 
     `module` maps uint8 `[N, S, S, 3]` RGB to float32 logits `[N, C]`, or to a pair of them and familiarity `[N]`.
-    Raises GateFailed when the exporter's file breaks the contract.
+    Raises GateFailed when the exporter's file breaks the contract, BadModel for more weights than one file takes.
     """
+    require_one_file(spec.name, sum(each.nbytes for each in module.state_dict().values()))
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),

@@ -20,8 +20,20 @@ SCHEMA_VERSIONS = (1, 2, 3)
 # What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
 # the same pixels: 1 ignored colour profiles, 2 converts what is not sRGB. Photos in sRGB are the same bits in both.
 PREPROCESS_VERSION = 2
+# Of weights in one ONNX file: protobuf writes no message of 2 GiB or more (protobuf.dev/programming-guides/encoding),
+# and 16 MiB are for the rest of the graph
+MOST_WEIGHTS = 2**31 - 2**24  # bytes
 MOST_PIXELS = 4096  # of a side that a network may see: far above any classifier, and 48 MB a photo
 CROPS, INTERPOLATIONS, DECODINGS = ("center",), ("bilinear", "bicubic"), ("draft", "full")
+
+
+def require_one_file(name: str, weights: int) -> None:
+    """Raise BadModel where a network has more bytes of weights, in FP32, than one ONNX file takes."""
+    if weights > MOST_WEIGHTS:
+        raise BadModel(
+            f"{name} has {weights / 1e9:.2f} GB of weights, and one ONNX file takes {MOST_WEIGHTS / 1e9:.2f} GB; "
+            "choose a smaller network"
+        )
 
 
 @dataclass(frozen=True)

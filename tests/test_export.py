@@ -162,6 +162,14 @@ def test_up_to_date_export_is_left_alone_and_a_failed_one_leaves_the_old(
     assert not [p for p in model.parent.iterdir() if p.name.startswith(".")]
 
 
+def test_a_checkpoint_of_more_weights_than_an_onnx_file_takes_is_one_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.spec.MOST_WEIGHTS", 40_000_000)
+    with pytest.raises(BadModel, match=r"^resnet18.* has 0.04 GB of weights, and one ONNX file takes 0.04 GB; choose"):
+        write_model(Checkpoint(run), tmp_path / "resnet18", Settings(precisions=("fp32",)), lambda line: None)
+
+
 @pytest.mark.parametrize("what", ["OPSET", "sha256_modules", "buildable", "versions", "machine"])
 def test_an_export_by_other_code_for_another_machine_or_without_an_engine_is_not_up_to_date(
     model: Path, run: Path, what: str, monkeypatch: pytest.MonkeyPatch

@@ -122,6 +122,14 @@ def test_a_foreign_graph_that_does_not_fit_is_one_sentence(changes: dict, words:
     assert "\n" not in str(error.value) and not (tmp_path / "models").exists()
 
 
+def test_more_weights_than_an_onnx_file_takes_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rest of them beside it, as exporters write such a graph."""
+    asked = with_external_data(foreign(tmp_path), "weights.bin")
+    monkeypatch.setattr("runtime.spec.MOST_WEIGHTS", 300)
+    with pytest.raises(SajiError, match=r"net.onnx has 0.00 GB of weights, and one ONNX file takes 0.00 GB; choose a"):
+        import_foreign(asked, tmp_path, silent)
+
+
 def test_foreign_files_beside_the_graph_that_do_not_fit_are_one_sentence(sample: Path, tmp_path: Path) -> None:
     asked = foreign(tmp_path)
     (tmp_path / "few.txt").write_text("one\ntwo\n")

@@ -45,6 +45,14 @@ def test_a_size_that_a_network_does_not_take_is_one_sentence(
     assert said.status == 0 or said.refused, said
 
 
+def test_a_network_of_more_weights_than_an_onnx_file_takes_is_not_trained(photos: Path, tmp_path: Path) -> None:
+    said = train(photos, tmp_path, arch="resnet18 vit_h_14", size=56)
+    assert said.last == (
+        "saji: vit_h_14 has 2.52 GB of weights, and one ONNX file takes 2.13 GB; choose a smaller network"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 ONE_OF_EACH = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "maxvit_t", "mnasnet0_5", "plain34"]
 ONE_OF_EACH += ["mobilenet_v3_small", "resnet18", "se_resnet34", "shufflenet_v2_x0_5", "swin_t", "vgg11", "vit_b_16"]
 

@@ -13,6 +13,7 @@ from runtime.files import alone, as_text, make_folder, write_json
 from runtime.markdown import is_printable
 from runtime.nvidia import use
 from runtime.ranges import CountOrNone, require_right
+from runtime.spec import require_one_file
 from runtime.terminal import say, stage, tell, tell_programs
 from training.launch import launch
 from training.recipe import Recipe, load_recipe, names
@@ -98,6 +99,7 @@ def _train(command: Command, recipe: Recipe) -> None:
     for architecture in command.archs:
         architectures.check_name(architecture)
         architectures.require_size(architecture, 2, recipe)
+        require_one_file(architecture, architectures.weights(architecture, 2, recipe))
     drawn = command.data is None
     source = command.data or write_sample(command.out / "sample")
     run = command.out / "runs" / (command.run or ("sample" if drawn else run_name(source)))

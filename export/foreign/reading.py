@@ -1,5 +1,6 @@
 """What exporters of other projects write, as one graph in FP32: photos in, one row of logits for each out."""
 
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx.version_converter
 from export.graph import OPSET, all_graphs
 from runtime.errors import BadModel
 from runtime.files import exists
+from runtime.spec import require_one_file
 
 # From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
 # reads. Other versions add types, not meaning
@@ -47,6 +49,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
 
 def _read(path: Path) -> onnx.ModelProto:
     model = onnx.load(path)
+    require_one_file(str(path), sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer))
     model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
     _use_short_domain(model)
     _require_shapes(model.graph, path)

@@ -302,6 +302,11 @@ def without_numbers(name: str, classes: int, recipe: Recipe) -> nn.Module:
         return build(name, classes, recipe).to("meta")
 
 
+def weights(name: str, classes: int, recipe: Recipe) -> int:
+    """The bytes of a network's weights, running statistics among them, in FP32."""
+    return sum(each.nbytes for each in without_numbers(name, classes, recipe).state_dict().values())
+
+
 def head(network: nn.Module) -> nn.Linear | nn.Conv2d:
     """The last layer of a network, the only one that knows the classes; SqueezeNet's is a convolution."""
     return _last_layer(network)[2]
