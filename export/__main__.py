@@ -130,13 +130,17 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
         for candidate in parity.failures(candidates):
             must_pass = parity.is_measure(candidate) or candidate.precision in settings.precisions
             (failed if must_pass else refused).append(candidate)
+        failed += parity.doubtful(checked, settings.precisions)
+        if checked and not any(c.verdict == "pass" and c.servable for c in candidates):
+            measure = next(filter(parity.is_measure, checked), checked[0])
+            tell(f"nothing of {receipt.spec.name} may be served: {'; '.join(measure.reasons)}")
     for candidate in (*failed, *refused):
         tell(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")
     names = {"failed": [candidate.name for candidate in failed], "refused": [candidate.name for candidate in refused]}
     tell_programs({"run": run, "archs": archs, **names})
     if failed:
         raise GateFailed(
-            f"parity failed for {', '.join(names['failed'])}; the others keep their verdicts, "
+            f"parity did not pass for {', '.join(names['failed'])}; the others keep their verdicts, "
             "look into parity.md, or leave the failing precision out with --precisions"
         )
 

@@ -67,6 +67,12 @@ def failures(candidates: list[Candidate]) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.verdict == "fail"]
 
 
+def doubtful(candidates: list[Candidate], asked: tuple[str, ...]) -> list[Candidate]:
+    """The inconclusive ones of a precision that was `asked` for and that none of these candidates passes in."""
+    passed = {candidate.precision for candidate in candidates if candidate.verdict == "pass"}
+    return [c for c in candidates if c.verdict == "inconclusive" and c.precision in set(asked) - passed]
+
+
 def is_measure(candidate: Candidate) -> bool:
     """Whether this engine's verdict tells if an FP32 file is right at all; that of another is its own affair."""
     measures = {"model.onnx": "ort-cpu", "model.pt2": "pytorch"}

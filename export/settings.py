@@ -18,8 +18,9 @@ class Settings:
     """How files are written, engines built and verdicts given. Raises SajiError where batch sizes are not in order."""
 
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
-    """Precisions that must pass: exit status 1 when one fails. By default all are tried, and a lower one that fails is
-    refused without failing the export. fp32 is always written, and has to pass on ONNX Runtime and PyTorch."""
+    """Precisions that must pass: exit status 1 when one fails, or passes nowhere. By default all are tried, and a lower
+    one that fails is refused without failing the export. fp32 is always written, and has to pass on ONNX Runtime and
+    PyTorch."""
     recover: bool = True
     """Return the layers that INT8 hurts most to a higher precision where it would lose too much; takes minutes."""
     overflow_fix: bool = False

@@ -12,12 +12,19 @@ SajiError            a misuse: exit status 2
 └── GateFailed       a check that was asked for failed: exit status 1
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.markdown import printable
 from runtime.nvidia import ANEW, choose, driver, extra_of, here, unserved
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+def some_of(names: Sequence[str], most: int = 8) -> str:
+    """Names in a sentence; of many the first ones, and how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class SajiError(Exception):

@@ -135,6 +135,17 @@ def is_file(path: Path) -> bool:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let a disk that is full or fails name what was to be written: the system tells no file when a write fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
 
@@ -144,12 +155,13 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield temporary
-        if durable:
-            _to_disk(temporary)
-        os.replace(temporary, path)
-        if durable:
-            _to_disk(path.parent)
+        with naming(path):
+            yield temporary
+            if durable:
+                _to_disk(temporary)
+            os.replace(temporary, path)
+            if durable:
+                _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -170,9 +182,10 @@ def replacing_folder(path: Path, *ours: str, require: Callable[[], None] = lambd
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     temporary.mkdir()  # open to whom the umask opens it, as mkdtemp's are not
     try:
-        yield temporary
-        for written in (*temporary.rglob("*"), temporary):
-            _to_disk(written)
+        with naming(path):
+            yield temporary
+            for written in (*temporary.rglob("*"), temporary):
+                _to_disk(written)
         with alone(path.parent):
             _require_ours(path, ours)
             require()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, alone, as_text, make_folder, parse_json, require_regular
+from runtime.files import DAMAGE, alone, as_text, make_folder, naming, parse_json, require_regular
 
 _TIME = re.compile(r"\d+\.\d{3}")  # the last cell of a row: one that is cut within it has fewer decimals
 _LONGEST = 2**17  # bytes of a record of CSV: more than any name takes
@@ -55,9 +55,10 @@ class RowFile:
 
     def append(self, row: str) -> None:
         """Write a row, which ends with a line end, and flush it."""
-        assert self.file
-        self.file.write(as_text(row).encode())
-        self.file.flush()
+        assert self.file and self.path
+        with naming(self.path):
+            self.file.write(as_text(row).encode())
+            self.file.flush()
 
     def _read(self, file: BinaryIO) -> int:
         """Note the photos of all rows, and end the last one where it is whole but for its line end; their bytes."""

@@ -287,6 +287,13 @@ def test_memory_that_is_known_keeps_or_breaks_a_bound() -> None:
         house.choose([measured(100)], [], Policy(max_memory=50), None, {})
 
 
+def test_where_nothing_may_be_served_the_files_that_never_are_give_no_reason() -> None:
+    few = replace(measured(100).candidate, verdict="inconclusive", reasons=("only 8 photos",))
+    others = [replace(few, variant=variant, servable=False) for variant in ("cam", "embed")]
+    with pytest.raises(SajiError, match=r"nothing is chosen \(parity verdict inconclusive: only 8 photos\); the .* says"):
+        house.choose([], [few, *others], Policy(), None, {})
+
+
 def test_what_passed_and_was_not_timed_is_not_called_unjudged() -> None:
     untimed = Candidate("other", "model.onnx", "ort-cpu", "fp32", verdict="pass")
     (entry,) = house.choose([measured(100)], [untimed], Policy(), None, {}).rejected

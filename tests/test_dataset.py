@@ -324,19 +324,26 @@ def test_data_that_cannot_train_is_one_sentence(tmp_path: Path) -> None:
         load_data(tmp_path / "one", 0.2, 0)
     write_photos(tmp_path / "few", "a", 3)
     write_photos(tmp_path / "few", "b", 1)
-    with pytest.raises(SajiError, match="class 'b' has 1 readable"):
+    with pytest.raises(SajiError, match=r"too few readable photos of 'b' \(1\); .* or drop the class$"):
         load_data(tmp_path / "few", 0.2, 0)
     write_photos(tmp_path / "bad", "a", 3)
     (tmp_path / "bad" / "b").mkdir()
     (tmp_path / "bad" / "b" / "x.jpg").write_bytes(b"?")
-    with pytest.raises(SajiError, match="class 'b' has 0 readable"):
+    with pytest.raises(SajiError, match=r"of 'b' \(0\); .* \(1 of 4 files could not be read\)$"):
         load_data(tmp_path / "bad", 0.2, 0)
+
+
+def test_all_classes_of_too_few_photos_are_told_at_once(tmp_path: Path) -> None:
+    for i in range(12):
+        write_photos(tmp_path, f"c{i:02}", 1 if i else 3)
+    with pytest.raises(SajiError, match=r"photos of 'c01' \(1\), .*'c08' \(1\), and 3 more; a class needs at least two"):
+        load_data(tmp_path, 0.2, 0, look_alikes=False)
 
 
 def test_a_class_that_the_test_leaves_too_little_of_says_so(tmp_path: Path) -> None:
     for label in "ab":
         write_photos(tmp_path, label, 2)
-    held = r"class 'a' has 1 readable .*\(0 of 4 files could not be read, 1 more are held back by a .* --test-share\)"
+    held = r"photos of 'a' \(1\), 'b' \(1\); .* \(2 more are held back by a test split or --test-share\)$"
     with pytest.raises(SajiError, match=held):
         load_data(tmp_path, 0.2, 0, look_alikes=False, test_share=0.2)
 

@@ -89,6 +89,13 @@ def test_validation_photos_give_the_accuracy_that_training_stated(run: Path, lis
     assert f"accuracy {found['accuracy']:.3f} (95 % interval" in found["text"]
 
 
+def test_a_class_of_which_no_photo_was_asked_has_no_figures(run: Path, listed: Path, run_command) -> None:
+    rows = [line for line in listed.read_text().splitlines() if "rendang" not in line]
+    (few := listed.with_name("few.csv")).write_text("\n".join(rows))
+    text = run_command(run / "checkpoint.pt", few)["text"]
+    assert "no photo was asked of rendang\n" in text and "\nrendang" not in text and "\nsoto_ayam" in text
+
+
 def test_the_exported_file_says_what_its_checkpoint_says_without_pytorch(
     run: Path, model: Path, listed: Path, run_command: Evaluate
 ) -> None:

@@ -306,6 +306,21 @@ def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts
     assert "shift 9 is above 1" in printed and bad.name in json.loads(printed.splitlines()[-1])["failed"]
 
 
+def test_what_may_not_be_served_is_told_and_fails_a_precision_that_was_asked_for(
+    model: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt, reasons = Receipt.read(model), ("only 8 photos, 30 are needed for a verdict",)
+    few = [replace(candidate, verdict="inconclusive", reasons=reasons) for candidate in receipt.candidates]
+    monkeypatch.setattr(exporting, "_export", lambda *args: [replace(receipt, candidates=tuple(few))])
+    monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2])])
+    exporting.main()
+    assert f"nothing of {receipt.spec.name} may be served: only 8 photos" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2]), "--precisions", "int8"])
+    with pytest.raises(GateFailed, match="parity did not pass for resnet18 · ort-cpu · int8"):
+        exporting.main()
+    assert "fp32" not in "".join(json.loads(capsys.readouterr().out.splitlines()[-1])["failed"])
+
+
 def test_a_folder_replaced_whole_keeps_the_old_one_when_the_disk_is_full(tmp_path: Path) -> None:
     old = tmp_path / "model"
     old.mkdir()
@@ -316,8 +331,9 @@ def test_a_folder_replaced_whole_keeps_the_old_one_when_the_disk_is_full(tmp_pat
             (new / "model.onnx").write_text("new")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as error:
         write()
+    assert error.value.filename == str(old)
     assert (old / "model.json").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

@@ -8,7 +8,7 @@ import onnx
 
 from export.model import Say
 from export.settings import Foreign
-from runtime.errors import SajiError
+from runtime.errors import SajiError, some_of
 from runtime.evaluation import accuracy, mcnemar_p
 
 SHUFFLES = 1000  # of the labels: how often answers are right that know nothing of the photos
@@ -50,9 +50,8 @@ def require_names(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ..
             f"logit {answer}, which --classes calls {classes[answer]!r}, answers for photos of {classes[label]!r}"
             for label, answer in sorted(others.items(), key=lambda pair: pair[1])
         ]
-        more = f", and {len(told) - NAMED} more" if len(told) > NAMED else ""
         raise SajiError(
-            f"{foreign.classes} is not in the order of the logits: {', '.join(told[:NAMED])}{more}; order the names "
+            f"{foreign.classes} is not in the order of the logits: {some_of(told, NAMED)}; order the names "
             f"so, or look at --channels and at the labels in {foreign.data}, if it is those that are wrong"
         )
     found = f"{foreign.onnx} is right about {right:.3f} of {len(labels)} photos, by chance {np.mean(shuffled):.3f}"

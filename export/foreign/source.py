@@ -17,7 +17,7 @@ from export.layers import first_without_answer
 from export.model import Say, Source, write_model
 from export.settings import Foreign, Settings
 from runtime.candidate import Candidate
-from runtime.errors import BadModel, BadPhoto, SajiError
+from runtime.errors import BadModel, BadPhoto, SajiError, some_of
 from runtime.evaluation import ValidationSet, accuracy
 from runtime.files import as_text, sha256_file, sha256_json
 from runtime.markdown import is_printable
@@ -155,7 +155,7 @@ def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> 
     photos = [photo for photo in everything if photo.split == "val"] or list(everything)
     places = {_composed(name): place for place, name in enumerate(spec.classes)}
     if unknown := sorted({photo.label for photo in photos if _composed(photo.label) not in places}):
-        raise SajiError(f"{data} has the labels {', '.join(unknown)}, the model {', '.join(spec.classes)}; rename one")
+        raise SajiError(f"{data} has the labels {some_of(unknown)}, the model {some_of(spec.classes)}; rename one")
     images, right = [], []
     for photo in photos:
         try:

@@ -14,7 +14,7 @@ from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
 from runtime.benchmark.watch import Disturbance, causes_of
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, as_text, in_words, make_folder, require_regular
+from runtime.files import DAMAGE, as_text, in_words, make_folder, naming, require_regular
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile
 
@@ -117,7 +117,7 @@ def append_rows(path: Path, rows: list[Row]) -> None:
     """
     require_regular(path)
     make_folder(path.parent)
-    with open(path, "a+b", buffering=0) as file:
+    with naming(path), open(path, "a+b", buffering=0) as file:
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1

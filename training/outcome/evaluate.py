@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from runtime.classifier import load
-from runtime.errors import BadModel, BadPhoto, SajiError, missing_extra
+from runtime.errors import BadModel, BadPhoto, SajiError, missing_extra, some_of
 from runtime.evaluation import calibration_error
 from runtime.files import sha256_file
 from runtime.preprocess import pixels
@@ -328,13 +328,16 @@ def _described_known(figures: Evaluation) -> list[str]:
     assert figures.accuracy is not None and figures.accuracy_interval and figures.calibration
     wide, calibration = max(map(len, (*figures.per_class, "class"))), figures.calibration
     accuracy = Share(figures.accuracy, figures.accuracy_interval).in_words()
+    never = [name for name, row in figures.per_class.items() if not row.support]
     return [
         f"accuracy {accuracy}, macro-F1 {figures.macro_f1:.3f}",
         f"{'class':{wide}}  precision  recall     f1  support",
         *(
             f"{name:{wide}}  {row.precision:9.3f}  {row.recall:6.3f}  {row.f1:5.3f}  {row.support:7}"
             for name, row in figures.per_class.items()
+            if row.support
         ),
+        *([f"no photo was asked of {some_of(never)}"] if never else []),
         f"expected calibration error {calibration.ece:.3f} at the model's temperature "
         f"{calibration.temperature:.2f} ({calibration.ece_at_temperature_1:.3f} at 1)",
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import GateFailed, SajiError
+from runtime.errors import GateFailed, SajiError, some_of
 from runtime.evaluation import ValidationSet
 from runtime.files import replacing_folder, write_json, write_text
 from runtime.preprocess import pixels
@@ -94,13 +94,15 @@ def _require_enough(readable: Sequence[Photo], classes: Sequence[str], listed: P
     if len(classes) < 2:
         raise SajiError(f"{listed.source} has the one class {''.join(classes)!r}; a classifier needs at least two")
     unreadable = len(listed.photos) - len(readable)
-    for name in classes:
-        if counts[name] < 2:
-            held = f", {held_back[name]} more are held back by a test split or --test-share" if held_back[name] else ""
-            raise SajiError(
-                f"class {name!r} has {counts[name]} readable photos; it needs at least two, one to train on and "
-                f"one to check with ({unreadable} of {len(listed.photos)} files could not be read{held})"
-            )
+    if few := [name for name in classes if counts[name] < 2]:
+        notes = [f"{unreadable} of {len(listed.photos)} files could not be read"] if unreadable else []
+        if held := sum(held_back[name] for name in few):
+            notes.append(f"{held} more are held back by a test split or --test-share")
+        found = some_of([f"{name!r} ({counts[name]})" for name in few])
+        raise SajiError(
+            f"too few readable photos of {found}; a class needs at least two, one to train on and one to check with: "
+            f"add some, or drop the class{f' ({some_of(notes)})' if notes else ''}"
+        )
 
 
 def _one_sided(data: Data, listed: PhotoSet) -> list[str]:
@@ -109,10 +111,10 @@ def _one_sided(data: Data, listed: PhotoSet) -> list[str]:
     sentences = []
     for side, indices in (("training", data.train), ("validation", data.val)):
         if missing := sorted(set(range(len(data.classes))) - set(data.labels[indices].tolist())):
-            names = ", ".join(repr(data.classes[i]) for i in missing)
+            names = some_of([repr(data.classes[i]) for i in missing])
             sentences.append(f"the {side} side of the split has no photo of {names}{why}; add some, or drop the class")
     if strange := sorted({photo.label for photo in listed.photos if photo.split == "test"}.difference(data.classes)):
-        names = ", ".join(map(repr, strange))
+        names = some_of([*map(repr, strange)])
         sentences.append(f"the test split's photos of {names} measure nothing, as no others have that label; rename it")
     return sentences
 

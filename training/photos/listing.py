@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from runtime.errors import SajiError
+from runtime.errors import SajiError, some_of
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
@@ -43,8 +43,8 @@ def read_list(path: Path) -> tuple[list[Row], list[str]]:
         problems.append(f"{path.name} has columns that are not used: {_named(unknown)}")
     if padded:
         problems.append(f"{path.name} has {padded} labels with spaces around them, which are dropped")
-    if spaced := [label for _, label, _ in photos if " " in label]:
-        names = ", ".join(map(repr, sorted(set(spaced))))
+    if spaced := sorted({label for _, label, _ in photos if " " in label}):
+        names = some_of([*map(repr, spaced)])
         problems.append(f"{path.name} has {len(spaced)} labels with spaces in them, which stay: {names}")
     return photos, [*problems, *bad_rows]
 

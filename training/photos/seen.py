@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import BadModel, SajiError
+from runtime.errors import BadModel, SajiError, some_of
 from runtime.files import DAMAGE, exists, read_json, sha256_file
 from runtime.spec import ModelSpec
 from training.photos.split import Data, HeldBack, split
@@ -106,7 +106,7 @@ def split_unseen(data: Data, share: float, seed: int, before: Collection[Seen]) 
     names = [name for name, number in seen.items() if number]
     if lost := set(data.labels[free.val].tolist()) - set(data.labels[ours.val].tolist()):
         raise SajiError(
-            f"{', '.join(names)} has seen every photo of {', '.join(data.classes[k] for k in sorted(lost))} that could "
+            f"{', '.join(names)} has seen every photo of {some_of([data.classes[k] for k in sorted(lost)])} that could "
             "be a validation photo; add new photos, keep the split that it was trained with, or start without it"
         )
     told = [f"{seen[name]} validation photos were seen by {name} and train instead" for name in names]

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from runtime.backends.pytorch import why_no_gpu
 from runtime.environment import saji_version, versions
-from runtime.errors import SajiError, missing_extra
+from runtime.errors import SajiError, missing_extra, some_of
 from runtime.evaluation import ValidationSet
 from runtime.machine import machine
 from runtime.nvidia import driver
@@ -156,8 +156,8 @@ def _check_teacher(fitting: Fitting, data: Data) -> None:
     for teacher in fitting.teacher:
         if teacher.spec.classes != data.classes:
             raise SajiError(
-                f"the teacher {fitting.recipe.teacher} knows {', '.join(teacher.spec.classes)}, the photos show "
-                f"{', '.join(data.classes)}; train a teacher on these photos first"
+                f"the teacher {fitting.recipe.teacher} knows {some_of(teacher.spec.classes)}, the photos show "
+                f"{some_of(data.classes)}; train a teacher on these photos first"
             )
 
 
