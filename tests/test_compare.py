@@ -16,7 +16,7 @@ from test_batch import looked_at
 from test_demo import CANDIDATE, RED, colour_classifier, deployment, exported, picture, running, serving_of
 from test_page import open_tab, opened
 
-from demo.page.tabs.compare import Row, compare, contestants_here, is_reference, measure, state_of
+from demo.page.tabs.compare import Row, compare, contestants_here, measure, state_of
 from runtime.benchmark.contestant import Contestant
 from runtime.candidate import Candidate
 from runtime.deployment import Measured
@@ -119,7 +119,22 @@ def test_rows_tell_label_time_and_difference_from_the_reference(tmp_path: Path, 
     reference, other = rows_of([of(REFERENCE, folder), of(ORT, folder)])
     assert (reference.label, reference.milliseconds, reference.difference) == ("rendang", 2.0, None)
     assert (other.label, other.milliseconds, other.difference) == ("lalap", 2.0, 0.375)
-    assert is_reference(reference.candidate) and not is_reference(other.candidate)
+    assert reference.reference and not other.reference
+
+
+def test_an_import_which_has_no_pytorch_file_is_compared_with_onnx_runtime_in_fp32(
+    tmp_path: Path, processes: dict[str, Any]
+) -> None:
+    openvino = replace(ORT, backend="openvino")
+    folder = exported(tmp_path / "models" / "resnet34", openvino, replace(ORT, variant="embed", file="e.onnx"), ORT)
+    processes |= {"ort-cpu": {"rendang": 0.75, "lalap": 0.25}, "openvino": {"rendang": 0.5, "lalap": 0.5}}
+    chosen = Measured(openvino, "models/resnet34", of(openvino, folder).sha256, 1, 2.5)
+    first, *others = contestants_here(tmp_path / "deployment.json", replace(deployment(), choice=chosen))
+    assert first.candidate == ORT
+    reference, other = rows_of([first, next(each for each in others if each.candidate == openvino)])
+    assert (reference.reference, reference.difference, other.reference, other.difference) == (True, None, False, 0.25)
+    html = state_of([reference, other], 2, "rendang", colour_classifier(), "en")
+    assert "reference" in html and "0.2500" in html and "–" not in html
 
 
 def test_another_architecture_is_not_compared_with_this_ones_reference(
@@ -207,6 +222,8 @@ def test_what_answers_otherwise_stands_out_and_every_word_is_text() -> None:
     assert "1 of 2 answer differently" in html and "1 gave no answer" in html
     assert "&lt;b&gt;x" in html and "no &lt;i&gt;." in html
     assert f"<b>{CANDIDATE.name}</b>" in html
+    html = state_of([broken], 1, "red_rendang", classifier, "en")
+    assert '<p class="notice" role="status">1 gave no answer.</p>' in html and "All 0" not in html
     html = state_of([served], 3, "red_rendang", classifier, "id")
     assert "<progress" in html and "1 dari 3 kandidat" in html
 

@@ -272,6 +272,64 @@ def test_without_https_the_live_camera_says_what_it_needs(browser: Any, address:
         page.locator("#live").wait_for(state="hidden")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("NotFoundError", "no_camera_there"), ("NotReadableError", "in_use"), ("NotAllowedError", "no_camera")],
+)
+def test_a_camera_that_does_not_open_says_why_and_there_is_no_picture_to_keep(
+    browser: Any, address: str, name: str, said: str
+) -> None:
+    with opened(browser, address, "id") as page:
+        page.evaluate(
+            "name => navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', name))", name
+        )
+        page.locator("#live-start").click()
+        page.get_by_text(texts.say("id", said)).wait_for()
+        assert page.locator("#live .keep").is_disabled()
+
+
+def test_a_browser_that_gives_noise_for_pictures_sends_none_of_the_live_camera(browser: Any, address: str) -> None:
+    """As Firefox does that resists fingerprinting: noise would get a name, and a sure one."""
+    with opened(browser, address) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        page.evaluate(
+            """() => {
+              const drawing = CanvasRenderingContext2D.prototype, getImageData = drawing.getImageData
+              drawing.getImageData = function () {
+                const image = getImageData.apply(this, arguments)
+                image.data.forEach((_, i) => image.data[i] = 256 * Math.random())
+                return image
+              }
+            }"""
+        )
+        page.locator("#live-start").click()
+        page.get_by_text(texts.say("en", "hidden")).wait_for()
+        page.evaluate("document.querySelector('#live output').textContent = ''")
+        page.get_by_role("button", name="Keep this picture").click()
+        page.get_by_text(texts.say("en", "hidden")).wait_for()
+        assert "/live" not in asked and "/gradio_api/upload" not in asked
+
+
+def test_a_photo_that_the_browser_cannot_show_says_so_beside_its_answer(
+    browser: Any, address: str, tmp_path: Path
+) -> None:
+    """HEIC in most; the box was empty."""
+    pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    with opened(browser, address) as page:
+        page.set_input_files("input[type=file]", Path(__file__).parent / "heic" / "colours.heic")
+        page.get_by_test_id("label-output-value").wait_for()
+        box = page.locator("#photo [data-unshown]")
+        box.wait_for()
+        assert box.evaluate("box => getComputedStyle(box, '::after').content") == f'"{texts.say("en", "unshown")}"'
+        page.get_by_role("button", name="Take a photo").or_(page.locator("#take")).wait_for(state="attached")
+        with page.expect_file_chooser() as chooser:
+            page.evaluate("document.querySelector('#take').click()")
+        chooser.value.set_files(picture(tmp_path / "a.jpg", RED))
+        page.get_by_test_id("label-output-value").get_by_text("red rendang").wait_for()
+        box.wait_for(state="detached")
+
+
 def test_a_link_in_a_page_of_another_site_lets_in_and_is_the_code_that_is_shown(browser: Any, tmp_path: Path) -> None:
     """A cookie that is `Strict` is not sent with what such a page starts, redirects included."""
     from demo.page.frame import build
@@ -366,6 +424,37 @@ def test_a_model_that_tells_little_has_a_short_card(tmp_path: Path) -> None:
     with serving_of(colour_classifier(), tmp_path) as serving:
         card = card_of(serving.engine, tmp_path, "en")
     assert "Confusion" not in card and "recipe" not in card and "no rejection rule" in card
+
+
+@pytest.mark.parametrize(
+    ("role", "seen", "fitted", "said"),
+    [
+        ("onnx", "unknown", {}, ["imported", "seen_unknown", "no_temperature", "started_onnx"]),
+        ("weights", "unknown", {"ece_before": 0.2, "ece_after": 0.1}, ["seen_unknown", "started_weights"]),
+        ("teacher", 30, {"ece_before": 0.2, "ece_after": 0.1}, ["checkpoint", "seen_none", "started_teacher"]),
+    ],
+)
+@pytest.mark.parametrize("path", ["/home/anna/x/their net.pt", r"C:\anna\their net.pt"])
+def test_a_card_claims_only_what_is_known_of_what_a_network_came_from(
+    tmp_path: Path, role: str, seen: Any, fitted: dict[str, float], said: list[str], path: str
+) -> None:
+    files = {role: {"name": path, "sha256": 64 * "a", "seen": seen}}
+    validation = {"accuracy": 0.75, "photos": 3} | ({"calibration": fitted} if fitted else {})
+    classifier = colour_classifier(data={"started_from": files}, validation=validation)
+    (tmp_path / "models" / "resnet34").mkdir(parents=True)
+    logits = np.eye(3, dtype=np.float32)
+    photos = ValidationSet(np.zeros((3, 2, 2, 3), np.uint8), np.arange(3), ("",) * 3, logits)
+    photos.save(tmp_path / "models" / "resnet34" / "validation.npz")
+    exported(tmp_path / "models" / "resnet34", files=["validation.npz"], spec=classifier.spec)
+    with serving_of(classifier, tmp_path) as serving:
+        cards = {language: about.card_of(serving.engine, tmp_path, language) for language in texts.TEXTS}
+    for language, card in cards.items():
+        words = {key: texts.TEXTS[language][key] for key in (*said, "seen_none", "seen_unknown", "temperature")}
+        assert all(words[key] in card for key in said), card
+        assert ("anna" in card, "their net.pt" in card) == (False, True)
+        assert (words["seen_none"] in card) is ("seen_none" in said) is not (words["seen_unknown"] in card)
+        claim = words["temperature"].partition("}")[2].strip(")")
+        assert (claim in card) is (seen != "unknown")
 
 
 def test_a_card_is_of_the_engine_that_serves_also_beside_another_export(tmp_path: Path) -> None:

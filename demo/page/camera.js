@@ -8,10 +8,13 @@
   const view = at("#live"), video = at("#live video"), answer = at("#live output");
   const shot = Object.assign(document.createElement("input"), { type: "file", accept: "image/*" });
   shot.setAttribute("capture", "environment"); // the camera behind, at once; a desktop asks for a file
+  const keep = at("#live .keep");
+  const REASONS = { NotFoundError: words.no_camera_there, NotReadableError: words.in_use };
   const say = (text) => (answer.textContent = text);
   const pause = (milliseconds) => new Promise((done) => setTimeout(done, Math.max(0, milliseconds)));
   let stream = null;
   view.ariaLabel = words.live;
+  keep.disabled = true;
   for (const end of ["keep", "stop"]) at(`#live .${end}`).textContent = words[end];
 
   const hand = (file) => { // as if it were dropped there, which takes the place of an earlier photo
@@ -19,6 +22,17 @@
     dataTransfer.items.add(file);
     const drop = Object.assign(new Event("drop", { bubbles: true, cancelable: true }), { dataTransfer });
     at("#photo .upload-container").dispatchEvent(drop);
+  };
+
+  const hidden = () => { // a browser that resists fingerprinting gives noise for what was drawn
+    const greys = [255, 0, 200, 50, 150, 100, 0, 255];
+    const context = Object.assign(document.createElement("canvas"), { width: greys.length, height: 1 }).getContext("2d");
+    greys.forEach((grey, x) => {
+      context.fillStyle = `rgb(${grey}, ${grey}, ${grey})`;
+      context.fillRect(x, 0, 1, 1);
+    });
+    const seen = context.getImageData(0, 0, greys.length, 1).data;
+    return greys.some((grey, x) => Math.abs(seen[4 * x] - grey) > 15); // some flip the last bits, which harms nothing
   };
 
   const frame = () => new Promise((done) => { // as large as the camera gives it: the service alone scales
@@ -30,6 +44,7 @@
 
   const ask = async () => { // the milliseconds to wait before the next frame
     const started = performance.now();
+    if (hidden()) return say(words.hidden), AFTER_REFUSAL;
     const response = await fetch("live", { method: "POST", body: await frame(), headers: { "content-type": "image/jpeg" } });
     const { says } = await response.json();
     if (stream) say(says ?? words.interrupted);
@@ -39,6 +54,7 @@
   const stop = () => {
     stream?.getTracks().forEach((track) => track.stop());
     video.srcObject = stream = null;
+    keep.disabled = true;
   };
 
   const start = async () => {
@@ -51,8 +67,9 @@
       if (!view.open) return opened.getTracks().forEach((track) => track.stop()); // closed while it was asked
       video.srcObject = stream = opened;
       await video.play();
-    } catch {
-      return say(words.no_camera);
+      keep.disabled = !stream;
+    } catch (error) {
+      return say(REASONS[error.name] ?? words.no_camera);
     }
     const mine = stream;
     while (stream === mine) await pause(await ask().catch(() => (say(words.interrupted), AFTER_REFUSAL)));
@@ -64,7 +81,8 @@
     shot.value = ""; // the same photo once more is a change, too
   });
   at("#live-start").addEventListener("click", start);
-  at("#live .keep").addEventListener("click", async () => {
+  keep.addEventListener("click", async () => {
+    if (hidden()) return say(words.hidden);
     if (stream) hand(new File([await frame()], "live.jpg", { type: "image/jpeg" }));
     view.close();
   });

@@ -18,7 +18,8 @@ from demo.service.queue import Serving
 from demo.service.shares import visitor_of
 
 LIVE = "/live"
-WORDS = ("live", "keep", "stop", "needs_https", "no_camera", "interrupted")  # Gradio fills in one of a text
+# Gradio fills in one of a text
+WORDS = ("live", "keep", "stop", "needs_https", "no_camera", "no_camera_there", "in_use", "hidden", "interrupted")
 
 
 def buttons() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import gradio as gr
@@ -69,7 +69,9 @@ def _data(spec: ModelSpec, language: str) -> Iterator[tuple[str, object]]:
     yield say(language, "kind"), say(language, "drawings" if spec.data.get("drawn") else "photos")
     yield say(language, "classes"), ", ".join(name.replace("_", " ") for name in spec.classes)
     for what, file in spec.data.get("started_from", {}).items():
-        yield what, ", ".join(filter(None, (file["name"], file.get("licence"), f"sha256 {file['sha256'][:12]}…")))
+        name = PureWindowsPath(file["name"]).name  # of a path as it was typed, which is nobody's business
+        facts = ", ".join(filter(None, (name, file.get("licence"), f"sha256 {file['sha256'][:12]}…")))
+        yield say(language, f"started_{what}"), facts
     for key, count in (("trained_on", spec.data.get("train")), ("checked_on", spec.validation.get("photos"))):
         if count:
             yield say(language, key), count
@@ -98,8 +100,18 @@ def _accuracy(classifier: Classifier, language: str) -> str:
         rows.insert(0, (of, f"{held['accuracy']:.3f}", _between(held["interval"])))
     if "accuracy" in validation:
         interval = _between(validation.get("interval"))
-        rows.append((say(language, "checkpoint"), f"{validation['accuracy']:.3f}", interval))
+        rows.append((say(language, _network(classifier.spec)), f"{validation['accuracy']:.3f}", interval))
     return table([say(language, head) for head in ("of", "accuracy_column", "wilson")], rows) if rows else ""
+
+
+def _network(spec: ModelSpec) -> str:
+    """The text that names what was there before the candidates."""
+    return "imported" if "onnx" in spec.data.get("started_from", {}) else "checkpoint"
+
+
+def _of_unknown_origin(spec: ModelSpec) -> bool:
+    """Whether it came from a file of which nobody recorded what trained it."""
+    return any(file.get("seen") == "unknown" for file in spec.data.get("started_from", {}).values())
 
 
 def _between(interval: Sequence[float] | None) -> str:
@@ -113,7 +125,9 @@ def _confusions(engine: Engine, out: Path, names: list[str], language: str) -> s
         return ""
     if counts is None:
         return ""
-    note = f"<p>{say(language, 'confusions_note', photos=counts.sum())}</p>"
+    spec = engine.classifier.spec
+    note = say(language, "confusions_note", network=say(language, _network(spec)), photos=counts.sum())
+    note = f"<p>{note} {say(language, 'seen_unknown' if _of_unknown_origin(spec) else 'seen_none')}</p>"
     return note + (_matrix if len(names) <= MOST_CLASSES else _list)(counts, names, language)
 
 
@@ -157,7 +171,9 @@ def _list(counts: np.ndarray, names: list[str], language: str) -> str:
 
 def _calibration(spec: ModelSpec, language: str) -> str:
     calibration = spec.validation.get("calibration", {})
-    sentences = say(language, "temperature", value=spec.temperature)
+    key = "temperature_beside" if _of_unknown_origin(spec) else "temperature"
+    fitted = bool(calibration) or spec.temperature != 1
+    sentences = say(language, key if fitted else "no_temperature", value=spec.temperature)
     if "ece_after" in calibration:
         before, after = calibration["ece_before"], calibration["ece_after"]
         sentences += " " + say(language, "ece", before=before, after=after)

@@ -34,6 +34,13 @@ NAME_EXAMPLES = (
     "() => document.querySelectorAll('.gallery-item').forEach("
     f"(button, i) => button.ariaLabel = `${{{script('example')}}} ${{i + 1}}`)"
 )
+# HEIC is decoded here, but few browsers show it: the photo's box would be empty beside its answer
+TELL_UNSHOWN = (
+    "() => ['error', 'load'].forEach(kind => document.addEventListener(kind, ({ target }) => {"
+    "const frame = target.closest?.('.image-frame'); "
+    f"if (frame) kind == 'error' ? frame.dataset.unshown = {script('unshown')} : delete frame.dataset.unshown "
+    "}, true))"
+)
 
 log = logging.getLogger("saji.heat")
 
@@ -46,6 +53,7 @@ def build(serving: Serving, opened: Callable[..., Any], top: int, examples: Sequ
         gr.Examples(pictures, photo, label=label("examples"), api_visibility="private")
         opened(js=NAME_EXAMPLES)
     camera.view(opened)
+    opened(js=TELL_UNSHOWN)
     with gr.Accordion(label("why"), open=False):
         why = gr.HTML()
 

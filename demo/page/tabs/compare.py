@@ -74,7 +74,7 @@ class Row:
     """What one candidate answered, or in one sentence why it could not.
 
     `milliseconds` are the median of an inference; `difference` is the largest of a probability from the reference's,
-    None where the architecture has no reference that answered.
+    None where the architecture has no reference that answered; `reference` is whether it is that one itself.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Row:
     milliseconds: float = 0.0
     difference: float | None = None
     problem: str = ""
+    reference: bool = False
 
     @property
     def label(self) -> str:
@@ -105,7 +106,8 @@ def contestants_here(path: Path, deployment: Deployment) -> list[Contestant]:
     for contestant in contestants:
         once.setdefault((contestant.folder, contestant.candidate.key()), contestant)
     folders = list(dict.fromkeys(contestant.folder for contestant in once.values()))
-    return sorted(once.values(), key=lambda c: (folders.index(c.folder), not is_reference(c.candidate)))
+    references = references_of(list(once.values()))
+    return sorted(once.values(), key=lambda c: (folders.index(c.folder), c is not references.get(c.folder)))
 
 
 def _passed_here(folder: Path, chosen: Sequence[Contestant]) -> list[Contestant]:
@@ -119,9 +121,17 @@ def _passed_here(folder: Path, chosen: Sequence[Contestant]) -> list[Contestant]
     return []
 
 
-def is_reference(candidate: Candidate) -> bool:
-    """Whether it is PyTorch in FP32, as the network was trained."""
-    return (candidate.backend, candidate.precision, candidate.variant) == ("pytorch", "fp32", "")
+def references_of(contestants: Sequence[Contestant]) -> dict[Path, Contestant]:
+    """What the others of each model folder are compared with: PyTorch in FP32, as the network was trained.
+
+    Where it has no such file, as of an import, ONNX Runtime in FP32.
+    """
+    found: dict[Path, Contestant] = {}
+    for backend in ("ort-cpu", "pytorch"):  # the later goes before
+        for each in contestants:
+            if (each.candidate.backend, each.candidate.precision, each.candidate.variant) == (backend, "fp32", ""):
+                found[each.folder] = each
+    return found
 
 
 async def compare(photo: bytes, contestants: list[Contestant], seconds: float) -> AsyncGenerator[Row, None]:
@@ -129,11 +139,13 @@ async def compare(photo: bytes, contestants: list[Contestant], seconds: float) -
 
     `photo` is encoded, and known to be a picture within the limits. Close the iterator: it ends the process.
     """
-    references: dict[Path, Row] = {}
+    references, answered = references_of(contestants), dict[Path, Row]()
     for contestant in contestants:
-        row = await _in_thread(contestant, seconds, references.get(contestant.folder), photo)
-        if is_reference(row.candidate) and not row.problem:
-            references[contestant.folder] = row
+        row = await _in_thread(contestant, seconds, answered.get(contestant.folder), photo)
+        if contestant is references.get(contestant.folder):
+            row = replace(row, reference=True)
+            if not row.problem:
+                answered[contestant.folder] = row
         yield row
 
 
@@ -200,10 +212,10 @@ def _summary(rows: Sequence[Row], answer: str, dish: str, language: str) -> str:
     answers = [row.label for row in rows if not row.problem]
     differing = sum(other != answer for other in answers)
     values = {"count": len(answers), "differing": differing, "label": escape(dish)}
-    sentences = [say(language, "compare_differ" if differing else "compare_agree", **values)]
+    sentences = [say(language, "compare_differ" if differing else "compare_agree", **values)] if answers else []
     if len(answers) < len(rows):
         sentences.append(say(language, "compare_failed", count=len(rows) - len(answers)))
-    return f'<p class="{"notice" if differing else "quiet"}" role="status">{" ".join(sentences)}</p>'
+    return f'<p class="{"notice" if differing or not answers else "quiet"}" role="status">{" ".join(sentences)}</p>'
 
 
 def _cells(row: Row, answer: str, classifier: Classifier, language: str) -> Sequence[object]:
@@ -215,6 +227,6 @@ def _cells(row: Row, answer: str, classifier: Classifier, language: str) -> Sequ
     if row.label != answer:
         dish = Markup('<span class="otherwise">≠ {}</span>').format(dish)
     difference = "–" if row.difference is None else f"{row.difference:.4f}"
-    if is_reference(row.candidate):
+    if row.reference:
         difference = say(language, "reference")
     return name, dish, f"{row.probabilities[row.label]:.1%}", f"{row.milliseconds:.2f} ms", difference
