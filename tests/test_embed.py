@@ -340,7 +340,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
 
 
 def told_otherwise(column: int, chromium: int) -> dict[str, str]:
-    """What docs/photos.md says that one of the examples makes of kinds of photos, by kind; that of later Chromiums not."""
+    """What docs/photos.md says that one of the examples makes of kinds of photos, by kind, in this Chromium."""
     text = (house.ROOT / "docs" / "photos.md").read_text(encoding="utf-8")
     table = text.partition("| photo | Python | Node | page |")[2].partition("\n\n")[0]
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]
