@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime.deployment import Deployment
 from runtime.errors import SajiError
+from runtime.files import is_file
 from runtime.receipt import Receipt
 from runtime.terminal import say
 
@@ -20,14 +21,15 @@ def to_serve(out: Path, asked: str) -> Path:
     made.
     """
     own, starter = out / "deployment.json", out / "starter" / "deployment.json"
-    drawn = own.is_file() and _drawn(own)
-    if asked == "own" or (asked == "auto" and own.is_file() and not (drawn and starter.is_file())):
+    chosen = is_file(own)
+    drawn = chosen and _drawn(own)
+    if asked == "own" or (asked == "auto" and chosen and not (drawn and starter.is_file())):
         if drawn and asked == "auto":
             say("serving a network of drawn dishes; for real photos: make demo ARGS='--serve starter'")
         return own
     if not starter.is_file():
         _make_starter(starter.parent)
-    other = "your own choice: make demo ARGS='--serve own'" if own.is_file() else "your own dishes: make DATA=my_dishes"
+    other = "your own choice: make demo ARGS='--serve own'" if chosen else "your own dishes: make DATA=my_dishes"
     say(f"serving the starter, which knows some foods; {other}")
     return starter
 

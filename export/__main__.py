@@ -135,7 +135,8 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
             measure = next(filter(parity.is_measure, checked), checked[0])
             tell(f"nothing of {receipt.spec.name} may be served: {'; '.join(measure.reasons)}")
     for candidate in (*failed, *refused):
-        tell(f"refused, never to be served: {candidate.name}: {'; '.join(candidate.reasons)}")
+        what = "refused, never to be served" if candidate.verdict == "fail" else "not sure, so not served"
+        tell(f"{what}: {candidate.name}: {'; '.join(candidate.reasons)}")
     names = {"failed": [candidate.name for candidate in failed], "refused": [candidate.name for candidate in refused]}
     tell_programs({"run": run, "archs": archs, **names})
     if failed:

@@ -68,8 +68,8 @@ def failures(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def doubtful(candidates: list[Candidate], asked: tuple[str, ...]) -> list[Candidate]:
-    """The inconclusive ones of a precision that was `asked` for and that none of these candidates passes in."""
-    passed = {candidate.precision for candidate in candidates if candidate.verdict == "pass"}
+    """The inconclusive ones of a precision that was `asked` for and in which none that could be served passes."""
+    passed = {candidate.precision for candidate in candidates if candidate.verdict == "pass" and candidate.servable}
     return [c for c in candidates if c.verdict == "inconclusive" and c.precision in set(asked) - passed]
 
 

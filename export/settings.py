@@ -18,7 +18,7 @@ class Settings:
     """How files are written, engines built and verdicts given. Raises SajiError where batch sizes are not in order."""
 
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
-    """Precisions that must pass: exit status 1 when one fails, or passes nowhere. By default all are tried, and a lower
+    """Precisions that must pass: exit status 1 when one fails, or none is sure. By default all are tried, and a lower
     one that fails is refused without failing the export. fp32 is always written, and has to pass on ONNX Runtime and
     PyTorch."""
     recover: bool = True

@@ -11,7 +11,7 @@ import numpy as np
 from runtime.backends import BACKENDS, Backend, BuildFacts, open_backend, unavailable_because
 from runtime.errors import NotTold, SajiError, Unavailable
 from runtime.evaluation import Figures, ValidationSet
-from runtime.files import as_record
+from runtime.files import as_record, is_file
 from runtime.gate import GATES, Gate, apply_gate
 from runtime.machine import Machine, machine
 from runtime.spec import ModelSpec
@@ -109,7 +109,7 @@ def candidates_in(architecture: str, folder: Path, facts: Mapping[str, BuildFact
         )
         for backend, row in BACKENDS.items()
         for offer in row.offers
-        if (folder / offer.file).is_file()
+        if is_file(folder / offer.file)
     ]
 
 

@@ -16,7 +16,6 @@ _ONLY_CHECKED = {
     "embed": "the file for other apps, which resizes and crops in the graph itself",
     "cam": "the file of the heat map, which is opened beside the one that answers",
 }
-_NOT_TOLD = ("unchecked", "file check")  # causes that are no reason why nothing can be served
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,10 @@ def choose(
     rejected = [_not_passed(candidate, candidate.name) for candidate in unmeasured]
     allowed = _allowed(measured, policy, rejected)
     if not allowed:
-        why = "; ".join(sorted({entry.reason for entry in rejected if entry.cause not in _NOT_TOLD})[:2])
+        told = [entry for entry in rejected if entry.cause not in ("unchecked", "file check")]
+        why = "; ".join(sorted({entry.reason for entry in told or rejected if entry.cause != "file check"})[:2])
         raise GateFailed(
-            f"no candidate may be served on this machine, so nothing is chosen ({why or 'none was checked'}); "
-            "the model's parity.md says what each lacks"
+            f"no candidate may be served on this machine, so nothing is chosen ({why or 'none was checked'})"
         )
     best = max(place.accuracy for place in allowed)
     accurate = _accurate(allowed, policy, best, rejected)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.lib.format
 
 from runtime.errors import BadModel
-from runtime.files import replacing
+from runtime.files import exists, replacing
 from runtime.spec import side_by_side, softmax
 
 Z95 = 1.959963984540054  # the two-sided 95 % point of the normal distribution
@@ -334,7 +334,7 @@ def _readable(path: Path) -> Iterator[Path]:
     """The file of a validation set, whose reading in the context raises BadModel where it is missing or damaged."""
     earlier = path.with_name(EARLIER)
     try:
-        yield path if path.exists() else earlier
+        yield path if exists(path) else earlier
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise BadModel(f"{path} cannot be read ({error}); train or export again to write it anew") from None
     except Exception as error:  # zipfile.BadZipFile and friends are no common family

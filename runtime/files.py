@@ -123,7 +123,8 @@ def exists(path: Path) -> bool:
     except ValueError:  # a name with a null character
         return False
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
+        if not gone and getattr(error, "winerror", None) not in (21, 123, 1921):  # no drive, no such name, a loop
             raise
         return False
     return True
@@ -155,13 +156,12 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        with naming(path):
-            yield temporary
-            if durable:
-                _to_disk(temporary)
-            os.replace(temporary, path)
-            if durable:
-                _to_disk(path.parent)
+        yield temporary
+        if durable:
+            _to_disk(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -182,10 +182,9 @@ def replacing_folder(path: Path, *ours: str, require: Callable[[], None] = lambd
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     temporary.mkdir()  # open to whom the umask opens it, as mkdtemp's are not
     try:
-        with naming(path):
-            yield temporary
-            for written in (*temporary.rglob("*"), temporary):
-                _to_disk(written)
+        yield temporary
+        for written in (*temporary.rglob("*"), temporary):
+            _to_disk(written)
         with alone(path.parent):
             _require_ours(path, ours)
             require()
@@ -197,7 +196,7 @@ def replacing_folder(path: Path, *ours: str, require: Callable[[], None] = lambd
 
 def _require_ours(path: Path, ours: Iterable[str]) -> None:
     empty = path.is_dir() and not any(path.iterdir())
-    lacking = [name for name in ours if not (path / name).is_file()]
+    lacking = [name for name in ours if not is_file(path / name)]
     if os.path.lexists(path) and lacking and not empty:
         raise SajiError(
             f"{path} was not written by saji (it has no {lacking[0]}); move it away, or name another folder"
@@ -304,7 +303,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, naming(path):
         temporary.write_bytes(as_text(text).encode())
 
 

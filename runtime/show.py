@@ -112,7 +112,7 @@ def _checked(receipt: Receipt, folder: Path, name: str) -> str:
     try:
         receipt.verify(folder, name)
     except BadModel:
-        return "differs" if (folder / name).is_file() else "missing"
+        return "differs" if exists(folder / name) else "missing"
     return "same"
 
 

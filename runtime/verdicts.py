@@ -15,7 +15,7 @@ from runtime.backends import BACKENDS, distributions, unavailable_because
 from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel
 from runtime.evaluation import EARLIER, PHOTOS
-from runtime.files import read_record, sha256_json, write_record
+from runtime.files import is_file, read_record, sha256_json, write_record
 from runtime.machine import Machine, machine
 from runtime.receipt import VERDICTS, Receipt
 from runtime.terminal import say
@@ -53,7 +53,7 @@ def judged_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candida
     if (known := of_here(folder, receipt).get(candidate.key())) is not None:
         return known
     why = difference(candidate, receipt.versions)
-    if not any((folder / name).is_file() for name in (PHOTOS, EARLIER)):
+    if not any(is_file(folder / name) for name in (PHOTOS, EARLIER)):
         alone = f"its verdict {why}, and {folder} has no validation.npz to judge it here by; copy the folder whole"
         return replace(candidate, verdict="unchecked", reasons=candidate.reasons or (alone,))
     say(f"saji: judging {candidate.name} anew on this machine: its verdict {why}")

@@ -56,9 +56,14 @@ GALLERIES: dict[str, Callable[[], dict[str, bytes]]] = {
 }
 
 
+# What this and later versions of Chromium show otherwise than those before, which docs/photos.md tells
+OTHERWISE_SINCE = {"BMP, endpoints": 156, "BMP, clear everywhere": 156}
+
+
 @pytest.mark.parametrize("name", GALLERIES)
 def test_photos_have_the_pixels_that_a_browser_shows(name: str, page: Any) -> None:
-    files = GALLERIES[name]()
+    version = int(page.context.browser.version.partition(".")[0])
+    files = {kind: file for kind, file in GALLERIES[name]().items() if OTHERWISE_SINCE.get(kind, version + 1) > version}
     for kind, theirs in zip(files, shown(page, list(files.values())), strict=True):
         ours = np.asarray(decode(files[kind]), int)
         assert ours.shape == theirs.shape, kind

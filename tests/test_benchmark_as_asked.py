@@ -290,8 +290,14 @@ def test_memory_that_is_known_keeps_or_breaks_a_bound() -> None:
 def test_where_nothing_may_be_served_the_files_that_never_are_give_no_reason() -> None:
     few = replace(measured(100).candidate, verdict="inconclusive", reasons=("only 8 photos",))
     others = [replace(few, variant=variant, servable=False) for variant in ("cam", "embed")]
-    with pytest.raises(SajiError, match=r"nothing is chosen \(parity verdict inconclusive: only 8 photos\); the"):
+    with pytest.raises(SajiError, match=r"nothing is chosen \(parity verdict inconclusive: only 8 photos\)$"):
         house.choose([], [few, *others], Policy(), None, {})
+
+
+def test_what_was_not_checked_gives_its_reason_where_there_is_no_other() -> None:
+    candidate = replace(measured(100).candidate, verdict="unchecked", reasons=("no photos to check it by",))
+    with pytest.raises(SajiError, match=r"nothing is chosen \(parity verdict unchecked: no photos to check it by\)$"):
+        house.choose([], [candidate], Policy(), None, {})
 
 
 def test_what_passed_and_was_not_timed_is_not_called_unjudged() -> None:

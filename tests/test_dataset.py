@@ -343,7 +343,7 @@ def test_all_classes_of_too_few_photos_are_told_at_once(tmp_path: Path) -> None:
 def test_a_class_that_the_test_leaves_too_little_of_says_so(tmp_path: Path) -> None:
     for label in "ab":
         write_photos(tmp_path, label, 2)
-    held = r"photos of 'a' \(1\), 'b' \(1\); .* \(2 more are held back by a test split or --test-share\)$"
+    held = r"photos of 'a' \(1\), 'b' \(1\); .* \(a test split or --test-share holds 2 back\)$"
     with pytest.raises(SajiError, match=held):
         load_data(tmp_path, 0.2, 0, look_alikes=False, test_share=0.2)
 

@@ -1,5 +1,6 @@
 """What the documents say is true: the snippet runs, the tables are fresh, the commands exist."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -289,7 +290,8 @@ def test_the_name_of_a_folder_is_never_run_by_make(tmp_path: Path) -> None:
 
 def test_make_names_what_nobody_has_typed(tmp_path: Path) -> None:
     make = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", "train", "PY=echo"]
-    words = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True).stdout
+    nothing = {"PATH": os.environ["PATH"]}  # such as the MAKEFLAGS of make test
+    words = subprocess.run(make, cwd=tmp_path, env=nothing, capture_output=True, text=True).stdout
     assert words == "-m training --recipe quick --run sample --out artifacts --archs resnet18 resnet34\n"
 
 

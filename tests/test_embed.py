@@ -437,7 +437,7 @@ def test_the_page_classifies_a_photo_itself_and_says_how_long_it_took(
     assert page.locator("#classes li").count() == 5 and not asked  # the photo does not leave the page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_label("Pick a photo").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no"})
-    assert "cannot read that file; pick a photo as JPEG or PNG" in answer(page, "did not work")
+    assert "cannot read that file (" in answer(page, "did not work")
     assert not page.locator("#classes li").count() and page.locator("#canvas").bounding_box()["height"] == 0
 
 

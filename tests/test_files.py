@@ -1,5 +1,6 @@
 """Files and folders are replaced whole, whenever the power goes and the process is killed."""
 
+import errno
 import itertools
 import json
 import os
@@ -311,3 +312,13 @@ def test_a_record_holds_what_its_fields_say(name: str, text: str) -> None:
 def test_a_record_with_anything_else_is_damaged(name: str, text: str) -> None:
     with pytest.raises(DAMAGE):
         as_record(Kept, json.loads(f'{{"{name}": {text}}}'))
+
+
+def test_a_full_disk_tells_the_file_that_was_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_json(tmp_path / "deployment.json", {})
+    assert error.value.filename == str(tmp_path / "deployment.json")

@@ -1,5 +1,6 @@
 """Other people's machines: a processor, a container, a folder or a setting that is not as where saji was written."""
 
+import errno
 import json
 import os
 import shlex
@@ -206,12 +207,35 @@ READERS = {
 }
 
 
+def as_since_python_3_14(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("exists", "is_file", "is_dir"):
+        answer = getattr(os.path, method.replace("_", ""))
+        monkeypatch.setattr(Path, method, lambda path, answer=answer: answer(path))
+    monkeypatch.setattr(Path, "is_symlink", os.path.islink)
+
+
 @pytest.mark.parametrize("what", READERS)
 def test_what_may_not_be_looked_at_is_not_told_as_missing(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for method, answer in ((Path.exists, os.path.exists), (Path.is_file, os.path.isfile), (Path.is_dir, os.path.isdir)):
-        monkeypatch.setattr(Path, method.__name__, lambda path, answer=answer: answer(path))
+    as_since_python_3_14(monkeypatch)
     with pytest.raises((OSError, SajiError), match="File name too long"):
         READERS[what](Path("a" * 5000))
+
+
+def test_a_class_that_may_not_be_searched_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        house.drawn(1).save(tmp_path / "photos" / name / "1.png")
+    stat = os.stat
+
+    def denied(path: Any, *more: Any, **how: Any) -> os.stat_result:
+        if Path(str(path)).parts[-2:] == ("b", "1.png"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *more, **how)
+
+    monkeypatch.setattr(os, "stat", denied)
+    as_since_python_3_14(monkeypatch)
+    with pytest.raises(OSError, match="Permission denied"):
+        read_photo_set(tmp_path / "photos")
 
 
 # --- PYTHONOPTIMIZE takes asserts away: pytorch/pytorch#2120, opendp/opendp#1930

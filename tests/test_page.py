@@ -308,6 +308,7 @@ def test_a_browser_that_gives_noise_for_pictures_sends_none_of_the_live_camera(b
         page.evaluate("document.querySelector('#live output').textContent = ''")
         page.get_by_role("button", name="Keep this picture").click()
         page.get_by_text(texts.say("en", "hidden")).wait_for()
+        assert page.locator("#live").is_visible()  # it was not closed, as after a picture that is kept
         assert "/live" not in asked and "/gradio_api/upload" not in asked
 
 

@@ -17,7 +17,7 @@ from test_folds import fake
 
 from runtime.errors import BadModel, SajiError
 from runtime.files import sha256_file
-from training.network.classifier import load_checkpoint
+from training.network.classifier import load_checkpoint, replace_spec
 from training.photos import duplicates
 from training.photos.dataset import load_data
 from training.photos.findings import Findings
@@ -31,6 +31,7 @@ from training.photos.seen import (
     seen_in,
     sources,
     split_unseen,
+    started_from,
     whole_scenes,
 )
 from training.photos.split import Data, folds
@@ -219,6 +220,16 @@ def test_files_without_a_record(run: Path, tmp_path: Path) -> None:
     torch.save(torch.load(old, weights_only=True) | {"seen": 3}, tmp_path / "damaged.pt")
     with pytest.raises(BadModel, match=r"damaged\.pt does not say right which photos it has seen"):
         seen_by(tmp_path / "damaged.pt")
+
+
+def test_what_came_of_an_unknown_file_is_not_known_at_the_next_step_either(run: Path, tmp_path: Path) -> None:
+    """Of what trained theirs.pt nothing is told, so that nothing is claimed of a network that its pupil starts."""
+    shutil.copyfile(run / "checkpoint.pt", second := tmp_path / "second.pt")
+    assert started_from([seen_by(second, "weights")])["started_from"]["weights"]["seen"] > 0
+    _, spec = load_checkpoint(second)
+    theirs = Seen("theirs.pt", "0" * 64, "weights")
+    replace_spec(second, replace(spec, data=spec.data | started_from([theirs])))
+    assert started_from([seen_by(second, "weights")])["started_from"]["weights"]["seen"] == "unknown"
 
 
 # --- the command

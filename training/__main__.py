@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runtime.command_line import Parser, add_flags, exit_with_one_sentence, from_flags, require_extra
 from runtime.errors import SajiError
-from runtime.files import alone, as_text, make_folder, write_json
+from runtime.files import alone, as_text, is_file, make_folder, write_json
 from runtime.markdown import is_printable
 from runtime.nvidia import use
 from runtime.ranges import CountOrNone, require_right
@@ -139,7 +139,7 @@ def _require_same_photos(run: Path, data: "Data", archs: Sequence[str], recipe: 
     for architecture in archs:
         folder = run / architecture
         checkpoint, state = folder / "checkpoint.pt", state_file(folder, architecture, recipe, data.fingerprint)
-        if not checkpoint.is_file() or (state.exists() and state.stat().st_mtime > checkpoint.stat().st_mtime):
+        if not is_file(checkpoint) or (state.exists() and state.stat().st_mtime > checkpoint.stat().st_mtime):
             continue
         before = photos_of(folder)
         with suppress(OSError):  # they are there no more

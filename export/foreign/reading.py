@@ -49,7 +49,8 @@ def read_foreign(path: Path) -> onnx.ModelProto:
 
 def _read(path: Path) -> onnx.ModelProto:
     model = onnx.load(path)
-    require_one_file(str(path), sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer))
+    tensors = (tensor for graph in all_graphs(model.graph) for tensor in (*graph.initializer, *_constants(graph)))
+    require_one_file(str(path), sum(4 * math.prod(tensor.dims) for tensor in tensors))
     model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
     _use_short_domain(model)
     _require_shapes(model.graph, path)
@@ -76,6 +77,10 @@ def _read(path: Path) -> onnx.ModelProto:
     del graph.input[:], graph.value_info[:]
     graph.input.append(inputs[0])
     return model
+
+
+def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    return [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
 
 
 def _require_onnx(path: Path) -> None:

@@ -310,7 +310,7 @@ def described(
     evaluation: Evaluation, strangers: Sequence[str], unreadable: Sequence[str], problems: Sequence[str]
 ) -> str:
     """The figures as lines for people, with the labels that are no class and the files that were left out."""
-    labelled = f" (labelled {', '.join(strangers)})" if strangers else ""
+    labelled = f" (labelled {some_of(strangers)})" if strangers else ""
     lines = [
         f"{evaluation.photos} photos: {evaluation.known} of the model's classes, {evaluation.unknown} of none of these"
         + labelled

@@ -97,7 +97,7 @@ def _require_enough(readable: Sequence[Photo], classes: Sequence[str], listed: P
     if few := [name for name in classes if counts[name] < 2]:
         notes = [f"{unreadable} of {len(listed.photos)} files could not be read"] if unreadable else []
         if held := sum(held_back[name] for name in few):
-            notes.append(f"{held} more are held back by a test split or --test-share")
+            notes.append(f"a test split or --test-share holds {held} back")
         found = some_of([f"{name!r} ({counts[name]})" for name in few])
         raise SajiError(
             f"too few readable photos of {found}; a class needs at least two, one to train on and one to check with: "

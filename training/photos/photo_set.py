@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime.errors import SajiError
-from runtime.files import exists, left_by_programs, walk_once
+from runtime.files import exists, is_file, left_by_programs, walk_once
 from runtime.markdown import is_printable
 from runtime.preprocess import SUFFIXES
 from training.photos.listing import SPLITS, read_list
@@ -62,7 +62,7 @@ def read_photo_set(source: Path) -> PhotoSet:
         photo_set = _listed(source)
     elif not source.is_dir():
         raise SajiError(f"{source} is no file and no folder; DATA is a folder with one folder per class, or a CSV")
-    elif (source / "labels.csv").is_file():
+    elif is_file(source / "labels.csv"):
         photo_set = _listed(source / "labels.csv")
     else:
         photo_set = _read_folders(source)
@@ -223,9 +223,9 @@ class _Walk:
         """Whether a file is a photo, or is to be called a broken one."""
         if left_by_programs(file.name) or file.name.lower() in _LISTS:
             return False
-        if file.is_symlink() and not file.exists():
+        if not (there := exists(file)) and file.is_symlink():
             self.problems.append(f"{file} is a link to nothing")
-        return file.is_file()
+        return there and file.is_file()
 
     def notes(self) -> tuple[str, ...]:
         """What was left out, in a sentence."""

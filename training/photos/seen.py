@@ -26,7 +26,7 @@ class Seen:
     `role` is the field of the recipe that names it. `fingerprint` is that of its own photos and split, "" where saji
     did not train it. `photos` are the first DIGITS of their SHA-256, None where that is not known. `moved` are those of
     its own set that what it came from had seen. `settled` are those that it learnt nothing from, but its temperature
-    and threshold; none where an earlier saji trained it.
+    and threshold; none where an earlier saji trained it. `in_part` is whether it came from a file that says nothing.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Seen:
     photos: frozenset[str] | None = None
     moved: frozenset[str] = frozenset()
     settled: frozenset[str] = frozenset()
+    in_part: bool = False
 
     @property
     def unrecorded(self) -> bool:
@@ -57,14 +58,16 @@ def seen_by(path: Path, role: str = "") -> Seen:
     except Exception:  # every reader of PyTorch's raises its own
         return bare
     try:
-        fingerprint = str(ModelSpec.from_json(text, str(path)).data.get("fingerprint", "unknown"))
+        data = ModelSpec.from_json(text, str(path)).data
+        fingerprint = str(data.get("fingerprint", "unknown"))
+        in_part = any(file.get("seen") == "unknown" for file in data.get("started_from", {}).values())
         if "seen" not in content:
             return replace(bare, fingerprint=fingerprint)
         record = {"settled": (), **content["seen"]}
         photos, moved, settled = (frozenset(record[name]) for name in ("photos", "moved", "settled"))
     except DAMAGE:
         raise BadModel(f"{path} does not say right which photos it has seen; train it again") from None
-    return replace(bare, fingerprint=fingerprint, photos=photos, moved=moved, settled=settled)
+    return replace(bare, fingerprint=fingerprint, photos=photos, moved=moved, settled=settled, in_part=in_part)
 
 
 def photos_of(folder: Path) -> Path | None:
@@ -86,7 +89,8 @@ def sources(recipe: Recipe) -> list[Seen]:
 
 def started_from(before: Collection[Seen]) -> dict[str, Any]:
     """What the spec of a model that starts from these files says of them, by role; nothing where there are none."""
-    number = {each.role: "unknown" if each.photos is None else len(each.photos) for each in before}
+    known = {each.role: each.photos for each in before if not each.in_part}
+    number = {each.role: "unknown" if known.get(each.role) is None else len(known[each.role] or ()) for each in before}
     files = {each.role: {"name": each.name, "sha256": each.sha256, "seen": number[each.role]} for each in before}
     return {"started_from": files} if files else {}
 
