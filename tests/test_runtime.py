@@ -439,10 +439,7 @@ def test_bounds_on_memory_and_size_reject_with_the_figure() -> None:
 def test_only_a_pass_is_ever_served(verdict: str) -> None:
     deployment = chosen(measured("good", 9, 0.9), measured("bad", 1, 0.99, verdict=verdict))
     assert deployment.choice.candidate.architecture == "good"
-    with pytest.raises(
-        GateFailed,
-        match=f"nothing is chosen .parity verdict {verdict}" if verdict != "unchecked" else "none was checked",
-    ):
+    with pytest.raises(GateFailed, match=f"nothing is chosen .parity verdict {verdict}: "):
         chosen(measured("bad", 1, 0.99, verdict=verdict))
 
 
