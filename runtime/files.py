@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import struct
 import sys
 import zipfile
@@ -118,21 +119,25 @@ def reading(path: Path) -> Iterator[None]:
 
 def exists(path: Path) -> bool:
     """Whether there is something at a path. Raises OSError where that is not told, as Path.exists did before 3.14."""
-    try:
-        path.stat()
-    except ValueError:  # a name with a null character
-        return False
-    except OSError as error:
-        gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
-        if not gone and getattr(error, "winerror", None) not in (21, 123, 1921):  # no drive, no such name, a loop
-            raise
-        return False
-    return True
+    return _mode(path) is not None
 
 
 def is_file(path: Path) -> bool:
     """Whether there is a regular file at a path. Raises OSError as `exists` does."""
-    return exists(path) and path.is_file()
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except ValueError:  # a name with a null character
+        return None
+    except OSError as error:
+        gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
+        if not gone and getattr(error, "winerror", None) not in (21, 123, 1921):  # no drive, no such name, a loop
+            raise
+        return None
 
 
 @contextmanager

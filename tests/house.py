@@ -213,7 +213,8 @@ def browser_example(model: Path, **others: Path) -> Iterator[str]:
     """The address of the browser example on a plain file server: the page, its packages, this model and others."""
     example = embedding_example("browser")
     with tempfile.TemporaryDirectory() as site:
-        shutil.copy(example / "index.html", site)
+        for file in ("index.html", "classifier.mjs"):
+            shutil.copy(example / file, site)
         for name, folder in {"node_modules": example / "node_modules", "model": model, **others}.items():
             (Path(site) / name).symlink_to(folder)
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)

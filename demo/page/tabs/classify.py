@@ -37,7 +37,7 @@ NAME_EXAMPLES = (
 # HEIC is decoded here, but few browsers show it: the photo's box would be empty beside its answer
 TELL_UNSHOWN = (
     "() => ['error', 'load'].forEach(kind => document.addEventListener(kind, ({ target }) => {"
-    "const frame = target.closest?.('.image-frame'); "
+    "const frame = target.closest?.('#photo .image-frame'); "
     f"if (frame) kind == 'error' ? frame.dataset.unshown = {script('unshown')} : delete frame.dataset.unshown "
     "}, true))"
 )
