@@ -127,10 +127,9 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
             parity.show(checked, command.out / "models" / name / "parity.md")
         others = ((c.name, "; ".join(c.reasons)) for c in candidates if c.verdict == "unchecked")
         tell("\n".join(not_run_here(others)))
-        for candidate in parity.failures(candidates):
-            must_pass = parity.is_measure(candidate) or candidate.precision in settings.precisions
-            (failed if must_pass else refused).append(candidate)
-        failed += parity.doubtful(checked, settings.precisions)
+        broken, doubted = parity.refusals(candidates, settings.precisions)
+        failed += broken
+        refused += doubted
         if checked and not any(c.verdict == "pass" and c.servable for c in candidates):
             measure = next(filter(parity.is_measure, checked), checked[0])
             tell(f"nothing of {receipt.spec.name} may be served: {'; '.join(measure.reasons)}")

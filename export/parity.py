@@ -8,7 +8,7 @@ from export.own_process import OwnProcess
 from runtime.backends import BuildFacts
 from runtime.candidate import Candidate, candidates_in
 from runtime.evaluation import ValidationSet
-from runtime.gate import Gate, GateResult, growth
+from runtime.gate import MIN_PHOTOS, Gate, GateResult, growth
 from runtime.markdown import plain, plain_table
 from runtime.spec import ModelSpec
 from runtime.terminal import show_table
@@ -67,10 +67,21 @@ def failures(candidates: list[Candidate]) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.verdict == "fail"]
 
 
-def doubtful(candidates: list[Candidate], asked: tuple[str, ...]) -> list[Candidate]:
-    """The inconclusive ones of a precision that was `asked` for and in which none that could be served passes."""
+def refusals(candidates: list[Candidate], asked: tuple[str, ...]) -> tuple[list[Candidate], list[Candidate]]:
+    """Those that fail an export in which the precisions `asked` for had to pass, and those it only does not serve.
+
+    Of a precision that was asked for, the inconclusive ones fail it, too, where none passes; but not for want of
+    photos, which is no fault of a file's.
+    """
+    failed, refused = list[Candidate](), list[Candidate]()
     passed = {candidate.precision for candidate in candidates if candidate.verdict == "pass" and candidate.servable}
-    return [c for c in candidates if c.verdict == "inconclusive" and c.precision in set(asked) - passed]
+    for each in candidates:
+        wanted, few = each.precision in asked, each.figures is not None and each.figures.photos < MIN_PHOTOS
+        if each.verdict == "fail":
+            (failed if wanted or is_measure(each) else refused).append(each)
+        elif each.verdict == "inconclusive" and wanted and each.precision not in passed:
+            (refused if few else failed).append(each)
+    return failed, refused
 
 
 def is_measure(candidate: Candidate) -> bool:

@@ -1,5 +1,6 @@
 """Export: the file that ships keeps the contract and agrees with the checkpoint, or nothing is replaced."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from runtime.candidate import Candidate, check_candidate
 from runtime.errors import BadModel, GateFailed, SajiError
 from runtime.evaluation import ValidationSet, compare
 from runtime.files import replacing_folder, sha256_modules
-from runtime.gate import GATES
+from runtime.gate import GATES, MIN_PHOTOS
 from runtime.golden import Golden
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
@@ -306,19 +307,30 @@ def test_exit_status_1_when_a_candidate_fails_and_the_others_keep_their_verdicts
     assert "shift 9 is above 1" in printed and bad.name in json.loads(printed.splitlines()[-1])["failed"]
 
 
-def test_what_may_not_be_served_is_told_and_fails_a_precision_that_was_asked_for(
-    model: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("photos", [8, 100])
+def test_what_may_not_be_served_is_told_and_fails_a_precision_asked_for_but_not_for_want_of_photos(
+    photos: int, model: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    receipt, reasons = Receipt.read(model), ("only 8 photos, 30 are needed for a verdict",)
-    few = [replace(candidate, verdict="inconclusive", reasons=reasons) for candidate in receipt.candidates]
-    monkeypatch.setattr(exporting, "_export", lambda *args: [replace(receipt, candidates=tuple(few))])
+    receipt = Receipt.read(model)
+    doubted = tuple(
+        replace(each, verdict="inconclusive", reasons=("no verdict",), figures=replace(each.figures, photos=photos))
+        for each in receipt.candidates
+        if each.figures
+    )
+    monkeypatch.setattr(exporting, "_export", lambda *args: [replace(receipt, candidates=doubted)])
     monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2])])
     exporting.main()
-    assert f"nothing of {receipt.spec.name} may be served: only 8 photos" in capsys.readouterr().out
+    assert f"nothing of {receipt.spec.name} may be served: no verdict" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["export", "--out", str(run.parents[2]), "--precisions", "int8"])
-    with pytest.raises(GateFailed, match="parity did not pass for resnet18 · ort-cpu · int8"):
+    passes = contextlib.nullcontext(), "refused"
+    fails = pytest.raises(GateFailed, match="parity did not pass for resnet18 · ort-cpu · int8"), "failed"
+    ends, named = passes if photos < MIN_PHOTOS else fails
+    with ends:
         exporting.main()
-    assert "fp32" not in "".join(json.loads(capsys.readouterr().out.splitlines()[-1])["failed"])
+    told = capsys.readouterr().out
+    assert f"not sure, so not served: {next(c.name for c in doubted if c.precision == 'int8')}: no verdict" in told
+    names = json.loads(told.splitlines()[-1])
+    assert all("int8" in name for name in names[named]) and len(names[named]) == len(names["failed"] + names["refused"])
 
 
 def test_a_folder_replaced_whole_keeps_the_old_one_when_the_disk_is_full(tmp_path: Path) -> None:
