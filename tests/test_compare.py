@@ -84,7 +84,7 @@ def test_what_passed_here_takes_part_once_and_the_reference_leads(tmp_path: Path
     (tmp_path / "models" / "broken").mkdir()
     (tmp_path / "models" / "broken" / "model.json").write_text("{")
     found = contestants_here(tmp_path / "deployment.json", deployment())
-    assert [entrant.candidate for entrant in found] == [REFERENCE, CANDIDATE, ORT, PLAIN]
+    assert [entrant.candidate for entrant in found] == [REFERENCE, ORT, CANDIDATE, PLAIN]
 
 
 def test_a_candidate_runs_with_the_threads_that_it_is_served_with(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_another_export_takes_no_part_under_the_names_of_what_was_chosen(
     processes |= {"openvino": {"rendang": 1.0}, "ort-cpu": {"rendang": 1.0}}
     before = contestants_here(tmp_path / "deployment.json", deployment())
     exported(chosen, CANDIDATE, ORT, REFERENCE, by="another network {}")
-    assert [each.candidate for each in before] == [REFERENCE, CANDIDATE, ORT, PLAIN]
+    assert [each.candidate for each in before] == [REFERENCE, ORT, CANDIDATE, PLAIN]
     after = contestants_here(tmp_path / "deployment.json", deployment())
     assert [each.candidate for each in after] == [CANDIDATE, PLAIN]
     says = "resnet34 was exported again after it was chosen; choose again with: make bench"
@@ -135,6 +135,15 @@ def test_an_import_which_has_no_pytorch_file_is_compared_with_onnx_runtime_in_fp
     assert (reference.reference, reference.difference, other.reference, other.difference) == (True, None, False, 0.25)
     html = state_of([reference, other], 2, "rendang", colour_classifier(), "en")
     assert "reference" in html and "0.2500" in html and "–" not in html
+
+
+def test_where_pytorch_gives_no_answer_onnx_runtime_is_the_reference(tmp_path: Path, processes: dict[str, Any]) -> None:
+    openvino = replace(ORT, backend="openvino")
+    folder = exported(tmp_path / "resnet34", REFERENCE, ORT, openvino)
+    processes |= {"pytorch": {"die": 1}, "ort-cpu": {"rendang": 1.0}, "openvino": {"rendang": 0.75}}
+    rows = rows_of([of(each, folder) for each in (REFERENCE, ORT, openvino)])
+    assert [row.reference for row in rows] == [False, True, False]
+    assert [row.difference for row in rows] == [None, None, 0.25]
 
 
 def test_another_architecture_is_not_compared_with_this_ones_reference(

@@ -32,6 +32,7 @@ from runtime.errors import SajiError
 from runtime.receipt import Receipt
 
 CALLS_SECONDS = 0.3  # of calls after the warm-up, as long as a measurement of the benchmark
+REFERENCES = "pytorch", "ort-cpu"  # as the network was trained, which an import has no file of
 HEADS = ("candidate", "answer", "probability", "inference_time", "difference")
 
 
@@ -94,8 +95,8 @@ class Row:
 def contestants_here(path: Path, deployment: Deployment) -> list[Contestant]:
     """The candidates that passed here: of the deployment at `path`, and of the receipts of all models beside its own.
 
-    The architecture that serves comes first, and within each the reference, which the others are compared with. Each is
-    of the file that was chosen or is there now; a folder that was exported again since it was chosen from adds none.
+    The architecture that serves comes first, and within each what others may be compared with. Each is of the file that
+    was chosen or is there now; a folder that was exported again since it was chosen from adds none.
     """
     places = (deployment.choice, *deployment.fallbacks)
     chosen = [Contestant(p.candidate, path.parent / p.folder, p.threads, p.streams, sha256=p.sha256) for p in places]
@@ -106,8 +107,7 @@ def contestants_here(path: Path, deployment: Deployment) -> list[Contestant]:
     for contestant in contestants:
         once.setdefault((contestant.folder, contestant.candidate.key()), contestant)
     folders = list(dict.fromkeys(contestant.folder for contestant in once.values()))
-    references = references_of(list(once.values()))
-    return sorted(once.values(), key=lambda c: (folders.index(c.folder), c is not references.get(c.folder)))
+    return sorted(once.values(), key=lambda each: (folders.index(each.folder), _rank(each)))
 
 
 def _passed_here(folder: Path, chosen: Sequence[Contestant]) -> list[Contestant]:
@@ -121,17 +121,11 @@ def _passed_here(folder: Path, chosen: Sequence[Contestant]) -> list[Contestant]
     return []
 
 
-def references_of(contestants: Sequence[Contestant]) -> dict[Path, Contestant]:
-    """What the others of each model folder are compared with: PyTorch in FP32, as the network was trained.
-
-    Where it has no such file, as of an import, ONNX Runtime in FP32.
-    """
-    found: dict[Path, Contestant] = {}
-    for backend in ("ort-cpu", "pytorch"):  # the later goes before
-        for each in contestants:
-            if (each.candidate.backend, each.candidate.precision, each.candidate.variant) == (backend, "fp32", ""):
-                found[each.folder] = each
-    return found
+def _rank(contestant: Contestant) -> int:
+    """Which of a model folder's is its reference, if it answers: the first of REFERENCES in FP32, then the next."""
+    candidate = contestant.candidate
+    plain = (candidate.precision, candidate.variant) == ("fp32", "") and candidate.backend in REFERENCES
+    return REFERENCES.index(candidate.backend) if plain else len(REFERENCES)
 
 
 async def compare(photo: bytes, contestants: list[Contestant], seconds: float) -> AsyncGenerator[Row, None]:
@@ -139,13 +133,12 @@ async def compare(photo: bytes, contestants: list[Contestant], seconds: float) -
 
     `photo` is encoded, and known to be a picture within the limits. Close the iterator: it ends the process.
     """
-    references, answered = references_of(contestants), dict[Path, Row]()
+    references = dict[Path, Row]()
     for contestant in contestants:
-        row = await _in_thread(contestant, seconds, answered.get(contestant.folder), photo)
-        if contestant is references.get(contestant.folder):
-            row = replace(row, reference=True)
-            if not row.problem:
-                answered[contestant.folder] = row
+        folder = contestant.folder
+        row = await _in_thread(contestant, seconds, references.get(folder), photo)
+        if folder not in references and not row.problem and _rank(contestant) < len(REFERENCES):
+            row = references[folder] = replace(row, reference=True)
         yield row
 
 
