@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import house
@@ -373,6 +375,20 @@ def test_the_python_example_sees_the_pixels_that_we_see(kinds: Kinds) -> None:
     files = [path for path, _ in kinds.values()]
     done = example(sys.executable, "-c", PYTHON, *files, cwd=house.EMBED / "python")
     check_seen(kinds, [json.loads(line) for line in done.stdout.splitlines()], 1)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("sides", [(256, 256), (640, 427), (333, 1000), (20, 31)])
+def test_the_python_example_sees_every_size_of_network_to_the_last_bit(
+    sides: tuple[int, int], interpolation: str, tmp_path: Path
+) -> None:
+    """Which is what the golden picture asks for; it resized all of the photo, and called healthy models wrong."""
+    draw_dish(DISHES[0], seed=3, size=700).resize(sides).save(tmp_path / "a.png")
+    model = house.module_at(house.EMBEDDING_EXAMPLE).Model
+    for size, resize in ((32, 37), (48, 55), (64, 64), (224, 256), (224, 232), (299, 342), (384, 384)):
+        geometry = replace(Geometry.for_size(size), resize=resize, interpolation=interpolation)
+        of_that_size = SimpleNamespace(spec={"geometry": asdict(geometry)})
+        assert (model.pixels(of_that_size, tmp_path / "a.png") == pixels(tmp_path / "a.png", geometry)).all(), size
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import itertools
 import json
@@ -235,6 +236,48 @@ def test_every_odd_file_is_answered_or_refused_in_one_sentence(tmp_path: Path) -
             statuses[file.relative_to(folder).as_posix()] = answer.status_code
     assert statuses["format/huge_8021x5348_progressive.jpg"] == statuses["format/webp_named.jpg"] == 200
     assert statuses["format/git_lfs_pointer.png"] == statuses["csv/README_utf16.md"] == 422
+
+
+EMPTY = (
+    b'--x\r\nContent-Disposition: form-data; name="p"; filename=""\r\nContent-Type: application/octet-stream\r\n\r\n'
+)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "; filename*=UTF-8''caf%C3%A9.jpg\r\n",  # as older requests and urllib3 send what is not ASCII
+        "\r\nContent-Type: Image/JPEG\r\n",
+        "\r\nContent-Type: application/octet-stream\r\n",
+    ],
+)
+def test_every_photo_of_a_form_is_answered_whether_it_has_a_file_name_or_not(
+    service: httpx.Client, second: str
+) -> None:
+    head = f'--x\r\nContent-Disposition: form-data; name="p"{second}\r\n'.encode()
+    field = b'--x\r\nContent-Disposition: form-data; name="token"\r\n\r\na word\r\n'
+    nothing = EMPTY + b"\r\n"  # as a browser sends where none was chosen
+    body = field + head + photo(GREEN) + b"\r\n" + nothing + part(photo()) + b"--x--\r\n"
+    answer = send(service, body, "multipart/form-data; boundary=x").json()
+    assert [each["label"] for each in answer["answers"]] == ["green_lalap", "red_rendang"]
+
+
+def test_a_form_of_which_a_photo_would_go_unanswered_is_refused(service: httpx.Client) -> None:
+    unnamed = b'--x\r\nContent-Disposition: form-data; name="p"\r\n\r\n' + photo(GREEN) + b"\r\n"
+    whole = unnamed + part(photo())
+    for parts, said in ((unnamed, "no part of the form has a"), (whole, "a photo in the form has no")):
+        answer = send(service, parts + b"--x--\r\n", "multipart/form-data; boundary=x")
+        assert refused(answer, 400, "no-photo").startswith(f"{said} file name; send")
+    nothing = EMPTY + b"\r\n--x--\r\n"
+    assert "has no photo" in refused(send(service, nothing, "multipart/form-data; boundary=x"), 400, "no-photo")
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_a_body_that_is_compressed_is_told_as_that(service: httpx.Client, form: bool) -> None:
+    body, kind = (part(photo()) + b"--x--\r\n", "multipart/form-data; boundary=x") if form else (photo(), "image/jpeg")
+    headers = {"content-type": kind, "content-encoding": "gzip"}
+    answer = service.post("/v1/classify", content=gzip.compress(body), headers=headers)
+    assert "without Content-Encoding" in refused(answer, 415, "content-encoding")
 
 
 def test_a_form_says_which_photo_is_none_and_takes_only_so_many(service: httpx.Client) -> None:

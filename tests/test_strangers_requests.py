@@ -97,7 +97,9 @@ def test_a_foreign_name_is_refused(client: httpx.Client, host: str) -> None:
     assert client.get("/healthz", headers={"host": host}).status_code == 200  # a load balancer asks by any name
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:1", "LocalHost:7860", "127.8.9.1", "[::1]:7860", "localhost"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:1", "LocalHost:7860", "127.8.9.1", "[::1]:7860", "localhost", "localhost.:80"]
+)
 def test_every_loopback_name_is_served(client: httpx.Client, host: str) -> None:
     assert named(client, host=host).status_code == 200
 
@@ -355,6 +357,43 @@ def test_a_body_that_comes_byte_by_byte_is_cut(client: httpx.Client) -> None:
                 break
         answer = rest_of(connection)
     assert status_of(answer) == 408 and b"upload-too-slow" in answer and time.monotonic() - began < 14
+
+
+# As Java's HttpClient and `curl --http2` send over http by themselves, and as a page asks for a websocket
+OFFERS = {
+    "HTTP/2": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n",
+    "a websocket": b"Upgrade: websocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Version: 13\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("sent", ["at once", "the body later", "byte by byte", "in chunks"])
+def test_a_request_that_offers_another_protocol_is_answered_in_this_one(
+    client: httpx.Client, offer: str, sent: str
+) -> None:
+    size, body = b"Content-Length: %d\r\n" % len(photo()), photo()
+    if sent == "in chunks":
+        size, body = b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    named = b"Host: 127.0.0.1\r\nContent-Type: image/jpeg\r\n"
+    head = b"POST /v1/classify?top=1 HTTP/1.1\r\n" + OFFERS[offer] + named + size + b"\r\n"
+    after = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"  # on the same connection
+    with socket.create_connection(parts_of(client), timeout=PATIENCE) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        pieces = [head, body] if sent == "the body later" else [head + body]
+        for piece in [bytes([byte]) for byte in head] + [body] if sent == "byte by byte" else pieces:
+            connection.sendall(piece)
+            time.sleep(0.02 if sent == "the body later" else 0)
+        connection.sendall(after)
+        answers = rest_of(connection)
+    assert answers.count(b"HTTP/1.1 200") == 2 and b'"label":"red_rendang"' in answers and b'"ok"' in answers
+
+
+def test_offers_in_a_row_and_tunnels_end_no_service(client: httpx.Client) -> None:
+    offers = b"".join(b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + OFFERS["HTTP/2"] + b"\r\n" for _ in range(400))
+    last = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    assert status_of(raw(client, offers + last)) == 200
+    assert status_of(raw(client, b"CONNECT evil.example:80 HTTP/1.1\r\nHost: evil.example\r\n\r\n")) in range(400, 500)
+    assert is_served(client)
 
 
 HEADS = {

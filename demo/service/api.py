@@ -222,13 +222,28 @@ class Whole:
 class _InMemory(Whole, MultiPartParser):
     spool_max_size = 0  # SpooledTemporaryFile then never goes to disk: a photo is gone when its answer is sent
 
+    def on_headers_finished(self) -> None:
+        """A photo may come without a name, and by older clients with `filename*` alone: its type tells, too."""
+        part = self._current_part
+        told = part.content_disposition or b""
+        kind = dict(part.item_headers).get(b"content-type", b"").decode("latin-1").strip().lower()
+        if b"filename=" not in told.lower() and (_is_photo(kind) or b"filename*" in told.lower()):
+            part.content_disposition = told + b'; filename="photo"'
+        super().on_headers_finished()
+
+
+def _is_photo(kind: str) -> bool:
+    return kind in RAW or kind.startswith("image/")
+
 
 async def photos_of(request: Request, most: int) -> list[bytes]:
     """The encoded photos of a request. Raises Problem 400 for none, 413 above `most`, 415 for another type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(415, "content-encoding", "the body is compressed; send it without Content-Encoding")
     if kind == FORM:
         photos = await _photos_of_form(request, most)
-    elif not kind or kind in RAW or kind.startswith("image/"):
+    elif not kind or _is_photo(kind):
         photos = [await request.body()]
     else:
         raise Problem(415, "content-type", f"a body of this type is no photo; send {', '.join(RAW)} or {FORM}")
@@ -253,11 +268,13 @@ async def _photos_of_form(request: Request, most: int) -> list[bytes]:
         raise Problem(
             400, "form", f"the form cannot be read ({reason}); send it like curl -F photo=@photo.jpg"
         ) from None
-    photos = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
-    if form and not photos:
-        detail = "no part of the form has a file name; send it like curl -F photo=@photo.jpg"
-        raise Problem(400, "no-photo", detail)
-    return photos
+    parts = [part for _, part in form.multi_items()]
+    files = [part for part in parts if isinstance(part, UploadFile)]
+    if (parts and not files) or any("\0" in part for part in parts if isinstance(part, str)):  # which no text has
+        which = "a photo in the form has no file name" if files else "no part of the form has a file name"
+        raise Problem(400, "no-photo", f"{which}; send it like curl -F photo=@photo.jpg")
+    # A browser sends a file without a name where none was chosen
+    return [await file.read() for file in files if file.size or file.filename]
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from demo.service.limits import Limits
@@ -19,6 +20,43 @@ from demo.service.shares import OWN, visitor_of
 HEAD_BYTES = 64 * 2**10  # of request line and headers: eight times what nginx takes
 
 
+class _Parser(HttpRequestParser):
+    """Goes on with a request that offers another protocol as if it did not (RFC 9110, 7.8).
+
+    Java's client and `curl --http2` offer HTTP/2 so; httptools takes the rest for that protocol's and loses the photo.
+    """
+
+    def __init__(self, connection: "Connection") -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._connection = connection
+
+    def offers(self) -> bool:
+        """Whether the request at hand is to be read again without its offer; a tunnel (CONNECT) is none."""
+        return self.should_upgrade() and self.get_method() != b"CONNECT"
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn gives nothing else
+        """Takes what has come."""
+        while True:
+            try:
+                super().feed_data(data)
+                return
+            except HttpParserUpgrade as offer:
+                if not self.offers():
+                    raise
+                data = self._head() + data[offer.args[0] :]
+
+    def _head(self) -> bytes:
+        """The request's head once more, without its offer."""
+        lines = [b"%b %b HTTP/%b" % (self.get_method(), self._connection.url, self.get_http_version().encode())]
+        for name, value in self._connection.headers:
+            if name == b"connection":
+                value = b",".join(word for word in value.split(b",") if word.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
+
+
 class Connection(HttpToolsProtocol):
     """A connection of uvicorn's that is refused when the head of its request is too long, or too long on its way.
 
@@ -28,6 +66,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, limits: Limits, most: int, proxies: Sequence[Network], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.parser: _Parser = _Parser(self)
         self._limits, self._most, self._share, self._proxies = limits, most, limits.share_of(most), proxies
         self._head_bytes, self._late = 0, None  # type: tuple[int, asyncio.TimerHandle | None]
         self.visitor = OWN
@@ -72,8 +111,13 @@ class Connection(HttpToolsProtocol):
         self._await_head()
 
     def on_headers_complete(self) -> None:
-        self._head_is_in()
-        super().on_headers_complete()
+        if not self.parser.offers():
+            self._head_is_in()
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.offers():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -101,7 +101,7 @@ def _as_sent(name: str, flag: str) -> str:
 
 def _name_of(host: str) -> str:
     match = HOST.fullmatch(host.lower())
-    return match[1].strip("[]") if match else ""
+    return match[1].strip("[]").removesuffix(".") if match else ""  # a full name may end with the dot of the root
 
 
 class Guard:

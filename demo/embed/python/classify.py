@@ -29,10 +29,10 @@ class Model:
     def pixels(self, path: Path) -> np.ndarray:
         """The photo as the network sees it: upright, RGB, shorter side resized, centre cut out; uint8 [S, S, 3]."""
         geometry, photo = self.spec["geometry"], decode(path)
-        size, how = geometry["size"], Image.Resampling[geometry["interpolation"].upper()]
-        photo = ImageOps.scale(photo, geometry["resize"] / min(photo.size), how)
-        left, top = (photo.width - size) // 2, (photo.height - size) // 2
-        return np.asarray(photo.crop((left, top, left + size, top + size)))
+        size, resize, how = geometry["size"], geometry["resize"], Image.Resampling[geometry["interpolation"].upper()]
+        sides = [(own, max(resize, round(own * (resize / min(photo.size))))) for own in photo.size]
+        x0, y0, x1, y1 = [((side - size) // 2 + end) * (own / side) for end in (0, size) for own, side in sides]
+        return np.asarray(photo.resize((size, size), how, (x0, y0, x1, y1)))  # to the last bit as in training
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
         """Softmax of the logits at the spec's temperature, float [classes], and familiarity where the model has it."""
