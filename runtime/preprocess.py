@@ -251,6 +251,10 @@ def _identified(file: IO[bytes], formats: Sequence[str]) -> Image.Image:
 
 
 def _why_unidentified(file: IO[bytes], formats: Sequence[str]) -> str:
+    file.seek(0)
+    if not any(file.read(2**16)):  # as clouds and cameras leave it, whose name and size are there before the photo
+        return "is empty; get it once more from where it came"
+    file.seek(0)
     brand = brand_of(file)
     if brand == "AVIF" and not features.check("avif"):
         return "is an AVIF photo, which this Pillow cannot read; type: pip install --upgrade 'pillow>=11.3'"

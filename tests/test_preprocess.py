@@ -230,6 +230,12 @@ def test_an_array_that_is_no_rgb_picture_is_refused(array: np.ndarray) -> None:
         pixels(array, GEOMETRY)
 
 
+@pytest.mark.parametrize("size", [0, 1, 200_000])
+def test_a_file_that_was_never_filled_is_told_as_empty(size: int) -> None:
+    with pytest.raises(BadPhoto, match="is empty; get it once more"):
+        pixels(bytes(size), GEOMETRY)
+
+
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadPhoto, match=r"gone\.jpg cannot be opened"):
         pixels(tmp_path / "gone.jpg", GEOMETRY)
