@@ -5,10 +5,12 @@ typed  = $(call quoted,$(value $(1)))
 OUT    ?= artifacts
 # Make would expand them on their way into the environment, since 4.4 into that of $(shell), too: the name of a folder
 # must not be run
-unexport DATA OUT RUN
+unexport DATA OUT RUN RECIPE
 # What a recipe is for: two networks for the first minutes, the one with weights, the comparison that saji grew from
-ARCHS  ?= $(if $(filter quick,$(RECIPE)),resnet18 resnet34,$(if $(filter transfer,$(RECIPE)),efficientnet_lite0,plain34 resnet34 se_resnet34))
-RECIPE ?= $(if $(value DATA),scratch,quick)
+ARCHS  ?= $(if $(filter quick,$(BY)),resnet18 resnet34,$(if $(filter transfer,$(BY)),efficientnet_lite0,plain34 resnet34 se_resnet34))
+RECIPE ?=
+BY     = $(or $(value RECIPE),$(if $(value DATA),scratch,quick))
+NETWORKS = $(subst $(comma), ,$(ARCHS))
 # A run is named after its photos, wherever one stands, as training.photos.dataset.run_name does it
 STEM   := -c 'import pathlib, sys; path = pathlib.Path(sys.argv[1]).resolve(); print(path.name if path.is_dir() else path.stem)'
 NAMED  = $(or $(value RUN),$(if $(value DATA),$(or $(shell $(PYTHON) $(STEM) $(call typed,DATA)),photos),sample))
@@ -74,20 +76,20 @@ setup: .venv/installed ## create .venv, install saji and all that runs on this m
 	echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
-	@$(PY) -m training --recipe $(RECIPE) $(if $(value DATA),--data $(call typed,DATA)) --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(ARCHS) $(ARGS)
+	@$(PY) -m training --recipe=$(call quoted,$(BY)) $(if $(value DATA),--data=$(call typed,DATA)) --run=$(call quoted,$(NAMED)) --out=$(call typed,OUT) --archs $(NETWORKS) $(ARGS)
 
 export: .venv/installed ## checkpoints -> checked ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
-	@$(PY) -m export --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(ARCHS) $(RECOVERY) $(ARGS)
+	@$(PY) -m export --run=$(call quoted,$(NAMED)) --out=$(call typed,OUT) --archs $(NETWORKS) $(RECOVERY) $(ARGS)
 
 bench: .venv/installed ## time all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
-	@$(PY) runtime/bench.py --out $(call typed,OUT) --archs $(ARCHS) --seconds $(BENCH_SECONDS) $(COLD) $(ARGS)
+	@$(PY) runtime/bench.py --out=$(call typed,OUT) --archs $(NETWORKS) --seconds $(BENCH_SECONDS) $(COLD) $(ARGS)
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
-	$(PY) demo/app.py --serve auto --out $(call typed,OUT) $(ARGS)
+	$(PY) demo/app.py --serve auto --out=$(call typed,OUT) $(ARGS)
 
 scale: .venv/installed ## the same as a fleet on Ray, here or on a cluster      ARGS=
 	@$(PY) -c 'import ray' 2>/dev/null || $(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[scale]'
-	$(PY) -m demo.scale --serve auto --out $(call typed,OUT) $(ARGS)
+	$(PY) -m demo.scale --serve auto --out=$(call typed,OUT) $(ARGS)
 
 test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -23,7 +23,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from runtime.errors import BadPhoto, SajiError, TooManyPixels, TooMuchMemory
 from runtime.photo.colours import Unshown, told_colours
-from runtime.photo.formats import bits_of_jpeg_or_psd, brand_of, is_dct, scans, without_broken_chunks
+from runtime.photo.formats import bits_of_jpeg_or_psd, brand_of, is_dct, readable_png, scans
 from runtime.photo.shown import as_shown, upright_rgb
 from runtime.spec import PREPROCESS_VERSION, Geometry
 
@@ -219,12 +219,8 @@ def opened(source: Source, formats: Sequence[str] = FORMATS) -> Iterator[tuple[A
             yield source, None
             return
         with _file(source) as file:
-            try:
-                image = _identified(file, formats)
-            except UnidentifiedImageError:
-                file = without_broken_chunks(file)
-                image = _identified(file, formats)
-            with image:
+            file = readable_png(file)
+            with _identified(file, formats) as image:
                 yield image, file
 
 

@@ -211,6 +211,7 @@ def with_profile(jp2: bytes, kind: int) -> bytes:
 
 JP2 = saved(picture(), "JPEG2000")
 WIDE, MUCH = (b"cICP", bytes([12, 13, 0, 1])), bytes(70_000)
+LONG = zlib.compress(bytes(1_500_000))
 LETTERS = b"\0\0\0\4cICP" + bytes([9, 16, 0, 1])
 BOX_LETTERS = b"colrnclx" + struct.pack(">HH", 9, 16)
 PALETTE = (b"PLTE", bytes(range(48)))
@@ -240,6 +241,18 @@ TOLD_AS = {
         gallery.png(scene(), 2, 8, png_chunk(b"tEXt", b"a\0b")[:-1] + b"?" + png_chunk(*WIDE)),
         of_colours(WIDE),
     ),
+    **{
+        f"{chunks[0][0].decode()}, {what}": (of_colours(*chunks, WIDE), of_colours(WIDE))
+        for what, *chunks in (
+            ("a megabyte of it", (b"zTXt", b"workflow\0\0" + LONG)),
+            ("a megabyte of it", (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)),
+            ("a megabyte of it", (b"iCCP", b"x\0\0" + LONG)),
+            ("much of it", *[(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))] * 99),
+            *(("of a wrong length", (kind, b"\0")) for kind in (b"gAMA", b"cHRM", b"pHYs", b"acTL", b"fcTL", b"fdAT")),
+            *(("of nothing", (kind, b"")) for kind in (b"sRGB", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"tIME")),
+            ("of no method", (b"iCCP", b"x\0\1")),
+        )
+    },
     "cICP behind the palette": (of_colours(PALETTE, WIDE), of_colours()),
     "cICP of a wrong length": (of_colours((b"cICP", bytes([9, 16, 0, 1, 0]))), of_colours()),
     "cICP of no colours, and a profile": (

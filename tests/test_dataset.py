@@ -104,6 +104,13 @@ def test_the_split_does_not_depend_on_names(tmp_path: Path) -> None:
     assert quick(tmp_path / "one").fingerprint == quick(tmp_path / "two").fingerprint
 
 
+def test_photos_of_the_test_split_alone_teach_nothing(tmp_path: Path) -> None:
+    for start, label in enumerate(("test/ant", "test/bee")):
+        write_photos(tmp_path, label, 2, start=10 * start)
+    with pytest.raises(SajiError, match=r"has photos of the test split alone; add others to learn from, in train/"):
+        quick(tmp_path)
+
+
 def test_photos_of_the_test_split_that_measure_nothing_are_told(tmp_path: Path) -> None:
     for number, (label, photos) in enumerate({"train/ant": 4, "train/bee": 4, "test/ant": 3, "test/cat": 2}.items()):
         write_photos(tmp_path, label, photos, start=10 * number)

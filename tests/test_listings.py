@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def test_a_listing_is_read_however_it_was_written(
     names: list[str], label: str, delimiter: str, end: str, encoding: str, form: str
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        root, files = Path(folder), [f"{name}.jpg" for name in names if not name.startswith(".")]
+        root, files = Path(folder), [f"{name}.jpg" for name in names if not re.match(r'\.| +"', name)]
         touch(root, *(unicodedata.normalize("NFC", file) for file in files))
         with open(root / "labels.csv", "w", newline="", encoding=encoding) as file:
             writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
@@ -86,6 +87,39 @@ def test_any_end_of_lines_is_told_before_the_columns_and_a_return_in_quotes_stay
     rows = ["filename\tlabel\tnote", '"a\nb.jpg"\tx\tred, hot, big, hot', '"a\rb.jpg"\ty\tno, not this, no, no']
     (touch(tmp_path, "a\nb.jpg", "a\rb.jpg") / "labels.csv").write_text(end.join(["", *rows, ""]), newline="")
     assert listed(tmp_path) == [("a\nb.jpg", "x", None), ("a\rb.jpg", "y", None)]
+
+
+@pytest.mark.parametrize(
+    "row", ['0.jpg, "ant, fried"', '"0.jpg" , "ant, fried"', ' "0.jpg", "ant, fried"', '0.jpg,"ant, fried"']
+)
+def test_a_space_ahead_of_quotes_is_no_part_of_a_cell(row: str, tmp_path: Path) -> None:
+    (touch(tmp_path, "0.jpg") / "labels.csv").write_text(f"filename,label\n{row}\n")
+    assert listed(tmp_path) == [("0.jpg", "ant, fried", None)]
+
+
+def test_what_programs_leave_in_a_listing_is_no_fault_of_each_row(tmp_path: Path) -> None:
+    """Two marks ahead, an end of lines that was written as text again, a picture in a column of its own."""
+    field = csv.field_size_limit()
+    rows = ["\ufeff\ufefffilename,label,thumbnail", f"0.jpg,ant,{'A' * 200_000}", "1.jpg,ant,", ""]
+    (touch(tmp_path, "0.jpg", "1.jpg") / "labels.csv").write_text("\r\r\n".join(rows), "utf-8", newline="")
+    assert listed(tmp_path) == [("0.jpg", "ant", None), ("1.jpg", "ant", None)]
+    assert len(read_photo_set(tmp_path).problems) == 2 and csv.field_size_limit() == field
+
+
+@pytest.mark.parametrize("sign", ["\u200b", "\ufeff", "\u00ad", "\ufe0f", "\u2060", "\u200d"])
+def test_a_sign_that_nobody_sees_makes_no_class(sign: str, tmp_path: Path) -> None:
+    (touch(tmp_path, "0.jpg", "1.jpg") / "labels.csv").write_text(
+        f"filename,label\n0.jpg,ant\n1.jpg,ant{sign}\n", "utf-8"
+    )
+    with pytest.raises(house.SajiError, match=r"differ only by .* signs that nobody sees; merge them"):
+        read_photo_set(tmp_path)
+
+
+def test_flags_that_unseen_signs_tell_apart_are_two_classes() -> None:
+    england, scotland = (
+        "\U0001f3f4" + "".join(chr(0xE0000 + ord(c)) for c in f"gb{part}\x7f") for part in ("eng", "sct")
+    )
+    assert spoken(england) != spoken(scotland)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +406,14 @@ def test_of_a_class_folder_without_permission_the_error_names_that_folder() -> N
             os.seteuid(os.getuid())
             closed.chmod(0o700)
     assert str(refused.value.filename) == str(closed)
+
+
+def test_a_val_without_photos_is_told_as_one_that_is_not_there(tmp_path: Path) -> None:
+    touch(tmp_path, "train/ant/0.jpg", "train/bee/0.jpg")
+    (tmp_path / "val" / "ant").mkdir(parents=True)
+    told = read_photo_set(tmp_path).problems
+    assert told[0] == f"class folder {Path('val', 'ant')} is empty"
+    assert told[1].startswith("there is no photo in val/") and "a part of train/" in told[1]
 
 
 def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,8 @@ def test_a_folder_with_labels_csv_is_read_by_it(tmp_path: Path) -> None:
         ("filename,label\n", "holds no labelled photo"),
         ("", "has the columns none"),
         ("filename,label\na.jpg,bakso\na.jpg,Bakso\n", "differ only by case"),
-        ("filename,label\n" + "a" * 200_000 + ",x\n", "unclosed quote"),
+        ("filename,label\n" + "a" * 200_000 + ",x\n", "line 2: a{400} does not exist"),
+        ('filename,label\n"a.jpg,x\n' + "b.jpg,x\n" * 30_000, "look for an unquoted comma or a quote"),
         ("filename,label\na.jpg,x\0\n", "no UTF-8 text"),
     ],
 )

@@ -7,8 +7,10 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from PIL import UnidentifiedImageError
+from PIL import PngImagePlugin
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PACKED = (b"zTXt", b"iTXt", b"iCCP")
 _SCAN = b"\xff\xda\0"  # the marker, and the upper byte of its length
 # The markers of frames (ITU-T T.81, table B.1), and of those that are kept as DCT: a lossless one has nothing to scale,
 # and writes beyond the memory that Pillow reserves for a smaller picture
@@ -102,20 +104,49 @@ def orientation_in(block: bytes) -> int | None:
     return None
 
 
-def without_broken_chunks(file: IO[bytes]) -> IO[bytes]:
-    """A PNG without what stands beside its picture and has a wrong checksum (PNG 3, 13.2), at which Pillow gives up."""
+def readable_png(file: IO[bytes]) -> IO[bytes]:
+    """A PNG without what stands beside its picture and stops Pillow; anything else as it is.
+
+    That is a chunk with a wrong checksum (PNG 3, 13.2), or one that Pillow's own reader of its kind refuses: of a wrong
+    length, or text and profiles of more than a megabyte, as programs keep their whole history in.
+    """
     file.seek(0)
-    content, kept, place = file.read(8), [], 8
-    if content != b"\x89PNG\r\n\x1a\n":
-        raise UnidentifiedImageError
-    content += file.read()
-    while place + 12 <= len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4])
-        beside, whole = content[place + 4] & 0x20, zlib.crc32(content[place + 4 : end - 4])
-        if not beside or whole == int.from_bytes(content[end - 4 : end]):
-            kept.append(content[place:end])
+    if file.read(8) != _PNG:
+        return file
+    pillow, stopping, place = PngImagePlugin.PngStream(io.BytesIO()), list[tuple[int, int]](), 8
+    while len(head := file.read(8)) == 8:
+        kind, size = head[4:], int.from_bytes(head[:4])
+        beside = kind[0] & 0x20
+        if beside or kind == b"IHDR":  # by which Pillow reads others
+            content, checksum = file.read(size), file.read(4)
+            whole = zlib.crc32(kind + content).to_bytes(4) == checksum
+            enough = len(stopping) > 16 and kind in _PACKED  # each may take a megabyte to look into
+            if (enough or _stops(pillow, kind, content) or not whole) and beside:
+                stopping.append((place, place + 12 + size))
+        place += 12 + size
+        file.seek(place)
+    if not stopping:
+        file.seek(0)
+        return file
+    kept, place = [], 0
+    for begin, end in [*stopping, (file.seek(0, 2), 0)]:
+        file.seek(place)
+        kept.append(file.read(begin - place))
         place = end
-    return io.BytesIO(content[:8] + b"".join(kept))
+    return io.BytesIO(b"".join(kept))
+
+
+def _stops(pillow: PngImagePlugin.PngStream, kind: bytes, content: bytes) -> bool:
+    read = getattr(pillow, f"chunk_{kind.decode('latin-1')}", None)
+    pillow.fp = io.BytesIO(content)
+    try:
+        if read:
+            read(0, len(content))
+    except EOFError:  # how it tells that pixels begin
+        return False
+    except Exception:  # whatever damaged bytes lead it to
+        return True
+    return False
 
 
 def boxes(file: IO[bytes], end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -91,6 +91,9 @@ def _hold_back(good: list[Photo], scenes: list[Scene], share: float, seed: int) 
 def _require_enough(readable: Sequence[Photo], classes: Sequence[str], listed: PhotoSet) -> None:
     counts = Counter(photo.label for photo in readable if photo.split != "test")
     held_back = Counter(photo.label for photo in readable if photo.split == "test")
+    if not classes:
+        told = f"{listed.source} has photos of the test split alone"
+        raise SajiError(f"{told}; add others to learn from, in train/ or with the split train, or leave the split out")
     if len(classes) < 2:
         raise SajiError(f"{listed.source} has the one class {''.join(classes)!r}; a classifier needs at least two")
     unreadable = len(listed.photos) - len(readable)

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import SajiError, some_of
 
@@ -22,9 +23,10 @@ def read_list(path: Path) -> tuple[list[Row], list[str]]:
     text, problems = _text(path)
     root = path.parent.resolve()
     photos, bad_rows, padded = [], [], 0
+    longest = csv.field_size_limit(2**31 - 1)  # a column that is not used may hold anything
     try:
-        # newline="": old spreadsheets end lines with a lone CR, which elsewhere may be a part of a name
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        ahead = any(re.match(' +"', cell) for row in _rows(text) for cell in row)
+        rows = _rows(text, skipinitialspace=ahead)
         header = _header(rows)
         if "filename" not in header or "label" not in header:
             raise SajiError(f"{path} has the columns {_named(header) or 'none'}; it needs filename,label[,split]")
@@ -39,6 +41,8 @@ def read_list(path: Path) -> tuple[list[Row], list[str]]:
                 padded += photo[1] not in row
     except csv.Error as error:
         raise SajiError(f"{path} is no CSV that can be read ({error}); look for an unclosed quote") from None
+    finally:
+        csv.field_size_limit(longest)
     if unknown := [name for name in header if name and name not in _COLUMNS]:
         problems.append(f"{path.name} has columns that are not used: {_named(unknown)}")
     if padded:
@@ -49,6 +53,13 @@ def read_list(path: Path) -> tuple[list[Row], list[str]]:
     return photos, [*problems, *bad_rows]
 
 
+def _rows(text: str, skipinitialspace: bool = False) -> Any:
+    """A CSV reader. A space ahead of quotes makes them a part of a cell, unless it is skipped, as it is in any cell."""
+    # newline="": old spreadsheets end lines with a lone CR, which elsewhere may be a part of a name
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=skipinitialspace)
+
+
 def _header(rows: Iterable[Sequence[str]]) -> list[str]:
     """The names in the first row that is not blank, but for Excel's own, which says the delimiter."""
     named = ([name.strip().lower() for name in row] for row in rows)
@@ -57,7 +68,7 @@ def _header(rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _named(cells: Sequence[str]) -> str:
     """Cells in a sentence: on one line and not all of them, for behind an unclosed quote a cell is the whole file."""
-    return " ".join(", ".join(cells).split())[:200]
+    return " ".join(", ".join(cells).split())[:400]
 
 
 def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[str]) -> Row | str:
@@ -79,13 +90,13 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
     if not (spelled.is_relative_to(root) or spelled.is_relative_to(given) or place.is_relative_to(root)):
         raise SajiError(f"{line} points outside its folder ({_named([file])}); keep the photos beside the CSV")
     if not label:
-        return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({file})"
+        return f"{line} has no label{' and no comma' if len(row) == 1 else ''} ({_named([file])})"
     if split and split not in SPLITS:
-        raise SajiError(f"{line} has the split {split!r}; use train, val or test")
+        raise SajiError(f"{line} has the split {_named([split])!r}; use train, val or test")
     if exists:
         return folder / file, label, SPLITS.get(split)
     there = os.path.isdir(root / file)  # noqa: PTH112  never raises
-    return f"{line}: {file} is a folder; a row is for one photo" if there else f"{line}: {file} does not exist"
+    return f"{line}: {_named([file])} {'is a folder; a row is for one photo' if there else 'does not exist'}"
 
 
 def _spelled_as_there(root: Path, cell: str) -> str:
@@ -106,8 +117,9 @@ def _delimiter(text: str) -> str:
 
 def _text(path: Path) -> tuple[str, list[str]]:
     raw = path.read_bytes()
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = raw.decode(encoding, "replace")
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    text = raw.decode(encoding, "replace").lstrip("\ufeff")  # some programs write the mark twice
+    text = text.replace("\r\r\n", "\r\n")  # of Python on Windows, where nobody typed newline=""
     if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
         raise SajiError(f"{path} is no UTF-8 text; DATA is a folder with one folder per class, or a CSV saved as UTF-8")
     if encoding == "utf-16":

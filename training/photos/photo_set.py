@@ -80,7 +80,7 @@ def read_photo_set(source: Path) -> PhotoSet:
         if other != label:
             raise SajiError(
                 f"{source} has the classes {other!r} and {label!r}, which differ only by case, spaces, underscores, "
-                "hyphens or the encoding of a letter; merge them"
+                "hyphens, the encoding of a letter or signs that nobody sees; merge them"
             )
     return photo_set
 
@@ -104,9 +104,16 @@ def unchanged(path: Path, sha256: str) -> io.BytesIO:
 
 def spoken(label: str) -> str:
     """A label as it is said aloud: two labels are the same class when only case, or what stands between words (spaces,
-    _ or a dash) tell them apart. A dash before a number or behind a letter may mean something: -1, A-."""
+    _ or a dash), or characters that nobody sees, tell them apart. A dash before a number or behind a letter may mean
+    something: -1, A-."""
     text = unicodedata.normalize("NFKC", label).casefold().replace("_", " ")
+    text = "".join(sign for sign in text if not _is_unseen(sign))
     return " ".join(re.sub(r"(?<=[^\W\d])[\u2010-\u2015-]+(?=[^\W\d])", " ", text).split())
+
+
+def _is_unseen(sign: str) -> bool:
+    """Whether a character shows nothing by itself, as what pages and spreadsheets leave in a cell; flags have some."""
+    return (unicodedata.category(sign) == "Cf" and sign < "\U000e0000") or "\ufe00" <= sign <= "\ufe0f"
 
 
 def _listed(file: Path) -> PhotoSet:
@@ -123,7 +130,7 @@ def _read_folders(root: Path) -> PhotoSet:
         files = by_class[folder] = sorted(walk.photos(folder))
         photos += [Photo(file, folder.name, classes[folder]) for file in files]
         if not files:
-            problems.append(f"class folder {folder.name} is empty")
+            problems.append(f"class folder {folder.relative_to(root)} is empty")
     for top in splits or [root]:
         inside = {folder: files for folder, files in by_class.items() if folder.parent == top}
         if not splits or all(folder.name.lower() in SPLITS for folder in inside):
@@ -132,8 +139,9 @@ def _read_folders(root: Path) -> PhotoSet:
         stray = sum(walk.is_photo(file) for file in folder.iterdir() if not file.is_dir())
         if stray:
             problems.append(f"{stray} files directly in {folder.resolve().name}/ belong to no class and are ignored")
-    if "train" in splits.values() and "val" not in splits.values():
-        problems.append(f"there is no val/ in {root.resolve().name}: a part of train/ is kept to validate by")
+    if "train" in splits.values() and not any(photo.split == "val" for photo in photos):
+        empty = "no photo in val/" if "val" in splits.values() else "no val/"
+        problems.append(f"there is {empty} in {root.resolve().name}: a part of train/ is kept to validate by")
     if splits:
         ignored = [folder.name for folder in folders if folder not in splits]
         problems += [f"folder {name} stands beside train/ and val/ and is ignored" for name in ignored]
