@@ -66,9 +66,9 @@ def _header(rows: Iterable[Sequence[str]]) -> list[str]:
     return next((names for names in named if any(names) and not names[0].startswith("sep=")), [])
 
 
-def _named(cells: Sequence[str]) -> str:
+def _named(cells: Sequence[str], most: int = 200) -> str:
     """Cells in a sentence: on one line and not all of them, for behind an unclosed quote a cell is the whole file."""
-    return " ".join(", ".join(cells).split())[:400]
+    return " ".join(", ".join(cells).split())[:most]
 
 
 def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[str]) -> Row | str:
@@ -96,7 +96,7 @@ def _read_row(folder: Path, root: Path, line: str, header: list[str], row: list[
     if exists:
         return folder / file, label, SPLITS.get(split)
     there = os.path.isdir(root / file)  # noqa: PTH112  never raises
-    return f"{line}: {_named([file])} {'is a folder; a row is for one photo' if there else 'does not exist'}"
+    return f"{line}: {_named([file], 400)} {'is a folder; a row is for one photo' if there else 'does not exist'}"
 
 
 def _spelled_as_there(root: Path, cell: str) -> str:
