@@ -231,6 +231,7 @@ def test_what_a_list_puts_around_each_name_is_no_part_of_it(how: str, tmp_path: 
         ("n01440764 tench", "n01443537 goldfish"),
         ("[unknown]", "bee", "cat"),
         ("shepherd's pie", "chef's salad"),
+        ('"1": "bee"', '"0": "ant"'),
     ],
 )
 def test_what_stands_around_some_names_alone_is_a_part_of_them(names: tuple[str, ...], tmp_path: Path) -> None:

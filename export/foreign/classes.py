@@ -18,7 +18,7 @@ _AROUND = [
     re.compile(r"""(?P<quote>["']?)(?P<at>\d{1,9})(?P=quote)(?:\s*[:,;=]\s*|[.)]?\s+)(?P<name>.+)"""),
     re.compile(r"(?P<name>.+?)\s*[:,;=\t]\s*(?P<at>\d{1,9})"),
 ]
-_QUOTED = re.compile(r"""(["']).+\1""")
+_QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)+\1""")  # one text, not several
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
