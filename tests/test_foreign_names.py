@@ -1,5 +1,6 @@
 """What a foreign network is given wrongly: numbers to normalise by, and names that are not those of its logits."""
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import onnx.parser
 import pytest
 from PIL import Image
 
+from export.foreign.classes import read_classes
 from export.foreign.names import require_names
 from export.foreign.source import ForeignModel
 from export.settings import Foreign, Triple
@@ -188,3 +190,57 @@ def test_numbers_of_two_scales_are_refused(mean: Triple, std: Triple, scale: flo
 )
 def test_numbers_that_others_normalise_by_are_taken(mean: Triple, std: Triple, scale: float) -> None:
     Foreign(mean=mean, std=std, scale=scale)
+
+
+LISTS = {
+    "of PowerShell": "crème\r\nbee\r\ncat\r\n".encode("utf-16"),
+    "big-endian": codecs.BOM_UTF16_BE + "crème\nbee\ncat".encode("utf-16-be"),
+    "in quotes": '"crème"\n"bee"\n"cat"\n',
+    "out of JSON": '  "cr\\u00e8me",\n  "bee",\n\n  "cat"\n',
+    "JSON": '[\n  "cr\\u00e8me",\n  "bee",\n  "cat"\n]\n',
+    "JSON by number": '{\n  "0": "crème",\n  "1": "bee",\n  "2": "cat"\n}\n',
+    "of Keras": '{\n  "crème": 0,\n  "bee": 1,\n  "cat": 2\n}\n',
+    "of Python": "['crème',\n'bee',\n\"cat\",\n]".replace("[", "[\n"),
+    "with commas": "crème,\nbee,\ncat\n",
+    "YAML": "- crème\n- bee\n- cat\n",
+    "YAML in quotes": "- 'crème'\n- 'bee'\n- \"cat\"\n",
+    "YAML by number": "  0: crème\n  1: bee\n  2: cat\n",
+    "with numbers": "0 crème\n1 bee\n2 cat",
+    "with tabs": "0\tcrème\n1\tbee\n2\tcat",
+    "CSV": "crème,0\nbee,1\ncat,2\n",
+}
+
+
+@pytest.mark.parametrize("how", LISTS)
+def test_what_a_list_puts_around_each_name_is_no_part_of_it(how: str, tmp_path: Path) -> None:
+    content = LISTS[how]
+    (tmp_path / "names.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert read_classes(tmp_path / "names.txt") == ("crème", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1 cup", "2 cups", "3 cups"),
+        ("0", "1", "2"),
+        ("0.5 l", "1.5 l"),
+        ("- none -", "bee", "cat"),
+        ('"other"', "bee", "cat"),
+        ("7 up", "cola", "tea"),
+        ("fish, fried", "fish, raw", "rice"),
+        ("n01440764 tench", "n01443537 goldfish"),
+        ("[unknown]", "bee", "cat"),
+        ("shepherd's pie", "chef's salad"),
+        ('"1": "bee"', '"0": "ant"'),
+    ],
+)
+def test_what_stands_around_some_names_alone_is_a_part_of_them(names: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert read_classes(tmp_path / "names.txt") == names
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "latin-1", "utf-16-le", "utf-32"])
+def test_names_in_another_encoding_are_to_be_saved_as_utf_8(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cr\u00e8\u00eame" if encoding != "gbk" else "蚂蚁", encoding=encoding)
+    with pytest.raises(SajiError, match="is no UTF-8 text; save it as UTF-8, with a class a line"):
+        read_classes(tmp_path / "names.txt")

@@ -23,7 +23,7 @@ from conftest import PATIENCE, ROOT
 from house import Said
 
 import runtime
-from export.foreign.reading import require_file
+from export.foreign.opening import require_file
 from runtime.deployment import Deployment
 from runtime.errors import SajiError
 from runtime.files import read_json

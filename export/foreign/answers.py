@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from export.foreign.reading import in_one_line
+from export.foreign.opening import in_one_line
 from export.foreign.wrapping import OURS
 from export.graph import INPUT, LAYERS, OUTPUT, all_graphs, inner_graphs
 from export.layers import first_without_answer

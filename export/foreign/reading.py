@@ -8,21 +8,11 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 
+from export.foreign.opening import in_one_line, opened
 from export.graph import OPSET, all_graphs
 from runtime.errors import BadModel
-from runtime.files import exists
 from runtime.spec import require_one_file
 
-# From IR 4 on initialisers need not be inputs; 10 is of ONNX 1.16 and 1.17, which every ONNX Runtime that we allow
-# reads. Other versions add types, not meaning
-OLDEST_IR, NEWEST_IR = 4, 10
-# By what a file begins with at a place: what it is, and what to do about it
-OTHERS = {
-    (0, b"version https://git-lfs"): "a pointer of Git LFS; fetch the file itself with: git lfs pull",
-    (0, b"PK\x03\x04"): "a zip archive, as those of PyTorch and Keras are; export the network to ONNX",
-    (0, b"<"): "a page of the web; download the file itself",
-    (4, b"TFL3"): "a model of TensorFlow Lite; export the network to ONNX",
-}
 _QUANTISED = re.compile(r"Quantize|Integer|NBits|^Q[A-Z]")  # operators of ONNX and of ONNX Runtime
 _HIGH_AND_LOW = ("FLOAT16", "BFLOAT16", "DOUBLE")
 _SUMMING = re.compile(r"Conv|Gemm|MatMul|Einsum|Attention|^RNN$|LSTM|GRU|Normalization|AveragePool")
@@ -35,24 +25,21 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     Its functions are written out where they are used. Raises BadModel for anything else, such as external data that is
     not beside it, a fixed batch, or layers that compute in another format than FP32.
     """
-    _require_onnx(path)
+    model = opened(path)
     try:
-        return _read(path)
+        return _read(model, path)
     except BadModel:
         raise
-    except Exception as error:  # protobuf's, onnx's and the system's errors are of no common family
+    except Exception as error:  # protobuf's and onnx's errors are of no common family
         raise BadModel(
-            f"{path} cannot be read as ONNX ({in_one_line(error)}); give the complete file, with what belongs to it "
-            "beside it and no links"
+            f"{path} breaks a rule of ONNX ({in_one_line(error)}); export it with another opset_version, such as 17, "
+            "or mend it until onnx.checker.check_model takes it"
         ) from None
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    model = onnx.load(path)
+def _read(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     tensors = (tensor for graph in all_graphs(model.graph) for tensor in (*graph.initializer, *_constants(graph)))
     require_one_file(str(path), sum(4 * math.prod(tensor.dims) for tensor in tensors))
-    model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
-    _use_short_domain(model)
     _require_shapes(model.graph, path)
     onnx.checker.check_model(model)
     _import_standard(model)
@@ -81,32 +68,6 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     return [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
-
-
-def _require_onnx(path: Path) -> None:
-    """Raise BadModel for what is no file, and for files of other kinds that are taken for one."""
-    require_file(path, "the ONNX file")
-    with open(path, "rb") as file:
-        beginning = file.read(64)
-    for (place, known), what in OTHERS.items():
-        if beginning[place:].lstrip().startswith(known):
-            raise BadModel(f"{path} is no ONNX but {what}")
-
-
-def require_file(path: Path, wanted: str) -> None:
-    """Raise BadModel where there is none: a pipe or a device would be waited for."""
-    if not path.is_file():
-        raise BadModel(f"{path} is {'no regular file' if exists(path) else 'not there'}; give {wanted}")
-
-
-def _use_short_domain(model: onnx.ModelProto) -> None:
-    """Write the standard's domain as "", which it may also be called "ai.onnx"."""
-    for whole in (model, *model.functions):
-        for entry in whole.opset_import:
-            entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
-    for part in (*all_graphs(model.graph), *model.functions):
-        for node in part.node:
-            node.domain = "" if node.domain == "ai.onnx" else node.domain
 
 
 def _import_standard(model: onnx.ModelProto) -> None:
@@ -190,8 +151,3 @@ def dims(value: onnx.ValueInfoProto) -> list[int | str]:
 
 def _type(value: onnx.ValueInfoProto) -> str:
     return onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-
-
-def in_one_line(error: Exception) -> str:
-    """What a library says, shortened."""
-    return " ".join(str(error).split())[:200]

@@ -1,7 +1,5 @@
 """`python -m export --onnx FILE …`: a classifier of another project under our contract."""
 
-import unicodedata
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,8 +7,10 @@ import numpy as np
 import onnx
 
 from export.foreign.answers import Network, require_logits, require_same
+from export.foreign.classes import composed, read_classes
 from export.foreign.names import require_names, require_own_names
-from export.foreign.reading import dims, in_one_line, lifted, read_foreign, require_file, without_softmax
+from export.foreign.opening import in_one_line
+from export.foreign.reading import dims, lifted, read_foreign, without_softmax
 from export.foreign.wrapping import wrapped
 from export.graph import save_onnx
 from export.layers import first_without_answer
@@ -20,13 +20,13 @@ from runtime.candidate import Candidate
 from runtime.errors import BadModel, BadPhoto, SajiError, some_of
 from runtime.evaluation import ValidationSet, accuracy
 from runtime.files import as_text, sha256_file, sha256_json
-from runtime.markdown import is_printable
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry, ModelSpec, faults
 from training.photos.photo_set import read_photo_set
 from training.photos.seen import Seen, started_from
 
+NAME_EACH = "name each logit on a line of its own, in their order"
 LONGEST = 240  # bytes of a model's name: file systems take 255, and what is written for it has more before and behind
 
 
@@ -81,7 +81,7 @@ class ForeignModel(Source):
             ) from None
         if logits.shape != (1, names):
             got = f"{self.file} has logits of shape {list(logits.shape)} for a photo"
-            raise SajiError(f"{self.foreign.classes} names {names} classes, but {got}; name each logit, in their order")
+            raise SajiError(f"{self.foreign.classes} names {names} classes, but {got}; {NAME_EACH}")
 
     def reference(self, images: np.ndarray) -> np.ndarray:
         """The foreign network as it is."""
@@ -102,7 +102,7 @@ class ForeignModel(Source):
 def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
     """The model as all consumers see it. Raises SajiError where what is told and what the file says do not fit."""
     assert foreign.onnx and foreign.classes
-    classes = _classes(foreign.classes)
+    classes = read_classes(foreign.classes)
     logits, sides = dims(model.graph.output[0])[1], dims(model.graph.input[0])[1:]
     channels, height, width = sides if foreign.layout == "nchw" else (sides[2], *sides[:2])
     told = {side for side in (height, width, foreign.size or "open") if isinstance(side, int)}
@@ -116,7 +116,9 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
     if len(told) != 1:
         raise SajiError(f"{foreign.onnx} takes photos of {sides}; give the --layout and square --size that fit it")
     if isinstance(logits, int) and logits != len(classes):
-        raise SajiError(f"{foreign.classes} names {len(classes)} classes, but {foreign.onnx} has {logits} logits")
+        raise SajiError(
+            f"{foreign.classes} names {len(classes)} classes, but {foreign.onnx} has {logits} logits; {NAME_EACH}"
+        )
     geometry = Geometry.for_size(told.pop())
     resize, how = foreign.resize or geometry.resize, foreign.interpolation
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.name or foreign.onnx.stem)
@@ -128,33 +130,12 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
     return spec
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    """The names in a text file, one a line; blank lines are left out."""
-    require_file(path, "a file, a class a line")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
-        raise SajiError(f"{path} cannot be read as UTF-8 text ({error}); it needs a class a line") from None
-    if strange := [line for line in lines if not is_printable(line)]:
-        raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
-    for name, count in Counter(map(_composed, filter(None, lines))).items():
-        if count > 1:
-            at = ", ".join(str(number) for number, line in enumerate(lines, 1) if _composed(line) == name)
-            raise SajiError(f"{path} names {name!r} {count} times (lines {at}); tell them apart, such as {name!r} (2)")
-    return tuple(filter(None, lines))
-
-
-def _composed(name: str) -> str:
-    """A name with each accent in its letter (NFC): macOS writes names of folders the other way."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> tuple[ValidationSet, np.ndarray, str]:
     """The validation photos of `data`, or all where it has no split; the network's logits of them; who they are."""
     everything = read_photo_set(data).photos
     photos = [photo for photo in everything if photo.split == "val"] or list(everything)
-    places = {_composed(name): place for place, name in enumerate(spec.classes)}
-    if unknown := sorted({photo.label for photo in photos if _composed(photo.label) not in places}):
+    places = {composed(name): place for place, name in enumerate(spec.classes)}
+    if unknown := sorted({photo.label for photo in photos if composed(photo.label) not in places}):
         raise SajiError(f"{data} has the labels {some_of(unknown)}, the model {some_of(spec.classes)}; rename one")
     images, right = [], []
     for photo in photos:
@@ -165,7 +146,7 @@ def _validation_set(data: Path, spec: ModelSpec, network: Network, say: Say) -> 
             say(f"left out: {photo.path}: {error}")
     if not right:
         raise SajiError(f"{data} holds no photo that can be read; without photos leave --data out")
-    labels = np.array([places[_composed(photo.label)] for photo in right])
+    labels = np.array([places[composed(photo.label)] for photo in right])
     names = tuple(f"{photo.label}/{photo.path.name}" for photo in right)
     stacked = np.stack(images)
     logits = network(stacked)

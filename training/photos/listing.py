@@ -14,6 +14,7 @@ from runtime.errors import SajiError, some_of
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
 _COLUMNS = ("filename", "label", "split")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 Row = tuple[Path, str, str | None]  # where a photo is, its label, and its split: "train", "val", "test" or None
 
@@ -115,14 +116,20 @@ def _delimiter(text: str) -> str:
     return first[4:5] if first.startswith("sep=") and len(first) > 4 else max(",;\t|", key=first.count)
 
 
+def unicode_text(raw: bytes) -> str | None:
+    """What UTF-8 or, where its first bytes say so, UTF-16 says, as PowerShell writes it; None where it is neither."""
+    text = raw.decode("utf-16" if raw[:2] in _UTF_16 else "utf-8", "replace")
+    text = text.lstrip("\ufeff")  # some programs write the mark twice
+    text = text.replace("\r\r\n", "\r\n")  # of Python on Windows, where nobody typed newline=""
+    return None if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text else text
+
+
 def _text(path: Path) -> tuple[str, list[str]]:
     raw = path.read_bytes()
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
-    text = raw.decode(encoding, "replace").lstrip("\ufeff")  # some programs write the mark twice
-    text = text.replace("\r\r\n", "\r\n")  # of Python on Windows, where nobody typed newline=""
-    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
+    text = unicode_text(raw)
+    if text is None:
         raise SajiError(f"{path} is no UTF-8 text; DATA is a folder with one folder per class, or a CSV saved as UTF-8")
-    if encoding == "utf-16":
+    if raw[:2] in _UTF_16:
         return text, [f"{path.name} is UTF-16; save it as UTF-8 for other programs"]
     if raw.startswith(b"\xef\xbb\xbf"):
         return text, [f"{path.name} begins with a byte order mark, which other programs read as a part of 'filename'"]
