@@ -278,6 +278,9 @@ def test_a_body_that_is_compressed_is_told_as_that(service: httpx.Client, form: 
     headers = {"content-type": kind, "content-encoding": "gzip"}
     answer = service.post("/v1/classify", content=gzip.compress(body), headers=headers)
     assert "without Content-Encoding" in refused(answer, 415, "content-encoding")
+    if not form:  # some name the encoding of what is none
+        plain = {**headers, "content-encoding": "binary"}
+        assert service.post("/v1/classify", content=photo(), headers=plain).status_code == 200
 
 
 def test_a_form_says_which_photo_is_none_and_takes_only_so_many(service: httpx.Client) -> None:

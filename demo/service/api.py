@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -32,6 +33,7 @@ from runtime.spec import Answer
 
 RAW = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 FORM = "multipart/form-data"
+COMPRESSED = {"gzip", "x-gzip", "compress", "x-compress", "deflate", "br", "zstd"}  # RFC 9110, 8.4.1, and since
 
 
 class PhotoAnswer(BaseModel):
@@ -239,7 +241,7 @@ def _is_photo(kind: str) -> bool:
 async def photos_of(request: Request, most: int) -> list[bytes]:
     """The encoded photos of a request. Raises Problem 400 for none, 413 above `most`, 415 for another type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if COMPRESSED & set(re.split(r"[,\s]+", request.headers.get("content-encoding", "").lower())):
         raise Problem(415, "content-encoding", "the body is compressed; send it without Content-Encoding")
     if kind == FORM:
         photos = await _photos_of_form(request, most)
