@@ -106,7 +106,7 @@ def read_gates(path: Path) -> dict[str, Gate]:
     """
     bounds = [part.name for part in dataclasses.fields(Gate) if part.name != "source"]
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         own = {(gate, bound): value for gate, values in content.items() for bound, value in values.items()}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise SajiError(f"{path} cannot be read as gates ({error}); write for example: int8.shift = 0.2") from None

@@ -1,5 +1,6 @@
 """The trainer as users of big machines expect it: resumed runs, shared work, averaged weights, teachers, freezing."""
 
+import argparse
 import csv
 import os
 import shutil
@@ -571,6 +572,69 @@ def test_a_file_with_two_networks_is_not_taken_by_its_order(tmp_path: Path) -> N
     both = {f"{front}.{name}": tensor for front in ("ema", "model") for name, tensor in one.items()}
     with pytest.raises(SajiError, match=r"2 times, as ema\.conv1\.weight and model\.conv1\.weight; save the one"):
         load_weights(ours, ours.fc, written(tmp_path / "weights.pt", both))
+
+
+def test_the_order_of_a_file_that_is_sorted_by_name_is_no_order_of_layers(tmp_path: Path) -> None:
+    """As safetensors are: of a batch norm all four tensors have one shape, and each took another's numbers."""
+    ours, theirs = (architectures.build("resnet18", 5).state_dict() for _ in range(2))
+    network = architectures.build("resnet18", 5)
+    other = {name.replace("bn", "norm.n").replace("conv", "c.c"): tensor for name, tensor in theirs.items()}
+    load_weights(network, network.fc, written(tmp_path / "weights.pt", other))
+    assert torch.equal(network.bn1.running_var, theirs["bn1.running_var"])
+    network.load_state_dict(ours)
+    with pytest.raises(SajiError, match="does not fit the network"):
+        load_weights(network, network.fc, written(tmp_path / "weights.pt", dict(sorted(other.items()))))
+    assert same(ours, network.state_dict())
+
+
+class OfTheirs:
+    """A class of the script that wrote a file."""
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [argparse.Namespace(lr=0.1, out=Path("runs"), device=torch.device("cpu")), np.float64(0.9), Path("photos")],
+    ids=["arguments", "a number of numpy", "a path"],
+)
+def test_what_training_scripts_keep_beside_weights_is_no_code(beside: Any, tmp_path: Path) -> None:
+    network, theirs = (architectures.build("resnet18", classes) for classes in (5, 9))
+    content = {"model": theirs.state_dict(), "beside": beside}
+    load_weights(network, network.fc, written(tmp_path / "weights.pt", content))
+    assert torch.equal(network.conv1.weight, theirs.conv1.weight)
+
+
+def test_code_in_a_file_of_weights_is_named_with_what_to_save_instead(tmp_path: Path) -> None:
+    network, file = architectures.build("resnet18", 5), tmp_path / "weights.pt"
+    for content, said in (
+        (torch.nn.Linear(2, 2), r"holds code \(torch.nn.modules.linear.Linear\) .* torch.save\(model.state_dict\(\), "),
+        (
+            [OfTheirs()],
+            r"holds code \(.*OfTheirs\) and was refused; save the weights alone by the program that wrote it",
+        ),
+        ({"epoch": 3, "best": 0.5}, "no weights by name but epoch, best; save"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(SajiError, match=said):
+            load_weights(network, network.fc, file)
+
+
+@pytest.mark.parametrize("name", ["W.SAFETENSORS", "pytorch_model.bin"])
+def test_safetensors_are_known_whatever_they_are_called(name: str, tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    network, theirs = (architectures.build("resnet18", classes) for classes in (5, 9))
+    save_file(theirs.state_dict(), tmp_path / name)
+    load_weights(network, network.fc, tmp_path / name)
+    assert torch.equal(network.conv1.weight, theirs.conv1.weight)
+
+
+@pytest.mark.parametrize("how", [{"pretrained": True}, {"weights": "w.pt"}])
+def test_a_network_of_two_heads_takes_no_weights_of_others(how: dict[str, Any], tmp_path: Path) -> None:
+    """Only one of the heads would be made anew for the classes."""
+    pytest.importorskip("timm")
+    with pytest.raises(SajiError, match="timm-levit_128s answers by 2 heads"):
+        Fitting("timm-levit_128s", 3, replace(TINY, image_size=224, **how))
+    for name in ("resnet18", "inception_v3", "squeezenet1_0", "swin_t"):
+        architectures.require_one_head(name, TINY)
 
 
 NO_WEIGHTS = {

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -168,6 +169,29 @@ def test_a_number_of_hundreds_of_digits_is_refused_in_one_sentence(name: str, di
     with pytest.raises(SajiError, match=rf"\({name} is a whole number of over 300 digits; it must be ") as error:
         load_recipe(str(tmp_path / "mine.toml"))
     assert len(str(error.value)) < 1200  # all fields are named
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("batch-size = 8", "'batch-size' is no field of one); did you mean batch_size?"),
+        ("Epochs = 8", "did you mean epochs?"),
+        ("[training]\nepochs = 8", "'training' is no field of one); its fields are name, image_size, "),
+        ("epochs", "write a field a line, such as: epochs = 30"),
+    ],
+)
+def test_what_is_no_field_of_a_recipe_is_told_by_its_name(typed: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(typed)
+    with pytest.raises(SajiError, match=re.escape(said)):
+        load_recipe(str(tmp_path / "a.toml"))
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark_and_is_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("epochs = 3", "utf-8-sig")
+    assert load_recipe(str(tmp_path / "a.toml")).epochs == 3
+    (tmp_path / "a.toml").write_text("epochs = 3", "utf-16")
+    with pytest.raises(SajiError, match="is no recipe, as it is no UTF-8 text; save it"):
+        load_recipe(str(tmp_path / "a.toml"))
 
 
 def test_a_recipe_file_may_be_called_in_capitals(tmp_path: Path) -> None:

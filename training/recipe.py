@@ -1,5 +1,6 @@
 """How a network is trained: every hyperparameter, one flat record, loaded from `recipes/*.toml`."""
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -168,8 +169,17 @@ def load_recipe(name: str) -> Recipe:
     if not is_file(path):
         raise SajiError(f"there is no recipe {name!r}; choose from {', '.join(names())}, or a path to a .toml file")
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise SajiError(f"{path} is no recipe, as it is no UTF-8 text; save it as UTF-8") from None
+    except (OSError, ValueError, RecursionError) as error:  # no TOML
+        raise SajiError(f"{path} is no recipe ({error}); write a field a line, such as: epochs = 30") from None
+    every = [field.name for field in fields(Recipe)]
+    if unknown := [name for name in values if name not in every]:
+        near = difflib.get_close_matches(unknown[0].replace("-", "_").lower(), every, 1)
+        like = f"did you mean {near[0]}?" if near else f"its fields are {', '.join(every)}"
+        raise SajiError(f"{path} is no recipe ({unknown[0]!r} is no field of one); {like}")
+    try:
         return Recipe(**{"name": path.stem, **values})
-    except (SajiError, OSError, ValueError, TypeError, RecursionError) as error:  # no TOML, or values of no recipe
-        every = ", ".join(field.name for field in fields(Recipe))
-        raise SajiError(f"{path} is no recipe ({error}); its fields are {every}") from None
+    except (SajiError, ValueError, TypeError) as error:
+        raise SajiError(f"{path} is no recipe ({error}); see docs/train.md") from None

@@ -225,6 +225,8 @@ def build(name: str, classes: int, recipe: Recipe = DEFAULTS, pretrained: bool =
         raise SajiError(
             f"nobody publishes weights of {name}; train it without --pretrained, or from a file: --weights FILE"
         )
+    if pretrained:
+        require_one_head(name, recipe)
     values = {**asdict(recipe), "pretrained": pretrained}
     options = {option: values[option] for option in list(inspect.signature(make).parameters)[1:]}
     try:
@@ -320,6 +322,23 @@ def _last_layer(network: nn.Module) -> tuple[nn.Module, str, nn.Linear | nn.Conv
             parent, _, name = path.rpartition(".")
             return network.get_submodule(parent), name, last
     raise SajiError(f"{type(network).__name__} has no last layer that could learn other classes; choose another")
+
+
+def require_one_head(name: str, recipe: Recipe) -> None:
+    """Raise SajiError where a network answers by several heads, of which only the last would be made anew.
+
+    They are told by a number of classes that no other layer has; those that help training from scratch are left out.
+    """
+    classes = 997
+    layers = without_numbers(name, classes, recipe).named_modules()
+    heads = [
+        path for path, layer in layers if classes in (vars(layer).get("out_features"), vars(layer).get("out_channels"))
+    ]
+    if len([path for path in heads if not path.startswith(("aux", "AuxLogits"))]) > 1:
+        raise SajiError(
+            f"{name} answers by {len(heads)} heads, of which one could be made anew for other classes; train it "
+            "from scratch (--no-pretrained, no --weights), or choose another architecture"
+        )
 
 
 def _for_classes(last: nn.Linear | nn.Conv2d, classes: int) -> nn.Linear | nn.Conv2d:

@@ -1,19 +1,37 @@
 """Pretrained weights in a local file, for a network whose last layer is new: training without a download."""
 
+import argparse
+import codecs
 import pickle
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from runtime.errors import SajiError
+from runtime.errors import SajiError, some_of
 from runtime.files import exists
 
 Tensors = Mapping[str, torch.Tensor]
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "weights")  # keys under which training scripts save weights
+# Keys under which training scripts save weights; the average beside them, where they have one, comes last
+_WRAPPERS = (
+    *("state_dict", "model", "model_state_dict", "model_state", "weights", "net", "network", "params", "module"),
+    *("state_dict_ema", "model_ema", "ema"),
+)
+_KINDS = ("weight", "bias", "running_mean", "running_var")  # of tensors, by the ends of their names in any library
+# What scripts keep beside weights and what runs no code: their arguments, paths, numbers of numpy
+_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, codecs.encode]
+_HARMLESS += [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+_HARMLESS += [
+    (PurePosixPath, f"{module}.{name}")
+    for module in ("pathlib", "pathlib._local")  # of Python 3.13
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+]
+_HARMLESS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 _OURS, _STATISTICS = "network.", ("mean", "std")  # of a saji model (`PhotoClassifier`): the network, the normalisation
 
@@ -68,12 +86,19 @@ def _chosen(tensors: Tensors, body: Tensors, path: Path) -> tuple[str, Tensors]:
     saji = [name.removesuffix("normalise.mean") + _OURS for name in tensors if name.endswith("normalise.mean")]
     ours = saji[0] if saji else ""
     listed = list(_under(tensors, ours).items())
-    in_order = dict(zip(body, (tensor for _, tensor in listed), strict=False)) | dict(listed[len(body) :])
+    # safetensors sorts by name, which puts a bias before its weight: that is no order of layers
+    pairs = ((name, tensor) for name, (theirs, tensor) in zip(body, listed, strict=False) if _same_kind(name, theirs))
+    in_order = dict(pairs) | dict(listed[len(body) :])
     return min(ways if whole else [*ways, (ours, in_order)], key=lambda way: len(_odd(way[1], body)))
 
 
 def _under(tensors: Tensors, place: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(place): tensor for name, tensor in tensors.items() if name.startswith(place)}
+
+
+def _same_kind(name: str, theirs: str) -> bool:
+    ends = [each.rpartition(".")[2] for each in (name, theirs)]
+    return ends[0].endswith(ends[1]) or ends[1].endswith(ends[0]) or set(_KINDS).isdisjoint(ends)
 
 
 def _odd(chosen: Tensors, body: Tensors) -> list[str]:
@@ -131,18 +156,18 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         what = "is no file" if exists(path) else "does not exist"
         raise SajiError(f"{path} {what}; --weights takes a .pt, .pth or .safetensors file")
-    content: Any
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _safetensors(path) if _is_safetensors(path) else _pickled(path)
     except ImportError:
         raise SajiError(f"{path} needs the safetensors package; install it with: pip install safetensors") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
-        raise SajiError(f"{path} is truncated or holds code instead of weights and was refused") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        code = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"TorchScript", str(error))
+        if not code:
+            raise SajiError(f"{path} is truncated or holds code instead of weights and was refused") from None
+        raise SajiError(
+            f"{path} holds code ({code[code.re.groups]}) and was refused; save the weights alone by the program that "
+            "wrote it: torch.save(model.state_dict(), 'weights.pt')"
+        ) from None
     except Exception as error:  # safetensors raises a class of its own, which has no public base
         raise SajiError(f"{path} cannot be read ({str(error)[:80]})") from None
     for key in _WRAPPERS:
@@ -150,5 +175,24 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             content = content[key]
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     if not named or not all(isinstance(value, torch.Tensor) and not value.is_nested for value in content.values()):
-        raise SajiError(f"{path} holds no weights by name; save a network's state_dict() into it")
+        has = f" but {some_of([*content])}" if named and content else ""
+        raise SajiError(f"{path} holds no weights by name{has}; save a network's state_dict() into it")
     return dict(content)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its first bytes, the length of its JSON and a brace, or where nothing speaks against it by its name."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" or path.suffix.lower() == ".safetensors"
+
+
+def _safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _pickled(path: Path) -> Any:
+    with torch.serialization.safe_globals(_HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True)

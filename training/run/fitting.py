@@ -45,6 +45,7 @@ class Fitting(L.LightningModule):
     def _start_from(self, weights: Path) -> None:
         """Take up weights, and the mean and standard deviation of the pixels that they were trained with."""
         normalise, network = self.model.normalise, self.model.network
+        architectures.require_one_head(self.architecture, self.recipe)
         theirs = load_weights(network, architectures.head(network), weights)
         if theirs:
             normalise.load_state_dict(theirs)
