@@ -146,8 +146,8 @@ def _conclude(run: str, receipts: Iterable[Receipt], command: Command, settings:
 
 
 def _run_folder(runs: Path, name: str) -> Path:
-    names = sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
-    if name and name not in names:
+    names = sorted({path.parent.parent.name for path in runs.glob("*/*/checkpoint.pt")})  # without what was refused
+    if name and not (runs / name).is_dir():
         raise SajiError(
             f"there is no run {name!r} in {runs}; it has {', '.join(names) or 'none'}; train with: make train"
         )

@@ -276,8 +276,10 @@ def test_examples_are_one_picture_per_class(model: Path) -> None:
 
 
 def test_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "a").mkdir(parents=True)
-    with pytest.raises(SajiError, match="it has a"):
+    for folder in ("a", "refused"):  # whose training never began
+        (tmp_path / "runs" / folder / "resnet18").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "resnet18" / "checkpoint.pt").touch()
+    with pytest.raises(SajiError, match="it has a; train"):
         exporting._run_folder(tmp_path / "runs", "b")
     with pytest.raises(SajiError, match="0 runs"):
         exporting._run_folder(tmp_path / "none", "")
