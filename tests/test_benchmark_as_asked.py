@@ -119,7 +119,7 @@ def two(model: Path, tmp_path: Path) -> Path:
 def test_two_folders_of_one_network_are_told_before_anything_is_measured(two: Path) -> None:
     said = race(two)
     assert said.refused and "the folders resnet18, resnet18_v2 in" in said.last, said
-    assert "all hold the network resnet18" in said.last and "choose one with --archs" in said.last, said
+    assert "hold one network, resnet18, whose" in said.last and "choose one with --archs" in said.last, said
     assert [file.name for file in two.iterdir()] == ["models"]
     said = race(two, "--archs", "resnet18")
     assert said.status == 0 and rows_in(two / "bench.jsonl")[0]["verdict"] == "pass", said

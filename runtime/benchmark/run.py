@@ -224,8 +224,8 @@ def _require_told_apart(models: Path, receipts: dict[str, Receipt]) -> None:
     for network, names in by_network.items():
         if len(names) > 1:
             raise SajiError(
-                f"the folders {', '.join(names)} in {models} all hold the network {network}, and their figures could "
-                "not be told apart; choose one with --archs, or move the others elsewhere"
+                f"the folders {', '.join(names)} in {models} hold one network, {network}, whose figures could not be "
+                "told apart; choose one with --archs, or move the others elsewhere"
             )
 
 
