@@ -1,8 +1,8 @@
 """Verdicts hold where they were given: on that kind of machine, with those versions of the engine.
 
-A model folder's receipt has those of the machine that exported it. What another kind of machine finds is kept beside it
-in `verdicts/`, a file for each kind, as long as the receipt stays as it is: it has the sha256 of every file, and the
-bounds. Another model copied over this one brings its own.
+A model folder's receipt has those of the machine that exported it. What another kind of machine finds, or another
+environment with other versions, is kept beside it in `verdicts/`, a file for each, as long as the receipt stays as it
+is: it has the sha256 of every file, and the bounds. Another model copied over this one brings its own.
 """
 
 import contextlib
@@ -35,15 +35,15 @@ class Verdicts:
 
 def of_here(folder: Path, receipt: Receipt) -> dict[tuple[str, ...], Candidate]:
     """The candidates of a model folder with a verdict that holds here, by their key."""
-    known = {candidate.key(): (candidate, receipt.versions) for candidate in receipt.candidates}
+    known = [(candidate, receipt.versions) for candidate in receipt.candidates]
     with contextlib.suppress(BadModel):  # none yet, or damaged
         if not signature.required():  # nobody signed what lies beside the receipt
             kept = read_record(_file(folder), Verdicts, SCHEMA_VERSION, "it is taken anew")
             if kept.of == _of(receipt):
-                known |= {candidate.key(): (candidate, kept.versions) for candidate in kept.candidates}
-    return {
-        key: candidate
-        for key, (candidate, versions) in known.items()
+                known += [(candidate, kept.versions) for candidate in kept.candidates]
+    return {  # what was kept goes before the receipt's, but only where both hold
+        candidate.key(): candidate
+        for candidate, versions in known
         if not difference(candidate, versions) and not _can_be_checked_now(candidate)
     }
 
@@ -52,7 +52,7 @@ def judged_here(candidate: Candidate, folder: Path, receipt: Receipt) -> Candida
     """The candidate with a verdict that holds here; where there is none it is taken now, which is said, and kept."""
     if (known := of_here(folder, receipt).get(candidate.key())) is not None:
         return known
-    why = difference(candidate, receipt.versions)
+    why = difference(candidate, receipt.versions) or f"was left open ({'; '.join(candidate.reasons)})"
     if not any(is_file(folder / name) for name in (PHOTOS, EARLIER)):
         alone = f"its verdict {why}, and {folder} has no validation.npz to judge it here by; copy the folder whole"
         return replace(candidate, verdict="unchecked", reasons=candidate.reasons or (alone,))
@@ -113,4 +113,7 @@ def _of(receipt: Receipt) -> str:
 
 
 def _file(folder: Path) -> Path:
-    return folder / VERDICTS / f"{sha256_json(_kind(machine()))[:16]}.json"
+    """Of this kind of machine with these versions of the engines: environments may share a folder."""
+    installed = environment.versions()
+    here = _kind(machine()), [installed.get(name) for name in distributions()]
+    return folder / VERDICTS / f"{sha256_json(here)[:16]}.json"

@@ -97,6 +97,41 @@ def test_models_that_were_judged_on_different_photos_are_not_compared(tmp_path: 
     assert said.refused and "different photos" in said.last, said
 
 
+def test_a_folder_that_was_renamed_is_measured_as_itself(model: Path, tmp_path: Path) -> None:
+    folder = model_in(tmp_path, model, among=("ort-cpu fp32",))
+    folder.rename(folder.with_name("resnet18 (1)"))
+    said = race(tmp_path)
+    assert said.status == 0 and len(rows_in(tmp_path / "bench.jsonl")) == 1, said
+    with runtime.load(tmp_path / "deployment.json") as classifier:
+        assert classifier.candidate.backend == "ort-cpu" and not classifier.passed_over
+
+
+@pytest.fixture
+def two(model: Path, tmp_path: Path) -> Path:
+    """OUT with two trainings of one network, side by side; the second failed."""
+    for name, verdict in (("resnet18", "pass"), ("resnet18_v2", "fail")):
+        with house.changing(model_in(tmp_path, model, name, ("ort-cpu fp32",)) / "model.json") as receipt:
+            for candidate in receipt["candidates"]:
+                candidate |= {"architecture": "resnet18", "verdict": verdict}
+    return tmp_path
+
+
+def test_two_folders_of_one_network_are_told_before_anything_is_measured(two: Path) -> None:
+    said = race(two)
+    assert said.refused and "the folders resnet18, resnet18_v2 in" in said.last, said
+    assert "hold one network, resnet18, whose" in said.last and "choose one with --archs" in said.last, said
+    assert [file.name for file in two.iterdir()] == ["models"]
+    said = race(two, "--archs", "resnet18")
+    assert said.status == 0 and rows_in(two / "bench.jsonl")[0]["verdict"] == "pass", said
+
+
+def test_no_folder_has_the_verdict_of_another(two: Path) -> None:
+    receipts = {name: Receipt.read(two / "models" / name) for name in ("resnet18", "resnet18_v2")}
+    with run.BenchmarkRun(run.Options(out=two), receipts).contestants() as contestants:
+        run.check_here(contestants, receipts, print)
+        assert [contestant.candidate.verdict for contestant in contestants] == ["pass", "fail"]
+
+
 @pytest.mark.parametrize("moment", ["check_here", "run_rounds"])
 def test_a_model_that_is_exchanged_meanwhile_has_no_figures(
     moment: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

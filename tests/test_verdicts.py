@@ -9,7 +9,7 @@ import house
 import pytest
 
 import runtime
-from runtime import verdicts
+from runtime import environment, verdicts
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.machine import Machine, machine
@@ -43,6 +43,38 @@ def test_it_is_taken_anew_once_for_each_kind_of_machine(moved: Path, capsys: pyt
     (moved / "verdicts" / next((moved / "verdicts").iterdir()).name).write_text("damaged")
     runtime.load(moved).close()
     assert "anew" in capsys.readouterr().err
+
+
+def test_environments_that_share_a_folder_each_keep_their_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The receipt's verdict holds where it was given, whatever another version of the engine found in between."""
+    folder, own = house.linked(model, tmp_path / "resnet18"), environment.versions()
+    receipt = Receipt.read(folder)
+    candidate = next(c for c in receipt.candidates if (c.backend, c.precision) == ("ort-cpu", "fp32"))
+
+    def judged(onnxruntime: str, verdict: str) -> tuple[str, str]:
+        monkeypatch.setattr(environment, "versions", lambda: own | {"onnxruntime": onnxruntime})
+        monkeypatch.setattr(verdicts, "check_candidate", lambda *_: replace(candidate, verdict=verdict))
+        return verdicts.judged_here(candidate, folder, receipt).verdict, capsys.readouterr().err
+
+    for version, other in (("98.0", "inconclusive"), ("99.0", "fail")):
+        verdict, said = judged(version, other)
+        assert verdict == other and f"onnxruntime {own['onnxruntime']}, here {version}" in said
+    for version, verdict in ((own["onnxruntime"], "pass"), ("98.0", "inconclusive"), ("99.0", "fail")) * 2:
+        assert judged(version, "unchecked") == (verdict, "")
+
+
+def test_what_was_left_open_says_why_it_is_judged_anew(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = Receipt.read(model)
+    engine = next(c for c in receipt.candidates if c.backend == "tensorrt-rtx")
+    engine = replace(engine, verdict="unchecked", reasons=("the GPU's memory was full",))
+    for name, value in (("unavailable_because", None), ("check_candidate", engine), ("keep", None)):
+        monkeypatch.setattr(verdicts, name, lambda *_, value=value: value)
+    verdicts.judged_here(engine, model, replace(receipt, candidates=(engine,)))
+    assert "anew on this machine: its verdict was left open (the GPU's memory was full)" in capsys.readouterr().err
 
 
 def test_what_fails_here_is_not_served_though_it_passed_elsewhere(moved: Path, monkeypatch: Any) -> None:

@@ -75,7 +75,7 @@ def _choose(benchmark: BenchmarkRun, policy: Policy) -> None:
     else:
         outcome = benchmark.run(say)
         _publish(outcome.rows, options)
-        places = [measured(c, benchmark.receipts[c.candidate.architecture], policy) for c in outcome.measured]
+        places = [measured(c, benchmark.receipts[c.folder.name], policy) for c in outcome.measured]
         labelled = not any(receipt.spec.published for receipt in benchmark.receipts.values())
         deployment = choose(places, outcome.others, policy, environment.machine(), inputs, labelled)
         if not (served := _chosen_among_more(path, inputs)):

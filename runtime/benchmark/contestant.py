@@ -55,6 +55,10 @@ class Contestant:
         """The candidate's name, with threads and streams where they are not the engine's own."""
         return self.candidate.name_with(self.threads, self.streams)
 
+    def key(self) -> tuple[Path | str, ...]:
+        """What a verdict is of: the candidate of this folder, whatever the threads and streams."""
+        return self.folder, *self.candidate.key()
+
     def start(self) -> subprocess.Popen[str]:
         """Start the candidate's process unless it runs; does not wait until it is ready."""
         if self.process is None:

@@ -125,8 +125,8 @@ class BenchmarkRun:
             measured = [contestant for contestant in measured if self._measured_alone(contestant, say)]
             rows = [row for contestant in measured for row in self._rows(contestant)]
         self._require_same_models()
-        keys = {contestant.candidate.key() for contestant in measured}
-        others = {c.candidate.key(): c.candidate for c in contestants if c.candidate.key() not in keys}
+        keys = {contestant.key() for contestant in measured}
+        others = {c.key(): c.candidate for c in contestants if c.key() not in keys}
         return Outcome(measured, list(others.values()), rows)
 
     @contextmanager
@@ -186,7 +186,7 @@ class BenchmarkRun:
         return True
 
     def _rows(self, contestant: Contestant) -> list[Row]:
-        receipt = self.receipts[contestant.candidate.architecture]
+        receipt = self.receipts[contestant.folder.name]
         return rows_of(contestant, receipt, self.options.experiment, self.options.seconds)
 
 
@@ -208,7 +208,25 @@ def receipts_in(models: Path, archs: Sequence[str]) -> dict[str, Receipt]:
     if len(by_data) > 1:
         groups = " | ".join(" ".join(names) for names in by_data.values())
         raise SajiError(f"these models were trained on different photos and cannot be compared: {groups}; use --archs")
+    _require_told_apart(models, receipts)
     return receipts
+
+
+def _require_told_apart(models: Path, receipts: dict[str, Receipt]) -> None:
+    """Raise SajiError where two folders hold one network: a copy, or another training that was put beside the first.
+
+    Candidates, rows and what is served are known by the network's name.
+    """
+    by_network: dict[str, list[str]] = {}
+    for name, receipt in receipts.items():
+        for network in {candidate.architecture for candidate in receipt.candidates}:
+            by_network.setdefault(network, []).append(name)
+    for network, names in by_network.items():
+        if len(names) > 1:
+            raise SajiError(
+                f"the folders {', '.join(names)} in {models} hold one network, {network}, whose figures could not be "
+                "told apart; choose one with --archs, or move the others elsewhere"
+            )
 
 
 def _has_name(candidate: Candidate, words: str) -> bool:
@@ -217,15 +235,18 @@ def _has_name(candidate: Candidate, words: str) -> bool:
 
 def check_here(contestants: Sequence[Contestant], receipts: dict[str, Receipt], say: Say) -> None:
     """Take anew the verdicts that do not hold on this machine, and keep them beside the receipts."""
-    checked: dict[Any, Candidate] = {}  # threads and streams change the order of sums, which no gate is as narrow as
-    for folder in {contestant.folder for contestant in contestants}:
-        checked |= of_here(folder, receipts[folder.name])
+    # Threads and streams change the order of sums, which no gate is as narrow as
+    checked = {
+        (folder, *key): candidate
+        for folder in {contestant.folder for contestant in contestants}
+        for key, candidate in of_here(folder, receipts[folder.name]).items()
+    }
     for contestant in track(contestants, "checking on this machine", len(contestants)):
         candidate = contestant.candidate
         if not candidate.servable:
             continue
-        if candidate.key() in checked:
-            contestant.candidate = checked[candidate.key()]
+        if contestant.key() in checked:
+            contestant.candidate = checked[contestant.key()]
             continue
         try:
             contestant.apply_gate()
@@ -234,7 +255,7 @@ def check_here(contestants: Sequence[Contestant], receipts: dict[str, Receipt], 
             contestant.candidate = replace(candidate, verdict="fail", reasons=(str(error),))
         finally:
             contestant.close()
-        checked[candidate.key()] = contestant.candidate
+        checked[contestant.key()] = contestant.candidate
         say(f"{candidate.name}: checked on this machine: {contestant.candidate.verdict}")
 
 

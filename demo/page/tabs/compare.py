@@ -105,7 +105,7 @@ def contestants_here(path: Path, deployment: Deployment) -> list[Contestant]:
         contestants += _passed_here(folder, [each for each in chosen if each.folder == folder])
     once: dict[object, Contestant] = {}
     for contestant in contestants:
-        once.setdefault((contestant.folder, contestant.candidate.key()), contestant)
+        once.setdefault(contestant.key(), contestant)
     folders = list(dict.fromkeys(contestant.folder for contestant in once.values()))
     return sorted(once.values(), key=lambda each: (folders.index(each.folder), _rank(each)))
 
