@@ -1,7 +1,6 @@
 """`runtime.load(path)` gives a classifier: a photo in, labelled probabilities out."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from runtime.preprocess import Source, timed_pixels
 from runtime.ranges import MOST_THREADS
 from runtime.receipt import Receipt
 from runtime.spec import NAMED, Answer, ModelSpec
+from runtime.terminal import say
 from runtime.verdicts import judged_here, same_kind
 
 
@@ -258,7 +258,7 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
             raise
         except SajiError as error:
             passed_over.append(f"{place.candidate.name}: {error}")
-            print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)
+            say(f"saji: passing over {passed_over[-1]}")
             continue
         reason = (
             deployment.reason if same_kind(deployment.machine) else "chosen on another machine, judged anew on this"
