@@ -16,7 +16,7 @@ from runtime.backends.base import require_finite, require_here
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.files import exists, reading, sha256_file
+from runtime.files import exists, file_lost, reading, sha256_file
 from runtime.preprocess import Source, timed_pixels
 from runtime.ranges import MOST_THREADS
 from runtime.receipt import Receipt
@@ -368,6 +368,8 @@ def _require_answer(engine: Backend, path: Path, spec: ModelSpec) -> None:
 
 def spec_of(path: Path) -> ModelSpec:
     """The spec that a bare `.onnx` or `.pt2` file carries. Raises BadModel where there is none."""
+    if why := file_lost(path):
+        raise BadModel(f"{path} {why}")
     if path.suffix == ".pt2":
         from runtime.backends.pytorch import spec_text
 
