@@ -1,7 +1,6 @@
 """`runtime.load(path)` gives a classifier: a photo in, labelled probabilities out."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,12 @@ from runtime.backends.base import require_finite, require_here
 from runtime.candidate import Candidate
 from runtime.deployment import Deployment, is_setting
 from runtime.errors import BadModel, SajiError, Unavailable
-from runtime.files import exists, reading, sha256_file
+from runtime.files import exists, file_lost, reading, sha256_file
 from runtime.preprocess import Source, timed_pixels
 from runtime.ranges import MOST_THREADS
 from runtime.receipt import Receipt
 from runtime.spec import NAMED, Answer, ModelSpec
+from runtime.terminal import say
 from runtime.verdicts import judged_here, same_kind
 
 
@@ -258,7 +258,7 @@ def _from_deployment(path: Path, backend: str, precision: str, threads: int, str
             raise
         except SajiError as error:
             passed_over.append(f"{place.candidate.name}: {error}")
-            print(f"saji: passing over {passed_over[-1]}", file=sys.stderr)
+            say(f"saji: passing over {passed_over[-1]}")
             continue
         reason = (
             deployment.reason if same_kind(deployment.machine) else "chosen on another machine, judged anew on this"
@@ -368,6 +368,8 @@ def _require_answer(engine: Backend, path: Path, spec: ModelSpec) -> None:
 
 def spec_of(path: Path) -> ModelSpec:
     """The spec that a bare `.onnx` or `.pt2` file carries. Raises BadModel where there is none."""
+    if why := file_lost(path):
+        raise BadModel(f"{path} {why}")
     if path.suffix == ".pt2":
         from runtime.backends.pytorch import spec_text
 

@@ -140,6 +140,24 @@ def _mode(path: Path) -> int | None:
         return None
 
 
+def lost(beginning: bytes, size: int, whole: int = 0) -> str:
+    """How a file came without its contents, in words that go on from its name; "" where it came with some.
+
+    `beginning` are its first bytes, `size` is how many it has of the `whole`, 0 where that is not known.
+    """
+    if beginning.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS; fetch the file itself with: git lfs pull"
+    if not size:
+        return "is empty; copy it again"
+    return f"has {size:,} of {whole:,} bytes; copy the folder again" if size < whole else ""
+
+
+def file_lost(path: Path, whole: int = 0) -> str:
+    """As `lost`, of the file at a path."""
+    with open(path, "rb") as file:
+        return lost(file.read(100), path.stat().st_size, whole)
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let a disk that is full or fails name what was to be written: the system tells no file when a write fails."""
@@ -288,9 +306,13 @@ def alone(path: Path, doing: str = "") -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError, in words, for whatever is none; OSError when it cannot be read."""
+    return parse_json(_content(path))
+
+
+def _content(path: Path) -> bytes:
     if not is_file(path):  # a pipe or a device would be waited for
         raise ValueError("it is no regular file")
-    return parse_json(path.read_bytes())
+    return path.read_bytes()
 
 
 def parse_json(text: bytes) -> Any:
@@ -328,11 +350,16 @@ def read_record(path: Path, kind: type[Record], version: int, advice: str, text:
     Raises BadModel, ending in `advice`, for another version or damage.
     """
     try:
-        content = read_json(path) if text is None else parse_json(text)
+        text = _content(path) if text is None else text
+        if why := lost(text, len(text)):
+            raise BadModel(f"{path} {why}")
+        content = parse_json(text)
         schema = content.pop("schema_version")
         if schema == version:
             return as_record(kind, content, str(path))
     except DAMAGE as error:
+        if text and text.startswith(b"{") and not text.rstrip().endswith(b"}"):
+            raise BadModel(f"{path} is cut off after {len(text):,} bytes; copy it again, or {advice}") from None
         raise BadModel(f"{path} is damaged ({in_words(error)}); {advice}") from None
     raise BadModel(f"{path} has version {schema}, this saji reads {version}; {advice}")
 

@@ -44,6 +44,8 @@ SUFFIXES = frozenset((
 # Standard", libjpeg-turbo.org); encoders make about ten
 MAX_SCANS = 100
 
+LONGEST_NAME = 200  # signs of it in a sentence: who takes bytes for a path names a photo by all of them
+
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 FORMATS = (*_COMMON, "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "DIB", "TGA", "PSD")
 
@@ -152,6 +154,8 @@ def decode(
             raise BadPhoto(f"{name} cannot be opened: {error.strerror}") from None
         raise _damaged(name, error) from None
     except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to, also RuntimeError
+        if getattr(source, "tile", None) and getattr(source, "fp", source) is None:  # as `with Image.open(…)` leaves it
+            raise BadPhoto(f"{name} was closed before it was read; give its path or bytes") from None
         raise _damaged(name, error) from None
 
 
@@ -160,7 +164,10 @@ def _name(source: Any) -> str:
     if isinstance(source, Image.Image | np.ndarray):
         return "the picture"
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
-    return Path(os.fsdecode(name)).name if isinstance(name, str | bytes | os.PathLike) else "the file"
+    if not isinstance(name, str | bytes | os.PathLike):
+        return "the file"
+    named = Path(os.fsdecode(name)).name or os.fsdecode(name)  # such as "."
+    return named if len(named) <= LONGEST_NAME else f"{named[: LONGEST_NAME - 1]}…"
 
 
 def _too_much(name: str) -> BadPhoto:
@@ -185,6 +192,8 @@ def _damaged(name: str, error: Exception) -> BadPhoto:
 def _file(source: Any) -> Iterator[IO[bytes]]:
     """An encoded photo as an open file, at its beginning."""
     if isinstance(source, str | os.PathLike):
+        if not os.fsdecode(source):
+            raise BadPhoto("the path is empty; give that of a photo")
         path = Path(os.fsdecode(source))
         if path.exists() and not path.is_file() and not path.is_dir():
             raise BadPhoto(f"{path.name} is no regular file; give a photo")  # a pipe would be waited for

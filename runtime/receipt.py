@@ -10,7 +10,7 @@ from runtime import signature
 from runtime.candidate import Candidate
 from runtime.errors import BadModel, SajiError
 from runtime.evaluation import EARLIER, PHOTOS, ValidationSet
-from runtime.files import is_file, read_record, sha256_file, write_record
+from runtime.files import file_lost, is_file, read_record, sha256_file, write_record
 from runtime.spec import ModelSpec
 
 SCHEMA_VERSION = 1
@@ -100,6 +100,8 @@ class Receipt:
         if not is_file(path):
             raise BadModel(f"{path} is missing though its receipt lists it; export the model again")
         if sha256_file(path) != self.files[file].sha256:
+            if why := file_lost(path, self.files[file].bytes):
+                raise BadModel(f"{path} {why}")
             raise BadModel(f"{path} is not the file that was checked (its sha256 differs); export the model again")
         if path.suffix == ".onnx" and _names_other_files(path):
             raise BadModel(f"{path} keeps weights in files that no receipt tells of; export the model again")

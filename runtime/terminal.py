@@ -73,8 +73,8 @@ def _filled(line: str) -> str:
 
 
 def say(text: str) -> None:
-    """Tell progress on stderr."""
-    _write(err(), text)
+    """Tell progress on stderr; what cannot be written there is dropped, since the work goes on without it."""
+    _remark(text)
 
 
 def tell(text: str) -> None:
@@ -88,7 +88,7 @@ def tell_programs(values: dict[str, Any]) -> None:
 
     JSON has neither NaN nor infinity: what is no number is null.
     """
-    if not out().isatty():
+    if not _is_terminal(out()):
         finite = json.loads(json.dumps(values), parse_constant=lambda _: None)
         print(json.dumps(finite), file=out(), flush=True)
 
@@ -96,13 +96,25 @@ def tell_programs(values: dict[str, Any]) -> None:
 def heading(text: str) -> None:
     """Begin a stage, on stderr."""
     say("")
-    _write(err(), f"== {printable(text)}", "bold")
+    _remark(f"== {printable(text)}", "bold")
+
+
+def _remark(text: str, style: str = "") -> None:
+    """Write lines on stderr, whatever a program has there: none, a pipe without a reader, or an object of its own."""
+    if (stream := err()) is not None:
+        with contextlib.suppress(Exception):  # of somebody's own object, any
+            _write(stream, text, style)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether somebody sits at it; one that stands for a log has often no such method."""
+    return bool(getattr(stream, "isatty", bool)())
 
 
 def _write(stream: TextIO, text: str, style: str = "") -> None:
     """Write lines, wrapped on a terminal; in a pipe each stays one, for who searches in it."""
-    text = wrapped(text) if stream.isatty() else text
-    console = _live.console if _live and stream.isatty() else _console(stream) if style else None
+    text = wrapped(text) if _is_terminal(stream) else text
+    console = _live.console if _live and _is_terminal(stream) else _console(stream) if style else None
     if console:  # above the bars that are drawn
         console.print(text, style=style, soft_wrap=True)
     else:
@@ -111,7 +123,7 @@ def _write(stream: TextIO, text: str, style: str = "") -> None:
 
 def _console(stream: TextIO) -> Any:
     """rich's console on a terminal; None in a pipe, and where rich is not installed."""
-    if not stream.isatty():
+    if not _is_terminal(stream):
         return None
     try:
         from rich.console import Console

@@ -16,6 +16,7 @@ from test_others_models import bring, network
 import runtime
 from runtime.benchmark import run
 from runtime.benchmark.contestant import Contestant
+from runtime.benchmark.rows import append_rows, require_appendable
 from runtime.receipt import file_facts
 
 TWO = ("ort-cpu fp32", "openvino fp32")  # the candidates that these races are between: two are quick
@@ -62,6 +63,26 @@ def out(raced: Path, tmp_path: Path) -> Path:
 def test_what_a_second_race_asks_for_is_written(asked: tuple[str, ...], out: Path, tmp_path: Path) -> None:
     said = race(out, *asked, "--rows", tmp_path / "mine.jsonl")
     assert said.status == 0 and len(rows_in(tmp_path / "mine.jsonl")) == 2, said
+
+
+@pytest.mark.parametrize("kind", ["a receipt", "a deployment", "a record on a line", "rows of photos", "text"])
+def test_rows_are_not_added_to_what_is_no_file_of_rows(kind: str, out: Path, tmp_path: Path) -> None:
+    receipt = out / "models" / "resnet18" / "model.json"
+    others = {"a record on a line": "{}", "rows of photos": '{"photo": "a.jpg"}\n', "text": "12 eggs\n"}
+    (tmp_path / "mine").write_text(others.get(kind, ""))
+    file = {"a receipt": receipt, "a deployment": out / "deployment.json"}.get(kind, tmp_path / "mine")
+    before = file.read_bytes()
+    said = race(out, "--force", "--rows", file)
+    assert said.status == 2 and said.last.endswith("something else than rows of experiments; name another file"), said
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("there", ["", '{"schema_version": 1, "experiment": "bench"}\n', '{"schema_version": 2, "exp'])
+def test_rows_are_added_to_rows_and_to_an_empty_file(there: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(there)
+    require_appendable(tmp_path / "rows.jsonl")
+    append_rows(tmp_path / "rows.jsonl", [{"experiment": "mine"}])
+    assert rows_in(tmp_path / "rows.jsonl")[-1] == {"experiment": "mine"}
 
 
 def test_another_photo_is_measured_anew(out: Path, tmp_path: Path) -> None:

@@ -297,6 +297,13 @@ def test_a_users_own_package_is_found_beside_an_installed_saji(name: str, tmp_pa
     assert said.out == "mine\n", said
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the folder that a process is in")
+def test_it_is_imported_where_the_current_folder_is_gone() -> None:
+    gone = "import os, tempfile; os.chdir(folder := tempfile.mkdtemp()); os.rmdir(folder); import runtime.verdicts"
+    said = house.python("-c", gone, environment={"PYTHONPATH": str(ROOT)})
+    assert said.status == 0, said
+
+
 # MIT-LCP/mimic-code#481, sio/Makefile.venv#5, espeak-ng/espeak-ng#1015
 RECORD = f"{shlex.quote(sys.executable)} -c 'import json, sys; print(json.dumps(sys.argv[1:]))'"
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")

@@ -117,13 +117,19 @@ def gone(image: Image.Image) -> Image.Image:
     return image
 
 
+def left() -> Image.Image:
+    with Image.open(io.BytesIO(encoded(picture(), "JPEG"))) as image:
+        return image
+
+
 NO_PICTURES = {
     "fractions": (picture().convert("F"), "is of floating-point numbers"),
     "32-bit numbers": (picture().convert("I"), "is of 32-bit numbers"),
     "cut short": (Image.open(io.BytesIO(encoded(picture(), "JPEG")[:800])), "is damaged .*; send a complete file"),
     "of no size": (Image.new("RGB", (0, 5)), "has no pixels"),
     "closed": (gone(picture()), "cannot be read .*closed"),
-    "closed before it was read": (gone(Image.open(io.BytesIO(encoded(picture())))), "cannot be read .*closed"),
+    "left before it was read": (left(), "was closed before it was read; give its path or bytes"),
+    "closed before it was read": (gone(Image.open(io.BytesIO(encoded(picture())))), "was closed before it was read"),
 }
 
 
@@ -131,6 +137,15 @@ NO_PICTURES = {
 def test_a_pil_image_that_cannot_be_shown_is_one_sentence(image: Image.Image, why: str) -> None:
     with pytest.raises(BadPhoto, match=f"^the picture {why}"):
         pixels(image, GEOMETRY)
+
+
+def test_a_path_that_is_empty_or_without_end_is_one_short_sentence() -> None:
+    with pytest.raises(BadPhoto, match=r"^the path is empty; give that of a photo$"):
+        decode("")
+    with pytest.raises(BadPhoto, match=r"^\. cannot be opened"):
+        decode(".")
+    with pytest.raises(BadPhoto, match=f"^{'x' * 199}… cannot be opened"):
+        decode("x" * 100_000)
 
 
 def test_a_pil_image_has_no_more_pixels_than_a_file() -> None:

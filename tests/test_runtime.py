@@ -522,7 +522,7 @@ def test_a_file_that_cannot_be_read_costs_its_candidate_only(
     content, read = file.read_bytes(), receipts.sha256_file
     file.write_bytes(b"")
     with runtime.load(tmp_path / "out" / "deployment.json") as classifier:
-        assert "is not the file that was checked" in classifier.passed_over[0]
+        assert "is empty; copy it again" in classifier.passed_over[0]
     file.write_bytes(content)
 
     def refuse(path: Path) -> str:
@@ -643,9 +643,36 @@ def test_receipts_that_are_damaged_are_refused(model: Path, tmp_path: Path) -> N
         (tmp_path / "model.json").write_text(json.dumps(damage))
         with pytest.raises(BadModel):
             Receipt.read(tmp_path)
-    (tmp_path / "model.json").write_text(json.dumps(good)[:500])
+    (tmp_path / "model.json").write_text(json.dumps(good)[:500] + "}")
     with pytest.raises(BadModel, match="damaged"):
         Receipt.read(tmp_path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n"
+LOST = {
+    "pointer": (lambda _: POINTER, "is a pointer of Git LFS; fetch the file itself with: git lfs pull$"),
+    "empty": (lambda _: b"", "is empty; copy it again$"),
+    "cut": (
+        lambda content: content[:1000],
+        r"(has 1,000 of [\d,]+ bytes; copy the folder|is cut off .* copy it) again",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.onnx", "golden.png"])
+@pytest.mark.parametrize(("left", "words"), LOST.values(), ids=LOST)
+def test_a_file_that_came_without_its_contents_is_told_as_that(
+    file: str, left: Any, words: str, model: Path, tmp_path: Path
+) -> None:
+    folder = house.linked(model, tmp_path / "resnet18")
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    (folder / file).write_bytes(left(content))
+    with pytest.raises(BadModel, match=f"{file} {words}"):
+        runtime.load(folder)
+    if file == "model.onnx" and len(left(content)) < 1000:  # of a bare file nothing else tells its size
+        with pytest.raises(BadModel, match=f"{file} {words}"):
+            runtime.load(folder / file)
 
 
 def test_every_load_checks_itself_against_the_golden_vector(model: Path, tmp_path: Path) -> None:

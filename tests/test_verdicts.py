@@ -1,8 +1,12 @@
 """A verdict is used where it was given: on that kind of machine, with that version of the engine."""
 
+import errno
+import io
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import house
@@ -10,6 +14,7 @@ import pytest
 
 import runtime
 from runtime import environment, verdicts
+from runtime.deployment import Deployment
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
 from runtime.machine import Machine, machine
@@ -75,6 +80,52 @@ def test_what_was_left_open_says_why_it_is_judged_anew(
         monkeypatch.setattr(verdicts, name, lambda *_, value=value: value)
     verdicts.judged_here(engine, model, replace(receipt, candidates=(engine,)))
     assert "anew on this machine: its verdict was left open (the GPU's memory was full)" in capsys.readouterr().err
+
+
+def refusing(error: OSError) -> Any:
+    """A stream that takes nothing."""
+
+    def write(_: str) -> None:
+        raise error
+
+    return SimpleNamespace(write=write, flush=lambda: None, isatty=lambda: False)
+
+
+def closed() -> Any:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+NO_TERMINALS: dict[str, Any] = {
+    "none, as of a windowed program": None,
+    "a log": SimpleNamespace(write=lambda _: None, flush=lambda: None),
+    "a pipe without a reader": refusing(BrokenPipeError(errno.EPIPE, "Broken pipe")),
+    "a full disk": refusing(OSError(errno.ENOSPC, "No space left on device")),
+    "closed": closed(),
+    "a file in ASCII": io.TextIOWrapper(io.BytesIO(), "ascii"),
+}
+
+
+@pytest.mark.parametrize("stderr", NO_TERMINALS.values(), ids=NO_TERMINALS)
+def test_whatever_stands_for_stderr_the_model_opens(
+    stderr: Any, moved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = house.write_deployment(moved, moved.parent / "deployment.json", "ort-cpu")
+    deployment = Deployment.read(file)
+    stale = replace(deployment.choice, sha256="0" * 64)
+    replace(deployment, choice=stale, fallbacks=(deployment.choice,)).write(file)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with runtime.load(file) as classifier:  # of which two things are said
+        assert len(classifier.passed_over) == 1 and classifier.candidate.machine == machine()
+    assert not capsys.readouterr().out
+
+
+def test_a_log_that_stands_for_stderr_has_what_is_said(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=said.append, flush=lambda: None))
+    runtime.load(moved).close()
+    assert "judging resnet18 · ort-cpu · fp32 anew on this machine" in "".join(said)
 
 
 def test_what_fails_here_is_not_served_though_it_passed_elsewhere(moved: Path, monkeypatch: Any) -> None:

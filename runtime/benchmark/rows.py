@@ -14,7 +14,7 @@ from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.scenarios import ON_DEVICE, SCENARIOS, Measurement
 from runtime.benchmark.watch import Disturbance, causes_of
 from runtime.errors import SajiError
-from runtime.files import DAMAGE, as_text, in_words, make_folder, naming, require_regular
+from runtime.files import DAMAGE, as_text, in_words, make_folder, naming, parse_json, require_regular
 from runtime.receipt import Receipt
 from runtime.speed_ratio import percentile
 
@@ -139,14 +139,27 @@ def append_rows(path: Path, rows: list[Row]) -> None:
 
 
 def require_appendable(path: Path) -> None:
-    """Raise SajiError or OSError where no rows can be added to a file; none stays behind that was not there."""
+    """Raise SajiError or OSError where no rows can be added to a file, as to what holds anything else.
+
+    None stays behind that was not there.
+    """
     require_regular(path)
     make_folder(path.parent)
     there = path.exists()
-    with open(path, "ab"):
-        pass
+    with open(path, "a+b") as file:
+        file.seek(0)
+        if not _is_of_rows(file.readline()):
+            raise SajiError(f"{path} holds something else than rows of experiments; name another file")
     if not there:
         path.unlink()
+
+
+def _is_of_rows(first: bytes) -> bool:
+    """Whether a file that begins with this line has our rows: all name their experiment; none is there yet, or half."""
+    try:
+        return "experiment" in dict(parse_json(first or b'{"experiment": ""}'))
+    except DAMAGE:
+        return first.startswith(b'{"') and not first.endswith(b"\n")  # which goes: see `append_rows`
 
 
 def read_rows(path: Path) -> list[Row]:
