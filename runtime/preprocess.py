@@ -154,9 +154,7 @@ def decode(
             raise BadPhoto(f"{name} cannot be opened: {error.strerror}") from None
         raise _damaged(name, error) from None
     except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to, also RuntimeError
-        if getattr(source, "tile", None) and getattr(source, "fp", source) is None:  # as `with Image.open(…)` leaves it
-            raise BadPhoto(f"{name} was closed before it was read; give its path or bytes") from None
-        raise _damaged(name, error) from None
+        raise _damaged(name, error, source) from None
 
 
 def _name(source: Any) -> str:
@@ -174,11 +172,13 @@ def _too_much(name: str) -> BadPhoto:
     return TooMuchMemory(f"{name} takes too much memory to decode; send a smaller copy")
 
 
-def _damaged(name: str, error: Exception) -> BadPhoto:
+def _damaged(name: str, error: Exception, source: Any = None) -> BadPhoto:
     """The error, TooMuchMemory where the decoder says that it had too little."""
     said = str(error).lower()
     if sys.is_finalizing():
         return BadPhoto(f"{name} cannot be read while Python ends ({error}); ask before that")
+    if getattr(source, "tile", None) and getattr(source, "fp", source) is None:  # as `with Image.open(…)` leaves it
+        return BadPhoto(f"{name} was closed before it was read; give its path or bytes")
     if isinstance(error, io.UnsupportedOperation) or (isinstance(error, ValueError) and "closed" in said):
         return BadPhoto(f"{name} cannot be read ({error}); give its path or bytes")
     if "memory" in said and "limit" not in said and "invalid" not in said:  # so libheif begins of impossible sizes, too
