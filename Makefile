@@ -76,20 +76,20 @@ setup: .venv/installed ## create .venv, install saji and all that runs on this m
 	echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=
-	@$(PY) -m training --recipe=$(call quoted,$(BY)) $(if $(value DATA),--data=$(call typed,DATA)) --run=$(call quoted,$(NAMED)) --out=$(call typed,OUT) --archs $(NETWORKS) $(ARGS)
+	@$(PY) -m training --recipe $(call quoted,$(BY)) $(if $(value DATA),--data $(call typed,DATA)) --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(NETWORKS) $(ARGS)
 
 export: .venv/installed ## checkpoints -> checked ONNX, PyTorch and TensorRT files      ARCHS= RUN= ARGS=
-	@$(PY) -m export --run=$(call quoted,$(NAMED)) --out=$(call typed,OUT) --archs $(NETWORKS) $(RECOVERY) $(ARGS)
+	@$(PY) -m export --run $(call quoted,$(NAMED)) --out $(call typed,OUT) --archs $(NETWORKS) $(RECOVERY) $(ARGS)
 
 bench: .venv/installed ## time all candidates, choose what is served      ARCHS= BENCH_SECONDS= ARGS=
-	@$(PY) runtime/bench.py --out=$(call typed,OUT) --archs $(NETWORKS) --seconds $(BENCH_SECONDS) $(COLD) $(ARGS)
+	@$(PY) runtime/bench.py --out $(call typed,OUT) --archs $(NETWORKS) --seconds $(BENCH_SECONDS) $(COLD) $(ARGS)
 
 demo: .venv/installed ## open the page that serves the choice      ARGS=
-	$(PY) demo/app.py --serve auto --out=$(call typed,OUT) $(ARGS)
+	$(PY) demo/app.py --serve auto --out $(call typed,OUT) $(ARGS)
 
 scale: .venv/installed ## the same as a fleet on Ray, here or on a cluster      ARGS=
 	@$(PY) -c 'import ray' 2>/dev/null || $(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[scale]'
-	$(PY) -m demo.scale --serve auto --out=$(call typed,OUT) $(ARGS)
+	$(PY) -m demo.scale --serve auto --out $(call typed,OUT) $(ARGS)
 
 test: .venv/installed ## the fast tests      ARGS=
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -149,7 +149,8 @@ def lost(beginning: bytes, size: int, whole: int = 0) -> str:
         return "is a pointer of Git LFS; fetch the file itself with: git lfs pull"
     if not size:
         return "is empty; copy it again"
-    return f"has {size:,} of {whole:,} bytes; copy the folder again" if size < whole else ""
+    cut = f"is not the file that was checked (it has {size:,} of {whole:,} bytes); copy the folder again"
+    return cut if size < whole else ""
 
 
 def file_lost(path: Path, whole: int = 0) -> str:
