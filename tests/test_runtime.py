@@ -654,7 +654,7 @@ LOST = {
     "empty": (lambda _: b"", "is empty; copy it again$"),
     "cut": (
         lambda content: content[:1000],
-        r"(is not the file that was checked \(it has 1,000 of [\d,]+ bytes\); copy the folder|is cut off .* copy it) again",
+        r"(is not the file that was checked \(it has 1,000 of [\d,]+ bytes\); copy the folder|is cut off .*) again",
     ),
 }
 

@@ -576,15 +576,16 @@ def test_a_file_with_two_networks_is_not_taken_by_its_order(tmp_path: Path) -> N
 
 def test_the_order_of_a_file_that_is_sorted_by_name_is_no_order_of_layers(tmp_path: Path) -> None:
     """As safetensors are: of a batch norm all four tensors have one shape, and each took another's numbers."""
-    ours, theirs = (architectures.build("resnet18", 5).state_dict() for _ in range(2))
-    network = architectures.build("resnet18", 5)
-    other = {name.replace("bn", "norm.n").replace("conv", "c.c"): tensor for name, tensor in theirs.items()}
-    load_weights(network, network.fc, written(tmp_path / "weights.pt", other))
-    assert torch.equal(network.bn1.running_var, theirs["bn1.running_var"])
-    network.load_state_dict(ours)
+    network, theirs = (architectures.build("resnet18", 5) for _ in range(2))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in before))
+    parts = ((name.rpartition("."), tensor) for name, tensor in theirs.state_dict().items())
+    other = {f"{layers.index(layer):03}.{kind}": tensor for (layer, _, kind), tensor in parts}
     with pytest.raises(SajiError, match="does not fit the network"):
         load_weights(network, network.fc, written(tmp_path / "weights.pt", dict(sorted(other.items()))))
-    assert same(ours, network.state_dict())
+    assert same(before, network.state_dict())
+    load_weights(network, network.fc, written(tmp_path / "weights.pt", other))  # in the order of the layers
+    assert torch.equal(network.layer4[1].bn2.running_var, theirs.layer4[1].bn2.running_var)
 
 
 class OfTheirs:
