@@ -25,6 +25,12 @@ PATIENCE = 300  # seconds; a training beside the tests leaves them a tenth of a 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real photos beside the repository are not here")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names a case of bytes by their number: gzip's hold the second they were packed in, and the workers of one run
+    have to name each test alike."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small drawn photo set: a folder per class."""
