@@ -279,6 +279,25 @@ def test_what_is_left_out_is_counted_and_no_fault(folder: str, tmp_path: Path) -
     assert found.notes == (f"2 files in folders of other programs are left out: {folder}",)
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *("IMG_1.AAE", "IMG_1.mov", "IMG_1.xmp", "IMG_1.dng", "IMG_1.jpg.json", "IMG_1.jpg_original"),
+        *("IMG_1.jpg.supplemental-metada.json", "IMG_1.jpg(1).json", "IMG_1.d/deep.txt"),
+    ],
+)
+def test_what_is_called_like_the_photo_beside_it_is_no_broken_photo(beside: str, tmp_path: Path) -> None:
+    """A phone's edits and films, Takeout's and Lightroom's metadata, labels of detectors, the same photo raw."""
+    found = read_photo_set(touch(tmp_path, "ant/IMG_1.jpg", "ant/IMG_2.png", f"ant/{beside}", "bee/IMG_1.aae"))
+    kept = [] if "/" not in beside else [f"ant/{beside}"]  # in another folder it is beside no photo
+    assert [str(photo.path.relative_to(tmp_path)) for photo in found.photos] == sorted(
+        ["ant/IMG_1.jpg", "ant/IMG_2.png", *kept, "bee/IMG_1.aae"]
+    )
+    suffix = Path(beside).suffix.lower()
+    told = f"1 files that are called like the photo beside them are left out: {suffix}"
+    assert found.notes == (() if kept else (told,)) and not found.problems
+
+
 def test_what_saji_itself_wrote_among_the_photos_is_no_class(tmp_path: Path) -> None:
     """`--data . --out artifacts`, for a second time."""
     files = ("ant/0.jpg", "artifacts/cache/0f.duplicates.json", "artifacts/data/set/duplicates.png")

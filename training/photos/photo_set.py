@@ -169,7 +169,7 @@ def _require_classes(top: Path, given: dict[Path, list[Path]]) -> None:
     """
     parts: dict[Path, set[str]] = {}
     for folder, files in given.items():
-        places = {file.parent for file in files if file.suffix.lower() in SUFFIXES}
+        places = {file.parent for file in files if _is_called_photo(file)}
         if folder in places:
             return
         if places:
@@ -203,6 +203,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()
+        self.beside: Counter[str] = Counter()
         self.problems: list[str] = []
         self.read: set[Path] = set()
 
@@ -223,9 +224,19 @@ class _Walk:
         return [folder for folder in classes if folder not in again]
 
     def photos(self, folder: Path) -> Iterator[Path]:
-        """The photos at any depth of a folder; links are followed, but not to what was `read` or leads back here."""
+        """The photos at any depth of a folder; links are followed, but not to what was `read` or leads back here.
+
+        What is called like a photo beside it tells of that photo, or is it once more: `IMG_1.AAE`, `IMG_1.jpg.json`.
+        """
         for _, files in walk_once(folder, self.read.copy(), self._passed_over, self._tell, _fail):
-            yield from filter(self.is_photo, files)
+            found = [file for file in files if self.is_photo(file)]
+            photos = {name for file in found if _is_called_photo(file) for name in (file.name, file.stem)}
+            for file in found:
+                parts = file.name.split(".")
+                if _is_called_photo(file) or photos.isdisjoint(".".join(parts[:end]) for end in range(1, len(parts))):
+                    yield file
+                else:
+                    self.beside[f".{parts[-1].lower()}"] += 1
 
     def is_photo(self, file: Path) -> bool:
         """Whether a file is a photo, or is to be called a broken one."""
@@ -236,10 +247,13 @@ class _Walk:
         return there and file.is_file()
 
     def notes(self) -> tuple[str, ...]:
-        """What was left out, in a sentence."""
-        names = ", ".join(sorted(self.left_out))
-        files = sum(self.left_out.values())
-        return (f"{files} files in folders of other programs are left out: {names}",) if files else ()
+        """What was left out, in a sentence each."""
+        told = {"in folders of other programs": self.left_out, "that are called like the photo beside them": self.beside}
+        return tuple(
+            f"{sum(files.values())} files {which} are left out: {', '.join(sorted(files))}"
+            for which, files in told.items()
+            if any(files.values())
+        )
 
     def _tell(self, link: Path) -> None:
         self.problems.append(f"{link} is a link to a folder that is read already, and is ignored")
@@ -251,6 +265,10 @@ class _Walk:
         if passed := ours or left_by_programs(folder.name):
             self.left_out[folder.name] += sum(len(files) for _, _, files in os.walk(folder))
         return passed
+
+
+def _is_called_photo(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
 
 
 def _fail(error: OSError) -> NoReturn:
