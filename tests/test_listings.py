@@ -294,7 +294,7 @@ def test_what_is_called_like_the_photo_beside_it_is_no_broken_photo(beside: str,
         ["ant/IMG_1.jpg", "ant/IMG_2.png", *kept, "bee/IMG_1.aae"]
     )
     suffix = Path(beside).suffix.lower()
-    told = f"1 files that are called like the photo beside them are left out: {suffix}"
+    told = f"1 files called like the photo beside them are left out: {suffix}"
     assert found.notes == (() if kept else (told,)) and not found.problems
 
 

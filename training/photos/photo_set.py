@@ -248,10 +248,10 @@ class _Walk:
 
     def notes(self) -> tuple[str, ...]:
         """What was left out, in a sentence each."""
-        told = {"in folders of other programs": self.left_out, "that are called like the photo beside them": self.beside}
+        counts = {"in folders of other programs": self.left_out, "called like the photo beside them": self.beside}
         return tuple(
             f"{sum(files.values())} files {which} are left out: {', '.join(sorted(files))}"
-            for which, files in told.items()
+            for which, files in counts.items()
             if any(files.values())
         )
 
