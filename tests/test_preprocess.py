@@ -149,6 +149,8 @@ def test_a_path_that_is_empty_or_without_end_is_one_short_sentence() -> None:
 
 
 def test_a_pil_image_has_no_more_pixels_than_a_file() -> None:
+    image = picture()
+    assert decode(image, bounds=Bounds(max_pixels=image.width * image.height)).size == image.size
     with pytest.raises(TooManyPixels, match=r"^the picture has more than 0\.01 megapixels"):
         decode(picture(), bounds=Bounds(max_pixels=10_000))
 
