@@ -16,6 +16,7 @@ import onnx
 import onnx.compose
 import onnx.parser
 
+from export.graph import opset_of
 from export.parity import line, with_result
 from runtime.backends import open_backend
 from runtime.backends.base import outputs_of
@@ -79,7 +80,7 @@ def geometry_graph(geometry: Geometry, ir_version: int, opset: int) -> onnx.Mode
 def with_geometry(file: Path, spec: ModelSpec, path: Path) -> None:
     """Write to `path` the ONNX file `file` (uint8 `[N, S, S, 3]` → logits), geometry before and a softmax behind it."""
     model = onnx.load(file)
-    versions = (model.ir_version, next(entry.version for entry in model.opset_import if not entry.domain))
+    versions = (model.ir_version, opset_of(model))
     geometry = geometry_graph(spec.geometry, *versions)
     facts = {"classes": len(spec.classes), "temperature": f"{spec.temperature:.9g}"}
     tail = onnx.parser.parse_model(_PROBABILITIES.format(ir=versions[0], opset=versions[1], **facts))

@@ -90,8 +90,7 @@ def check_contract(model: onnx.ModelProto, spec: ModelSpec, opset: int = OPSET) 
     ]
     if signature != contract:
         raise GateFailed(f"the exported graph has the signature {signature}, the contract is {contract}; this is a bug")
-    version = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if version != opset:
+    if (version := opset_of(model)) != opset:
         raise GateFailed(f"the exported graph has opset {version}, the contract is {opset}; this is a bug")
 
 
@@ -173,10 +172,16 @@ def layer_facts(path: Path) -> dict[str, Any]:
     return {"multiply_adds": work, "kept": kept}
 
 
-def operators(path: Path) -> dict[str, int]:
-    """How often each operator occurs in an ONNX file."""
-    nodes = onnx.load(path, load_external_data=False).graph.node
-    return dict(sorted(Counter(node.op_type for node in nodes).items()))
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators in a graph."""
+    return next(entry.version for entry in model.opset_import if not entry.domain)
+
+
+def graph_facts(path: Path) -> dict[str, Any]:
+    """An ONNX file's opset, and how often each operator occurs in it."""
+    model = onnx.load(path, load_external_data=False)
+    operators = Counter(node.op_type for node in model.graph.node)
+    return {"opset": opset_of(model), "operators": dict(sorted(operators.items()))}
 
 
 def export_pt2(module: nn.Module, spec: ModelSpec, path: Path) -> None:

@@ -19,7 +19,7 @@ from export import parity
 from export.engine import Built, build_engines, buildable
 from export.geometry import write_with_geometry
 from export.golden import write_golden
-from export.graph import OPSET, export_onnx, export_pt2, layer_facts, operators
+from export.graph import OPSET, export_onnx, export_pt2, graph_facts, layer_facts
 from export.heatmap import write_heatmap
 from export.layers import faults_of, first_module_without_answer
 from export.precision import half_precision, quantise, quantise_for_tensorrt
@@ -214,7 +214,7 @@ def write_model(source: Source, folder: Path, settings: Settings, say: Say, cach
             candidates=tuple(candidates),
             checkpoint_sha256=sha256_file(source.file),
             request=request(source, settings),
-            graph={"opset": OPSET, "operators": operators(new / "model.onnx")},
+            graph=graph_facts(new / "model.onnx"),
             engines={name: dataclasses.asdict(built) for name, built in engines.items()},
             skipped=tuple(skipped),
             versions=versions(),

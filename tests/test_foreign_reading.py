@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -91,6 +92,15 @@ def test_a_graph_of_functions_alone_is_read_by_their_opset(tmp_path: Path) -> No
     read = read_foreign(path)
     assert [entry.version for entry in read.opset_import if not entry.domain] == [17]
     assert lifted(read, path).opset_import
+
+
+def test_what_onnx_cannot_convert_is_told_with_the_opset_to_export_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "net.onnx", FP32)
+    monkeypatch.setattr(onnx.version_converter, "convert_version", Mock(side_effect=RuntimeError("no adapter")))
+    with pytest.raises(BadModel, match=r"converted to opset 18 \(no adapter\); export it with opset_version=18"):
+        lifted(read_foreign(path), path)
 
 
 def test_a_graph_of_operators_of_onnx_runtime_alone_is_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from export.diagnose import Diagnosis, Layer, class_order, diagnose, explanation, lines, main, resize_of
 from export.faults import SUSPECTS, Fault, NotApplicable, broken
-from export.graph import FORBIDDEN_IN_OURS, operators
+from export.graph import FORBIDDEN_IN_OURS, graph_facts
 from export.precision import quantise
 from lab.faults import FAINT_FAULTS, FAULTS, FP16_FAULTS, INT8_FAULTS
 from lab.mutants import PEERS, examined, in_words, opened, strided
@@ -118,7 +118,9 @@ def test_the_graph_without_a_copy_is_refused_on_openvino_and_its_layer_named(sam
     subject = opened(tmp_path, tmp_path)
     subject.validation.save(tmp_path / "validation.npz")
     ours, theirs = subject.export(subject.model, "model.onnx"), subject.export(strided(subject.model), "strided.onnx")
-    assert set(FORBIDDEN_IN_OURS) & set(operators(theirs)) and not set(FORBIDDEN_IN_OURS) & set(operators(ours))
+    assert set(FORBIDDEN_IN_OURS) & set(graph_facts(theirs)["operators"]) and not set(FORBIDDEN_IN_OURS) & set(
+        graph_facts(ours)["operators"]
+    )
     quantise(theirs, subject.calibration, subject.spec, tmp_path / "strided.int8.onnx", recover=False)
     candidates = [
         subject.candidate("strided.onnx", "ort-cpu", "fp32"),

@@ -20,6 +20,7 @@ import house
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 from house import Candidate, Geometry, ModelSpec, Receipt, Said
 from onnx import helper, numpy_helper
@@ -618,8 +619,60 @@ def test_blue_green_red_is_told(tmp_path: Path) -> None:
     assert np.abs(answers(brought(tmp_path / "bgr.onnx"), PICTURES) - turned).max() < 1e-4
 
 
+ONE_PHOTO = "float[1, 3, 24, 24] photo"
+AS_ONE = {
+    "of convolutions alone": BODY,
+    "sizes in full": BODY.replace("Flatten (means)", "Reshape (means, own)"),
+    "the last size left over": BODY.replace("Flatten (means)", "Reshape <allowzero = 1> (means, one_row)"),
+    "sizes as a layer": BODY.replace("Flatten (means)", "Reshape (means, written)").replace(
+        "maps =", "written = Constant <value = int64[2] {1, 8}> () maps ="
+    ),
+    "windows of each photo": """
+        maps = Conv <pads = [1, 1, 1, 1]> (photo, filters)
+        windows = Reshape (maps, four)
+        all = GlobalAveragePool (windows)
+        mixed = Reshape (all, whole)
+        means = ReduceMean <axes = [2], keepdims = 0> (mixed)
+        flat = Flatten (means)""",
+    "a token of the class": """
+        maps = Conv <pads = [1, 1, 1, 1]> (photo, filters)
+        rows = Reshape (maps, each_map)
+        tokens = Transpose <perm = [0, 2, 1]> (rows)
+        shown = Expand (token, like_one)
+        both = Concat <axis = 1> (shown, tokens)
+        mixed = Softmax <axis = 1> (both)
+        spread = Mul (mixed, both)
+        flat = ReduceMean <axes = [1], keepdims = 0> (spread)""",
+}
+SIZES = {
+    **{"own": np.array([1, 8]), "one_row": np.array([1, -1]), "four": np.array([4, 8, 12, 12])},
+    **{"whole": np.array([1, 8, 4]), "each_map": np.array([1, 8, 576]), "like_one": np.array([1, 1, 8])},
+    **{"token": np.linspace(-1, 1, 8).reshape(1, 1, 8)},
+}
+
+
+# ultralytics' and PyTorch's own default: the batch of the example, which is one photo
+@pytest.mark.parametrize("body", AS_ONE.values(), ids=AS_ONE)
+def test_a_file_for_one_photo_is_brought_in_for_any_number(body: str, tmp_path: Path) -> None:
+    file = network(tmp_path / "one.onnx", body=body, photo=ONE_PHOTO, scores="float[1, 4] scores", **SIZES)
+    assert bring(file).status == 0
+    given = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    photos = (PICTURES / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
+    alone = [given.run(None, {"photo": photo.transpose(2, 0, 1)[None]})[0] for photo in photos]
+    assert len(alone) > 2 and np.ptp(alone) > 1e-3
+    assert answers(brought(file), PICTURES) == pytest.approx(np.concatenate(alone), abs=1e-4)
+
+
+# What torch.onnx.export writes by default since PyTorch 2.9
+def test_a_newer_opset_stays_as_it_is(tmp_path: Path) -> None:
+    """A Gelu of opset 20 has no older version."""
+    file = network(tmp_path / "new.onnx", body=BODY.replace("Relu", "Gelu"), opset=20, ir=10)
+    assert bring(file).status == 0
+    assert [entry.version for entry in onnx.load(brought(file) / "model.onnx").opset_import] == [20]
+    assert "opset 20" in house.here("runtime", "show", str(brought(file))).out
+
+
 HALVES = {"filters": (8, 3, 3, 3), "matrix": (8, 4), "bias": (4,)}
-WIDE = "AveragePool <kernel_shape = [24, 24], dilations = [1, 1], pads = [0, 0, 0, 0], ceil_mode = 0> (live)"
 CONSTANTS = {
     **{"one_row": np.array([1, -1]), "own": np.array([1, 8]), "two": np.array([2, -1])},
     **{"nan": np.array(np.nan), "step": np.array(0.1), "zero": np.array(0, np.uint8)},
@@ -649,8 +702,6 @@ CONSTANTS = {
           "end": f"{RAW.replace('raw', 'low')} scores = Cast <to = 1> (low)",
           **{name: np.ones(shape, np.float16) for name, shape in HALVES.items()}},
          "computes maps in float16; export it in float32"),
-        ({"photo": "float[N, 3, 24, 24] photo", "opset": 19, "ir": 9,
-          "body": BODY.replace("GlobalAveragePool (live)", WIDE)}, "cannot be converted to opset 18"),
         ({"end": "scores = Gemm (flat, slim, slim_bias)", "scores": "float[N, 1] scores"}, "has 1 logits"),
     ],
 )  # fmt: skip

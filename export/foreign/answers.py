@@ -168,7 +168,7 @@ def require_same(file: Path, whole: onnx.ModelProto, network: Network, size: int
     if not np.allclose(beside, alone, rtol=1e-3, atol=1e-3):
         raise BadModel(
             f"{file} answers a photo otherwise when another stands beside it, as a batch norm in training does; "
-            "export it in evaluation mode, model.eval()"
+            "export it in evaluation mode, model.eval(), and with a dynamic batch"
         )
     if not np.allclose(alone, network(images), rtol=1e-3, atol=1e-3):
         raise BadModel(f"{file} answers otherwise once onnx has converted it to our opset; export it with opset 18")

@@ -9,7 +9,7 @@ import onnx.inliner
 import onnx.version_converter
 
 from export.foreign.opening import in_one_line, opened
-from export.graph import OPSET, all_graphs
+from export.graph import OPSET, all_graphs, opset_of
 from runtime.errors import BadModel
 from runtime.spec import require_one_file
 
@@ -20,10 +20,10 @@ _RENAMING = ("Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze")  # 
 
 
 def read_foreign(path: Path) -> onnx.ModelProto:
-    """The file as it was written, one float32 input `[batch, …]`, one float32 output `[batch, C]`.
+    """The file as it was written, one float32 input `[batch, …]`, one float32 output `[batch, C]`; batch open, or 1.
 
     Its functions are written out where they are used. Raises BadModel for anything else, such as external data that is
-    not beside it, a fixed batch, or layers that compute in another format than FP32.
+    not beside it, a batch of four, or layers that compute in another format than FP32.
     """
     model = opened(path)
     try:
@@ -58,8 +58,8 @@ def _read(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         raise BadModel(
             f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed"
         )
-    if isinstance(dims(inputs[0])[0], int):
-        raise BadModel(f"{path} takes a fixed batch ({signature}); export it anew with a dynamic batch")
+    if isinstance(batch := dims(inputs[0])[0], int) and batch > 1:
+        raise BadModel(f"{path} takes a fixed batch of {batch} ({signature}); export it anew with a dynamic batch")
     _require_float32(model, path)
     del graph.input[:], graph.value_info[:]
     graph.input.append(inputs[0])
@@ -130,8 +130,11 @@ def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def lifted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The graph at our opset. Raises BadModel where onnx cannot convert it."""
-    if next(entry.version for entry in model.opset_import if not entry.domain) == OPSET:
+    """The graph at our opset, or at a newer one of its own. Raises BadModel where onnx cannot convert it.
+
+    Down it is not converted: a Gelu, which an exporter writes since opset 20, has no older version.
+    """
+    if opset_of(model) >= OPSET:
         return model
     try:
         model = onnx.version_converter.convert_version(model, OPSET)

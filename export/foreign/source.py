@@ -7,12 +7,13 @@ import numpy as np
 import onnx
 
 from export.foreign.answers import Network, require_logits, require_same
+from export.foreign.batch import with_open_batch
 from export.foreign.classes import composed, read_classes
 from export.foreign.names import require_names, require_own_names
 from export.foreign.opening import in_one_line
 from export.foreign.reading import dims, lifted, read_foreign, without_softmax
 from export.foreign.wrapping import wrapped
-from export.graph import save_onnx
+from export.graph import opset_of, save_onnx
 from export.layers import first_without_answer
 from export.model import Say, Source, write_model
 from export.settings import Foreign, Settings
@@ -36,8 +37,9 @@ def import_foreign(foreign: Foreign, out: Path, say: Say, settings: Settings | N
     Raises SajiError for what is missing or does not fit, such as a file that answers otherwise once it is wrapped.
     """
     settings = settings or Settings()
-    if not (foreign.onnx and foreign.classes and foreign.mean and foreign.std):
-        raise SajiError("a foreign model needs --onnx FILE --classes FILE --mean R G B --std R G B; see --help")
+    needed = ("onnx", "FILE"), ("classes", "FILE"), ("mean", "R G B"), ("std", "R G B")
+    if lacking := [f"--{name} {kind}" for name, kind in needed if not getattr(foreign, name)]:
+        raise SajiError(f"a foreign model needs {' '.join(lacking)}, too; see --help")
     if set(settings.precisions) - {"fp32"}:
         raise SajiError("a foreign model is brought in as it is, in FP32; leave --precisions out")
     source = ForeignModel(foreign, say)
@@ -57,7 +59,7 @@ class ForeignModel(Source):
         self.spec, self._network = _spec(as_written, foreign), Network(logits, foreign)
         require_own_names(as_written, self.spec.classes, foreign)
         self._require_fit()
-        self.whole = wrapped(lifted(logits, foreign.onnx), self.spec, foreign)
+        self.whole = wrapped(with_open_batch(lifted(logits, foreign.onnx)), self.spec, foreign)
         require_logits(self._network, Network(as_written, foreign), self.whole, self.spec.geometry.size)
         require_same(self.file, self.whole, self._network, self.spec.geometry.size)
         self.inputs = {name: str(value) for name, value in asdict(foreign).items()} | {"onnx": str(self.file.resolve())}
@@ -96,7 +98,7 @@ class ForeignModel(Source):
 
     def write_graphs(self, folder: Path, settings: Settings, say: Say) -> None:
         """`model.onnx` alone: there is no checkpoint to write others from."""
-        save_onnx(self.whole, self.spec, folder / "model.onnx")
+        save_onnx(self.whole, self.spec, folder / "model.onnx", opset=opset_of(self.whole))
 
 
 def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
