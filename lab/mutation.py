@@ -143,11 +143,14 @@ class Record:
 
 
 def bound_at_import(source: str, line: int) -> set[str]:
-    """The names that a line outside functions gives to something; none inside, where a test is what runs it."""
+    """The names that a line outside functions gives to something; none inside, where a test is what runs it.
+
+    A comment gives none either.
+    """
     around = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
     around = [node for node in around if node.lineno <= line <= (node.end_lineno or 0)]
     functions = [node for node in around if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    if any(node.body[0].lineno <= line for node in functions):
+    if not around or any(node.body[0].lineno <= line for node in functions):
         return set()
     if isinstance(around[-1], ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {around[-1].name}

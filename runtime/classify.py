@@ -6,13 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Semaphore, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 from runtime.classifier import Classifier, Prediction, load
 from runtime.command_line import add_gpu, add_require_signature
@@ -23,9 +20,8 @@ from runtime.preprocess import MAX_PIXELS, SUFFIXES
 from runtime.rowfile import RowFile, csv_line
 from runtime.spec import NAMED, UNKNOWN, ModelSpec
 from runtime.terminal import err, printable, say
+from runtime.threads import in_order
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Say = Callable[[str], None]
 
 COLUMNS = (
@@ -202,38 +198,6 @@ def answers(classifier: Classifier, photos: Iterable[str]) -> Generator[tuple[st
             raise
 
     return in_order(answer, photos)
-
-
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int = 0) -> Generator[Result]:
-    """`work` of each item, in order, done in threads ahead of the consumer and never more than a few items ahead.
-
-    A result is there as soon as it is done, also where the next item is long in coming. `workers` 0: one a core. Closed
-    early it returns once those at work have ended.
-    """
-    workers = workers or usable_cores()
-    ahead: SimpleQueue[Future[Result] | None] = SimpleQueue()
-    room = Semaphore(2 * workers)
-    pool = ThreadPoolExecutor(workers)
-
-    def feed() -> None:
-        try:
-            for item in items:
-                room.acquire()
-                ahead.put(pool.submit(work, item))
-        except BaseException as error:  # of finding the next item: it is the consumer's to handle, in its turn
-            failed: Future[Result] = Future()
-            failed.set_exception(error)
-            ahead.put(failed)
-        ahead.put(None)
-
-    Thread(target=feed, daemon=True).start()  # a daemon: it may wait for a line of stdin that never comes
-    try:
-        while (done := ahead.get()) is not None:
-            room.release()
-            yield done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        room.release()  # so that the feeder goes on, and ends at the pool that is shut
 
 
 def _writer(form: str, spec: ModelSpec, file: RowFile) -> Callable[[str, Prediction], None]:

@@ -21,12 +21,13 @@ from PIL import Image
 import runtime
 from runtime import classify as verb
 from runtime.classifier import Prediction
-from runtime.classify import COLUMNS, Counter, Photos, _writer, classify, conclude, csv_row, in_order
+from runtime.classify import COLUMNS, Counter, Photos, _writer, classify, conclude, csv_row
 from runtime.errors import GateFailed, SajiError
 from runtime.files import sha256_file
 from runtime.rowfile import RowFile
 from runtime.spec import Geometry, ModelSpec, Rejection
 from runtime.terminal import printable
+from runtime.threads import in_order
 
 COMMAND = [sys.executable, "-m", "runtime", "classify"]
 ODD = [

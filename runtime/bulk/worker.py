@@ -15,6 +15,7 @@ from runtime.classifier import load
 from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, NoAnswer, SajiError
 from runtime.files import as_text
+from runtime.threads import in_order
 
 PIECE = "piece"  # the column of what there is to do
 READERS = 8  # photos that a process reads at a time from a network
@@ -68,8 +69,8 @@ class Worker:
 
         tries, file = self._tries(items[0][0]), f"{uuid.uuid4().hex}.parquet"
         far = any(content is not None or "://" in name for name, content in items)
-        read = classify.in_order(self._read, items, READERS) if far else map(self._read, items)
-        rows = list(classify.in_order(self._row, read, self.streams) if self.streams > 1 else map(self._row, read))
+        read = in_order(self._read, items, READERS) if far else map(self._read, items)
+        rows = list(in_order(self._row, read, self.streams) if self.streams > 1 else map(self._row, read))
         pq.write_table(pa.Table.from_pylist(rows, schema()), f"{self.pending}/{file}", filesystem=self.files)
         for mark in tries:
             self.files.delete_file(mark)

@@ -29,29 +29,27 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Literal, get_args
 
 import cv2
 import imagehash
 import numpy as np
-from joblib import Parallel, delayed
 from scipy.cluster.hierarchy import DisjointSet
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from runtime.environment import usable_cores
 from runtime.errors import BadPhoto, SajiError
 from runtime.preprocess import decode, fit
 from runtime.spec import Geometry
 from training.photos.features import Backbone
 from training.photos.photo_set import unchanged
-from training.progress import Progress, silent
+from training.progress import Progress, in_threads, silent
 
 Kind = Literal["identical", "same picture", "same scene", "perhaps the same plate"]
 
@@ -120,7 +118,7 @@ def find_duplicates(
     # Photos and pairs are what runs in parallel; threads inside each small matrix product would slow that down
     with tempfile.TemporaryFile() as file, threadpool_limits(1):
         photos = _Photos(paths, list(hashes or [""] * len(paths)), _room(file, len(paths)))
-        read = progress(_each(photos.read, range(len(paths))), "reading photos", len(paths))
+        read = in_threads(photos.read, range(len(paths)), "reading photos", progress)
         for index, (digest, square) in enumerate(read):
             if digest and (first := originals.setdefault(digest, index)) != index:
                 pairs.append(Pair(first, index, "identical", 0, 0, 1.0, 1.0))
@@ -128,7 +126,7 @@ def find_duplicates(
                 photos.look(index, square)
         photos.look_at_the_rest()
         shortlist = _shortlist(photos, np.array(list(originals.values()), int))
-        checked = progress(_each(photos.compare, shortlist), "comparing look-alikes", len(shortlist))
+        checked = in_threads(photos.compare, shortlist, "comparing look-alikes", progress)
         pairs += [pair for pair in checked if pair]
     return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
@@ -160,11 +158,6 @@ def groups(count: int, pairs: Iterable[Pair], kinds: Sequence[Kind] = get_args(K
         if pair.kind in kinds:
             joined.merge(pair.first, pair.second)
     return sorted(sorted(cluster) for cluster in joined.subsets() if len(cluster) > 1)
-
-
-def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-    """The function's results in order, from one thread per core (OpenCV, Pillow and NumPy release the GIL)."""
-    return Parallel(usable_cores(), prefer="threads", return_as="generator")(delayed(function)(item) for item in items)
 
 
 class _Photos:
@@ -359,7 +352,7 @@ def _vlad(photos: _Photos, indexes: np.ndarray) -> np.ndarray:
     # Random initial words: k-means++ prefers outliers, and finds fewer copies
     kmeans = MiniBatchKMeans(min(WORDS, len(some)), init="random", n_init=1, batch_size=4096, random_state=0)
     words = kmeans.fit(some).cluster_centers_
-    learned = np.stack(list(_each(pooled, sample)))
+    learned = np.stack(list(in_threads(pooled, list(sample))))
     pca = PCA(min(COMPONENTS, *learned.shape), iterated_power=2, random_state=0).fit(learned)
     blocks = np.array_split(indexes, -(-len(indexes) // 256))
-    return _unit(np.concatenate([pca.transform(np.stack(list(_each(pooled, block)))) for block in blocks]))
+    return _unit(np.concatenate([pca.transform(np.stack(list(in_threads(pooled, list(block))))) for block in blocks]))
