@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -214,6 +215,17 @@ def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it()
     code = "from runtime.benchmark.watch import peak_memory_mib; print(peak_memory_mib())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert 20 < float(done.stdout) < 250 and ballast
+
+
+@pytest.mark.parametrize(("platform", "mib"), [("linux", 2048), ("darwin", 2)])
+def test_without_proc_peak_memory_is_told_in_the_systems_own_unit(
+    platform: str, mib: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """getrusage(2) of Linux gives KiB, that of macOS bytes."""
+    monkeypatch.setattr(watch, "Path", lambda _: SimpleNamespace(is_file=lambda: False))
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=2**21))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert watch.peak_memory_mib() == mib
 
 
 def test_gpu_memory_is_that_of_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,13 @@ def test_rounding_of_the_precision_passes_and_ten_times_the_bound_fails(referenc
     assert apply_gate(logits, logits + noise * 10, labels, GATES[precision]).verdict == "fail"
 
 
+def test_the_cosine_is_of_the_photo_whose_logits_turn_most(reference: tuple) -> None:
+    logits, labels = reference
+    turned = np.where(np.arange(len(logits))[:, None] == 7, -logits, 2 * logits)
+    assert apply_gate(logits, turned, labels, GATES["fp32"]).figures.lowest_cosine == -1
+    assert apply_gate(logits, 2 * logits, labels, GATES["fp32"]).figures.lowest_cosine == 1
+
+
 def test_a_constant_added_to_all_logits_of_a_photo_changes_nothing(reference: tuple) -> None:
     logits, labels = reference
     assert apply_gate(logits, logits + 100, labels, GATES["fp32"]).verdict == "pass"

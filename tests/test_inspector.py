@@ -6,9 +6,12 @@ keys), and Polygraphy's extractor, which reads both.
 """
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from runtime.backends import openvino
 from runtime.backends.base import BuildFacts, check_precision
 from runtime.backends.tensorrt.inspector import inspected
 from runtime.errors import NotAsAsked, NotTold
@@ -131,3 +134,45 @@ def test_the_engines_text_may_hold_what_strict_json_forbids() -> None:
     with pytest.raises(ValueError):
         json.loads(text)
     assert "\u001f" in json.loads(text, strict=False)["Layers"][0]["Metadata"]
+
+
+@pytest.mark.parametrize(("others", "named"), [(5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4, …")])
+def test_of_layers_that_are_not_as_asked_five_are_named(others: int, named: str) -> None:
+    layers = [(str(number), "fp32", 9.0 - number) for number in range(others)]
+    with pytest.raises(NotAsAsked, match=rf"computes 100 % fp32 \({named}\)$"):
+        check_precision(layers, "int8", "x", {})
+
+
+@pytest.mark.parametrize("first", ["asks for the shape", "takes the answer"])
+@pytest.mark.parametrize("second", ["sigmoid", "product"])
+def test_what_a_layer_became_part_of_is_found_in_any_order(first: str, second: str) -> None:
+    """OpenVINO gives the operators behind a layer in another order each time."""
+    model = Graph("conv")
+    shape, scaled = model.then("ShapeOf", "shape"), model.then("Multiply", "scaled")
+    model.followers.sort(key=lambda node: (node is shape) != (first == "asks for the shape"))
+    shape.then("Reshape", "elsewhere")
+    both = [scaled.then("Sigmoid", "sigmoid"), scaled.then("Multiply", "product")]
+    scaled.followers.sort(key=lambda node: node.name != second)
+    both[0].followers.append(both[1])
+    assert openvino._executed_as(model, {"product": "bf16", "elsewhere": "fp32"}) == "product"
+    assert openvino._executed_as(model, {"elsewhere": "fp32"}) == ""
+
+
+class Graph:
+    """An operator of an OpenVINO model, as far as it is asked for."""
+
+    def __init__(self, name: str, kind: str = "Convolution") -> None:
+        self.name, self.kind, self.followers = name, kind, list[Graph]()
+        self.get_friendly_name, self.get_type_name = lambda: name, lambda: kind
+
+    def then(self, kind: str, name: str) -> "Graph":
+        self.followers.append(Graph(name, kind))
+        return self.followers[-1]
+
+    def outputs(self) -> list[Any]:
+        return [self.output(0)]
+
+    def output(self, _: int) -> Any:
+        return SimpleNamespace(
+            get_target_inputs=lambda: [SimpleNamespace(get_node=lambda node=node: node) for node in self.followers]
+        )

@@ -663,6 +663,12 @@ def test_a_file_for_one_photo_is_brought_in_for_any_number(body: str, tmp_path: 
     assert answers(brought(file), PICTURES) == pytest.approx(np.concatenate(alone), abs=1e-4)
 
 
+def test_a_network_that_answers_next_to_nothing_is_no_logarithm(tmp_path: Path) -> None:
+    """As Keras' networks do before they are trained."""
+    matrix = 1e-12 * np.random.default_rng(0).normal(0, 1, (8, 4))
+    assert bring(network(tmp_path / "untrained.onnx", matrix=matrix, bias=np.zeros(4))).status == 0
+
+
 # What torch.onnx.export writes by default since PyTorch 2.9
 def test_a_newer_opset_stays_as_it_is(tmp_path: Path) -> None:
     """A Gelu of opset 20 has no older version."""
@@ -676,7 +682,7 @@ HALVES = {"filters": (8, 3, 3, 3), "matrix": (8, 4), "bias": (4,)}
 CONSTANTS = {
     **{"one_row": np.array([1, -1]), "own": np.array([1, 8]), "two": np.array([2, -1])},
     **{"nan": np.array(np.nan), "step": np.array(0.1), "zero": np.array(0, np.uint8)},
-    **{"slim": np.ones((8, 1)), "slim_bias": np.ones(1)},
+    **{"slim": np.ones((8, 1)), "slim_bias": np.ones(1), "bytes": np.ones((8, 4), np.uint8)},
 }
 
 
@@ -693,11 +699,13 @@ CONSTANTS = {
         ({"photo": "float[N, 3, 24, 32] photo"}, "saji gives squares"),
         ({"end": f"{RAW} scores = Reshape (raw, one_row)"}, r"two photos with \[1, 8\] logits"),
         ({"body": BODY.replace("Flatten (means)", "Reshape (means, own)")}, "takes no batch of two .* dynamic batch"),
-        ({"body": BODY.replace("Flatten (means)", "Reshape (means, two)")}, "give its --size, or .* dynamic batch"),
+        ({"body": BODY.replace("Flatten (means)", "Reshape (means, two)")}, "export it anew, or give its --size"),
         ({"end": f"{RAW} noise = RandomNormalLike (raw) scores = Add (raw, noise)"}, "otherwise each time"),
         ({"end": f"{RAW} scores = Add (raw, nan)"}, "with NaN or infinity, from .* on"),
         ({"end": f"{RAW} q = QuantizeLinear (raw, step, zero) scores = DequantizeLinear (q, step, zero)"},
          r"is quantised already \(QuantizeLinear\); bring in the FP32 file"),
+        ({"end": f"small = DequantizeLinear (bytes, step, zero) {LINEAR.replace('matrix', 'small')}"},
+         r"is quantised already \(DequantizeLinear\); bring in the FP32 file"),
         ({"body": "half = Cast <to = 10> (photo)" + BODY.replace("(photo,", "(half,"),
           "end": f"{RAW.replace('raw', 'low')} scores = Cast <to = 1> (low)",
           **{name: np.ones(shape, np.float16) for name, shape in HALVES.items()}},

@@ -271,7 +271,13 @@ def test_no_benchmark_has_settings_that_nothing_can_be_opened_with(name: str, le
     for number in (least - 1, MOST_THREADS + 1):
         with pytest.raises(SajiError, match=rf"{name} is {number}; it must be a whole number, at least {least} and"):
             Options(**{name: (1, number)})
-    assert Options(**{name: (least, MOST_THREADS)}) and is_setting(MOST_THREADS)
+    assert Options(**{name: (least, MOST_THREADS)})
+    assert is_setting(0) and is_setting(MOST_THREADS) and not is_setting(-1) and not is_setting(MOST_THREADS + 1)
+
+
+def test_a_scenario_that_there_is_none_of_is_named() -> None:
+    with pytest.raises(SajiError, match=r"there is no scenario 'marathon'; choose from .*server"):
+        Options(scenario=("server", "marathon"))
 
 
 def test_what_cannot_be_loaded_is_one_sentence(model: Path, tmp_path: Path) -> None:
@@ -315,8 +321,11 @@ def test_what_is_no_path_is_one_sentence(arguments: tuple[Any, ...]) -> None:
 
 
 def test_a_candidate_that_did_not_pass_is_not_served(model: Path) -> None:
-    with pytest.raises(SajiError, match=r"no candidate ort-cpu bf16; these passed: .*ort-cpu fp32"):
+    with pytest.raises(SajiError, match=r"no candidate ort-cpu bf16; these passed: .*ort-cpu fp32") as told:
         runtime.load(model, backend="ort-cpu", precision="bf16")
+    _, named = str(told.value).split("passed: ")
+    passed = {(c.backend, c.precision) for c in Receipt.read(model).candidates if c.verdict == "pass" and c.servable}
+    assert set(named.split(", ")) == {" ".join(pair) for pair in passed}
 
 
 def measured(name: str, milliseconds: float, accuracy: float, size: int = 10, verdict: str = "pass") -> Measured:
@@ -330,11 +339,11 @@ def chosen(*entries: Measured, policy: Policy = Policy()) -> Deployment:  # noqa
 
 
 def test_the_choice_is_the_fastest_accurate_enough() -> None:
-    deployment = chosen(measured("slow", 9, 0.95), measured("fast", 3, 0.945), measured("wrong", 1, 0.90))
+    deployment = chosen(measured("slow", 9, 0.95), measured("fast", 3, 0.945), measured("wrong", 1, 0.80))
     assert deployment.choice.candidate.architecture == "fast" and "fastest of 2" in deployment.reason
     assert [m.candidate.architecture for m in deployment.fallbacks] == ["slow"]
     reasons = {entry.candidate.split()[0]: entry.reason for entry in deployment.rejected}
-    assert "5.0 points below the best" in reasons["wrong"] and "slower" in reasons["slow"]
+    assert "15.0 points below the best" in reasons["wrong"] and "slower" in reasons["slow"]
     lenient = Policy(max_accuracy_drop=0.1)
     assert chosen(measured("a", 9, 0.95), measured("b", 1, 0.90), policy=lenient).choice.milliseconds == 1
 

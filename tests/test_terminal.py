@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import house
 import pytest
 from conftest import ROOT
 
-from runtime import markdown, terminal
+from runtime import command_line, markdown, terminal
 from runtime.benchmark.command import _last_screen
 from runtime.benchmark.run import BenchmarkRun, Options
 from runtime.candidate import not_run_here
@@ -364,3 +365,18 @@ def test_a_library_that_is_installed_and_cannot_be_loaded_is_a_sentence_and_a_fa
         exit_with_one_sentence(lambda: importlib.import_module("saji_ours"))
     with pytest.raises(ModuleNotFoundError):
         exit_with_one_sentence(lambda: importlib.import_module("saji_nowhere"))
+
+
+def test_a_signal_that_is_ignored_stays_so_and_others_stop_as_ctrl_c_does() -> None:
+    """As under nohup, which ignores SIGHUP."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        command_line.stop_by_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

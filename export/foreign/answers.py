@@ -136,7 +136,7 @@ def _no_logits(told: np.ndarray) -> str:
     Probabilities, of whatever scale, keep within a ceiling that more than one class reaches, or have one sum. Below 0,
     where others are logits that a Tanh caps, so do those of a floor and a ceiling too near for a softmax to be sure.
     """
-    logarithms = told.max() <= 1e-3
+    logarithms = told.max() <= 1e-3 and told.min() < -0.5  # of two classes one has at most log 0.5
     scores = np.exp(told) if logarithms else told
     floor, ceiling = scores.min(), 1 if logarithms else scores.max()  # of strong distances all may be 0
     sums, near = scores.sum(axis=1), 1e-5 * (ceiling - min(floor, 0))

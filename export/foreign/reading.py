@@ -13,7 +13,7 @@ from export.graph import OPSET, all_graphs, opset_of
 from runtime.errors import BadModel
 from runtime.spec import require_one_file
 
-_QUANTISED = re.compile(r"Quantize|Integer|NBits|^Q[A-Z]")  # operators of ONNX and of ONNX Runtime
+_QUANTISED = re.compile(r"[Qq]uantize|Integer|NBits|^Q[A-Z]")  # operators of ONNX and of ONNX Runtime
 _HIGH_AND_LOW = ("FLOAT16", "BFLOAT16", "DOUBLE")
 _SUMMING = re.compile(r"Conv|Gemm|MatMul|Einsum|Attention|^RNN$|LSTM|GRU|Normalization|AveragePool")
 _RENAMING = ("Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze")  # what may stand behind a last Softmax
@@ -56,7 +56,8 @@ def _read(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     signature = ", ".join(f"{value.name} {_type(value)} {dims(value)}" for value in (*inputs, *graph.output))
     if [(_type(value), len(dims(value))) for value in (*inputs, *graph.output)] != [("FLOAT", 4), ("FLOAT", 2)]:
         raise BadModel(
-            f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed"
+            f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed: "
+            "export the network by itself, without what turns numbers or names its answers"
         )
     if isinstance(batch := dims(inputs[0])[0], int) and batch > 1:
         raise BadModel(f"{path} takes a fixed batch of {batch} ({signature}); export it anew with a dynamic batch")

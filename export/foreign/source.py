@@ -77,9 +77,9 @@ class ForeignModel(Source):
         try:
             logits = self._network(np.zeros((1, size, size, 3), np.uint8))
         except Exception as error:  # onnxruntime raises its own classes, which have no public base
+            how = "export it anew, or give its --size where it leaves that open"
             raise BadModel(
-                f"{self.file} does not run on one photo of {size} px ({in_one_line(error)}); give its --size, or "
-                "export it with a dynamic batch"
+                f"{self.file} does not run on one photo of {size} px ({in_one_line(error)}); {how}"
             ) from None
         if logits.shape != (1, names):
             got = f"{self.file} has logits of shape {list(logits.shape)} for a photo"

@@ -118,14 +118,18 @@ def _precisions(compiled: Any) -> dict[str, str]:
 
 
 def _executed_as(op: Any, known: dict[str, str]) -> str:
-    """The executed node that an operator is part of: fused with what follows (scale, bias), it takes its name."""
+    """The executed node that an operator is part of: fused with what follows (scale, bias), it takes its name.
+
+    Of several that follow it is the nearest that is known, whatever their order, which OpenVINO changes each time; what
+    asks for a shape alone is none. Empty where none is known.
+    """
+    reached = [op]
     for _ in range(4):
-        name: str = op.get_friendly_name()
-        consumers = list(op.output(0).get_target_inputs())
-        if name in known or not consumers:
-            return name
-        op = consumers[0].get_node()
-    return name
+        if found := sorted(known.keys() & {each.get_friendly_name() for each in reached}):
+            return found[0]
+        inputs = [taken for each in reached if each.outputs() for taken in each.output(0).get_target_inputs()]
+        reached = [taken.get_node() for taken in inputs if taken.get_node().get_type_name() != "ShapeOf"]
+    return ""
 
 
 def _multiply_adds(op: Any) -> float:
