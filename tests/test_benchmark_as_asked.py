@@ -14,9 +14,10 @@ from house import GATES, Candidate, Measured, Policy, Receipt, Said, SajiError, 
 from test_others_models import bring, network
 
 import runtime
-from runtime.benchmark import run
+from runtime.benchmark import command, run
 from runtime.benchmark.contestant import Contestant
 from runtime.benchmark.rows import append_rows, require_appendable
+from runtime.deployment import Deployment
 from runtime.receipt import file_facts
 
 TWO = ("ort-cpu fp32", "openvino fp32")  # the candidates that these races are between: two are quick
@@ -104,6 +105,13 @@ def test_measuring_some_candidates_does_not_change_what_is_served(out: Path) -> 
     assert said.status == 0 and f"fastest of these: resnet18 · {other} · fp32" in said.out, said
     assert f"still serves resnet18 · {served} · fp32, which was chosen among more" in said.out, said
     assert json.loads((out / "deployment.json").read_text())["choice"]["candidate"]["backend"] == served
+
+
+def test_what_was_chosen_among_the_same_was_not_chosen_among_more(out: Path) -> None:
+    inputs = Deployment.read(out / "deployment.json").inputs
+    assert command._chosen_among_more(out / "deployment.json", inputs) == ""
+    others = inputs | {"receipts": {}}
+    assert "which was chosen among more" in command._chosen_among_more(out / "deployment.json", others)
 
 
 def test_models_that_were_judged_on_different_photos_are_not_compared(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,14 @@ class TestOneListForThreeShapes:
         assert [(c.variant, c.verdict, c.reasons) for c in gpu.engines] == [("", "pass", ()), (CAPTURED, "pass", ())]
         assert all(c.figures.photos == len(photos(gpu).labels) for c in gpu.engines)
         assert "twin of" in (gpu.folder / "model.json").read_text(encoding="utf-8")
+
+    def test_rtx_captures_a_graph_where_that_is_what_the_candidate_is(self, gpu: Exported) -> None:
+        if gpu.shape != "rtx":
+            pytest.skip("enterprise TensorRT is captured by us")
+        for candidate in gpu.engines:
+            with closing(candidate.open(gpu.folder)) as engine:
+                strategy = engine._settings(candidate.variant == CAPTURED).cuda_graph_strategy.name
+            assert (strategy == "WHOLE_GRAPH_CAPTURE") == (candidate.variant == CAPTURED)
 
     @fault(1)
     def test_the_choice_follows_the_durations(self, gpu: Exported, tmp_path: Path) -> None:
