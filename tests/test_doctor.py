@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from dataclasses import replace
@@ -274,3 +275,9 @@ def test_the_command_says_what_is_ready(monkeypatch: pytest.MonkeyPatch, capsys:
     report = json.loads(capsys.readouterr().out)
     assert {"pytorch", "ort-cpu", "openvino"} <= set(report["ready"])
     assert report["facts"]["probes"]["ort-cpu"] is None
+
+
+def test_a_probe_that_gives_no_answer_is_ended_and_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "PATIENCE", 0.1)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True)
+    assert probes._ending(process) == (1, "it gave no answer within 0.1 seconds") and process.returncode < 0

@@ -142,3 +142,8 @@ def test_cores_are_those_that_this_process_may_run_on(monkeypatch: pytest.Monkey
     assert bound_to() == 1
     monkeypatch.delattr(psutil.Process, "cpu_affinity")
     assert bound_to() == 7, "where the system tells none, as macOS"
+
+
+def test_the_memory_is_told_in_gib() -> None:
+    machine.machine.cache_clear()
+    assert machine.machine().memory_gib == pytest.approx(psutil.virtual_memory().total / 1024**3, abs=0.06)

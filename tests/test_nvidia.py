@@ -477,3 +477,11 @@ def test_make_names_what_to_do_where_tensorrts_own_index_is_not_reached(checkout
 def test_nobody_is_asked_for_the_list_of_targets(checkout: Path) -> None:
     said = make(checkout, "help", "PYTHON=/none")
     assert said.returncode == 0 and not said.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "told"),
+    [(-11, "a line", "signal 11"), (0, "a line\n\n", "a line"), (7, "\n", "exit status 7")],
+)
+def test_how_a_process_that_asks_a_driver_ended_is_told(status: int, said: str, told: str) -> None:
+    assert nvidia._ending(subprocess.CompletedProcess([], status, "", said)) == told

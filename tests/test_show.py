@@ -97,6 +97,7 @@ def test_a_deployment_shows_its_choice_and_what_was_not_chosen(model: Path) -> N
     assert shown.startswith("choice: resnet18 · pytorch · fp32") and "\nreason: fastest of 2" in shown
     assert "not chosen: resnet18 · openvino · fp32" in shown and "slower: 3.00 ms against 1.00 ms" in shown
     assert f"model.onnx, opset {OPSET}" in shown  # the graph that model.pt2 was exported beside
+    assert "\n  input      images: " in shown and "\n  output     logits: " in shown
 
 
 def test_without_onnx_one_line_says_so_and_the_receipt_knows_the_operators(
