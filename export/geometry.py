@@ -94,6 +94,8 @@ def with_geometry(file: Path, spec: ModelSpec, path: Path) -> None:
     whole = onnx.compose.merge_models(geometry, model, io_map=[("images", "images")])
     outputs = ["probabilities", *spec.outputs]
     whole = onnx.compose.merge_models(whole, tail, io_map=[("logits", "scores")], outputs=outputs)
+    del whole.opset_import[:]  # merge_models names each once a part
+    whole.opset_import.extend(model.opset_import)
     onnx.helper.set_model_props(whole, {"spec": spec.to_json()})
     onnx.checker.check_model(whole, full_check=True)
     with replacing(path) as temporary:

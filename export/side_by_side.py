@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -71,10 +70,9 @@ def _pool(at_once: int, say: Say) -> Iterator[Executor]:
     thread.start()
     try:
         yield pool
-    except KeyboardInterrupt:
-        if command_line.stopped_by != signal.SIGINT:  # which, unlike Ctrl-C, may have come to this process alone
-            for process in multiprocessing.active_children():
-                process.terminate()
+    except KeyboardInterrupt:  # it may have come to this process alone
+        for process in multiprocessing.active_children():
+            process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -35,6 +35,7 @@ from export.geometry import (
     with_geometry,
     write_with_geometry,
 )
+from export.graph import OPSET
 from lab.geometry import open_in_openvino
 from lab.torture.gallery import P3, ink_profile, jpeg, picture, profile, saved
 from lab.torture.odd_pictures import corpus
@@ -147,6 +148,7 @@ def test_the_embed_file_carries_spec_and_no_machine_path(model: Path) -> None:
         Receipt.read(model).spec.to_json()
     )
     assert [value.name for value in graph.graph.input] == ["photo"]
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", OPSET)]
 
 
 def example(*command: str | Path, **options: Any) -> subprocess.CompletedProcess:

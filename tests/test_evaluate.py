@@ -47,6 +47,13 @@ def unseen(photo: Path, target: Path) -> Path:
     return target
 
 
+def test_the_folder_of_a_network_stands_for_its_checkpoint(run: Path) -> None:
+    ask, spec = evaluate.opened(run)
+    same, _ = evaluate.opened(run / "checkpoint.pt")
+    photo = np.full((1, spec.geometry.size, spec.geometry.size, 3), 90, np.uint8)
+    assert np.array_equal(ask(photo), same(photo))
+
+
 def unrecorded(checkpoint: Path, target: Path) -> Path:
     """A checkpoint as saji wrote it before it kept a record of the photos that were seen."""
     content = torch.load(checkpoint, weights_only=True)

@@ -1,6 +1,9 @@
 """Checkpoints exported side by side: the receipts come in their order, and whatever happens is told as of one."""
 
+import multiprocessing
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -9,6 +12,7 @@ import pytest
 from export import side_by_side
 from export.settings import Settings
 from export.side_by_side import exported, places
+from runtime import command_line
 from runtime.errors import BadModel, SajiError
 
 FP32 = Settings(precisions=("fp32",))
@@ -64,3 +68,15 @@ def test_an_export_that_the_system_ends_is_told_in_one_sentence(two: list[Path],
 
     with pytest.raises(SajiError, match="most likely for memory; export one network at a time"):
         list(exported(two, tmp_path, FP32, end))
+
+
+def test_a_stop_that_reaches_the_command_alone_ends_its_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `kill -INT` and an IDE's stop button send it; a terminal's Ctrl-C reaches all of them."""
+    monkeypatch.setattr(command_line, "stopped_by", signal.SIGINT)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), side_by_side._pool(1, print) as pool:
+        pool.submit(time.sleep, 300)
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 200 and not multiprocessing.active_children()

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -160,6 +161,27 @@ def test_the_validation_has_a_say_in_what_is_kept_only_where_it_chooses(
     assert epochs == saved and kept.released.read_text() == {"last": "5", "best": "2"}[release]
     kept.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_epoch_that_could_not_be_saved_is_none(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "last-0.ckpt", "last")
+    trainer = SimpleNamespace(
+        **{"callback_metrics": {"val_accuracy": 0.5, "val_loss": 1}, "current_epoch": 0, "max_epochs": 5},
+        **{"should_stop": False, "strategy": SimpleNamespace(broadcast=bool)},
+        save_checkpoint=Mock(side_effect=KeyboardInterrupt),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        kept.on_train_epoch_end(trainer, None)
+    assert kept.last_epoch == 0
+
+
+def test_what_was_cut_off_between_two_files_is_released_from_the_best_epoch(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "last-0.ckpt", "best")
+    kept.best_epoch = kept.last_epoch = 3
+    torch.save({"callbacks": {kept.state_key: kept.state_dict()}}, kept.last)
+    kept.best.write_text("the best before")
+    kept.rewind()
+    assert kept.best.read_bytes() == kept.last.read_bytes()
 
 
 def test_runs_that_were_stopped_in_one_place_lose_nothing_to_each_other(

@@ -320,6 +320,18 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(run: Path, tmp_path: Path, 
     assert "executed" not in capfd.readouterr().out
 
 
+def test_a_file_of_another_kind_is_no_checkpoint(model: Path) -> None:
+    for name in ("model.onnx", "model.json", "golden.png"):
+        with pytest.raises(BadModel, match=rf"{name} is no checkpoint: of another kind, .*give a run's checkpoint\.pt"):
+            load_checkpoint(model / name)
+
+
+@pytest.mark.parametrize("line", [["--recipe", "distil"], ["--teacher-share", "0.3"]])
+def test_what_is_asked_of_a_teacher_needs_one(line: list[str]) -> None:
+    with pytest.raises(SajiError, match=r"teacher_share 0\.[39] is of a teacher's answers; give --teacher CHECKPOINT"):
+        train(line)
+
+
 def test_saving_a_checkpoint_leaves_nothing_half_written(tmp_path: Path, monkeypatch) -> None:
     model = PhotoClassifier("resnet18", 2)
     spec = ModelSpec("x", "resnet18", ("a", "b"))

@@ -236,7 +236,10 @@ def _read(arguments: Sequence[str]) -> tuple[Command, Recipe]:
     recipe = load_recipe(known.recipe or ("scratch" if known.data else "quick"))
     add_flags(parser.add_argument_group("hyperparameters"), recipe)
     typed = parser.parse_args(arguments)
-    return from_flags(Command(), typed), from_flags(recipe, typed)
+    recipe = from_flags(recipe, typed)
+    if not recipe.teacher and recipe.teacher_share != Recipe().teacher_share:
+        raise SajiError(f"teacher_share {recipe.teacher_share:g} is of a teacher's answers; give --teacher CHECKPOINT")
+    return from_flags(Command(), typed), recipe
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -255,7 +258,7 @@ def check(arguments: Sequence[str]) -> None:
 def evaluate(arguments: Sequence[str]) -> None:
     """Hold a model against photos; an exported one needs no PyTorch."""
     parser = Parser(prog="python -m training evaluate", description="How good a model is on photos new to it.")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, an .onnx file, or what runtime.load opens")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt or its folder, or what runtime.load opens")
     parser.add_argument("data", type=Path, help=DATA_HELP)
     parser.add_argument("--split", choices=["train", "val", "test"], help="only this side; all photos by default")
     typed = parser.parse_args(arguments)

@@ -169,7 +169,8 @@ def load_checkpoint(path: Path) -> tuple[PhotoClassifier, ModelSpec]:
     except (KeyError, TypeError, IndexError):
         raise BadModel(f"{path} is no saji checkpoint (it has no spec); train one with: make train") from None
     except (pickle.UnpicklingError, *ZIP_DAMAGE):
-        raise BadModel(f"{path} is damaged, truncated or holds code instead of weights; train again") from None
+        what = "no checkpoint: of another kind, damaged, or with code in it"
+        raise BadModel(f"{path} is {what}; give a run's checkpoint.pt, or train again") from None
     spec = ModelSpec.from_json(text, str(path))
     try:
         recipe = Recipe.from_record(spec.recipe)

@@ -16,7 +16,7 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 from runtime.classifier import load
 from runtime.errors import BadModel, BadPhoto, SajiError, missing_extra, some_of
 from runtime.evaluation import calibration_error
-from runtime.files import sha256_file
+from runtime.files import is_file, sha256_file
 from runtime.preprocess import pixels
 from runtime.spec import ModelSpec, Rejection
 from runtime.terminal import printable, tell, tell_programs
@@ -196,6 +196,8 @@ def _repeated(answers: Answers) -> list[str]:
 
 def opened(path: Path) -> tuple[Outputs, ModelSpec]:
     """How to ask a checkpoint, or any model that `runtime.load` opens. Raises SajiError in one sentence."""
+    if is_file(path / "checkpoint.pt"):  # a run's folder of a network
+        path /= "checkpoint.pt"
     if path.suffix != ".pt":
         classifier = load(path)
         return classifier.outputs, classifier.spec

@@ -163,6 +163,8 @@ class Kept(Checkpoint):
         states = torch.load(self.last, weights_only=True, map_location="cpu")["callbacks"]
         for each in (self, *recorders):
             each.load_state_dict(states[each.state_key])
+        if self.released == self.best and self.best_epoch == self.last_epoch:  # cut off between the two files
+            self._link()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save the epoch, unless it was short and not the best of those of which the best is released."""
@@ -174,8 +176,12 @@ class Kept(Checkpoint):
         due = ends or not self.last_epoch or time.monotonic() - self.saved > AT_STAKE or self._to_link(trainer, 1)
         if not trainer.strategy.broadcast(due):  # the processes' clocks differ
             return
-        self.last_epoch = trainer.current_epoch + 1
-        trainer.save_checkpoint(self.last)
+        before, self.last_epoch = self.last_epoch, trainer.current_epoch + 1
+        try:
+            trainer.save_checkpoint(self.last)
+        except BaseException:  # such as Ctrl-C
+            self.last_epoch = before
+            raise
         self.saved = time.monotonic()
         if self._to_link(trainer, 1) and trainer.is_global_zero:
             self._link()
