@@ -33,28 +33,53 @@ from training.photos.photo_set import read_photo_set
 # One photo, uint8 [H, W, 3] RGB → the model's outputs side by side, and probabilities, float32 [1, …] each
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
-# The same steps as runtime.preprocess.fit, in double precision like Python's, with Python's rounding of halves to even.
-# Resize on uint8 rounds as Pillow does; on floats it would not. Types: 7 is int64, 11 double.
+# The same steps as runtime.preprocess.fit. Resize on uint8 rounds as Pillow does; on floats it would not. ONNX's Round
+# takes halves to even, as Python does. Types: 7 is int64, 11 double.
 _GEOMETRY = """
 <ir_version: {ir}, opset_import: ["": {opset}]>
 geometry (uint8[height, width, 3] photo) => (uint8[1, {size}, {size}, 3] images)
-<int64[1] first = {{0}}, int64[1] one = {{1}}, int64[1] colours = {{3}},
- int64[2] shorter_side = {{{resize}, {resize}}}, int64[2] crop = {{{size}, {size}}}>
+<int64[1] first = {{0}}, int64[1] one = {{1}}, int64[1] colours = {{3}}, int64[2] crop = {{{size}, {size}}}>
 {{
     photos = Unsqueeze (photo, first)
+    TARGET
+    sizes = Concat <axis = 0> (one, target, colours)
+    resized = Resize <{filter}, antialias = 1> (photos, , , sizes)
+    CUT
+}}"""
+_TARGETS = {
+    "squash": "target = Identity (crop)",
+    "center": """
+    resize = Constant <value_int = {resize}> ()
+    sides = Shape <start = 0, end = 2> (photo)
+    shortest = ReduceMin (sides)
+    as_many = Mul (sides, resize)
+    target = Div (as_many, shortest)""",
+    "before 3": """
+    shorter_side = Constant <value_ints = [{resize}, {resize}]> ()
     sides = Shape <start = 0, end = 2> (photo)
     long_sides = Cast <to = 11> (sides)
     shortest = ReduceMin (long_sides)
-    target = Cast <to = 11> (shorter_side)
-    factor = Div (target, shortest)
+    long_target = Cast <to = 11> (shorter_side)
+    factor = Div (long_target, shortest)
     scaled = Mul (long_sides, factor)
     rounded = Round (scaled)
     whole = Cast <to = 7> (rounded)
-    at_least = Max (whole, shorter_side)
-    sizes = Concat <axis = 0> (one, at_least, colours)
-    resized = Resize <{filter}, antialias = 1> (photos, , , sizes)
-    images = CenterCropPad <axes = [1, 2]> (resized, crop)
-}}"""
+    target = Max (whole, shorter_side)""",
+}
+_CUTS = {
+    "squash": "images = Identity (resized)",
+    "center": """
+    margins = Sub (target, crop)
+    long_margins = Cast <to = 11> (margins)
+    two = Constant <value = double {{2}}> ()
+    halves = Div (long_margins, two)
+    even = Round (halves)
+    starts = Cast <to = 7> (even)
+    ends = Add (starts, crop)
+    axes = Constant <value_ints = [1, 2]> ()
+    images = Slice (resized, starts, ends, axes)""",
+    "before 3": "images = CenterCropPad <axes = [1, 2]> (resized, crop)",
+}
 _PROBABILITIES = """
 <ir_version: {ir}, opset_import: ["": {opset}]>
 tail (float[1, {classes}] scores) => (float[1, {classes}] probabilities)
@@ -73,8 +98,10 @@ FILES = {"model.embed.onnx": ("model.onnx", "fp32"), "model.embed.int8.onnx": ("
 
 def geometry_graph(geometry: Geometry, ir_version: int, opset: int) -> onnx.ModelProto:
     """`runtime.preprocess.fit` as a graph: `photo` uint8 `[height, width, 3]` → `images` uint8 `[1, S, S, 3]`, RGB."""
+    crop = geometry.crop if geometry.version >= 3 else "before 3"
+    text = _GEOMETRY.replace("TARGET", _TARGETS[crop]).replace("CUT", _CUTS[crop])
     facts = {"size": geometry.size, "resize": geometry.resize, "filter": _FILTERS[geometry.interpolation]}
-    return onnx.parser.parse_model(_GEOMETRY.format(ir=ir_version, opset=opset, **facts))
+    return onnx.parser.parse_model(text.format(ir=ir_version, opset=opset, **facts))
 
 
 def with_geometry(file: Path, spec: ModelSpec, path: Path) -> None:

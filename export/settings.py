@@ -71,6 +71,8 @@ class Foreign:
     """Order of its input's dimensions."""
     channels: Literal["rgb", "bgr"] = "rgb"
     """Order of its input's channels; --mean and --std are in the order red, green, blue in any case."""
+    crop: Literal["center", "squash"] = "center"
+    """What it sees of a photo: its centre, or by squash all of it, made square whatever its shape."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How its photos were resized."""
     size: int = 0

@@ -295,11 +295,22 @@ def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
 
 def crop_box(size: tuple[int, int], geometry: Geometry) -> tuple[float, float, float, float]:
     """What the network sees of a picture of `size` (width, height): left, top, right, bottom in its own pixels."""
-    scale = geometry.resize / min(size)
-    width, height = (max(geometry.resize, round(side * scale)) for side in size)
-    left, top = (width - geometry.size) // 2, (height - geometry.size) // 2
-    across, down = size[0] / width, size[1] / height
-    return left * across, top * down, (left + geometry.size) * across, (top + geometry.size) * down
+    if geometry.crop == "squash":
+        return 0, 0, *size
+    (left, right), (top, bottom) = (_cut(side, min(size), geometry) for side in size)
+    return left, top, right, bottom
+
+
+def _cut(side: int, shorter: int, geometry: Geometry) -> tuple[float, float]:
+    """Where the crop begins and ends on a side of a picture whose shorter side is given."""
+    size, resize = geometry.size, geometry.resize
+    if geometry.version < 3:
+        resized = max(resize, round(side * (resize / shorter)))
+        start = (resized - size) // 2
+    else:  # torchvision 0.29, transforms.functional: _compute_resized_image_output_size and center_crop
+        resized = resize * side // shorter
+        start = round((resized - size) / 2)
+    return start * (side / resized), (start + size) * (side / resized)
 
 
 def pixels(source: Source, geometry: Geometry, bounds: Bounds = ANY_PHOTO) -> np.ndarray:

@@ -18,13 +18,14 @@ from runtime.markdown import is_printable
 # second output, without which its rejection rule cannot be followed. A model has the lowest that tells all of it
 SCHEMA_VERSIONS = (1, 2, 3)
 # What runtime.preprocess does to a photo. A model keeps the version that it was trained with, so that its photos stay
-# the same pixels: 1 ignored colour profiles, 2 converts what is not sRGB. Photos in sRGB are the same bits in both.
-PREPROCESS_VERSION = 2
+# the same pixels: 1 ignored colour profiles, 2 converts what is not sRGB, 3 rounds the resized sides and the crop's
+# place as torchvision's Resize and CenterCrop do, by which most networks of others learnt.
+PREPROCESS_VERSION = 3
 # Of weights in one ONNX file: protobuf writes no message of 2 GiB or more (protobuf.dev/programming-guides/encoding),
 # and 16 MiB are for the rest of the graph
 MOST_WEIGHTS = 2**31 - 2**24  # bytes
 MOST_PIXELS = 4096  # of a side that a network may see: far above any classifier, and 48 MB a photo
-CROPS, INTERPOLATIONS, DECODINGS = ("center",), ("bilinear", "bicubic"), ("draft", "full")
+CROPS, INTERPOLATIONS, DECODINGS = ("center", "squash"), ("bilinear", "bicubic"), ("draft", "full")
 
 
 def require_one_file(name: str, weights: int) -> None:
@@ -40,7 +41,8 @@ def require_one_file(name: str, weights: int) -> None:
 class Geometry:
     """From a decoded photo to the pixels that the network sees (`runtime.preprocess` carries it out).
 
-    The shorter side is resized to `resize` pixels, then the central `size` × `size` square is cut out.
+    The shorter side is resized to `resize` pixels, then the central `size` × `size` square is cut out; by the crop
+    "squash", timm's word, the whole photo becomes `size` × `size`, whatever its shape, and `resize` is `size`.
     mean and std are not here: they are the first layer of every exported graph.
     """
 
@@ -279,6 +281,8 @@ def faults(spec: ModelSpec) -> Iterator[str]:
         yield f"the temperature is {spec.temperature!r}, no number above 0"
     if not 0 < geometry.size <= geometry.resize <= MOST_PIXELS:
         yield f"it cuts {geometry.size!r} pixels out of {geometry.resize!r} (at most {MOST_PIXELS:,} a side)"
+    elif geometry.crop == "squash" and geometry.size != geometry.resize:
+        yield f"it squashes a photo to {geometry.size} pixels, and resizes it to {geometry.resize}"
     if not _tells(spec.validation.get("held_out"), len(spec.classes)):
         yield "what it says of photos that chose nothing cannot be read"
     if spec.guard and (wrong := _wrong_with(spec.guard, spec)):

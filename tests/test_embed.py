@@ -50,7 +50,11 @@ from training.photos.photo_set import read_photo_set
 
 
 @pytest.mark.parametrize(
-    "geometry", [Geometry.for_size(32), Geometry.for_size(128), Geometry(64, 73, interpolation="bicubic")]
+    "geometry",
+    [
+        *(Geometry.for_size(32), Geometry.for_size(128), Geometry(64, 73, interpolation="bicubic")),
+        Geometry(64, 73, version=2),
+    ],
 )
 def test_the_geometry_in_the_graph_is_pillows_to_one_step(geometry: Geometry) -> None:
     import onnxruntime
@@ -58,12 +62,26 @@ def test_the_geometry_in_the_graph_is_pillows_to_one_step(geometry: Geometry) ->
     graph = geometry_graph(geometry, 10, 18).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     picture = draw_dish(DISHES[0], seed=3, size=700)
-    # 5:4 asks for half a pixel (rounded to even), a panorama, an upscaled stamp, one that fits as it is
-    for size in [(640, 480), (375, 300), (300, 375), (700, 90), (20, 26), (geometry.resize, geometry.resize)]:
+    # Halves of a pixel of a side (5:4) and of a margin, a panorama, an upscaled stamp, one that fits as it is
+    sizes = [(640, 480), (375, 300), (300, 375), (640, 427), (427, 640), (331, 200), (700, 90), (20, 26)]
+    for size in [*sizes, (geometry.resize, geometry.resize)]:
         photo = picture.resize(size)
         found = session.run(None, {"photo": np.asarray(photo)})[0]
         difference = np.abs(found[0].astype(int) - fit(photo, geometry))
-        assert difference.max() <= 1 and difference.mean() < 0.05, size
+        assert difference.max() <= 2 and (difference > 1).mean() < 1e-4 and difference.mean() < 0.05, size
+
+
+def test_a_photo_squashed_in_the_graph_is_pillows_to_one_step_but_at_its_edge() -> None:
+    """There ONNX Runtime weighs what lies outside otherwise; a crop mostly leaves it out."""
+    import onnxruntime
+
+    geometry = Geometry(64, 64, "squash")
+    session = onnxruntime.InferenceSession(geometry_graph(geometry, 10, 18).SerializeToString())
+    for size in ((640, 480), (427, 640), (700, 90), (20, 26), (64, 64)):
+        photo = draw_dish(DISHES[0], seed=3, size=700).resize(size)
+        found = session.run(None, {"photo": np.asarray(photo)})[0]
+        difference = np.abs(found[0].astype(int) - fit(photo, geometry))
+        assert difference[1:-1, 1:-1].max() <= 1 and difference.max() <= 8 and difference.mean() < 0.1, size
 
 
 def embedded(model: Path) -> list[Candidate]:
@@ -188,17 +206,20 @@ def test_the_python_example_checks_itself_and_classifies_as_we_do(model: Path, s
     assert wrong.returncode == 1 and "wrong: golden.jpg" in wrong.stderr
 
 
-def by_energy(model: Path, folder: Path) -> Path:
-    """A copy of the model folder that rejects by a rule which the examples do not have."""
+ENERGY = {"rejection": {"rule": "energy", "threshold": 1}}  # which the examples do not have
+
+
+def of_spec(model: Path, folder: Path, told: dict[str, Any]) -> Path:
+    """A copy of the model folder whose spec tells something else."""
     house.linked(model, folder)
     for file in ("model.onnx", "model.embed.onnx"):
         graph = onnx.load(model / file)
         [entry] = [each for each in graph.metadata_props if each.key == "spec"]
-        entry.value = json.dumps(json.loads(entry.value) | {"rejection": {"rule": "energy", "threshold": 1}})
+        entry.value = json.dumps(json.loads(entry.value) | told)
         (folder / file).unlink()
         onnx.save(graph, folder / file)
     with house.changing(folder / "model.json") as receipt:
-        receipt["spec"]["rejection"] = {"rule": "energy", "threshold": 1}
+        receipt["spec"] |= told
     return folder
 
 
@@ -219,15 +240,23 @@ def test_an_example_says_which_photos_it_cannot_read_and_stops_at_a_rule_that_it
     assert done.returncode == 1 and [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(photo)] * 2
     for path, line in zip(unread, done.stderr.splitlines(), strict=True):
         assert line.startswith(f"{path} gets no answer: ")
-    done = example(*command, by_energy(model, tmp_path / "energy"), photo)
+    done = example(*command, of_spec(model, tmp_path / "energy", ENERGY), photo)
     assert done.returncode and not done.stdout
     assert done.stderr == "the rule energy is not in this example; see docs/embed.md\n"
+
+
+def test_the_python_example_refuses_a_model_whose_photos_were_cropped_by_an_earlier_saji(
+    model: Path, tmp_path: Path
+) -> None:
+    earlier = of_spec(model, tmp_path / "earlier", {"geometry": asdict(Geometry.for_size(32)) | {"version": 2}})
+    done = example(sys.executable, house.EMBEDDING_EXAMPLE, earlier, "--check")
+    assert done.returncode and done.stderr.startswith("this model was trained by an earlier saji")
 
 
 def test_the_examples_use_none_of_our_python_and_are_short() -> None:
     for file in ("python/classify.py", "node/classify.mjs", "browser/index.html", "browser/classifier.mjs"):
         text = (house.EMBED / file).read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 100, file  # with the rules of three answers
+        assert len(text.splitlines()) <= 105, file  # with the rules of three answers and of two crops
         assert not any(
             f"{word} {stage}" in text for word in ("import", "from") for stage in ("runtime", "export", "training")
         )
@@ -387,10 +416,13 @@ def test_the_python_example_sees_every_size_of_network_to_the_last_bit(
     """Which is what the golden picture asks for; it resized all of the photo, and called healthy models wrong."""
     draw_dish(DISHES[0], seed=3, size=700).resize(sides).save(tmp_path / "a.png")
     model = house.module_at(house.EMBEDDING_EXAMPLE).Model
+    geometries = [Geometry(size, size, "squash") for size in (32, 224)]
     for size, resize in ((32, 37), (48, 55), (64, 64), (224, 256), (224, 232), (299, 342), (384, 384)):
-        geometry = replace(Geometry.for_size(size), resize=resize, interpolation=interpolation)
+        geometries.append(replace(Geometry.for_size(size), resize=resize))
+    for geometry in geometries:
+        geometry = replace(geometry, interpolation=interpolation)
         of_that_size = SimpleNamespace(spec={"geometry": asdict(geometry)})
-        assert (model.pixels(of_that_size, tmp_path / "a.png") == pixels(tmp_path / "a.png", geometry)).all(), size
+        assert (model.pixels(of_that_size, tmp_path / "a.png") == pixels(tmp_path / "a.png", geometry)).all(), geometry
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000"])
@@ -413,7 +445,7 @@ def test_the_node_example_sees_the_pixels_that_we_see(kinds: Kinds) -> None:
 @pytest.fixture(scope="module")
 def site(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("site")
-    others = {"spoilt": spoilt(both, folder / "spoilt"), "energy": by_energy(both, folder / "energy")}
+    others = {"spoilt": spoilt(both, folder / "spoilt"), "energy": of_spec(both, folder / "energy", ENERGY)}
     with house.browser_example(both, **others) as address:
         yield address
 

@@ -9,6 +9,8 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+from PIL import Image
+from torchvision import transforms
 
 import runtime
 from export import __main__ as exporting
@@ -20,6 +22,7 @@ from runtime.evaluation import ValidationSet
 from runtime.preprocess import pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry
+from training.photos.drawn import DISHES, draw_dish
 
 CLASSES = ("bakso", "gado_gado", "nasi_goreng", "rendang", "soto_ayam")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.35)
@@ -71,7 +74,7 @@ def test_a_foreign_file_is_wrapped_and_judged_against_itself(
     assert {verdicts[engine, "fp32", ""] for engine in ("ort-cpu", "openvino")} == {"pass"}
     assert verdicts["ort-cpu", "fp32", "embed"] == verdicts["ort-cpu", "fp32", "cam"] == "pass"
     photo = next((sample / "rendang").glob("*.jpg"))
-    x = (pixels(photo, Geometry.for_size(24))[None] / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    x = (pixels(photo, Geometry.for_size(24, "full"))[None] / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     x = x.transpose(0, 3, 1, 2) if layout == "nchw" else x
     theirs = onnxruntime.InferenceSession(asked.onnx, providers=["CPUExecutionProvider"]).run(None, {"images": x})[0][0]
     with runtime.load(folder) as classifier:  # their file ends in a softmax, ours in logits: the answers are the same
@@ -80,6 +83,26 @@ def test_a_foreign_file_is_wrapped_and_judged_against_itself(
     assert len(ValidationSet.load(folder / "validation.npz").labels) == receipt.spec.validation["photos"] == 80
     origin = {"onnx": {"name": str(asked.onnx), "sha256": receipt.checkpoint_sha256, "seen": "unknown"}}
     assert Receipt.read(folder).spec.data["started_from"] == origin, "it may have been trained on these photos"
+
+
+@pytest.mark.parametrize("crop", ["center", "squash"])
+@pytest.mark.parametrize(("interpolation", "theirs"), [("bilinear", "BILINEAR"), ("bicubic", "BICUBIC")])
+def test_a_foreign_network_sees_photos_as_where_it_was_trained(
+    interpolation: Any, theirs: str, crop: Any, sample: Path, tmp_path: Path
+) -> None:
+    """By torchvision's transforms, on a large photo whose resized sides and margins are no whole pixels."""
+    asked = replace(foreign(tmp_path, opset=OPSET), data=sample, crop=crop, interpolation=interpolation)
+    import_foreign(asked, tmp_path, silent)
+    draw_dish(DISHES[0], seed=3, size=700).resize((1283, 855)).save(tmp_path / "photo.jpg")
+    resize = transforms.Resize((24, 24) if crop == "squash" else 27, transforms.InterpolationMode[theirs])
+    expected = np.asarray(transforms.CenterCrop(24)(resize(Image.open(tmp_path / "photo.jpg"))))
+    seen = pixels(tmp_path / "photo.jpg", Receipt.read(tmp_path / "models" / "their_net").spec.geometry)
+    assert np.abs(seen.astype(int) - expected).max() <= 2
+
+
+def test_a_squash_that_is_resized_otherwise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SajiError, match="it squashes a photo to 24 pixels, and resizes it to 27; give other"):
+        import_foreign(replace(foreign(tmp_path), crop="squash", resize=27), tmp_path, silent)
 
 
 def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

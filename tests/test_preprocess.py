@@ -18,7 +18,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms, UnidentifiedImageError, features
+from torchvision.transforms.functional import center_crop
+from torchvision.transforms.functional import resize as resized
 
 import runtime
 from lab.torture.gallery import P3, ink_profile, lossless_jpeg, profile
@@ -92,10 +96,27 @@ def test_a_file_that_cannot_be_read_from_its_beginning_is_not_called_damaged(tmp
 
 def test_cropping_while_resizing_equals_resizing_then_cropping() -> None:
     image = picture(300, 100)
-    whole = image.resize((round(300 * 73 / 100), 73), Image.Resampling.BILINEAR)
-    left, top = (whole.width - 64) // 2, (whole.height - 64) // 2
+    whole = image.resize((300 * 73 // 100, 73), Image.Resampling.BILINEAR)
+    left, top = round((whole.width - 64) / 2), round((whole.height - 64) / 2)
     slow = np.asarray(whole.crop((left, top, left + 64, top + 64)), int)
     assert np.abs(fit(image, GEOMETRY).astype(int) - slow).max() <= 1
+
+
+@given(st.integers(20, 900), st.integers(20, 900), st.sampled_from([(32, 36), (64, 73), (64, 64), (61, 70)]))
+def test_the_crop_lies_where_torchvisions_does(width: int, height: int, sides: tuple[int, int]) -> None:
+    """Each pixel of a ramp tells its place, so that a crop half a pixel beside it differs everywhere."""
+    size, resize = sides
+    places = np.mgrid[:height, :width] * (250 / max(width, height))
+    ramp = Image.fromarray(np.stack([*places, np.zeros((height, width))], 2).round().astype(np.uint8))
+    theirs = center_crop(resized(ramp, resize), size)
+    difference = np.abs(fit(ramp, Geometry(size, resize)).astype(int) - np.asarray(theirs))
+    assert difference.max() <= 1
+
+
+def test_a_squashed_photo_is_seen_whole() -> None:
+    image = picture(300, 100)
+    whole = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(fit(image, Geometry(64, 64, "squash")), whole)
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -275,23 +296,26 @@ def test_a_sentence_is_printed_anywhere_whatever_the_name_in_it(name: bytes, tmp
 # What a pixel is, pinned: a change here changes every model's answers, so it needs a new PREPROCESS_VERSION. Pillow
 # resizes in integers and decodes these losslessly, so nothing but a major change of Pillow may move them.
 GOLDEN = {
-    "1": "bd406db57cb49420",
-    "L": "cc536b8da7974f19",
-    "LA": "cc536b8da7974f19",
-    "P": "62104f3b67782b46",
-    "RGB": "c0a767d07424841b",
-    "RGBA": "2438dd6b55847642",
-    "CMYK": "c0a767d07424841b",
+    "1": ("bd406db57cb49420", "fdf694ad012e4045"),
+    "L": ("cc536b8da7974f19", "13382a639e697da5"),
+    "LA": ("cc536b8da7974f19", "13382a639e697da5"),
+    "P": ("62104f3b67782b46", "a46cea9e7c0b7989"),
+    "RGB": ("c0a767d07424841b", "cfd5dd7bbe861938"),
+    "RGBA": ("2438dd6b55847642", "b286d778db079688"),
+    "CMYK": ("c0a767d07424841b", "cfd5dd7bbe861938"),
 }
 
 
 @pytest.mark.parametrize("mode", GOLDEN)
 def test_the_crop_of_a_drawn_picture_is_bit_for_bit_what_it_was(mode: str) -> None:
+    """By preprocessing version 2 and 3."""
     drawn = picture(150, 100).convert(mode)
     if mode == "RGBA":
         drawn.putalpha(picture(150, 100).convert("L"))
-    found = pixels(encoded(drawn, "TIFF" if mode == "CMYK" else "PNG"), GEOMETRY)
-    assert hashlib.sha256(found.tobytes()).hexdigest()[:16] == GOLDEN[mode]
+    data = encoded(drawn, "TIFF" if mode == "CMYK" else "PNG")
+    for version, golden in zip((2, 3), GOLDEN[mode], strict=True):
+        found = pixels(data, Geometry(64, 73, version=version))
+        assert hashlib.sha256(found.tobytes()).hexdigest()[:16] == golden
 
 
 def from_p3(colour: list[int]) -> np.ndarray:
@@ -348,11 +372,11 @@ def test_a_model_of_preprocessing_version_1_keeps_its_pixels() -> None:
     data = encoded(picture(), icc_profile=profile(**P3))
     first = Geometry(64, 73, version=1)
     assert np.array_equal(pixels(data, first), pixels(encoded(picture()), first))
-    assert not np.array_equal(pixels(data, GEOMETRY), pixels(data, first)) and GEOMETRY.version == 2
+    assert not np.array_equal(pixels(data, Geometry(64, 73, version=2)), pixels(data, first))
     spec = ModelSpec("old", "resnet18", ("a", "b"), first)
     assert ModelSpec.from_json(spec.to_json()) == spec
     newer = spec.to_json().replace('"version": 1}', f'"version": {PREPROCESS_VERSION + 1}}}')
-    with pytest.raises(BadModel, match=r"preprocessing version 3, this saji has 1 to 2; update saji"):
+    with pytest.raises(BadModel, match=r"preprocessing version 4, this saji has 1 to 3; update saji"):
         ModelSpec.from_json(newer)
 
 

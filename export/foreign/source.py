@@ -121,12 +121,13 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
         raise SajiError(
             f"{foreign.classes} names {len(classes)} classes, but {foreign.onnx} has {logits} logits; {NAME_EACH}"
         )
-    geometry = Geometry.for_size(told.pop())
-    resize, how = foreign.resize or geometry.resize, foreign.interpolation
+    geometry = Geometry.for_size(told.pop(), decode="full")  # as those decoded who trained it
+    resize = foreign.resize or (geometry.size if foreign.crop == "squash" else geometry.resize)
+    geometry = replace(geometry, resize=resize, crop=foreign.crop, interpolation=foreign.interpolation)
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.name or foreign.onnx.stem)
     if len(name.encode()) > LONGEST:
         raise SajiError(f"{name} has more than {LONGEST} bytes, too long for a folder's name; give a shorter --name")
-    spec = ModelSpec(name, name, classes, replace(geometry, resize=resize, interpolation=how))
+    spec = ModelSpec(name, name, classes, geometry)
     for wrong in faults(spec):
         raise SajiError(f"{foreign.onnx} cannot be brought in so: {wrong}; give other --classes, --size or --resize")
     return spec

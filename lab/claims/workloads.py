@@ -197,9 +197,9 @@ def resizing(folder: str, path: str, crop_first: bool) -> dict[str, float]:
 
     def everything() -> np.ndarray:
         shorter = min(picture.size)
-        width, height = (max(geometry.resize, round(side * geometry.resize / shorter)) for side in picture.size)
+        width, height = (geometry.resize * side // shorter for side in picture.size)
         resized = picture.resize((width, height), preprocess.FILTERS[geometry.interpolation])
-        left, top = (width - geometry.size) // 2, (height - geometry.size) // 2
+        left, top = round((width - geometry.size) / 2), round((height - geometry.size) / 2)
         return np.asarray(resized.crop((left, top, left + geometry.size, top + geometry.size)))
 
     return {"per_second": rate(partial(preprocess.fit, picture, geometry) if crop_first else everything)}

@@ -24,7 +24,7 @@ from runtime.spec import Geometry
 ATTEMPTS = 200_000
 LIMITS = Limits(decoders=1, all_formats=True)  # what the service does by default, of more formats than it takes
 GEOMETRIES = [Geometry(32, 36), Geometry(224, 256), Geometry(64, 64, interpolation="bicubic", decode="full")]
-GEOMETRIES += [Geometry(32, 36, version=1)]
+GEOMETRIES += [Geometry(32, 36, version=1), Geometry(64, 64, "squash")]
 SIDES = (32, 1024)  # of pictures that the page shows
 LATE_SECONDS = 3.0  # beyond the deadline, for a decoder to be ended
 IDLE_MIB = 128  # that a decoder takes before its first picture, at most, with what it keeps of earlier ones

@@ -20,18 +20,23 @@ class Model:
     """`model.onnx`, or with precision "int8" `model.int8.onnx`, and the spec that the file carries."""
 
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
-        file = folder / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
-        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        file = "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+        self.session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
         self.spec = json.loads(self.session.get_modelmeta().custom_metadata_map["spec"])
         if self.spec["rejection"] and self.spec["rejection"]["rule"] not in ("max_probability", "familiarity"):
             sys.exit(f"the rule {self.spec['rejection']['rule']} is not in this example; see docs/embed.md")
+        if self.spec["geometry"]["version"] < 3:
+            sys.exit(
+                "this model was trained by an earlier saji, with whose example it goes; train it again for this one"
+            )
 
     def pixels(self, path: Path) -> np.ndarray:
         """The photo as the network sees it: upright, RGB, shorter side resized, centre cut out; uint8 [S, S, 3]."""
         geometry, photo = self.spec["geometry"], decode(path)
-        size, resize, how = geometry["size"], geometry["resize"], Image.Resampling[geometry["interpolation"].upper()]
-        sides = [(own, max(resize, round(own * (resize / min(photo.size))))) for own in photo.size]
-        x0, y0, x1, y1 = [((side - size) // 2 + end) * (own / side) for end in (0, size) for own, side in sides]
+        size, resize, squash = geometry["size"], geometry["resize"], geometry["crop"] == "squash"
+        sides = [(own, resize * own // (own if squash else min(photo.size))) for own in photo.size]
+        x0, y0, x1, y1 = [(round((side - size) / 2) + end) * (own / side) for end in (0, size) for own, side in sides]
+        how = Image.Resampling[geometry["interpolation"].upper()]
         return np.asarray(photo.resize((size, size), how, (x0, y0, x1, y1)))  # to the last bit as in training
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
