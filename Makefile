@@ -72,7 +72,7 @@ setup: .venv/installed ## create .venv, install saji and all that runs on this m
 	@printf '\n== Setup: saji with %s into .venv\n' '$(CHOSEN)' >&2
 	@trap '$(DEAF); $(BACK)' EXIT; trap '$(DEAF); exit 130' INT TERM HUP; $(if $(ANEW),$(KEEPING); )\
 	$(PYTHON) -m venv $(if $(and $(ANEW),$(wildcard .venv)),--clear ).venv || exit 2; \
-	$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,heic,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }; \
+	$(if $(INDEX),PIP_EXTRA_INDEX_URL=$(INDEX)) $(PY) -m pip install --no-compile --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,tensorboard,export,$(CHOSEN),demo,heic,dev]' > .venv/setup.log 2>&1 $(WATCHED) || { tail -n 5 .venv/setup.log; echo "that was the end of .venv/setup.log"; ! grep -qF 'No space left' .venv/setup.log || echo "the disk is full: .venv takes 7 GB, and what pip fetches lies in /tmp meanwhile; for another folder: make setup TMPDIR=FOLDER"; $(if $(findstring tensorrt,$(subst tensorrt-rtx,,$(CHOSEN))),echo "TensorRT's libraries come from pypi.nvidia.com; without them: make setup EXTRAS=$(subst $() ,$(comma),$(filter-out tensorrt tensorrt-cu12,$(subst $(comma), ,$(CHOSEN))))";) exit 2; }; \
 	echo '$(strip $(CHOSEN) $(INDEX))' > $@
 
 train: .venv/installed ## photos -> checkpoints      DATA= ARCHS= RECIPE= RUN= ARGS=

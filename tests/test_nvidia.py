@@ -467,6 +467,15 @@ def test_an_environment_on_another_disk_stays_there(complete: Path, tmp_path_fac
 
 
 @needs_make
+def test_a_full_disk_is_told_with_where_to_go_instead(complete: Path) -> None:
+    full = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    said, _ = setup(complete, f"echo '{full}'; exit 1", "EXTRAS=cpu").communicate(timeout=60)
+    assert full in said and "the disk is full: .venv takes 7 GB" in said and "make setup TMPDIR=FOLDER" in said
+    assert kept(complete)
+    assert "the disk is full" not in setup(complete, "exit 1", "EXTRAS=cpu").communicate(timeout=60)[0]
+
+
+@needs_make
 def test_make_names_what_to_do_where_tensorrts_own_index_is_not_reached(checkout: Path) -> None:
     said = make(checkout, "setup", "EXTRAS=gpu,openvino,tensorrt,tensorrt-rtx").stdout
     assert 'pypi.nvidia.com; without them: make setup EXTRAS=gpu,openvino,tensorrt-rtx"' in said

@@ -64,6 +64,8 @@ class Command:
             raise SajiError(f"--device {self.device} is none; choose from auto, cpu, cuda, cuda:0, cuda:1 and so on")
         if number and self.devices > 1:
             raise SajiError(f"--device {self.device} is one GPU, not {self.devices}; leave out --devices or the number")
+        if self.folds == 1:
+            raise SajiError("1 fold leaves nothing to train on; use --folds 2 or more, or leave it out")
 
 
 def main() -> None:
@@ -95,7 +97,9 @@ def _train(command: Command, recipe: Recipe) -> None:
     from training.photos.seen import sources
     from training.photos.split import folds
     from training.progress import bar
+    from training.run.train import resolve_device
 
+    resolve_device(command.device, recipe.precision)  # what cannot be had is told before the photos are read
     for architecture in command.archs:
         architectures.check_name(architecture)
         architectures.require_size(architecture, 2, recipe)
