@@ -30,7 +30,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Literal, get_args
@@ -181,7 +181,7 @@ class _Photos:
             return "", np.empty(0)
         self.hashes[index] = known or hashlib.sha256(file.getbuffer()).hexdigest()
         side = max((side for side in SQUARES if side <= min(image.size)), default=SQUARES[0])
-        square = fit(image, Geometry.for_size(side))
+        square = fit(image, replace(Geometry.for_size(side), version=2))  # by which the bounds above were measured
         image.thumbnail((SIDE, SIDE))
         record = self.records[index]
         record["hash"] = imagehash.phash(image).hash.ravel()
