@@ -690,7 +690,7 @@ CONSTANTS = {
     ("asked", "words"),
     [
         ({"scores": "float16[N, 4] scores", "end": f"{RAW} scores = Cast <to = 10> (raw)"},
-         "has the signature .* scores FLOAT16"),
+         "has the signature .* scores FLOAT16 .*; float32 photos .* are needed: export it in float32"),
         ({"scores": "int64[N] scores", "end": f"{RAW} scores = ArgMax <axis = 1, keepdims = 0> (raw)"},
          "has the signature .* scores INT64"),
         ({"scores": "float[N, 4] scores, float[N, 8] flat"}, "has the signature .* flat FLOAT"),

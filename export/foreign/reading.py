@@ -54,10 +54,14 @@ def _read(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         )
     inputs = [value for value in graph.input if value.name not in constants]
     signature = ", ".join(f"{value.name} {_type(value)} {dims(value)}" for value in (*inputs, *graph.output))
-    if [(_type(value), len(dims(value))) for value in (*inputs, *graph.output)] != [("FLOAT", 4), ("FLOAT", 2)]:
+    kinds = [_type(value) for value in (*inputs, *graph.output)]
+    ranks = [len(dims(value)) for value in (*inputs, *graph.output)]
+    if (kinds, ranks) != (["FLOAT", "FLOAT"], [4, 2]):
+        floats = ranks == [4, 2] and {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"}.issuperset(kinds)
+        by_itself = "export the network by itself, without what turns numbers or names its answers"
         raise BadModel(
             f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed: "
-            "export the network by itself, without what turns numbers or names its answers"
+            f"{'export it in float32' if floats else by_itself}"
         )
     if isinstance(batch := dims(inputs[0])[0], int) and batch > 1:
         raise BadModel(f"{path} takes a fixed batch of {batch} ({signature}); export it anew with a dynamic batch")
