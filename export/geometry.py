@@ -38,24 +38,23 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 _GEOMETRY = """
 <ir_version: {ir}, opset_import: ["": {opset}]>
 geometry (uint8[height, width, 3] photo) => (uint8[1, {size}, {size}, 3] images)
-<int64[1] first = {{0}}, int64[1] one = {{1}}, int64[1] colours = {{3}}, int64[2] crop = {{{size}, {size}}}>
+<int64[1] first = {{0}}, int64[1] one = {{1}}, int64[1] colours = {{3}}, int64[2] crop = {{{size}, {size}}},
+ int64[2] shorter_side = {{{resize}, {resize}}}>
 {{
     photos = Unsqueeze (photo, first)
     TARGET
     sizes = Concat <axis = 0> (one, target, colours)
-    resized = Resize <{filter}, antialias = 1> (photos, , , sizes)
+    resized = Resize <{filter}> (photos, , , sizes)
     CUT
 }}"""
 _TARGETS = {
-    "squash": "target = Identity (crop)",
+    "squash": "target = Identity (shorter_side)",
     "center": """
-    resize = Constant <value_int = {resize}> ()
     sides = Shape <start = 0, end = 2> (photo)
     shortest = ReduceMin (sides)
-    as_many = Mul (sides, resize)
+    as_many = Mul (sides, shorter_side)
     target = Div (as_many, shortest)""",
     "before 3": """
-    shorter_side = Constant <value_ints = [{resize}, {resize}]> ()
     sides = Shape <start = 0, end = 2> (photo)
     long_sides = Cast <to = 11> (sides)
     shortest = ReduceMin (long_sides)
@@ -66,9 +65,7 @@ _TARGETS = {
     whole = Cast <to = 7> (rounded)
     target = Max (whole, shorter_side)""",
 }
-_CUTS = {
-    "squash": "images = Identity (resized)",
-    "center": """
+_CUT = """
     margins = Sub (target, crop)
     long_margins = Cast <to = 11> (margins)
     two = Constant <value = double {{2}}> ()
@@ -77,9 +74,8 @@ _CUTS = {
     starts = Cast <to = 7> (even)
     ends = Add (starts, crop)
     axes = Constant <value_ints = [1, 2]> ()
-    images = Slice (resized, starts, ends, axes)""",
-    "before 3": "images = CenterCropPad <axes = [1, 2]> (resized, crop)",
-}
+    images = Slice (resized, starts, ends, axes)"""
+_CUTS = {"squash": _CUT, "center": _CUT, "before 3": "images = CenterCropPad <axes = [1, 2]> (resized, crop)"}
 _PROBABILITIES = """
 <ir_version: {ir}, opset_import: ["": {opset}]>
 tail (float[1, {classes}] scores) => (float[1, {classes}] probabilities)
@@ -100,7 +96,8 @@ def geometry_graph(geometry: Geometry, ir_version: int, opset: int) -> onnx.Mode
     """`runtime.preprocess.fit` as a graph: `photo` uint8 `[height, width, 3]` → `images` uint8 `[1, S, S, 3]`, RGB."""
     crop = geometry.crop if geometry.version >= 3 else "before 3"
     text = _GEOMETRY.replace("TARGET", _TARGETS[crop]).replace("CUT", _CUTS[crop])
-    facts = {"size": geometry.size, "resize": geometry.resize, "filter": _FILTERS[geometry.interpolation]}
+    resized_by = f"{_FILTERS[geometry.interpolation]}, antialias = {int(geometry.antialias)}"
+    facts = {"size": geometry.size, "resize": geometry.resize, "filter": resized_by}
     return onnx.parser.parse_model(text.format(ir=ir_version, opset=opset, **facts))
 
 

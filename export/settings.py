@@ -72,13 +72,15 @@ class Foreign:
     channels: Literal["rgb", "bgr"] = "rgb"
     """Order of its input's channels; --mean and --std are in the order red, green, blue in any case."""
     crop: Literal["center", "squash"] = "center"
-    """What it sees of a photo: its centre, or by squash all of it, made square whatever its shape."""
+    """Its photos keep their shape, and the centre is cut out, or by squash they are made square before that."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How its photos were resized."""
+    antialias: bool = True
+    """Whether they were, made smaller, averaged, as by Pillow and torchvision; OpenCV and Keras did not."""
     size: int = 0
     """Side of its square input in pixels; by default what the file says."""
     resize: int = 0
-    """What a photo's shorter side is resized to before the crop; by default 8/7 of the size."""
+    """What a photo's shorter side is resized to before the crop; by default 8/7 of the size, of a squash the size."""
     data: Path | None = None
     """Photos to check the wrapped file by: a folder per class, or a CSV. Without them nothing of it is served."""
     name: str = ""

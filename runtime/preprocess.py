@@ -288,21 +288,21 @@ def decode_for(source: Source, geometry: Geometry, bounds: Bounds = ANY_PHOTO) -
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
     """Resize and crop an RGB picture; uint8 `[size, size, 3]`, RGB order."""
     # Only what the crop keeps: less work on a panorama, and within 2 of 255 what resizing everything first gives
-    box = crop_box(image.size, geometry)
-    resized = image.resize((geometry.size, geometry.size), FILTERS[geometry.interpolation], box=box)
-    return np.asarray(resized)
+    box, size, how = crop_box(image.size, geometry), (geometry.size, geometry.size), FILTERS[geometry.interpolation]
+    if geometry.antialias:
+        return np.asarray(image.resize(size, how, box=box))
+    return np.asarray(image.transform(size, Image.Transform.EXTENT, box, how))
 
 
 def crop_box(size: tuple[int, int], geometry: Geometry) -> tuple[float, float, float, float]:
     """What the network sees of a picture of `size` (width, height): left, top, right, bottom in its own pixels."""
-    if geometry.crop == "squash":
-        return 0, 0, *size
-    (left, right), (top, bottom) = (_cut(side, min(size), geometry) for side in size)
+    shorter = size if geometry.crop == "squash" else 2 * (min(size),)
+    (left, right), (top, bottom) = (_cut(*sides, geometry) for sides in zip(size, shorter, strict=True))
     return left, top, right, bottom
 
 
 def _cut(side: int, shorter: int, geometry: Geometry) -> tuple[float, float]:
-    """Where the crop begins and ends on a side of a picture whose shorter side is given."""
+    """Where the crop begins and ends on a side of a picture whose shorter side becomes `geometry.resize`."""
     size, resize = geometry.size, geometry.resize
     if geometry.version < 3:
         resized = max(resize, round(side * (resize / shorter)))

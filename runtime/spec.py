@@ -41,8 +41,8 @@ def require_one_file(name: str, weights: int) -> None:
 class Geometry:
     """From a decoded photo to the pixels that the network sees (`runtime.preprocess` carries it out).
 
-    The shorter side is resized to `resize` pixels, then the central `size` × `size` square is cut out; by the crop
-    "squash", timm's word, the whole photo becomes `size` × `size`, whatever its shape, and `resize` is `size`.
+    The shorter side is resized to `resize` pixels, by the crop "squash" (timm's word) each side, whatever the photo's
+    shape; then the central `size` × `size` square is cut out.
     mean and std are not here: they are the first layer of every exported graph.
     """
 
@@ -50,6 +50,7 @@ class Geometry:
     resize: int = 256
     crop: str = "center"
     interpolation: str = "bilinear"
+    antialias: bool = True  # without it one pixel of four neighbours, however small the photo becomes, as OpenCV does
     decode: str = "draft"  # JPEGs may be decoded at a smaller DCT scale; "full" forbids it
     version: int = PREPROCESS_VERSION
 
@@ -281,8 +282,8 @@ def faults(spec: ModelSpec) -> Iterator[str]:
         yield f"the temperature is {spec.temperature!r}, no number above 0"
     if not 0 < geometry.size <= geometry.resize <= MOST_PIXELS:
         yield f"it cuts {geometry.size!r} pixels out of {geometry.resize!r} (at most {MOST_PIXELS:,} a side)"
-    elif geometry.crop == "squash" and geometry.size != geometry.resize:
-        yield f"it squashes a photo to {geometry.size} pixels, and resizes it to {geometry.resize}"
+    if geometry.interpolation != "bilinear" and not geometry.antialias:
+        yield f"it resizes by {geometry.interpolation} without antialias, which only bilinear does here"
     if not _tells(spec.validation.get("held_out"), len(spec.classes)):
         yield "what it says of photos that chose nothing cannot be read"
     if spec.guard and (wrong := _wrong_with(spec.guard, spec)):

@@ -100,9 +100,16 @@ def test_a_foreign_network_sees_photos_as_where_it_was_trained(
     assert np.abs(seen.astype(int) - expected).max() <= 2
 
 
-def test_a_squash_that_is_resized_otherwise_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SajiError, match="it squashes a photo to 24 pixels, and resizes it to 27; give other"):
-        import_foreign(replace(foreign(tmp_path), crop="squash", resize=27), tmp_path, silent)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resize": 20}, "it cuts 24 pixels out of 20"),
+        ({"interpolation": "bicubic", "antialias": False}, "it resizes by bicubic without antialias, which only"),
+    ],
+)
+def test_a_geometry_that_is_none_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(SajiError, match=f"{words}.*; give other flags"):
+        import_foreign(replace(foreign(tmp_path), **changes), tmp_path, silent)
 
 
 def test_without_photos_nothing_of_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

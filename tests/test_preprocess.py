@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import cv2
 import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
@@ -113,10 +114,21 @@ def test_the_crop_lies_where_torchvisions_does(width: int, height: int, sides: t
     assert difference.max() <= 1
 
 
-def test_a_squashed_photo_is_seen_whole() -> None:
+@pytest.mark.parametrize("resize", [64, 71])
+def test_a_squashed_photo_is_made_square_and_then_cropped(resize: int) -> None:
     image = picture(300, 100)
-    whole = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.array_equal(fit(image, Geometry(64, 64, "squash")), whole)
+    expected = np.asarray(center_crop(image.resize((resize, resize), Image.Resampling.BILINEAR), [64, 64]))
+    assert np.abs(fit(image, Geometry(64, resize, "squash")).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("crop", ["center", "squash"])
+@pytest.mark.parametrize("size", [(640, 427), (333, 500), (90, 71), (40, 30)])
+def test_without_antialias_a_photo_is_what_opencv_makes_of_it(crop: str, size: tuple[int, int]) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    width, height = (73, 73) if crop == "squash" else (73 * side // min(size) for side in size)
+    theirs = Image.fromarray(cv2.resize(np.asarray(noise), (width, height), interpolation=cv2.INTER_LINEAR))
+    seen = fit(noise, Geometry(64, 73, crop, antialias=False))
+    assert np.abs(seen.astype(int) - np.asarray(center_crop(theirs, [64, 64]))).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", range(10))

@@ -121,15 +121,15 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
         raise SajiError(
             f"{foreign.classes} names {len(classes)} classes, but {foreign.onnx} has {logits} logits; {NAME_EACH}"
         )
-    geometry = Geometry.for_size(told.pop(), decode="full")  # as those decoded who trained it
-    resize = foreign.resize or (geometry.size if foreign.crop == "squash" else geometry.resize)
-    geometry = replace(geometry, resize=resize, crop=foreign.crop, interpolation=foreign.interpolation)
+    size, how = told.pop(), (foreign.crop, foreign.interpolation, foreign.antialias)
+    resize = foreign.resize or (size if foreign.crop == "squash" else size * 8 // 7)  # timm's floor(size / 0.875)
+    geometry = Geometry(size, resize, *how, decode="full")  # whole, as those decoded who trained it
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.name or foreign.onnx.stem)
     if len(name.encode()) > LONGEST:
         raise SajiError(f"{name} has more than {LONGEST} bytes, too long for a folder's name; give a shorter --name")
     spec = ModelSpec(name, name, classes, geometry)
     for wrong in faults(spec):
-        raise SajiError(f"{foreign.onnx} cannot be brought in so: {wrong}; give other --classes, --size or --resize")
+        raise SajiError(f"{foreign.onnx} cannot be brought in so: {wrong}; give other flags, see --help")
     return spec
 
 

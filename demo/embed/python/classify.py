@@ -35,9 +35,11 @@ class Model:
         geometry, photo = self.spec["geometry"], decode(path)
         size, resize, squash = geometry["size"], geometry["resize"], geometry["crop"] == "squash"
         sides = [(own, resize * own // (own if squash else min(photo.size))) for own in photo.size]
-        x0, y0, x1, y1 = [(round((side - size) / 2) + end) * (own / side) for end in (0, size) for own, side in sides]
-        how = Image.Resampling[geometry["interpolation"].upper()]
-        return np.asarray(photo.resize((size, size), how, (x0, y0, x1, y1)))  # to the last bit as in training
+        how = (size, size), Image.Resampling[geometry["interpolation"].upper()]
+        box = tuple((round((side - size) / 2) + end) * (own / side) for end in (0, size) for own, side in sides)
+        if geometry["antialias"]:
+            return np.asarray(photo.resize(*how, box))  # to the last bit as in training
+        return np.asarray(photo.transform(how[0], Image.Transform.EXTENT, box, how[1]))
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
         """Softmax of the logits at the spec's temperature, float [classes], and familiarity where the model has it."""
