@@ -14,12 +14,14 @@ from torchvision import transforms
 
 import runtime
 from export import __main__ as exporting
-from export.foreign.source import import_foreign
+from export.foreign.answers import Network
+from export.foreign.flags import say_what_fits_better
+from export.foreign.source import ForeignModel, import_foreign
 from export.graph import OPSET, check_contract
 from export.settings import Foreign
 from runtime.errors import SajiError
 from runtime.evaluation import ValidationSet
-from runtime.preprocess import pixels
+from runtime.preprocess import fit, pixels
 from runtime.receipt import Receipt
 from runtime.spec import Geometry
 from training.photos.drawn import DISHES, draw_dish
@@ -211,3 +213,51 @@ def test_a_graph_that_only_looks_dynamic_is_refused_and_the_earlier_import_stays
     with pytest.raises(SajiError, match="takes no batch of two"):
         import_foreign(asked, tmp_path, silent)
     assert Receipt.read(tmp_path / "models" / "their_net") == before
+
+
+def known(tmp_path: Path, **right: Any) -> tuple[Foreign, Network, np.ndarray, np.ndarray]:
+    """A network, and photos whose labels are what it answers with the flags `right`."""
+    asked = foreign(tmp_path, softmax=False)
+    images = np.stack([fit(draw_dish(dish, seed, 60), Geometry.for_size(24)) for dish in DISHES for seed in range(30)])
+    network = Network(onnx.load(asked.onnx), asked)
+    return asked, network, images, network.shown(replace(asked, **right))(images).argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        ({"channels": "bgr"}, "with --channels bgr, about"),
+        ({"mean": (0, 0, 0), "std": (1, 1, 1)}, "with --mean 0 0 0 --std 1 1 1, about"),
+    ],
+)
+def test_photos_that_another_flag_fits_better_say_so(right: dict[str, Any], words: str, tmp_path: Path) -> None:
+    asked, network, images, labels = known(tmp_path, **right)
+    said: list[str] = []
+    say_what_fits_better(network, images, labels, said.append)
+    [line] = said
+    assert f"{asked.onnx} is right about 1.000 of 150 photos {words}" in line, line
+    say_what_fits_better(network.shown(replace(asked, **right)), images, labels, said.append)
+    assert said == [line], "the right flags are not doubted"
+
+
+def test_a_scale_that_was_typed_is_to_be_left_out(tmp_path: Path) -> None:
+    _, network, images, labels = known(tmp_path, mean=(0, 0, 0), std=(1, 1, 1))
+    said: list[str] = []
+    typed = replace(network.foreign, mean=(120, 120, 120), std=(60, 60, 60), scale=1.0)
+    say_what_fits_better(network.shown(typed), images, labels, said.append)
+    assert "with --mean 0 0 0 --std 1 1 1, without --scale, about" in said[0]
+
+
+def test_the_flags_of_ultralytics_are_told_where_others_were_typed(tmp_path: Path) -> None:
+    asked = foreign(tmp_path, softmax=False)
+    model = onnx.load(asked.onnx)
+    onnx.helper.set_model_props(model, {"author": "Ultralytics"})
+    onnx.save(model, asked.onnx)
+    said: list[str] = []
+    ForeignModel(asked, said.append)
+    assert said == [
+        f"{asked.onnx} is by Ultralytics, whose classifiers see photos by --mean 0 0 0 --std 1 1 1 --resize 24 unless "
+        "they were told otherwise"
+    ]
+    ForeignModel(replace(asked, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize=24), said.append)
+    assert len(said) == 1

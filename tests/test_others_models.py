@@ -693,6 +693,7 @@ CONSTANTS = {
          "has the signature .* scores FLOAT16 .*; float32 photos .* are needed: export it in float32"),
         ({"scores": "int64[N] scores", "end": f"{RAW} scores = ArgMax <axis = 1, keepdims = 0> (raw)"},
          "has the signature .* scores INT64"),
+        ({"photo": "float[N, 8] flat", "body": ""}, "has the signature flat .*, such as scikit-learn's, cannot be"),
         ({"scores": "float[N, 4] scores, float[N, 8] flat"}, "has the signature .* flat FLOAT"),
         ({"photo": "float[N, 3, 24, 24] photo, float[N, 3, 24, 24] second"}, "has the signature .* second FLOAT"),
         ({"photo": "float[N, 1, 24, 24] photo", "filters": np.zeros((8, 1, 3, 3))}, "of 1 colours and not of 3"),

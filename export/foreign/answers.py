@@ -3,6 +3,7 @@
 That is asked of the answers, not of the graph: after its last layer exporters write a Sigmoid in many spellings.
 """
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class Network:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[N, S, S, 3]` RGB → float32 `[N, C]`."""
         return np.concatenate([self._answer(image) for image in images])
+
+    def shown(self, foreign: Foreign) -> "Network":
+        """The same graph, shown photos by other flags."""
+        other = copy.copy(self)
+        other.foreign = foreign
+        return other
 
     def _answer(self, image: np.ndarray) -> np.ndarray:
         foreign = self.foreign

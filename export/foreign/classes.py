@@ -1,10 +1,13 @@
 """The names of a foreign network's classes, from the file that --classes gives."""
 
+import ast
 import json
 import re
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from export.foreign.opening import require_file
 from runtime.errors import SajiError
@@ -16,7 +19,7 @@ from training.photos.listing import unicode_text
 _AROUND = [
     re.compile(r"[-*] +(?P<name>.+)"),
     re.compile(r"""(?P<quote>["']?)(?P<at>\d{1,9})(?P=quote)(?:\s*[:,;=]\s*|[.)]?\s+)(?P<name>.+)"""),
-    re.compile(r"(?P<name>.+?)\s*[:,;=\t]\s*(?P<at>\d{1,9})"),
+    re.compile(r"""(?P<name>.+?)\s*[:,;=\t]\s*(?P<quote>["']?)(?P<at>\d{1,9})(?P=quote)"""),
 ]
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)+\1""")  # one text, not several
 
@@ -31,7 +34,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         text = unicode_text(path.read_bytes())
     if text is None:
         raise SajiError(f"{path} is no UTF-8 text; save it as UTF-8, with a class a line")
-    lines = _bare([line.strip() for line in text.splitlines()])
+    lines = _written_out(text) or _bare([line.strip() for line in text.splitlines()])
     if strange := [line for line in lines if not is_printable(line)]:
         raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
     for name, count in Counter(map(composed, filter(None, lines))).items():
@@ -39,6 +42,21 @@ def read_classes(path: Path) -> tuple[str, ...]:
             at = ", ".join(str(number) for number, line in enumerate(lines, 1) if composed(line) == name)
             raise SajiError(f"{path} names {name!r} {count} times (lines {at}); tell them apart, such as {name!r} (2)")
     return tuple(filter(None, lines))
+
+
+def _written_out(text: str) -> list[str]:
+    """The names in a list or dict of JSON or Python, which has them in the order of the logits or with their numbers;
+    none where the text is something else."""
+    found: Any = None
+    for read in (ast.literal_eval, json.loads):  # Python's text may be JSON's, too, which escapes more
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            found = read(text.strip())
+    if isinstance(found, dict):
+        pairs = [(key, name) if str(key).isdecimal() else (name, key) for key, name in found.items()]
+        numbered = {int(at): name for at, name in pairs if str(at).isdecimal()}
+        found = [numbered[at] for at in sorted(numbered)] if [*range(len(found))] == sorted(numbered) else None
+    names = found if isinstance(found, list | tuple) else ()
+    return [name.strip() for name in names] if all(isinstance(name, str) for name in names) else []
 
 
 def _bare(lines: list[str]) -> list[str]:

@@ -55,7 +55,7 @@ def require_names(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ..
             f"so, or look at --channels and at the labels in {foreign.data}, if it is those that are wrong"
         )
     found = f"{foreign.onnx} is right about {right:.3f} of {len(labels)} photos, by chance {np.mean(shuffled):.3f}"
-    causes = "the order of the names in --classes, --channels, --mean, --std and --scale"
+    causes = "the order of the names in --classes, --channels, --mean, --std, --scale and --resize"
     if right < min(shuffled):
         raise SajiError(f"{found}, so that something is wrong; look at {causes}, and at the labels of the photos")
     if not knows and len(labels) >= ENOUGH:

@@ -57,11 +57,15 @@ def _read(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     kinds = [_type(value) for value in (*inputs, *graph.output)]
     ranks = [len(dims(value)) for value in (*inputs, *graph.output)]
     if (kinds, ranks) != (["FLOAT", "FLOAT"], [4, 2]):
-        floats = ranks == [4, 2] and {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"}.issuperset(kinds)
-        by_itself = "export the network by itself, without what turns numbers or names its answers"
+        how = "export the network by itself, without what turns numbers or names its answers"
+        if ranks == [4, 2] and {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"}.issuperset(kinds):
+            how = "export it in float32"
+        elif ranks[:1] == [2]:
+            how = (
+                "a model of numbers in a row, such as scikit-learn's, cannot be brought in; choose a network of photos"
+            )
         raise BadModel(
-            f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed: "
-            f"{'export it in float32' if floats else by_itself}"
+            f"{path} has the signature {signature}; float32 photos [N, …] in and logits [N, C] out are needed: {how}"
         )
     if isinstance(batch := dims(inputs[0])[0], int) and batch > 1:
         raise BadModel(f"{path} takes a fixed batch of {batch} ({signature}); export it anew with a dynamic batch")

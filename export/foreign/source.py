@@ -9,6 +9,7 @@ import onnx
 from export.foreign.answers import Network, require_logits, require_same
 from export.foreign.batch import with_open_batch
 from export.foreign.classes import composed, read_classes
+from export.foreign.flags import say_what_fits_better, say_what_its_author_does
 from export.foreign.names import require_names, require_own_names
 from export.foreign.opening import in_one_line
 from export.foreign.reading import dims, lifted, read_foreign, without_softmax
@@ -58,6 +59,7 @@ class ForeignModel(Source):
         logits = without_softmax(as_written)
         self.spec, self._network = _spec(as_written, foreign), Network(logits, foreign)
         require_own_names(as_written, self.spec.classes, foreign)
+        say_what_its_author_does(as_written, foreign, self.spec.geometry.size, self.spec.geometry.resize, say)
         self._require_fit()
         self.whole = wrapped(with_open_batch(lifted(logits, foreign.onnx)), self.spec, foreign)
         require_logits(self._network, Network(as_written, foreign), self.whole, self.spec.geometry.size)
@@ -67,6 +69,7 @@ class ForeignModel(Source):
         if foreign.data:
             self.validation, answers, photos = _validation_set(foreign.data, self.spec, self._network, say)
             require_names(answers, self.validation.labels, self.spec.classes, foreign, say)
+            say_what_fits_better(self._network, self.validation.images, self.validation.labels, say)
             figures = {"accuracy": round(accuracy(answers, self.validation.labels), 4), "photos": len(answers)}
             seen = Seen(as_text(str(self.file)), sha256_file(self.file), "onnx")  # what it saw is not known
             self.spec = replace(self.spec, validation=figures, data={"fingerprint": photos, **started_from([seen])})
@@ -121,9 +124,9 @@ def _spec(model: onnx.ModelProto, foreign: Foreign) -> ModelSpec:
         raise SajiError(
             f"{foreign.classes} names {len(classes)} classes, but {foreign.onnx} has {logits} logits; {NAME_EACH}"
         )
-    size, how = told.pop(), (foreign.crop, foreign.interpolation, foreign.antialias)
+    size, seen = told.pop(), (foreign.crop, foreign.interpolation, foreign.antialias)
     resize = foreign.resize or (size if foreign.crop == "squash" else size * 8 // 7)  # timm's floor(size / 0.875)
-    geometry = Geometry(size, resize, *how, decode="full")  # whole, as those decoded who trained it
+    geometry = Geometry(size, resize, *seen, decode="full")  # whole, as those decoded who trained it
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in foreign.name or foreign.onnx.stem)
     if len(name.encode()) > LONGEST:
         raise SajiError(f"{name} has more than {LONGEST} bytes, too long for a folder's name; give a shorter --name")

@@ -1,0 +1,65 @@
+"""What speaks for other flags than those that were typed: the photos, and who wrote the file. It is said, no more."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.foreign.answers import Network
+from export.model import Say
+from export.settings import Foreign, Triple
+from runtime.evaluation import mcnemar_p
+
+# What most networks are trained with: 0 to 1, -1 to 1, by ImageNet's colours, 0 to 255, and that by Caffe's
+ZERO, ONE, HALF = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)
+USUAL: tuple[tuple[Triple, Triple, float], ...] = (
+    *((ZERO, ONE, 1 / 255), (HALF, HALF, 1 / 255), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255)),
+    *((ZERO, ONE, 1.0), ((123.68, 116.779, 103.939), ONE, 1.0)),
+)
+MOST = 200  # photos that are asked about, each by every other way
+SURE = 0.001  # by McNemar's test: a network that learnt otherwise is hardly right more often so
+
+
+def say_what_fits_better(network: Network, images: np.ndarray, labels: np.ndarray, say: Say) -> None:
+    """Say so where photos uint8 `[N, S, S, 3]` RGB, whose classes are `labels` `[N]`, are for sure named better by one
+    other flag, or another usual normalisation."""
+    places = np.unique(np.linspace(0, len(labels) - 1, MOST, dtype=int))
+    images, labels = images[places], labels[places]
+    typed, best, better = network(images).argmax(1) == labels, 0.0, ""
+    for flags, changes in _others(network.foreign):
+        right = network.shown(replace(network.foreign, **changes))(images).argmax(1) == labels
+        if (
+            right.mean() > max(best, typed.mean())
+            and mcnemar_p(int((typed > right).sum()), int((right > typed).sum())) < SURE
+        ):
+            best, better = right.mean(), flags
+    if better:
+        share = f"{best:.3f} of {len(labels)} photos"
+        say(
+            f"{network.file} is right about {share} with {better}, about {typed.mean():.3f} as typed; look at that flag"
+        )
+
+
+def _others(typed: Foreign) -> Iterator[tuple[str, dict[str, Any]]]:
+    channels = "rgb" if typed.channels == "bgr" else "bgr"
+    yield f"--channels {channels}", {"channels": channels}
+    for mean, std, scale in USUAL:
+        numbers = " ".join(f"--{name} {_numbers(values)}" for name, values in (("mean", mean), ("std", std)))
+        scaled = " --scale 1" if scale == 1 else "" if typed.scale == scale else ", without --scale"
+        yield numbers + scaled, {"mean": mean, "std": std, "scale": scale}
+
+
+def say_what_its_author_does(model: onnx.ModelProto, foreign: Foreign, size: int, resize: int, say: Say) -> None:
+    """Say so where the metadata name Ultralytics, and its classifiers see photos otherwise than by the flags."""
+    author = {entry.key: entry.value for entry in model.metadata_props}.get("author")
+    if author == "Ultralytics" and (foreign.mean, foreign.std, resize) != (ZERO, ONE, size):
+        usual = f"--mean {_numbers(ZERO)} --std {_numbers(ONE)} --resize {size}"
+        say(
+            f"{foreign.onnx} is by Ultralytics, whose classifiers see photos by {usual} unless they were told otherwise"
+        )
+
+
+def _numbers(values: Triple) -> str:
+    return " ".join(f"{value:g}" for value in values)
