@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -48,8 +49,9 @@ def _written_out(text: str) -> list[str]:
     """The names in a list or dict of JSON or Python, which has them in the order of the logits or with their numbers;
     none where the text is something else."""
     found: Any = None
-    for read in (ast.literal_eval, json.loads):  # Python's text may be JSON's, too, which escapes more
-        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    for read in (ast.literal_eval, json.loads):  # JSON last, which escapes more: what both can read is read by it
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an escape that only JSON has
             found = read(text.strip())
     if isinstance(found, dict):
         pairs = [(key, name) if str(key).isdecimal() else (name, key) for key, name in found.items()]
