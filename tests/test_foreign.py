@@ -233,10 +233,11 @@ def known(tmp_path: Path, **right: Any) -> tuple[Foreign, Network, np.ndarray, n
 def test_photos_that_another_flag_fits_better_say_so(right: dict[str, Any], words: str, tmp_path: Path) -> None:
     asked, network, images, labels = known(tmp_path, **right)
     said: list[str] = []
-    say_what_fits_better(network, images, labels, said.append)
+    say_what_fits_better(network, images, network(images), labels, said.append)
     [line] = said
     assert f"{asked.onnx} is right about 1.000 of 150 photos {words}" in line, line
-    say_what_fits_better(network.shown(replace(asked, **right)), images, labels, said.append)
+    rightly = network.shown(replace(asked, **right))
+    say_what_fits_better(rightly, images, rightly(images), labels, said.append)
     assert said == [line], "the right flags are not doubted"
 
 
@@ -244,7 +245,8 @@ def test_a_scale_that_was_typed_is_to_be_left_out(tmp_path: Path) -> None:
     _, network, images, labels = known(tmp_path, mean=(0, 0, 0), std=(1, 1, 1))
     said: list[str] = []
     typed = replace(network.foreign, mean=(120, 120, 120), std=(60, 60, 60), scale=1.0)
-    say_what_fits_better(network.shown(typed), images, labels, said.append)
+    scaled = network.shown(typed)
+    say_what_fits_better(scaled, images, scaled(images), labels, said.append)
     assert "with --mean 0 0 0 --std 1 1 1, without --scale, about" in said[0]
 
 

@@ -69,7 +69,7 @@ class ForeignModel(Source):
         if foreign.data:
             self.validation, answers, photos = _validation_set(foreign.data, self.spec, self._network, say)
             require_names(answers, self.validation.labels, self.spec.classes, foreign, say)
-            say_what_fits_better(self._network, self.validation.images, self.validation.labels, say)
+            say_what_fits_better(self._network, self.validation.images, answers, self.validation.labels, say)
             figures = {"accuracy": round(accuracy(answers, self.validation.labels), 4), "photos": len(answers)}
             seen = Seen(as_text(str(self.file)), sha256_file(self.file), "onnx")  # what it saw is not known
             self.spec = replace(self.spec, validation=figures, data={"fingerprint": photos, **started_from([seen])})
