@@ -25,8 +25,10 @@ SURE = 0.001  # by McNemar's test: a network that learnt otherwise is hardly rig
 def say_what_fits_better(
     network: Network, images: np.ndarray, logits: np.ndarray, labels: np.ndarray, say: Say
 ) -> None:
-    """Say so where photos uint8 `[N, S, S, 3]` RGB, whose classes are `labels` `[N]` and whose answers `logits` `[N, C]`,
-    are for sure named better by one other flag, or another usual normalisation."""
+    """Say so where photos are for sure named better by one other flag, or by another usual normalisation.
+
+    `images` uint8 `[N, S, S, 3]` RGB; `logits` `[N, C]` are the network's by the flags that were typed, `labels` `[N]`.
+    """
     places = np.unique(np.linspace(0, len(labels) - 1, MOST, dtype=int))
     images, labels = images[places], labels[places]
     typed, best, better = logits[places].argmax(1) == labels, 0.0, ""
