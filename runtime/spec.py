@@ -282,6 +282,8 @@ def faults(spec: ModelSpec) -> Iterator[str]:
         yield f"the temperature is {spec.temperature!r}, no number above 0"
     if not 0 < geometry.size <= geometry.resize <= MOST_PIXELS:
         yield f"it cuts {geometry.size!r} pixels out of {geometry.resize!r} (at most {MOST_PIXELS:,} a side)"
+    if geometry.version < 3 and (geometry.crop, geometry.antialias) != ("center", True):
+        yield f"it has a crop or filter that preprocessing version {geometry.version} had not"
     if geometry.interpolation != "bilinear" and not geometry.antialias:
         yield f"it resizes by {geometry.interpolation} without antialias, which only bilinear does here"
     if not _tells(spec.validation.get("held_out"), len(spec.classes)):

@@ -72,7 +72,7 @@ def test_the_geometry_in_the_graph_is_pillows_to_one_step(geometry: Geometry) ->
 
 
 def test_a_photo_squashed_in_the_graph_is_pillows_to_one_step_but_at_its_edge() -> None:
-    """There ONNX Runtime weighs what lies outside otherwise; a crop mostly leaves it out."""
+    """There ONNX Runtime weighs what lies outside otherwise; a crop with a margin leaves it out."""
     import onnxruntime
 
     geometry = Geometry(64, 64, "squash")
@@ -250,7 +250,7 @@ def test_the_python_example_refuses_a_model_whose_photos_were_cropped_by_an_earl
 ) -> None:
     earlier = of_spec(model, tmp_path / "earlier", {"geometry": asdict(Geometry.for_size(32)) | {"version": 2}})
     done = example(sys.executable, house.EMBEDDING_EXAMPLE, earlier, "--check")
-    assert done.returncode and done.stderr.startswith("this model was trained by an earlier saji")
+    assert done.returncode and done.stderr.startswith("this model goes with an earlier saji's example; train")
 
 
 def test_the_examples_use_none_of_our_python_and_are_short() -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -235,7 +235,7 @@ def test_photos_that_another_flag_fits_better_say_so(right: dict[str, Any], word
     said: list[str] = []
     say_what_fits_better(network, images, network(images), labels, said.append)
     [line] = said
-    assert f"{asked.onnx} is right about 1.000 of 150 photos {words}" in line, line
+    assert f"{asked.onnx} is right about 1.000 of 100 photos {words}" in line, line
     rightly = network.shown(replace(asked, **right))
     say_what_fits_better(rightly, images, rightly(images), labels, said.append)
     assert said == [line], "the right flags are not doubted"
@@ -258,8 +258,26 @@ def test_the_flags_of_ultralytics_are_told_where_others_were_typed(tmp_path: Pat
     said: list[str] = []
     ForeignModel(asked, said.append)
     assert said == [
-        f"{asked.onnx} is by Ultralytics, whose classifiers see photos by --mean 0 0 0 --std 1 1 1 --resize 24 unless "
-        "they were told otherwise"
+        f"{asked.onnx} is by Ultralytics, whose classifiers see photos by --mean 0 0 0 --std 1 1 1 --resize 24 and "
+        "without --scale, --channels and --crop unless they were told otherwise"
     ]
     ForeignModel(replace(asked, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize=24), said.append)
     assert len(said) == 1
+    ForeignModel(replace(asked, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize=24, channels="bgr"), said.append)
+    assert len(said) == 2
+
+
+def test_a_flag_by_which_all_photos_are_of_the_largest_class_fits_none_better(tmp_path: Path) -> None:
+    images, labels = np.zeros((100, 24, 24, 3), np.uint8), np.array([0] * 80 + [1] * 20)
+    asked = foreign(tmp_path, softmax=False)
+    half_right = np.eye(5)[np.where(np.arange(100) % 2, labels, 2)]
+
+    class LargestClass:
+        foreign = asked
+
+        def shown(self, _: Foreign) -> Any:
+            return lambda images: np.eye(5)[np.zeros(len(images), int)]
+
+    said: list[str] = []
+    say_what_fits_better(cast(Any, LargestClass()), images, half_right, labels, said.append)
+    assert said == []

@@ -203,6 +203,8 @@ LISTS = {
     "of Keras": '{\n  "crème": 0,\n  "bee": 1,\n  "cat": 2\n}\n',
     "of Python": "['crème',\n'bee',\n\"cat\",\n]".replace("[", "[\n"),
     "JSON in one line": '["cr\\u00e8me", "bee", "cat"]',
+    "JSON with a last comma": '[\n  "cr\\u00e8me",\n  "bee",\n  "c\\u0061t",\n]',
+    "config.json": '{"id2label": {"0": "cr\\u00e8me", "1": "bee", "2": "cat"}, "layers": 3}',
     "JSON by number in one line": '{"0": "cr\\u00e8me", "1": "bee", "2": "cat"}',
     "JSON in another order": '{"cat": "2", "bee": "1",\n "crème": "0"}',
     "Hugging Face's label2id": '  "crème": "0",\n  "bee": "1",\n  "cat": "2"\n',
@@ -246,6 +248,28 @@ def test_what_a_list_puts_around_each_name_is_no_part_of_it(how: str, tmp_path: 
 def test_what_stands_around_some_names_alone_is_a_part_of_them(names: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(names))
     assert read_classes(tmp_path / "names.txt") == names
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('{"0": 0, "1": 1, "2": 2}', ("0", "1", "2")),
+        ('{"7": 1, "3": 0}', ("3", "7")),
+        ("[0, 1]", ("0", "1")),
+        (r'["AC\/DC", "b",]', ("AC/DC", "b")),
+        (r'["\ud83c\udf55", "b"]', ("\U0001f355", "b")),
+    ],
+)
+def test_numbers_are_names_too_and_json_escapes_as_json_does(text: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    assert read_classes(tmp_path / "names.txt") == names
+
+
+@pytest.mark.parametrize("text", ['["cat", "", "dog"]', '{"0": ["n01", "tench"]}', '{"a": 1, "b": 2}', "[]", "[null]"])
+def test_a_list_that_does_not_name_each_logit_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(SajiError, match=r"names\.txt is a list or a dict that does not name each logit; write a class"):
+        read_classes(tmp_path / "names.txt")
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "latin-1", "utf-16-le", "utf-32"])

@@ -22,6 +22,7 @@ from conftest import SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, UnidentifiedImageError, features
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop
 from torchvision.transforms.functional import resize as resized
 
@@ -104,14 +105,17 @@ def test_cropping_while_resizing_equals_resizing_then_cropping() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(20, 900), st.integers(20, 900), st.sampled_from([(32, 36), (64, 73), (64, 64), (61, 70)]))
-def test_the_crop_lies_where_torchvisions_does(width: int, height: int, sides: tuple[int, int]) -> None:
+@given(
+    *(st.integers(20, 900), st.integers(20, 900), st.sampled_from([(32, 36), (64, 73), (64, 64), (61, 70)])),
+    st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_the_crop_lies_where_torchvisions_does(width: int, height: int, sides: tuple[int, int], how: str) -> None:
     """Each pixel of a ramp tells its place, so that a crop half a pixel beside it differs everywhere."""
     size, resize = sides
     places = np.mgrid[:height, :width] * (250 / max(width, height))
     ramp = Image.fromarray(np.stack([*places, np.zeros((height, width))], 2).round().astype(np.uint8))
-    theirs = center_crop(resized(ramp, resize), size)
-    difference = np.abs(fit(ramp, Geometry(size, resize)).astype(int) - np.asarray(theirs))
+    theirs = center_crop(resized(ramp, resize, InterpolationMode(how)), size)
+    difference = np.abs(fit(ramp, Geometry(size, resize, interpolation=how)).astype(int) - np.asarray(theirs))
     assert difference.max() <= 1
 
 

@@ -24,6 +24,8 @@ _AROUND = [
 ]
 _QUOTED = re.compile(r"""(["'])(?:(?!\1)[^\\]|\\.)+\1""")  # one text, not several
 
+_SIDE_BY_SIDE = re.compile(r"""["']\s+["']""")  # which Python makes one text of, and NumPy prints
+
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """The names in a text file, one a line; blank lines are left out.
@@ -35,7 +37,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         text = unicode_text(path.read_bytes())
     if text is None:
         raise SajiError(f"{path} is no UTF-8 text; save it as UTF-8, with a class a line")
-    lines = _written_out(text) or _bare([line.strip() for line in text.splitlines()])
+    lines = _written_out(text, path) or _bare([line.strip() for line in text.splitlines()])
     if strange := [line for line in lines if not is_printable(line)]:
         raise SajiError(f"{path} has the class {strange[0]!r}, whose name cannot be printed; rename it")
     for name, count in Counter(map(composed, filter(None, lines))).items():
@@ -45,20 +47,33 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(filter(None, lines))
 
 
-def _written_out(text: str) -> list[str]:
-    """The names in a list or dict of JSON or Python, which has them in the order of the logits or with their numbers;
-    none where the text is something else."""
+def _written_out(text: str, path: Path) -> list[str]:
+    """The names in a list or dict of JSON, or in one line of Python, in the order of the logits or with their numbers.
+
+    None where the text is something else. Raises SajiError where it does not name each logit.
+    """
     found: Any = None
-    for read in (ast.literal_eval, json.loads):  # JSON last, which escapes more: what both can read is read by it
+    without_last_comma = re.sub(r",\s*([\]}])", r"\1", text)
+    one_line = text.strip() if len(text.split("\n")) <= 2 and not _SIDE_BY_SIDE.search(text) else ""
+    for read, each in ((ast.literal_eval, one_line), (json.loads, without_last_comma), (json.loads, text)):
         with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an escape that only JSON has
-            found = read(text.strip())
+            found = read(each)
     if isinstance(found, dict):
-        pairs = [(key, name) if str(key).isdecimal() else (name, key) for key, name in found.items()]
-        numbered = {int(at): name for at, name in pairs if str(at).isdecimal()}
-        found = [numbered[at] for at in sorted(numbered)] if [*range(len(found))] == sorted(numbered) else None
-    names = found if isinstance(found, list | tuple) else ()
-    return [name.strip() for name in names] if all(isinstance(name, str) for name in names) else []
+        found = _in_order(found.get("id2label", found))  # of a config.json of Hugging Face
+    if not isinstance(found, list | tuple):
+        return []
+    names = [str(name).strip() if isinstance(name, str | int) else "" for name in found]
+    if not names or not all(names):
+        raise SajiError(f"{path} is a list or a dict that does not name each logit; write a class a line")
+    return names
+
+
+def _in_order(found: dict[Any, Any]) -> list[Any]:
+    """The names of a dict from numbers to names, or from names to numbers; empty where it is neither."""
+    to_numbers = all(isinstance(at, int) for at in found.values()) or not all(str(at).isdecimal() for at in found)
+    numbered = {str(at): name for name, at in found.items()} if to_numbers else {str(at): found[at] for at in found}
+    return [numbered[str(at)] for at in range(len(found))] if {*map(str, range(len(found)))} == {*numbered} else []
 
 
 def _bare(lines: list[str]) -> list[str]:

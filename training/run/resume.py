@@ -8,7 +8,7 @@ import torch
 
 from runtime.errors import BadModel
 from runtime.files import sha256_json
-from runtime.spec import ModelSpec
+from runtime.spec import PREPROCESS_VERSION, ModelSpec
 from runtime.terminal import say
 from training.network.classifier import PhotoClassifier, complete, load_checkpoint, require_own
 from training.recipe import Recipe
@@ -44,7 +44,7 @@ def finished(
 
 def identity_of(architecture: str, recipe: Recipe, fingerprint: str) -> str:
     """What a state file says of the run that it is of; a run goes on from none but its own."""
-    return json.dumps([STATE_VERSION, architecture, fingerprint, recipe.by_content()])
+    return json.dumps([STATE_VERSION, PREPROCESS_VERSION, architecture, fingerprint, recipe.by_content()])
 
 
 def resumable(architecture: str, last: Path, identity: str) -> int:

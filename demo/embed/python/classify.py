@@ -27,7 +27,7 @@ class Model:
             sys.exit(f"the rule {self.spec['rejection']['rule']} is not in this example; see docs/embed.md")
         if self.spec["geometry"]["version"] < 3:
             sys.exit(
-                "this model was trained by an earlier saji, with whose example it goes; train it again for this one"
+                "this model goes with an earlier saji's example; train it again with --force, or bring it in again"
             )
 
     def pixels(self, path: Path) -> np.ndarray:
