@@ -64,9 +64,10 @@ def test_folds_do_not_depend_on_names() -> None:
     assert [part.fingerprint for part in folds(data, 3, 0)] == [part.fingerprint for part in renamed]
 
 
-def test_too_many_folds_are_one_sentence() -> None:
-    with pytest.raises(SajiError, match="class 'a' has 3 scenes, too few for 4 folds"):
-        folds(fake([(0, 5)] * 3 + [(1, 1)] * 9), 4, 0)
+@pytest.mark.parametrize(("k", "words"), [(4, "class 'a' has 3 scenes, too few for 4 folds"), (1, "at least 2")])
+def test_too_many_or_too_few_folds_are_one_sentence(k: int, words: str) -> None:
+    with pytest.raises(SajiError, match=words):
+        folds(fake([(0, 5)] * 3 + [(1, 1)] * 9), k, 0)
 
 
 @pytest.mark.parametrize("release", ["best", "last"])

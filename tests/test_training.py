@@ -209,7 +209,7 @@ def test_a_recipe_file_may_be_called_in_capitals(tmp_path: Path) -> None:
         "--label-smoothing 2": "label_smoothing is 2.0; it must be at least 0 and below 1",
         "--devices -1": "devices is -1; it must be",
         "--folds -1": "folds is -1; it must be",
-        "--folds 1": "1 fold leaves nothing to train on; use --folds 2 or more",
+        "--folds 1": "one fold leaves nothing to train on; use at least 2",
         "--device cpu --precision fp16": "trains on a GPU only; use bf16 or fp32 on a CPU",
         "--archs": "--archs names no architecture",
         "--out=": "the path is empty",

@@ -65,7 +65,7 @@ class Command:
         if number and self.devices > 1:
             raise SajiError(f"--device {self.device} is one GPU, not {self.devices}; leave out --devices or the number")
         if self.folds == 1:
-            raise SajiError("1 fold leaves nothing to train on; use --folds 2 or more, or leave it out")
+            raise SajiError("one fold leaves nothing to train on; use at least 2, or leave --folds out")
 
 
 def main() -> None:

@@ -141,6 +141,8 @@ def folds(data: Data, k: int, seed: int) -> list[Data]:
     """
     from sklearn.model_selection import StratifiedGroupKFold  # only here: it takes a second to import
 
+    if k < 2:
+        raise SajiError(f"{k} folds leave nothing to train on; use at least 2")
     new = ~np.isin(np.arange(len(data.photos)), data.seen)
     for index, name in enumerate(data.classes):
         if (scenes := len(np.unique(data.scenes[new & (data.labels == index)]))) < k:
