@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ import house
 import pytest
 from conftest import ROOT
 
-from runtime import command_line, markdown, terminal
+from runtime import markdown, terminal
 from runtime.benchmark.command import _last_screen
 from runtime.benchmark.run import BenchmarkRun, Options
 from runtime.candidate import not_run_here
@@ -367,16 +366,20 @@ def test_a_library_that_is_installed_and_cannot_be_loaded_is_a_sentence_and_a_fa
         exit_with_one_sentence(lambda: importlib.import_module("saji_nowhere"))
 
 
+STOPPED = """
+import signal
+from runtime import command_line
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+command_line.stop_by_signals()
+assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+try:
+    signal.raise_signal(signal.SIGTERM)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
 def test_a_signal_that_is_ignored_stays_so_and_others_stop_as_ctrl_c_does() -> None:
-    """As under nohup, which ignores SIGHUP."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        command_line.stop_by_signals()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    """As under nohup, which ignores SIGHUP; in a process of its own, which a signal that is not caught would end."""
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "stopped\n", done
