@@ -60,7 +60,8 @@ def _written_out(text: str, path: Path) -> list[str]:
             warnings.simplefilter("ignore")  # of an escape that only JSON has
             found = read(each)
     if isinstance(found, dict):
-        found = _in_order(found.get("id2label", found))  # of a config.json of Hugging Face
+        inner = found.get("id2label")  # of a config.json of Hugging Face
+        found = _in_order(inner if isinstance(inner, dict) else found)
     if not isinstance(found, list | tuple):
         return []
     names = [str(name).strip() if isinstance(name, str | int) else "" for name in found]
